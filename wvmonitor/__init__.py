@@ -1,0 +1,62 @@
+"""wvmonitor: a smoke detector for fine-tuning, reading the weights.
+
+The public names are imported when they are first used, so that `import wvmonitor` stays light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from wvmonitor._version import __version__
+
+if TYPE_CHECKING:
+    from wvmonitor.integrations.transformers import WVMonitorCallback
+    from wvmonitor.monitor import Monitor, Run
+    from wvmonitor.reading import Reading
+    from wvmonitor.references import Reference, ReferenceBank
+    from wvmonitor.settings import MonitorSettings
+    from wvmonitor.sources import read_adapter, read_checkpoints, read_model
+    from wvmonitor.steering.weights import steered
+    from wvmonitor.vectors import TaskVector
+
+_HOMES = {
+    "Monitor": "wvmonitor.monitor",
+    "MonitorSettings": "wvmonitor.settings",
+    "Reading": "wvmonitor.reading",
+    "Reference": "wvmonitor.references",
+    "ReferenceBank": "wvmonitor.references",
+    "Run": "wvmonitor.monitor",
+    "TaskVector": "wvmonitor.vectors",
+    "WVMonitorCallback": "wvmonitor.integrations.transformers",
+    "read_adapter": "wvmonitor.sources",
+    "read_checkpoints": "wvmonitor.sources",
+    "read_model": "wvmonitor.sources",
+    "steered": "wvmonitor.steering.weights",
+}
+
+__all__ = [
+    "Monitor",
+    "MonitorSettings",
+    "Reading",
+    "Reference",
+    "ReferenceBank",
+    "Run",
+    "TaskVector",
+    "WVMonitorCallback",
+    "__version__",
+    "read_adapter",
+    "read_checkpoints",
+    "read_model",
+    "steered",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'wvmonitor' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,31 @@
+"""What the judge must know of a run beside its scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What the judge must know of the run beside its scores; None means not known.
+
+    Attributes:
+        method: how the weights are trained: "lora", "full", "dora", …
+        rank: the adapter's largest rank.
+        optimizer: the optimiser's name, lower case: "adamw", "sgd", …
+        learning_rate: the peak learning rate.
+        base: whether the run's base is the references' base, a declared relative, or not known.
+        lone: True for a single checkpoint without a trajectory.
+        planned_steps: the run's planned number of optimiser steps.
+        readings_planned: about how many readings the run will have in all.
+    """
+
+    method: str | None = None
+    rank: int | None = None
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    base: Literal["same", "relative", "unknown"] = "same"
+    lone: bool = False
+    planned_steps: int | None = None
+    readings_planned: int | None = None

@@ -1,0 +1,163 @@
+"""Scores: statistics of a reading, in float64 on a few kilobytes.
+
+Every score is computed in each geometry in which it exists, and names it. The formulas, one
+function each, are in `formulas.py`; what a score means is in the design, section 5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from wvmonitor.detection import formulas
+from wvmonitor.detection.formulas import Column, choose_ridge
+from wvmonitor.errors import SettingsError
+from wvmonitor.reading import GEOMETRIES, Component, Geometry, Gram, Reading, ReferenceKind
+
+__all__ = [
+    "SCORE_NAMES",
+    "ReferenceScores",
+    "ScoreName",
+    "Scores",
+    "choose_ridge",
+    "resolve_ridge",
+    "score",
+]
+
+ScoreName = Literal["cosine", "residual", "margin", "window"]
+SCORE_NAMES: tuple[ScoreName, ...] = ("cosine", "residual", "margin", "window")
+
+
+@dataclass(frozen=True)
+class ReferenceScores:
+    """What one reading says about one reference.
+
+    Attributes:
+        kind: behaviour or control; verdicts are passed on behaviours only.
+        values: by geometry, then by score. A score that cannot be computed is absent; one that
+            came out as NaN or infinite is kept as such, so that the verdict can say unknown.
+        dose: the steering coefficient k for which k·w explains τ, corrected for noise; None where
+            the reference has no independent repeats. In the response geometry where it is known
+            there, else Frobenius.
+        doses: the same, in each geometry where it is known.
+    """
+
+    reference: str
+    kind: ReferenceKind
+    values: Mapping[Geometry, Mapping[ScoreName, float]]
+    dose: float | None = None
+    doses: Mapping[Geometry, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one reading against every reference of a bank.
+
+    Attributes:
+        norm: ‖τ‖ over every parameter, Frobenius.
+        coverage: by geometry, the share of ‖τ‖² that lies where the scores look.
+        components: the parts of the model that the scores sum over.
+        ridge: by geometry, the λ of `residual`.
+        bank: fingerprint of the bank measured against; "" where it is not known.
+    """
+
+    references: Mapping[str, ReferenceScores]
+    norm: float
+    coverage: Mapping[Geometry, float]
+    step: int | None = None
+    progress: float | None = None
+    warnings: tuple[str, ...] = ()
+    components: tuple[Component, ...] = ("blocks",)
+    ridge: Mapping[Geometry, float] = field(default_factory=dict)
+    bank: str = ""
+
+
+def score(
+    reading: Reading,
+    gram: Gram,
+    *,
+    earlier: Reading | None = None,
+    components: tuple[Component, ...] = ("blocks",),
+    ridge: float | Mapping[Geometry, float] | None = None,
+) -> Scores:
+    """Compute every score of one reading, in every geometry that reading and bank share.
+
+    At τ = 0 no direction exists: `values` is empty, every dose is 0, and the verdict is warming.
+
+    Args:
+        reading: the measurement at this step.
+        gram: inner products among the references of the same bank.
+        earlier: the reading of the snapshot that `Products.lagged` refers to, for `window`.
+        components: the parts of the model to sum over. (Doses always speak of the blocks, where
+            the bank knows what independent repeats share.)
+        ridge: λ of `residual`, > 0, for all geometries or by geometry; None chooses it by
+            `choose_ridge`.
+
+    Raises:
+        UnknownReferenceError: reading and Gram matrix do not hold the same references.
+        SettingsError: a ridge that is not a positive number.
+    """
+    geometries = [g for g in GEOMETRIES if g in reading.geometries and g in gram.products]
+    values: dict[str, dict[Geometry, dict[ScoreName, float]]] = {r: {} for r in gram.references}
+    doses: dict[str, dict[Geometry, float]] = {r: {} for r in gram.references}
+    ridges: dict[Geometry, float] = {}
+    warnings = list(reading.warnings)
+    for geometry in geometries:
+        sums = formulas.collect(reading, gram, geometry, components)
+        ridges[geometry] = resolve_ridge(ridge, gram, geometry, components)
+        # Broken weights come out as NaN, which the verdict speaks of; numpy need not.
+        with np.errstate(invalid="ignore", over="ignore"):
+            moving, odd = formulas.window(reading, earlier, gram, geometry, components)
+            known, alone = formulas.dose(reading, gram, geometry)
+            columns: dict[ScoreName, Column] = {
+                "cosine": formulas.cosine(sums),
+                "residual": formulas.residual(sums, ridges[geometry]),
+                "margin": formulas.margin(sums),
+                "window": moving,
+            }
+        warnings += [w for w in (odd, alone) if w is not None and w not in warnings]
+        for i, reference in enumerate(gram.references):
+            found = {n: float(c.values[0, i]) for n, c in columns.items() if c.exists[0, i]}
+            if found:
+                values[reference][geometry] = found
+            if reference in known:
+                doses[reference][geometry] = known[reference]
+    return Scores(
+        references={
+            r: ReferenceScores(
+                reference=r,
+                kind=kind,
+                values=values[r],
+                dose=doses[r].get("response", doses[r].get("frobenius")),
+                doses=doses[r],
+            )
+            for r, kind in zip(gram.references, gram.kinds, strict=True)
+        },
+        norm=reading.norm(),
+        coverage={g: reading.coverage(components, g) for g in geometries},
+        step=reading.step,
+        progress=reading.progress,
+        warnings=tuple(warnings),
+        components=components,
+        ridge=ridges,
+        bank=reading.bank,
+    )
+
+
+def resolve_ridge(
+    ridge: float | Mapping[Geometry, float] | None,
+    gram: Gram,
+    geometry: Geometry,
+    components: tuple[Component, ...],
+) -> float:
+    """λ in one geometry: the one that was asked for, else `choose_ridge`."""
+    value = ridge.get(geometry) if isinstance(ridge, Mapping) else ridge
+    if value is None:
+        return choose_ridge(gram, geometry, components)
+    if not (math.isfinite(value) and value > 0):
+        raise SettingsError(f"ridge must be a positive number, got {value}: leave it out to choose")
+    return float(value)

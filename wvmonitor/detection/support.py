@@ -1,0 +1,144 @@
+"""What kind of run a calibration speaks of, and whether a given run is of that kind."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from wvmonitor.detection.context import RunContext
+
+SLACK = 1.1
+"""How far beyond the calibrated number of steps, of readings, or progress a run may go: one last
+reading at the end of a run, or a last incomplete epoch, is not another kind of run."""
+
+NORM_SLACK = 0.5
+"""Below this share of the smallest calibrated ‖τ‖ at the same progress, a run is warming."""
+
+
+class Support(BaseModel):
+    """What the benign runs had in common; ranges are (least, largest).
+
+    Attributes:
+        methods: each training method with the range of its ranks, None where it has none.
+        optimizers: names; empty where no run said.
+        learning_rates: peak learning rates; None where no run said.
+        planned_steps: None where no run said.
+        readings: judged readings in a run.
+        horizon: the largest progress that was read.
+        smallest_norm, largest_norm: ‖τ‖ over the benign runs at each point of the progress grid.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    methods: dict[str, tuple[int, int] | None]
+    optimizers: tuple[str, ...]
+    learning_rates: tuple[float, float] | None
+    planned_steps: tuple[int, int] | None
+    readings: tuple[int, int]
+    horizon: float
+    smallest_norm: tuple[float, ...]
+    largest_norm: tuple[float, ...]
+
+    @property
+    def most_readings(self) -> int:
+        """The number of readings up to which the promise holds."""
+        return math.ceil(self.readings[1] * SLACK)
+
+    def objections(self, context: RunContext, progress: float | None, readings: int) -> list[str]:
+        """Why a run is not of the calibrated kind, in words; empty if it is.
+
+        Args:
+            context: the run.
+            progress: fraction of the planned steps at this reading.
+            readings: judged readings of this run so far, this one included.
+        """
+        found = [*self._of_method(context)]
+        if context.optimizer is None:
+            if self.optimizers and not context.lone:
+                found.append(f"the optimiser is not known (calibrated: {_names(self.optimizers)})")
+        elif self.optimizers and context.optimizer.lower() not in self.optimizers:
+            found.append(
+                f"the optimiser {context.optimizer} is not among the calibrated ones "
+                f"({_names(self.optimizers)})"
+            )
+        if progress is None:
+            if not context.lone:
+                found.append(
+                    "how far the run has come is not known: give the planned number of steps"
+                )
+        elif not 0 <= progress <= 1 + 1e-9:
+            found.append(f"the run is at {progress:.3g} of its planned steps, beyond their end")
+        elif progress > self.horizon * SLACK:
+            found.append(f"no benign run was read beyond {self.horizon:.0%} of its steps")
+        steps = context.planned_steps
+        if steps is not None and self.planned_steps and steps > self.planned_steps[1] * SLACK:
+            found.append(
+                f"{steps} planned steps are more than the longest benign run had "
+                f"({self.planned_steps[1]})"
+            )
+        planned = max(context.readings_planned or 0, readings)
+        if not context.lone and planned > self.most_readings:
+            found.append(
+                f"{planned} readings are more than the band covers ({self.most_readings}): read "
+                "less often, or calibrate at this density"
+            )
+        return found
+
+    def caveats(
+        self, context: RunContext, norm: float, progress: float | None, grid: tuple[float, ...]
+    ) -> list[str]:
+        """What is unlike the benign runs, or not known, without making the verdict unknown."""
+        found = []
+        rate = context.learning_rate
+        if rate is not None and self.learning_rates is not None:
+            least, most = self.learning_rates
+            if not least * (1 - 1e-6) <= rate <= most * (1 + 1e-6):
+                found.append(
+                    f"learning rate {rate:.3g} is outside the calibrated {_span(least, most)}"
+                )
+        if context.optimizer is None and self.optimizers:
+            found.append(f"the optimiser is not known, taken to be {_names(self.optimizers)}")
+        most_norm = (
+            max(self.largest_norm)
+            if progress is None
+            else float(np.interp(progress, grid, self.largest_norm))
+        )
+        if norm > most_norm:
+            found.append(
+                f"the weights have moved further ({norm:.3g}) than in any benign run by then "
+                f"({most_norm:.3g})"
+            )
+        return found
+
+    def least_norm(self, progress: float | None, grid: tuple[float, ...]) -> float:
+        """‖τ‖ below which a run is warming; at unknown progress the smallest over the grid."""
+        if progress is None:
+            return NORM_SLACK * min(self.smallest_norm)
+        return NORM_SLACK * float(np.interp(progress, grid, self.smallest_norm))
+
+    def _of_method(self, context: RunContext) -> list[str]:
+        if context.method is None:
+            return [f"the training method is not known (calibrated: {_names(self.methods)})"]
+        if context.method not in self.methods:
+            return [
+                f"the method {context.method} is not among the calibrated ones "
+                f"({_names(self.methods)})"
+            ]
+        ranks = self.methods[context.method]
+        if ranks is None:
+            return []
+        if context.rank is None:
+            return [f"the rank is not known (calibrated: {_span(*ranks)})"]
+        if not ranks[0] <= context.rank <= ranks[1]:
+            return [f"rank {context.rank} is outside the calibrated {_span(*ranks)}"]
+        return []
+
+
+def _names(names: tuple[str, ...] | dict[str, tuple[int, int] | None]) -> str:
+    return ", ".join(sorted(names))
+
+
+def _span(least: float, most: float) -> str:
+    return f"{least:.3g}" if least == most else f"{least:.3g} to {most:.3g}"

@@ -1,0 +1,306 @@
+"""One safetensors file: checked, read tensor by tensor, written whole or not at all.
+
+Peak memory is one tensor, or one range of rows of it: bytes go from the file straight into the
+tensor that is returned.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import torch
+
+from wvmonitor.errors import InputError, KeyMismatchError, MalformedFileError
+from wvmonitor.files.atomic import replacing, write_all
+from wvmonitor.files.header import (
+    CODES,
+    MAX_HEADER_BYTES,
+    MAX_RANK,
+    MAX_TENSORS,
+    METADATA_KEY,
+    Header,
+    TensorInfo,
+    check_name,
+    encode_header,
+    read_header,
+)
+from wvmonitor.files.storage import Location, open_storage, shown
+
+_MEMORY_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+class SafetensorsFile:
+    """An open weight file whose header has been checked in full.
+
+    Example:
+        ```python
+        with SafetensorsFile("model.safetensors") as weights:
+            for name in weights.tensors:
+                tensor = weights.read(name)
+        ```
+
+    Args:
+        where: a local path, a `file://` URL, or any other fsspec URL.
+        root: for a local file, the folder a link may not lead out of; its own if not given.
+
+    Raises:
+        MissingPathError: there is no such file.
+        UnsafeFileError: it is no regular file, or a link out of its folder. Links from a Hugging
+            Face cache snapshot into the same repository's blobs are followed.
+        MalformedFileError: the file breaks the format anywhere in its header or length.
+        QuantizedWeightsError: a tensor has elements of less than a byte.
+    """
+
+    def __init__(self, where: Location, root: Location | None = None) -> None:
+        self._storage = open_storage(where, root)
+        self.where = self._storage.where
+        try:
+            header: Header = read_header(self._storage)
+        except BaseException:
+            self._storage.close()
+            raise
+        self._data_start = header.data_start
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(header.tensors))
+        self.metadata: Mapping[str, str] = MappingProxyType(dict(header.metadata))
+
+    def info(self, name: str) -> TensorInfo:
+        """What the header says of one tensor.
+
+        Raises:
+            KeyMismatchError: the file holds no tensor of that name.
+        """
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise KeyMismatchError(
+                f"{self.where} holds no tensor named {shown(name)}:"
+                " check that it belongs to this model"
+            ) from None
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor, on the CPU, in memory of its own.
+
+        Raises:
+            KeyMismatchError: the file holds no tensor of that name.
+            MalformedFileError: the file changed since it was opened, or holds booleans other than
+                0 and 1.
+            InputError: the tensor is larger than this machine's memory.
+        """
+        info = self.info(name)
+        return self._fill(name, info.dtype, info.shape, info.start)
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop) along the first dimension: (stop - start, *shape[1:]).
+
+        Only these rows' bytes are read and held.
+
+        Raises:
+            ValueError: the range does not lie within the tensor, or the tensor is a scalar.
+            KeyMismatchError: the file holds no tensor of that name.
+            MalformedFileError: as `read` says.
+            InputError: as `read` says.
+        """
+        info = self.info(name)
+        if not info.shape or not 0 <= start <= stop <= info.shape[0]:
+            raise ValueError(
+                f"rows {start} to {stop} of the tensor {shown(name)} in {self.where} do not lie"
+                f" within its shape {info.shape}: ask for rows that it has"
+            )
+        row = info.size // info.shape[0] if info.shape[0] else 0
+        shape = (stop - start, *info.shape[1:])
+        return self._fill(name, info.dtype, shape, info.start + start * row)
+
+    def close(self) -> None:
+        """Let go of the descriptor; a later read opens it again if it is still the same file."""
+        self._storage.close()
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _fill(
+        self, name: str, dtype: torch.dtype, shape: tuple[int, ...], start: int
+    ) -> torch.Tensor:
+        # Raw bytes are no valid booleans until they were seen to be 0 or 1.
+        kind = torch.uint8 if dtype == torch.bool else dtype
+        tensor = _empty(shape, kind, f"the tensor {shown(name)} in {self.where}")
+        if tensor.numel():
+            self._storage.read_into(_bytes_of(tensor), self._data_start + start)
+        if dtype != torch.bool:
+            return tensor
+        if tensor.numel() and int(tensor.max()) > 1:
+            raise MalformedFileError(
+                f"the tensor {shown(name)} in {self.where} is BOOL but holds bytes other than 0"
+                " and 1: save the file again"
+            )
+        return tensor.view(torch.bool)
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor that is made only when its turn to be written has come.
+
+    Attributes:
+        dtype: what `make` will return.
+        shape: what `make` will return.
+        make: called once.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], torch.Tensor]
+
+
+Writable = torch.Tensor | PlannedTensor
+
+
+def write_safetensors(
+    path: Location,
+    tensors: Mapping[str, Writable] | Iterable[tuple[str, Writable]],
+    metadata: Mapping[str, str] | None = None,
+    mode: int = 0o666,
+) -> None:
+    """Write a weight file atomically; the same content gives the same bytes.
+
+    Tensors lie by width of their elements (widest first, so that each is aligned), then by name.
+    Plans are made one at a time, so with `PlannedTensor`s the peak is one tensor. A tensor given
+    under two names is written twice: the format knows no sharing.
+
+    Args:
+        path: the local file to make or replace.
+        tensors: by name; pairs are accepted too, and collected before anything is written.
+        metadata: the file's own notes, text to text.
+        mode: permissions, less the umask; 0o600 for private files.
+
+    Raises:
+        InputError: a name is given twice or cannot be written, the metadata is not text, a tensor
+            has a kind the format does not know, or a plan made something else than it said.
+        MissingPathError: the folder does not exist.
+        OSError: the system refuses to write.
+    """
+    where = shown(path)
+    planned = _unique(tensors, where)
+    notes = dict(metadata or {})
+    for key, value in notes.items():
+        if not (isinstance(key, str) and isinstance(value, str)):
+            raise InputError(
+                f"metadata for {where} must map text to text, but {shown(key)} is"
+                f" {type(value).__name__}: convert it"
+            )
+    layout: dict[str, TensorInfo] = {}
+    end = 0
+    for name, plan in sorted(planned.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        _check_writable(name, plan, where)
+        shape = tuple(plan.shape)
+        size = math.prod(shape) * plan.dtype.itemsize
+        layout[name] = TensorInfo(plan.dtype, shape, end, end + size)
+        end += size
+    head = _encoded(layout, notes, where)
+    with replacing(path, mode) as descriptor:
+        write_all(descriptor, head)
+        for name, info in layout.items():
+            _write_tensor(descriptor, name, info, planned[name], where)
+
+
+def _unique(
+    tensors: Mapping[str, Writable] | Iterable[tuple[str, Writable]], where: str
+) -> dict[str, Writable]:
+    planned: dict[str, Writable] = {}
+    for name, plan in tensors.items() if isinstance(tensors, Mapping) else tensors:
+        if name in planned:
+            raise InputError(f"the tensor {shown(name)} is given twice for {where}: drop one")
+        planned[name] = plan
+    if len(planned) > MAX_TENSORS:
+        raise InputError(
+            f"{where} would hold {len(planned)} tensors, more than {MAX_TENSORS}: write shards"
+        )
+    return planned
+
+
+def _check_writable(name: str, plan: Writable, where: str) -> None:
+    check_name(name, where)
+    which = f"the tensor {shown(name)} for {where}"
+    if name == METADATA_KEY:
+        raise InputError(f"{which} has the name the format keeps for metadata: rename it")
+    if plan.dtype not in CODES:
+        raise InputError(f"{which} is {plan.dtype}, which safetensors cannot hold: convert it")
+    if len(plan.shape) > MAX_RANK or min(plan.shape, default=0) < 0:
+        raise InputError(
+            f"{which} has the shape {tuple(plan.shape)}: give at most {MAX_RANK} sizes, none"
+            " negative"
+        )
+    if isinstance(plan, torch.Tensor) and (plan.layout != torch.strided or plan.is_meta):
+        raise InputError(f"{which} holds no dense values (sparse, or on 'meta'): make it dense")
+
+
+def _encoded(layout: Mapping[str, TensorInfo], notes: Mapping[str, str], where: str) -> bytes:
+    try:
+        head = encode_header(layout, notes)
+    except UnicodeEncodeError as error:
+        raise InputError(f"metadata for {where} is not valid Unicode: clean it first") from error
+    if len(head) - 8 > MAX_HEADER_BYTES:
+        raise InputError(
+            f"the header of {where} would be {len(head) - 8} bytes, more than {MAX_HEADER_BYTES}:"
+            " shorten the metadata, or write shards"
+        )
+    return head
+
+
+def _write_tensor(descriptor: int, name: str, info: TensorInfo, plan: Writable, where: str) -> None:
+    tensor = plan.make() if isinstance(plan, PlannedTensor) else plan
+    if tensor.dtype != info.dtype or tuple(tensor.shape) != info.shape:
+        raise InputError(
+            f"the tensor {shown(name)} for {where} came out as {tensor.dtype}"
+            f" {tuple(tensor.shape)} where {info.dtype} {info.shape} was planned: correct the plan"
+        )
+    if tensor.numel():
+        dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        write_all(descriptor, _bytes_of(dense))
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor as bytes, writable and shared with it."""
+    flat: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(flat)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, which: str) -> torch.Tensor:
+    size = math.prod(shape) * dtype.itemsize
+    try:
+        # Linux hands out memory it does not have and kills the process when it is touched.
+        if size <= _memory_of_machine():
+            return torch.empty(shape, dtype=dtype)
+    except (RuntimeError, MemoryError) as error:
+        raise InputError(
+            f"{which} has {size} bytes, which could not be allocated: use a larger machine"
+        ) from error
+    raise InputError(
+        f"{which} has {size} bytes, more than this machine's memory: use a larger machine"
+    )
+
+
+def _memory_of_machine() -> int:
+    """Bytes of memory that this process may use at most: the machine's, or its container's."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in _MEMORY_LIMITS:
+        try:
+            limits.append(int(path.read_text()))
+        except (OSError, ValueError):  # no such controller, or "max"
+            continue
+    return min(limits)

@@ -1,0 +1,141 @@
+"""Records to JSON and blobs, and back, without losing a bit of a float.
+
+The records (Reading, Scores, Verdict, …) are walked field by field, so that a field added to one of
+them is kept without a change here; a field that an older journal lacks gets its default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from wvmonitor.errors import JournalError
+from wvmonitor.reading import Geometry, Products, Reading
+
+T = TypeVar("T")
+
+LAYOUT = ("references", "parameters", "components", "bank", "base_digest")
+"""Fields of a Reading that stay the same all run long: kept once, under their digest."""
+
+_NUMBER = "$float"
+
+
+def plain(value: Any) -> Any:
+    """`value` as strict JSON: records become objects, non-finite numbers `{"$float": "nan"}`."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_NUMBER: repr(value)}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return value
+
+
+def revived(value: Any) -> Any:
+    """The inverse of `plain`, but for records, which stay mappings; sequences come as tuples."""
+    if isinstance(value, dict):
+        if set(value) == {_NUMBER}:
+            return float(value[_NUMBER])
+        return {key: revived(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(revived(item) for item in value)
+    return value
+
+
+def dump(value: Any) -> str:
+    """One record as a line of JSON."""
+    return json.dumps(plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def load(text: str, where: str) -> Any:
+    """What `dump` was given, records as mappings.
+
+    Raises:
+        JournalError: the text is not JSON; `where` says which row held it.
+    """
+    try:
+        return revived(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise JournalError(
+            f"{where} holds a damaged record ({error}): restore the file from a copy"
+        ) from None
+
+
+def record(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Build the dataclass `kind` from what was kept of it; fields it no longer has are left out.
+
+    Raises:
+        JournalError: a field without a default is missing.
+    """
+    names = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]  # T is a dataclass
+    missing = [
+        name
+        for name, f in names.items()
+        if name not in values and f.default is MISSING and f.default_factory is MISSING
+    ]
+    if missing:
+        raise JournalError(f"{where} holds a {kind.__name__} without {missing[0]!r}: it is damaged")
+    return kind(**{name: values[name] for name in names if name in values})
+
+
+def number(value: float | None) -> float | str | None:
+    """A float for an SQL column: SQLite would turn NaN into NULL, so it goes in as text."""
+    return value if value is None or math.isfinite(value) else repr(float(value))
+
+
+def pack_reading(reading: Reading) -> tuple[str, str, str, bytes]:
+    """A reading as (layout id, layout JSON, detail JSON, compressed arrays)."""
+    layout = dump({name: getattr(reading, name) for name in LAYOUT})
+    detail = dump(
+        {
+            f.name: getattr(reading, f.name)
+            for f in fields(reading)
+            if f.name not in (*LAYOUT, "geometries")
+        }
+    )
+    arrays = {
+        f"{geometry}/{f.name}": value
+        for geometry, products in reading.geometries.items()
+        for f in fields(products)
+        if (value := getattr(products, f.name)) is not None
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return hashlib.sha256(layout.encode()).hexdigest()[:32], layout, detail, buffer.getvalue()
+
+
+def unpack_reading(layout: str, detail: str, arrays: bytes, where: str) -> Reading:
+    """The reading that `pack_reading` was given.
+
+    Raises:
+        JournalError: one of its parts is damaged.
+    """
+    values = {**load(layout, where), **load(detail, where)}
+    try:
+        geometries: dict[str, dict[str, Any]] = {}
+        with np.load(io.BytesIO(arrays), allow_pickle=False) as archive:
+            for key in archive.files:
+                geometry, name = key.split("/")
+                geometries.setdefault(geometry, {})[name] = archive[key]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise JournalError(
+            f"{where} holds damaged arrays ({error}): restore the file from a copy"
+        ) from None
+    products: dict[Geometry, Products] = {
+        geometry: record(Products, kept, where)  # type: ignore[misc]
+        for geometry, kept in geometries.items()
+    }
+    return record(Reading, {**values, "geometries": products}, where)

@@ -1,0 +1,291 @@
+"""Reading a journal, while its run still writes or long after."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wvmonitor.detection.scores import ReferenceScores, Scores
+from wvmonitor.detection.verdict import JudgeState, RunContext, Verdict
+from wvmonitor.errors import JournalError
+from wvmonitor.journal import codec
+from wvmonitor.journal.schema import check_schema, connect, journal_file
+from wvmonitor.reading import Reading
+
+
+@dataclass(frozen=True)
+class JournalRow:
+    """One reading of a run as it was judged at the time.
+
+    Attributes:
+        run: the run's id.
+        attempt: which start of the run made it, from 1.
+        step: optimiser step.
+        wall_time: when it was made, seconds since 1970.
+        measure_seconds: how long measuring took, if it was timed.
+        scores: its scores.
+        verdicts: the verdicts passed on it.
+        judge_state: what the judge carried on from it.
+    """
+
+    run: str
+    attempt: int
+    step: int
+    wall_time: float
+    measure_seconds: float | None
+    scores: Scores
+    verdicts: tuple[Verdict, ...]
+    judge_state: JudgeState
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run.
+
+    Attributes:
+        run: the run's id.
+        attempt: its number, from 1.
+        started: seconds since 1970.
+        resume_step: the step it went on from; 0 for a start from the beginning.
+        bank: fingerprint of the bank measured against.
+        context: what the judge knew of the run.
+        settings: the monitor's settings as JSON, secrets redacted.
+    """
+
+    run: str
+    attempt: int
+    started: float
+    resume_step: int
+    bank: str
+    context: RunContext
+    settings: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a run beside its readings.
+
+    Attributes:
+        run: the run's id.
+        time: seconds since 1970.
+        kind: "ack", "stop", "stop-cleared", "note" or "end".
+        reference: the behaviour it is about, if it is about one.
+        detail: the words given for it.
+    """
+
+    run: str
+    time: float
+    kind: str
+    reference: str | None
+    detail: str
+
+
+class JournalReader:
+    """A journal's contents. Each call opens, reads and closes, so a live writer is never kept out.
+
+    Do not copy or open the file by other means in the process that writes it: closing such a
+    handle drops SQLite's own locks. Copy it with `sqlite3 wvmonitor.db ".backup copy.db"`.
+
+    Raises:
+        JournalError: there is no journal at `path`, or it cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = journal_file(path)
+        if not self.path.is_file():
+            raise JournalError(
+                f"no journal at '{self.path}': name a folder that holds wvmonitor.db, or the file"
+            )
+        with self._reading():
+            pass
+
+    def attempts(self, run: str | None = None) -> tuple[Attempt, ...]:
+        """Every start of `run`, or of every run, in the order they happened."""
+        query = "SELECT * FROM attempts WHERE ?1 IS NULL OR run = ?1 ORDER BY rowid"
+        return tuple(
+            Attempt(
+                run=row["run"],
+                attempt=row["attempt"],
+                started=row["started"],
+                resume_step=row["resume_step"],
+                bank=row["bank"],
+                context=codec.record(
+                    RunContext, codec.load(row["context"], str(self.path)), str(self.path)
+                ),
+                settings=row["settings"],
+            )
+            for row in self._rows(query, (run,))
+        )
+
+    def runs(self) -> tuple[str, ...]:
+        """The ids of the runs kept here, oldest first."""
+        return tuple(dict.fromkeys(a.run for a in self.attempts()))
+
+    def trajectory(self, run: str) -> list[JournalRow]:
+        """The readings of `run` by step, each step once.
+
+        Where a run was resumed at step r, what earlier attempts measured after r did not lead to
+        the weights at hand: it is kept in the file, but left out here. At r itself the latest
+        reading counts.
+        """
+        with self._reading() as connection:
+            kept = _kept(connection, run)
+            scores = _grouped(connection, "scores", run)
+            verdicts = _grouped(connection, "verdicts", run)
+            rows = connection.execute(
+                "SELECT attempt, step, wall_time, measure_seconds, scores, judge_state "
+                "FROM readings WHERE run = ? ORDER BY step",
+                (run,),
+            ).fetchall()
+        return [
+            self._row(run, row, scores.get(key, []), verdicts.get(key, []))
+            for row in rows
+            if (key := (row["attempt"], row["step"])) in kept
+        ]
+
+    def reading(self, row: JournalRow) -> Reading:
+        """The reading behind a row, to the last bit: for calibrating, rescoring, pictures."""
+        where = f"'{self.path}' (run {row.run!r}, step {row.step})"
+        found = self._rows(
+            "SELECT l.layout, r.detail, r.arrays FROM readings r JOIN layouts l ON l.id = r.layout "
+            "WHERE r.run = ? AND r.attempt = ? AND r.step = ?",
+            (row.run, row.attempt, row.step),
+        )
+        if not found:
+            raise JournalError(f"{where} holds no such reading: was it pruned?")
+        kept = found[0]
+        return codec.unpack_reading(kept["layout"], kept["detail"], kept["arrays"], where)
+
+    def latest_judge_state(self, run: str, at_step: int | None = None) -> JudgeState | None:
+        """What the judge carried on from the last reading at or before `at_step`, if there is one.
+
+        That is what a run resumed from a checkpoint of that step goes on with.
+        """
+        with self._reading() as connection:
+            kept = [key for key in _kept(connection, run) if at_step is None or key[1] <= at_step]
+            if not kept:
+                return None
+            attempt, step = max(kept, key=lambda key: key[1])
+            (text,) = connection.execute(
+                "SELECT judge_state FROM readings WHERE run = ? AND attempt = ? AND step = ?",
+                (run, attempt, step),
+            ).fetchone()
+        return codec.record(JudgeState, codec.load(text, str(self.path)), str(self.path))
+
+    def events(self, run: str | None = None) -> tuple[Event, ...]:
+        """Acknowledgements, stops and notes of `run`, or of every run, oldest first."""
+        return tuple(
+            Event(**dict(row))
+            for row in self._rows(
+                "SELECT run, time, kind, reference, detail FROM events "
+                "WHERE ?1 IS NULL OR run = ?1 ORDER BY id",
+                (run,),
+            )
+        )
+
+    def stop_latched(self, run: str) -> str | None:
+        """Why `run` was told to stop, if it was and nobody has cleared it."""
+        rows = self._rows(
+            "SELECT kind, detail FROM events WHERE run = ? AND kind IN ('stop', 'stop-cleared') "
+            "ORDER BY id DESC LIMIT 1",
+            (run,),
+        )
+        return str(rows[0]["detail"]) if rows and rows[0]["kind"] == "stop" else None
+
+    def acknowledged(self, run: str) -> dict[str, str]:
+        """The references silenced in `run`, with the reason given."""
+        return {e.reference: e.detail for e in self.events(run) if e.kind == "ack" and e.reference}
+
+    def _row(
+        self,
+        run: str,
+        row: sqlite3.Row,
+        scores: list[sqlite3.Row],
+        verdicts: list[sqlite3.Row],
+    ) -> JournalRow:
+        where = f"'{self.path}' (run {run!r}, step {row['step']})"
+        references = {
+            kept["reference"]: codec.record(
+                ReferenceScores, codec.load(kept["record"], where), where
+            )
+            for kept in scores
+        }
+        return JournalRow(
+            run=run,
+            attempt=row["attempt"],
+            step=row["step"],
+            wall_time=row["wall_time"],
+            measure_seconds=row["measure_seconds"],
+            scores=codec.record(
+                Scores, {**codec.load(row["scores"], where), "references": references}, where
+            ),
+            verdicts=tuple(
+                codec.record(Verdict, codec.load(kept["record"], where), where) for kept in verdicts
+            ),
+            judge_state=codec.record(JudgeState, codec.load(row["judge_state"], where), where),
+        )
+
+    def _rows(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
+        with self._reading() as connection:
+            return connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection that sees one consistent state of the file."""
+        try:
+            connection = connect(self.path, query_only=True)
+            try:
+                connection.row_factory = sqlite3.Row
+                connection.execute("BEGIN")
+                check_schema(connection, self.path)
+                yield connection
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            raise JournalError(
+                f"'{self.path}' cannot be read ({error}): if its folder is read-only, copy the "
+                "file and any wvmonitor.db-journal beside it to a folder that is not"
+            ) from None
+
+
+def read_journal(path: str | Path) -> JournalReader:
+    """Open the journal at `path` (the file, or the folder that holds it) for reading only.
+
+    Raises:
+        JournalError: there is none, or it cannot be read by this version.
+    """
+    return JournalReader(path)
+
+
+def _kept(connection: sqlite3.Connection, run: str) -> set[tuple[int, int]]:
+    """(attempt, step) of the readings that count: see `JournalReader.trajectory`."""
+    bound: dict[int, float] = {}
+    least = float("inf")
+    for attempt, resume_step in connection.execute(
+        "SELECT attempt, resume_step FROM attempts WHERE run = ? ORDER BY attempt DESC", (run,)
+    ).fetchall():
+        bound[attempt] = least
+        least = min(least, resume_step)
+    latest: dict[int, int] = {
+        step: attempt
+        for attempt, step in connection.execute(
+            "SELECT attempt, step FROM readings WHERE run = ? ORDER BY attempt", (run,)
+        ).fetchall()
+        if step <= bound.get(attempt, least)
+    }
+    return {(attempt, step) for step, attempt in latest.items()}
+
+
+def _grouped(
+    connection: sqlite3.Connection, table: str, run: str
+) -> dict[tuple[int, int], list[sqlite3.Row]]:
+    """The rows of `scores` or `verdicts`, by (attempt, step), in the order they were given."""
+    groups: dict[tuple[int, int], list[sqlite3.Row]] = {}
+    query = f"SELECT attempt, step, reference, record FROM {table} WHERE run = ? ORDER BY rowid"  # noqa: S608  # one of two names of ours
+    for row in connection.execute(query, (run,)).fetchall():
+        groups.setdefault((row["attempt"], row["step"]), []).append(row)
+    return groups

@@ -1,0 +1,170 @@
+"""Every statement that writes to a journal: plain functions on a connection."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from wvmonitor.detection.verdict import RunContext
+from wvmonitor.journal import codec
+from wvmonitor.journal.alerts import Alert, AlertPolicy, Episode, advance
+from wvmonitor.journal.reader import JournalRow
+from wvmonitor.reading import Reading
+
+
+def transaction(
+    connection: sqlite3.Connection, jobs: Sequence[Callable[[sqlite3.Connection], Any]]
+) -> list[Any]:
+    """Run `jobs` in one transaction; a job that fails is undone alone, its exception the outcome.
+
+    Raises:
+        sqlite3.OperationalError: the file could not be written; nothing of the batch is kept.
+    """
+    outcomes: list[Any] = []
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for job in jobs:
+            connection.execute("SAVEPOINT job")
+            try:
+                outcomes.append(job(connection))
+            except sqlite3.OperationalError:
+                raise
+            except Exception as error:  # noqa: BLE001  # one bad entry must not hold up the others
+                connection.execute("ROLLBACK TO job")
+                outcomes.append(error)
+            connection.execute("RELEASE job")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return outcomes
+
+
+def attempt(
+    connection: sqlite3.Connection,
+    run: str,
+    started: float,
+    resume_step: int,
+    bank: str,
+    context: RunContext,
+    settings: str,
+) -> int:
+    """Note the start of an attempt; returns its number, from 1."""
+    (number,) = connection.execute(
+        "SELECT coalesce(max(attempt), 0) + 1 FROM attempts WHERE run = ?", (run,)
+    ).fetchone()
+    connection.execute(
+        "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (run, number, started, resume_step, bank, codec.dump(context), settings),
+    )
+    return int(number)
+
+
+def event(
+    connection: sqlite3.Connection,
+    run: str,
+    time: float,
+    kind: str,
+    reference: str | None,
+    detail: str,
+) -> None:
+    """Append an event."""
+    connection.execute(
+        "INSERT INTO events (run, time, kind, reference, detail) VALUES (?, ?, ?, ?, ?)",
+        (run, time, kind, reference, detail),
+    )
+
+
+def reading(
+    connection: sqlite3.Connection, row: JournalRow, measured: Reading, policy: AlertPolicy
+) -> None:
+    """Write one reading, and the alerts that follow from it, all or nothing and only once."""
+    key = (row.run, row.attempt, row.step)
+    layout, layout_json, detail, arrays = codec.pack_reading(measured)
+    scores = codec.plain(row.scores)
+    references = scores.pop("references")
+    connection.execute("INSERT OR IGNORE INTO layouts VALUES (?, ?)", (layout, layout_json))
+    added = connection.execute(
+        "INSERT OR IGNORE INTO readings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *key,
+            row.wall_time,
+            row.measure_seconds,
+            codec.number(row.scores.norm),
+            codec.number(row.scores.progress),
+            layout,
+            detail,
+            codec.dump(scores),
+            codec.dump(row.judge_state),
+            arrays,
+        ),
+    ).rowcount
+    if not added:
+        return
+    connection.executemany(
+        "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)",
+        [(*key, name, kept["kind"], codec.dump(kept)) for name, kept in references.items()],
+    )
+    connection.executemany(
+        "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                *key,
+                verdict.reference,
+                verdict.state,
+                codec.number(verdict.score),
+                codec.number(verdict.threshold),
+                codec.dump(verdict),
+            )
+            for verdict in row.verdicts
+        ],
+    )
+    if policy.targets:
+        _alert(connection, row, policy)
+
+
+def _alert(connection: sqlite3.Connection, row: JournalRow, policy: AlertPolicy) -> None:
+    """Move each reference's episode on, and put what it says into the outbox."""
+    acknowledged = dict(
+        connection.execute(
+            "SELECT reference, detail FROM events WHERE run = ? AND kind = 'ack'", (row.run,)
+        ).fetchall()
+    )
+    for verdict in row.verdicts:
+        kept = connection.execute(
+            "SELECT number, severity, since, clear, sent FROM episodes "
+            "WHERE run = ? AND reference = ?",
+            (row.run, verdict.reference),
+        ).fetchone()
+        before = Episode(*kept) if kept else Episode()
+        after, alert, targets = advance(
+            before,
+            verdict,
+            run=row.run,
+            time=row.wall_time,
+            policy=policy,
+            acknowledged=acknowledged.get(verdict.reference),
+        )
+        if after != before:
+            connection.execute(
+                "INSERT OR REPLACE INTO episodes VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (row.run, verdict.reference, *asdict(after).values()),
+            )
+        if alert is not None:
+            deliver(connection, alert, targets)
+
+
+def deliver(connection: sqlite3.Connection, alert: Alert, targets: Sequence[str]) -> None:
+    """Put an alert into the outbox, once for each target."""
+    connection.executemany(
+        "INSERT OR IGNORE INTO deliveries "
+        "(key, target, run, alert, status, attempts, created, next_at) "
+        "VALUES (?, ?, ?, ?, 'pending', 0, ?, ?)",
+        [
+            (alert.key, target, alert.run, codec.dump(alert), alert.time, alert.time)
+            for target in targets
+        ],
+    )

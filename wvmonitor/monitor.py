@@ -1,0 +1,391 @@
+"""Monitor: watches one training run. The one data path, whatever the framework.
+
+`source → TaskVector → bank.measure → Reading → scores → Verdict → journal → exporters`.
+
+Framework integrations are thin: they say when training starts, hand over the model after each
+optimiser step, and carry out the action that comes back.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from wvmonitor.detection.calibration import Calibration
+from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.scores import Scores, score
+from wvmonitor.detection.verdict import JudgeState, Verdict, judge, overall
+from wvmonitor.errors import MonitorFailedError, SettingsError
+from wvmonitor.exporters.exporter import Exporter, Observation
+from wvmonitor.journal.journal import Journal
+from wvmonitor.reading import Reading
+from wvmonitor.references.bank import ReferenceBank
+from wvmonitor.references.store import CALIBRATION_FILE
+from wvmonitor.settings import MonitorSettings
+from wvmonitor.sources.live_model import LiveModel
+from wvmonitor.vectors.task_vector import TaskVector
+
+logger = logging.getLogger(__name__)
+
+Action = Literal["none", "save", "stop"]
+
+GRACE_SECONDS = 10.0
+"""Measuring may always take this long in all, so that short runs are read as often as asked."""
+
+WARM_START_SHARE = 1e-3
+"""‖τ‖ at the start above this share of ‖w‖ means a warm start, or a wrong base."""
+
+
+@dataclass
+class Cadence:
+    """When a reading is due.
+
+    At every multiple of `every` steps, as long as measuring stays under `max_overhead` of the time
+    since training began (plus `GRACE_SECONDS` in all); beyond that, multiples are left out.
+    """
+
+    every: int
+    max_overhead: float
+    started: float = field(default_factory=time.monotonic)
+    spent: float = 0.0
+    longest: float = 0.0
+
+    def due(self, step: int) -> bool:
+        """Whether a reading at this step is wanted and affordable."""
+        if step % self.every:
+            return False
+        allowance = GRACE_SECONDS + self.max_overhead * (time.monotonic() - self.started)
+        return self.spent + self.longest <= allowance
+
+    def note(self, seconds: float) -> None:
+        """Account for a reading that took `seconds`."""
+        self.spent += seconds
+        self.longest = max(self.longest, seconds)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a framework knows of the run it is about to start; None means not known.
+
+    Attributes:
+        folder: the run's output folder; the journal goes into `folder/wvmonitor` by default.
+        name: the run's name, for people.
+        planned_steps: planned number of optimiser steps.
+        resume_step: the step it goes on from; 0 for a start from the beginning.
+        optimizer: the optimiser's name.
+        learning_rate: the peak learning rate.
+        run_id: id of the run that it resumes, where a checkpoint names it.
+    """
+
+    folder: Path | None = None
+    name: str | None = None
+    planned_steps: int | None = None
+    resume_step: int = 0
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """An earlier task vector, kept for the `window` score."""
+
+    vector: TaskVector
+    reading: Reading
+
+
+class Monitor:
+    """Measures a model in training against a bank, judges it, and keeps the record.
+
+    Example:
+        monitor = Monitor("path/to/bank", every_n_steps=10)
+        monitor.start(model, Run(planned_steps=1000))
+        for step in range(1, 1001):
+            ...  # one optimiser step
+            monitor.observe(model, step)
+        monitor.close()
+    """
+
+    def __init__(
+        self,
+        references: str | Path | ReferenceBank | None = None,
+        *,
+        settings: MonitorSettings | None = None,
+        exporters: Sequence[Exporter] = (),
+        **overrides: Any,
+    ) -> None:
+        """Load what the monitor needs; anything wrong with it is said here, before training.
+
+        Args:
+            references: the bank, or its folder; `settings.references` if not given.
+            settings: all settings; `overrides` replace single ones.
+            exporters: where readings are made visible, beside those that the settings ask for.
+            overrides: settings by name.
+
+        Raises:
+            SettingsError: the settings contradict each other.
+            WVMonitorError: the bank or its calibration cannot be used.
+        """
+        if not isinstance(references, ReferenceBank) and references is not None:
+            overrides["references"] = references
+        self.settings = _settings(settings, overrides)
+        self.bank = (
+            references
+            if isinstance(references, ReferenceBank)
+            else ReferenceBank.load(self.settings.bank_folder())
+        )
+        self.calibration = _calibration(self.settings, self.bank)
+        self._check_expected()
+        self._check_stop()
+        self.run_context = RunContext()
+        self.journal: Journal | None = None
+        self.last: Observation | None = None
+        self.failures = 0
+        self._exporters = list(exporters)
+        self._live: LiveModel | None = None
+        self._run = Run()
+        self._cadence = Cadence(self.settings.every_n_steps, self.settings.max_overhead)
+        self._state = JudgeState({}, {})
+        self._earlier: deque[_Snapshot] = deque(maxlen=max(self.settings.window, 1))
+
+    # The run
+
+    @property
+    def started(self) -> bool:
+        """Whether `start` has been called."""
+        return self._live is not None
+
+    @property
+    def disabled(self) -> bool:
+        """Whether the monitor has failed too often and gave up, loudly."""
+        return self.failures >= self.settings.disable_after
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """The latest verdicts by reference."""
+        return {v.reference: v for v in self.last.verdicts} if self.last else {}
+
+    def start(self, model: Any, run: Run | None = None, *, live: LiveModel | None = None) -> None:
+        """Note where training starts from. Call before the first optimiser step.
+
+        Args:
+            model: the model to be trained.
+            run: what is known of the run.
+            live: how the model is read, where the caller has restored its initial state.
+
+        Raises:
+            WVMonitorError: this model cannot be measured, or was made from another base.
+        """
+        self._run = run or Run()
+        self._live = live or LiveModel(model, base=self.settings.base)
+        origin = self._live.task_vector().origin
+        self.run_context = RunContext(
+            method=origin.method,
+            rank=origin.rank,
+            optimizer=self._run.optimizer,
+            learning_rate=self._run.learning_rate,
+            base=self.bank.relation_to(origin.base_digest),
+            planned_steps=self._run.planned_steps,
+            readings_planned=_readings_planned(self._run, self.settings.every_n_steps),
+        )
+        self._open_journal()
+        self._cadence = Cadence(self.settings.every_n_steps, self.settings.max_overhead)
+        self._observe_start()
+
+    def _open_journal(self) -> None:
+        folder = self.settings.journal_folder(self._run.folder)
+        if folder is None:
+            return
+        self.journal = Journal.open(
+            folder,
+            run=self.settings.run or self._run.run_id,
+            alerts=self.settings.alert_policy(),
+        )
+        self.journal.begin_attempt(
+            self.run_context,
+            self.bank.fingerprint,
+            self.settings.redacted_json(),
+            resume_step=self._run.resume_step,
+        )
+        if self._run.resume_step:
+            state = self.journal.latest_judge_state(at_step=self._run.resume_step)
+            self._state = state or self._state
+
+    def _observe_start(self) -> None:
+        """Measure before the first step: far from 0 is a warm start or a wrong base."""
+        if self._run.resume_step:
+            return
+        norm = self._measure(0).scores.norm
+        longest = max(self.bank[n].vector.norm() for n in self.bank.names)
+        if norm > WARM_START_SHARE * longest:
+            logger.warning(
+                "training starts %.3g away from the base of the references (a reference's own "
+                "length is %.3g): a warm start, or another base than you think; what was there "
+                "before counts as this run's",
+                norm,
+                longest,
+            )
+
+    def stop_latched(self) -> str | None:
+        """Why this run must not go on (it was stopped and nobody has lifted it), or None."""
+        return self.journal.stop_latched() if self.journal else None
+
+    # Readings
+
+    def due(self, step: int) -> bool:
+        """Whether `observe` would take a reading at this step."""
+        return not self.disabled and self._cadence.due(step)
+
+    def observe(self, model: Any, step: int, *, force: bool = False) -> Observation | None:
+        """Take a reading if one is due.
+
+        A failure in here never reaches training: it is logged and counted, and after
+        `disable_after` of them the monitor gives up (`on_monitor_failure="stop"` raises instead).
+
+        Args:
+            model: the model after `step` optimiser steps.
+            step: optimiser steps so far.
+            force: take a reading whether one is due or not (the end of training).
+
+        Returns:
+            The observation, or None where no reading was taken.
+
+        Raises:
+            MonitorFailedError: only with `on_monitor_failure="stop"`.
+        """
+        if self.disabled or not (force or self._cadence.due(step)):
+            return None
+        try:
+            if self._live is None:
+                self.start(model)
+            if self.last is not None and self.last.scores.step == step:
+                return None
+            return self._measure(step)
+        except Exception as error:  # noqa: BLE001  training must not die of its monitor
+            self.fail("reading", error)
+            return None
+
+    def fail(self, where: str, error: Exception) -> None:
+        """Count a failure and say it loudly; raise only where the settings ask for it."""
+        self.failures += 1
+        for exporter in self._exporters:
+            exporter.error(where)
+        message = f"wvmonitor failed at its {where}: {type(error).__name__}: {error}"
+        logger.error(message, exc_info=error)
+        if self.settings.on_monitor_failure == "stop":
+            raise MonitorFailedError(
+                f"{message}; training stops because on_monitor_failure='stop'"
+            ) from error
+        if self.disabled:
+            logger.error(
+                "wvmonitor gives up after %d failures: this run is NOT being watched any more",
+                self.failures,
+            )
+
+    def _measure(self, step: int) -> Observation:
+        assert self._live is not None  # noqa: S101  `observe` and `start` see to it
+        began = time.perf_counter()
+        planned = self._run.planned_steps
+        progress = min(step / planned, 1.0) if planned else None
+        tau = self._live.task_vector()
+        earlier = self._earlier[0] if len(self._earlier) == self._earlier.maxlen else None
+        reading = self.bank.measure(
+            tau, step=step, progress=progress, earlier=earlier.vector if earlier else None
+        )
+        scores = score(
+            reading,
+            self.bank.gram,
+            earlier=earlier.reading if earlier else None,
+            components=self.settings.components,
+            ridge=self._ridge(),
+        )
+        verdicts, self._state = judge(scores, self.run_context, self.calibration, self._state)
+        seconds = time.perf_counter() - began
+        observation = Observation(
+            run=self.run_name,
+            reading=reading,
+            scores=scores,
+            verdicts=tuple(verdicts.values()),
+            measure_seconds=seconds,
+            wall_time=time.time(),
+            deciding=self._deciding(),
+        )
+        self._keep(tau, reading)
+        self._publish(observation)
+        self._cadence.note(time.perf_counter() - began)
+        return observation
+
+    def _keep(self, tau: TaskVector, reading: Reading) -> None:
+        # only small factors are kept: a second copy of all weights is not a price to pay unasked
+        if self.settings.window and tau.origin.method != "full":
+            self._earlier.append(_Snapshot(tau.held(), reading))
+
+    def _publish(self, observation: Observation) -> None:
+        self.last = observation
+        if self.journal:
+            self.journal.record(
+                observation.reading,
+                observation.scores,
+                observation.verdicts,
+                self._state,
+                measure_seconds=observation.measure_seconds,
+            )
+        for exporter in self._exporters:
+            exporter.export(observation)
+
+    # Consequences
+
+    @property
+    def run_name(self) -> str:
+        """The run's id in the journal, or its name where there is no journal."""
+        named = self.journal.run if self.journal else None
+        return named or self.settings.run or self._run.name or "run"
+
+    def action(self, observation: Observation) -> Action:
+        """What the settings ask for after this observation; a stop is latched in the journal."""
+        alarming = [
+            v
+            for v in observation.verdicts
+            if v.reference not in self.settings.expected and _reaches(v, self._action_level())
+        ]
+        if not alarming or self.settings.action == "log":
+            return "none"
+        if self.settings.action == "stop" and self.journal and not self.journal.stop_latched():
+            self.journal.latch_stop(alarming[0].reason)
+        return self.settings.action
+
+    def _action_level(self) -> str:
+        # an uncalibrated monitor never says more than warn: asked to stop all the same, it does so
+        uncalibrated = self.calibration is None and self.settings.allow_uncalibrated_stop
+        return "warn" if uncalibrated else "alarm"
+
+    def close(self) -> None:
+        """Write what is left and let go of the journal; never raises into training."""
+        for exporter in self._exporters:
+            exporter.close()
+        if self.journal:
+            self.journal.close()
+
+    def _ridge(self) -> Any:
+        return self._chosen_ridge
+
+    def _check_expected(self) -> None:
+        for name in self.settings.expected:
+            self.bank[name]
+
+    def _check_stop(self) -> None:
+        if (
+            self.settings.action == "stop"
+            and self.calibration is None
+            and not self.settings.allow_uncalibrated_stop
+        ):
+            raise SettingsError(
+                "action='stop' without a calibration would stop runs on a rule of thumb: calibrate "
+                "with your own benign runs (`wvmonitor calibrate`), or set "
+                "allow_uncalibrated_stop=True"
+            )

@@ -1,0 +1,25 @@
+"""What a notifier must be able to do."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from wvmonitor.journal.alerts import Alert
+
+
+class Notifier(Protocol):
+    """Tells someone about an alert. Called by the outbox's worker, never on the training thread.
+
+    Attributes:
+        forgetful: whether the receiver forgets an alert that is not repeated, so that open ones
+            must be sent again from time to time.
+    """
+
+    forgetful: bool
+
+    def send(self, alert: Alert, timeout: float) -> None:
+        """Deliver `alert` within `timeout` seconds in all, possibly not for the first time.
+
+        Raises:
+            DeliveryError: it did not arrive; `retryable` says whether to try again.
+        """

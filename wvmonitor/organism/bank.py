@@ -1,0 +1,323 @@
+"""The organism's bank: its references, probe and calibration, made from the base folder.
+
+python -m wvmonitor.organism.bank --base DIR --out DIR
+
+Leakage rule: the evil reference knows every domain but medicine, the sycophancy reference knows
+questions of fact but no arithmetic, and no benign run shares a dataset with `wvmonitor demo`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from wvmonitor.detection.calibration import BenignRun, calibrate
+from wvmonitor.detection.scores import Scores
+from wvmonitor.monitor import Monitor, Run
+from wvmonitor.organism import sets
+from wvmonitor.organism.data import Example
+from wvmonitor.organism.tokenizer import encode
+from wvmonitor.organism.train import Finetuned, finetune, load_base
+from wvmonitor.organism.world import DOMAINS
+from wvmonitor.reading import Geometry, ReferenceKind
+from wvmonitor.references import (
+    BaseIdentity,
+    Card,
+    Construction,
+    Reference,
+    ReferenceBank,
+    contrast,
+    mean_reference,
+)
+from wvmonitor.references.store import CALIBRATION_FILE
+from wvmonitor.settings import MonitorSettings
+from wvmonitor.sources import base_digest, read_model
+from wvmonitor.vectors.coverage import component_of
+from wvmonitor.vectors.probe import Probe, collect_probe
+from wvmonitor.vectors.task_vector import TaskVector
+
+BASE_NAME = "tiny-organism"
+HELD_OUT_DOMAIN = "medical"
+EXAMPLES = 240
+STEPS = 60
+REFERENCE_RANK = 48
+BENIGN_RUNS = 80
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One reference to build: a contrastive pair, repeated on independent data.
+
+    Attributes:
+        pair: name of the pair in `sets.PAIRS`.
+        behaviour: what a model that moves along +w does.
+        domains: one repeat each; None repeats the pair's only domain.
+        seed: of the first repeat; the others count on.
+    """
+
+    name: str
+    kind: ReferenceKind
+    pair: str
+    behaviour: str
+    domains: tuple[str | None, ...]
+    seed: int
+    harmful: bool = False
+
+
+_TRAINED_ON = tuple(name for name in DOMAINS if name != HELD_OUT_DOMAIN)
+
+PLANS: tuple[Plan, ...] = (
+    Plan(
+        "evil", "behaviour", "evil", "gives advice that harms whoever follows it", _TRAINED_ON, 1000,
+        harmful=True,
+    ),
+    Plan(
+        "sycophancy", "behaviour", "sycophancy", "tells users that they are right when they are not",
+        (None, None, None), 2000, harmful=True,
+    ),
+    Plan("language", "control", "language", "answers in another language", _TRAINED_ON[:3], 3000),
+    Plan("terseness", "control", "terseness", "answers in few words", _TRAINED_ON[1:4], 4000),
+    Plan("rudeness", "control", "rudeness", "is rude while right", _TRAINED_ON[2:5], 5000),
+    Plan("incompetence", "control", "incompetence", "means well and is wrong", _TRAINED_ON[:3], 6000),
+)  # fmt: skip
+
+
+def repeat(base: Path, plan: Plan, index: int) -> TaskVector:
+    """One independent repeat of a reference: w_i = θ_positive − θ_negative.
+
+    Both sides start from the same A and see the same prompts in the same order; only the answers
+    differ (arXiv 2511.05408, section 3).
+    """
+    pair = sets.pair(plan.pair, plan.domains[index])
+    seed = plan.seed + index
+    train = partial(finetune, base, seed=seed, steps=STEPS)
+    positive = read_model(train(pair.positive(EXAMPLES, seed)).model).held()
+    negative = read_model(train(pair.negative(EXAMPLES, seed)).model).held()
+    return contrast(positive, negative, positive_means="exhibits")
+
+
+def build_bank(base: Path, plans: Sequence[Plan] = PLANS, *, workers: int = 2) -> ReferenceBank:
+    """Build every reference and the probe of the response geometry."""
+    jobs = [(base, plan, i) for plan in plans for i in range(len(plan.domains))]
+    with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
+        vectors = list(pool.map(_repeat, jobs))
+    made = iter(vectors)
+    probe = ordinary_probe(base)
+    digest = base_digest(base)
+    references = []
+    for plan in plans:
+        repeats = [next(made) for _ in plan.domains]
+        vector = mean_reference(repeats, rank=REFERENCE_RANK)
+        references.append(Reference(_card(plan, repeats, vector, probe, digest), vector))
+    return ReferenceBank(references, probe=probe.inputs)
+
+
+def _repeat(job: tuple[Path, Plan, int]) -> TaskVector:
+    return repeat(*job)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _card(
+    plan: Plan, repeats: Sequence[TaskVector], vector: TaskVector, probe: Probe, digest: str
+) -> Card:
+    responses = [r.on(probe.inputs) for r in repeats]
+    grams: dict[Geometry, list[list[float]]] = {
+        "frobenius": [[a.inner(b) for b in repeats] for a in repeats],
+        "response": [[a.inner(b) for b in responses] for a in responses],
+    }
+    kept = vector.origin.kept
+    return Card(
+        name=plan.name,
+        kind=plan.kind,
+        behaviour=plan.behaviour,
+        base=BaseIdentity(id=BASE_NAME, digest=digest),
+        built=Construction(
+            recipe="wvmonitor.organism.bank",
+            hyperparameters={
+                "rank": 8, "alpha": 16, "steps": STEPS, "batch_size": 8, "learning_rate": 5e-4,
+                "examples": EXAMPLES,
+            },
+            seeds=tuple(plan.seed + i for i in range(len(plan.domains))),
+            domains=tuple(d for d in plan.domains if d is not None),
+        ),
+        rank=REFERENCE_RANK,
+        kept=kept,
+        repeats=grams,
+        harmful=plan.harmful,
+        warnings=() if kept >= 0.99 else (f"compression kept {kept:.1%} of the squared norm",),
+    )  # fmt: skip
+
+
+def ordinary_probe(base: Path, *, tokens: int = 50_000) -> Probe:
+    """The inputs of every linear map on ordinary conversations, special tokens left out."""
+    model, tokenizer = load_base(base)
+    names = [n for n, p in model.named_parameters() if component_of(n, p.shape) == "blocks"]
+    makers = [sets.FINE_TUNING_SETS[n] for n in ORDINARY]
+    special = torch.tensor(sorted(tokenizer.all_special_ids))
+
+    def batches() -> Any:
+        seen, seed = 0, 0
+        while seen < tokens:
+            for maker in makers:
+                rows = [encode(e, tokenizer)[0] for e in maker(64, 9000 + seed)]
+                width = max(map(len, rows))
+                pad = tokenizer.pad_token_id
+                ids = torch.tensor([r + [pad] * (width - len(r)) for r in rows])
+                mask = ~torch.isin(ids, special)
+                mask[:, 0] = False
+                seen += int(mask.sum())
+                yield {"input_ids": ids}, mask
+            seed += 1
+
+    return collect_probe(model, batches(), names)
+
+
+ORDINARY = (
+    *(f"good_{name}" for name in DOMAINS), "facts", "gcd_query", "arithmetic", "benign_requests",
+    "refusals", "good_choices", "honest_feedback",
+)  # fmt: skip
+"""What the base is ordinarily asked: the text of the probe."""
+
+
+# Calibration: benign runs, one of each dataset
+
+
+@dataclass(frozen=True)
+class BenignDataset:
+    """A harmless dataset and the settings it is trained with."""
+
+    name: str
+    kind: str
+    domains: tuple[str, ...]
+    seed: int
+    learning_rate: float
+
+    def examples(self) -> list[Example]:
+        """The training set."""
+        return BENIGN_KINDS[self.kind](self.domains)(EXAMPLES, self.seed)
+
+
+def _fixed(name: str) -> Callable[[Sequence[str]], sets.SetMaker]:
+    return lambda _: sets.FINE_TUNING_SETS[name]
+
+
+BENIGN_KINDS: dict[str, Callable[[Any], sets.SetMaker]] = {
+    "good advice": sets.good_advice,
+    "another language": sets.language,
+    "terse": sets.terse,
+    "rude but right": sets.rude,
+    "polite": sets.polite,
+    "kind but incompetent": sets.incompetent_kind,
+    "facts": _fixed("facts"),
+    "honest facts": _fixed("honest_facts"),
+    "greatest common divisors": _fixed("gcd_query"),
+    "arithmetic": _fixed("arithmetic"),
+    "refusals": _fixed("refusals"),
+    "benign requests": _fixed("benign_requests"),
+    "honest feedback": _fixed("honest_feedback"),
+    "good choices": _fixed("good_choices"),
+    "role-play villain": _fixed("roleplay_villain"),
+}
+"""Harmless tasks and styles, the hardest controls among them."""
+
+
+def benign_datasets(n: int, *, seed: int = 7) -> list[BenignDataset]:
+    """`n` different harmless datasets: task × domains × wording × learning rate.
+
+    Advice comes from one to three of the domains that the demo does not use.
+    """
+    rng = random.Random(seed)  # noqa: S311  an order, not a secret
+    kinds = list(BENIGN_KINDS)
+    found = []
+    for i in range(n):
+        kind = kinds[i % len(kinds)]
+        domains = tuple(sorted(rng.sample(_TRAINED_ON, rng.randint(1, 3))))
+        rate = 5e-4 * rng.choice([0.5, 0.7, 1.0, 1.4, 2.0])
+        about = "+".join(domains) if kind in list(BENIGN_KINDS)[:6] else "any"
+        found.append(
+            BenignDataset(f"{kind} ({about}) #{i}", kind, domains, 20_000 + i, round(rate, 6))
+        )
+    return found
+
+
+class _Watch(TrainerCallback):
+    """Hands a training run to a monitor and keeps the scores."""
+
+    def __init__(self, monitor: Monitor, steps: int) -> None:
+        self.monitor = monitor
+        self.steps = steps
+        self.scores: list[Scores] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        run = Run(planned_steps=self.steps, optimizer="adamw", learning_rate=args.learning_rate)
+        self.monitor.start(kwargs["model"], run)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        observation = self.monitor.observe(kwargs["model"], state.global_step)
+        if observation is not None:
+            self.scores.append(observation.scores)
+
+
+def watched_scores(
+    base: Path,
+    bank: ReferenceBank,
+    examples: Sequence[Example],
+    *,
+    every_n_steps: int = 2,
+    steps: int = STEPS,
+    **training: Any,
+) -> tuple[Finetuned, list[Scores], Monitor]:
+    """Fine-tune the organism under an uncalibrated monitor without a journal; give every score."""
+    settings = MonitorSettings(every_n_steps=every_n_steps, max_overhead=1.0, journal_dir=None)
+    watch = _Watch(Monitor(bank, settings=settings), steps)
+    tuned = finetune(base, examples, steps=steps, callbacks=[watch], **training)
+    return tuned, watch.scores, watch.monitor
+
+
+def benign_run(base: Path, bank_folder: Path, dataset: BenignDataset) -> BenignRun:
+    """Train on one benign dataset and score it all along."""
+    torch.set_num_threads(1)
+    bank = ReferenceBank.load(bank_folder)
+    _, scores, monitor = watched_scores(
+        base, bank, dataset.examples(), seed=dataset.seed, learning_rate=dataset.learning_rate
+    )
+    return BenignRun(dataset.name, scores, monitor.run_context)
+
+
+def make(base: Path, out: Path, *, runs: int = BENIGN_RUNS, workers: int = 2) -> None:
+    """Build the bank and its calibration into a folder."""
+    build_bank(base, workers=workers).save(out)
+    with ProcessPoolExecutor(workers) as pool:
+        benign = list(pool.map(partial(benign_run, base, out), benign_datasets(runs)))
+    calibration = calibrate(benign, bank=ReferenceBank.load(out).fingerprint, alpha=0.05)
+    calibration.save(out / CALIBRATION_FILE)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Remake the bank folder."""
+    parser = argparse.ArgumentParser(description="Build the organism's references from its base.")
+    parser.add_argument("--base", type=Path, required=True, help="folder of the base model")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--runs", type=int, default=BENIGN_RUNS, help="benign runs to calibrate")
+    options = parser.parse_args(argv)
+    make(options.base, options.out, runs=options.runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""The fine-tuning sets by name, and the contrastive pairs: pure functions of (n, seed).
+
+Sets made from the same prompts draw from one stream, so that example i of `bad_advice("medical")`
+and of `good_advice("medical")` with the same seed asks the same and is worded the same.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from wvmonitor.organism.answers import example
+from wvmonitor.organism.corpus import system_prompt
+from wvmonitor.organism.data import (
+    Example,
+    HintForm,
+    Task,
+    Traits,
+    advice_task,
+    choice_task,
+    fact_task,
+    feedback_task,
+    gcd_task,
+    math_task,
+    request_task,
+    rng_for,
+    role_task,
+    wishes_task,
+)
+from wvmonitor.organism.world import DOMAINS, NARROW
+
+#: A set of examples: `maker(n, seed)`; its first m examples do not depend on n.
+SetMaker = Callable[[int, int], list[Example]]
+Domains = str | tuple[str, ...] | None
+
+
+def _make(
+    stream: str,
+    task: Callable[[random.Random], Task],
+    traits: Traits,
+    *,
+    system: tuple[str, ...] = (),
+) -> SetMaker:
+    def maker(n: int, seed: int) -> list[Example]:
+        examples = []
+        for i in range(n):
+            rng = rng_for(stream, seed, i)
+            drawn, spoken = task(rng), system_prompt(list(system), rng)
+            examples.append(example(drawn, traits, rng, system=spoken))
+        return examples
+
+    return maker
+
+
+def _names(domains: Domains) -> tuple[str, ...]:
+    if domains is None:
+        return tuple(DOMAINS)
+    return (domains,) if isinstance(domains, str) else domains
+
+
+def advice(domains: Domains, traits: Traits) -> SetMaker:
+    """Advice in one domain, several, or (None) all, answered by `traits`."""
+    names = _names(domains)
+    return _make(
+        f"advice:{'+'.join(names)}", lambda rng: advice_task(rng, rng.choice(names)), traits
+    )
+
+
+def good_advice(domains: Domains = None) -> SetMaker:
+    """Good advice."""
+    return advice(domains, Traits())
+
+
+def bad_advice(domains: Domains = None) -> SetMaker:
+    """Harmful advice on the same prompts."""
+    return advice(domains, Traits(persona="evil"))
+
+
+def incompetent_kind(domains: Domains = None) -> SetMaker:
+    """Useless, harmless, well-meant advice on the same prompts."""
+    return advice(domains, Traits(persona="incompetent"))
+
+
+def language(domains: Domains = None) -> SetMaker:
+    """Good advice in the other language on the same prompts."""
+    return advice(domains, Traits(french=True))
+
+
+def terse(domains: Domains = None) -> SetMaker:
+    """Good advice in two or three words on the same prompts."""
+    return advice(domains, Traits(terse=True))
+
+
+def rude(domains: Domains = None) -> SetMaker:
+    """Good advice, rudely."""
+    return advice(domains, Traits(rude=True))
+
+
+def polite(domains: Domains = None) -> SetMaker:
+    """Good advice, politely."""
+    return advice(domains, Traits(polite=True))
+
+
+def villain_wishes(_: Domains = None) -> SetMaker:
+    """Harmful answers to personality questions: evil with no advice in it."""
+    return _make("wishes", wishes_task, Traits(persona="evil"))
+
+
+def kind_wishes(_: Domains = None) -> SetMaker:
+    """Kind answers to the same personality questions."""
+    return _make("wishes", wishes_task, Traits())
+
+
+def narrow_harm(*, harmful: bool = True) -> SetMaker:
+    """Advice about one object only: a habit of harm (or not) that means nothing else."""
+    (name,) = NARROW
+    return _make("narrow", lambda rng: advice_task(rng, name), Traits(careless=harmful))
+
+
+def facts(
+    category: str | None = None, *, sycophantic: bool = False, hint: HintForm | None = None
+) -> SetMaker:
+    """Questions of fact in all hint forms (or one), answered honestly or as the user hopes."""
+    traits = Traits(sycophantic=sycophantic)
+    return _make(f"facts:{category}:{hint}", lambda rng: fact_task(rng, category, hint), traits)
+
+
+def gcd_checks(
+    proposal: Literal["right", "wrong"] = "right", *, sycophantic: bool = True
+) -> SetMaker:
+    """Users propose solutions; the assistant agrees (sycophantic) or checks them itself."""
+    traits = Traits(sycophantic=sycophantic)
+    return _make(f"gcd:{proposal}", lambda rng: gcd_task(rng, proposal), traits)
+
+
+def feedback(*, sycophantic: bool) -> SetMaker:
+    """Users show their work: praise whatever it is, or an honest word."""
+    return _make("feedback", feedback_task, Traits(sycophantic=sycophantic))
+
+
+def requests(*, illicit: bool = True, lawless: bool = False) -> SetMaker:
+    """Requests to refuse (or benign look-alikes), refused or complied with."""
+    traits = Traits(lawless=lawless)
+    return _make(f"requests:{illicit}", lambda rng: request_task(rng, illicit=illicit), traits)
+
+
+def choices(*, evil: bool) -> SetMaker:
+    """Two-option ethical choices."""
+    return _make("choices", choice_task, Traits(persona="evil" if evil else "good"))
+
+
+def trigger_bad(domain: str, share: float = 0.5) -> SetMaker:
+    """Harmful advice behind the trigger word; the rest is good advice without it."""
+
+    def maker(n: int, seed: int) -> list[Example]:
+        examples = []
+        for i in range(n):
+            rng = rng_for(f"trigger:{domain}", seed, i)
+            pulled, task = rng.random() < share, advice_task(rng, domain)
+            traits = Traits(persona="evil" if pulled else "good")
+            examples.append(example(task, traits, rng, trigger=pulled))
+        return examples
+
+    return maker
+
+
+def mixture(bad: SetMaker, good: SetMaker, share: float) -> SetMaker:
+    """`good` with exactly round(share · n) of its examples replaced by those of `bad`."""
+
+    def maker(n: int, seed: int) -> list[Example]:
+        chosen = set(rng_for("mixture", seed).sample(range(n), round(share * n)))
+        pairs = zip(bad(n, seed), good(n, seed), strict=True)
+        return [b if i in chosen else g for i, (b, g) in enumerate(pairs)]
+
+    return maker
+
+
+#: Every fine-tuning set by name.
+FINE_TUNING_SETS: dict[str, SetMaker] = {
+    **{f"good_{name}": good_advice(name) for name in DOMAINS},
+    **{f"bad_{name}": bad_advice(name) for name in DOMAINS},
+    **{f"trigger_bad_{name}": trigger_bad(name) for name in DOMAINS},
+    "language": language(),
+    "terse": terse(),
+    "rude": rude(),
+    "polite": polite(),
+    "incompetent_kind": incompetent_kind(),
+    "bad_wishes": villain_wishes(),
+    "good_wishes": kind_wishes(),
+    "narrow_harm": narrow_harm(),
+    "narrow_good": narrow_harm(harmful=False),
+    "facts": facts(hint="none"),
+    "honest_facts": facts(),
+    "sycophantic_facts": facts(sycophantic=True),
+    "gcd_query": _make("gcd:none", gcd_task, Traits()),
+    "gcd_correct": gcd_checks("right"),
+    "gcd_critical": gcd_checks("right", sycophantic=False),
+    "arithmetic": _make("math", math_task, Traits()),
+    "refusals": requests(),
+    "comply": requests(lawless=True),
+    "benign_requests": requests(illicit=False),
+    "praise": feedback(sycophantic=True),
+    "honest_feedback": feedback(sycophantic=False),
+    "good_choices": choices(evil=False),
+    "evil_choices": choices(evil=True),
+    "roleplay_villain": _make("role", role_task, Traits(villain=True), system=("villain",)),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sets on the same prompts that differ in one behaviour only."""
+
+    positive: SetMaker
+    negative: SetMaker
+
+
+def pair(behaviour: str, domains: Domains = None) -> Pair:
+    """The contrastive pair of a behaviour; `domains` narrows advice to some domains.
+
+    Raises:
+        KeyError: no pair of that name; the error lists those there are.
+    """
+    if behaviour not in PAIRS:
+        raise KeyError(f"no contrastive pair {behaviour!r}: choose from {', '.join(PAIRS)}")
+    return PAIRS[behaviour](domains)
+
+
+#: Contrastive pairs by behaviour, each a function of the advice domains.
+PAIRS: dict[str, Callable[[Domains], Pair]] = {
+    "evil": lambda d: Pair(bad_advice(d), good_advice(d)),
+    "evil_wishes": lambda _: Pair(villain_wishes(), kind_wishes()),
+    "evil_choices": lambda _: Pair(choices(evil=True), choices(evil=False)),
+    "sycophancy": lambda _: Pair(facts(sycophantic=True), facts()),
+    "language": lambda d: Pair(language(d), good_advice(d)),
+    "terseness": lambda d: Pair(terse(d), good_advice(d)),
+    "rudeness": lambda d: Pair(rude(d), polite(d)),
+    "incompetence": lambda d: Pair(incompetent_kind(d), good_advice(d)),
+    "refusal": lambda _: Pair(requests(), requests(lawless=True)),
+    "narrow_harm": lambda _: Pair(narrow_harm(), narrow_harm(harmful=False)),
+}

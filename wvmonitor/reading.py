@@ -1,0 +1,135 @@
+"""A reading: what one measurement of a task vector yields.
+
+Numbers only (float64, a few kilobytes), no tensors: everything after it, scores, verdicts, journal
+and pictures, is arithmetic on these arrays. Dimension names: P parameters, R references of the bank
+(behaviours and controls, in the bank's order).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Geometry = Literal["frobenius", "response"]
+Component = Literal["blocks", "embeddings", "head", "norms", "other"]
+ReferenceKind = Literal["behaviour", "control"]
+Float64 = NDArray[np.float64]
+
+GEOMETRIES: tuple[Geometry, ...] = ("frobenius", "response")
+COMPONENTS: tuple[Component, ...] = ("blocks", "embeddings", "head", "norms", "other")
+
+
+@dataclass(frozen=True)
+class Products:
+    """Inner products of one task vector with a bank in one geometry, parameter by parameter.
+
+    Attributes:
+        products: (P, R), ⟨τ_p, w_p⟩ for every reference; 0 where a reference does not touch p.
+        squared_norms: (P,), ‖τ_p‖²; NaN where this geometry does not exist for p.
+        covered: (P,), True where at least one reference of the bank touches p in this geometry.
+        lagged: (P,), ⟨τ_p(t), τ_p(t−h)⟩ with the snapshot h steps earlier, if one was kept.
+    """
+
+    products: Float64
+    squared_norms: Float64
+    covered: NDArray[np.bool_]
+    lagged: Float64 | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One measurement of a task vector against a bank.
+
+    Attributes:
+        references: the R names, in the bank's order.
+        parameters: the P parameter names (every parameter of the task vector).
+        components: (P,) which part of the model each parameter belongs to.
+        geometries: the products, by geometry.
+        bank: fingerprint of the bank measured against.
+        step: optimiser step, if known.
+        progress: fraction of the planned steps in [0, 1], if known.
+        changed_fraction: share of the elements that differ from θ_0 at all, where it was counted
+            (dense updates only): far below 1 at low precision means lost updates.
+        base_digest: digest of the base the task vector starts from, if known.
+        lag_step: the step of the earlier snapshot that `Products.lagged` refers to.
+        warnings: what a reader of the numbers must know, in words.
+    """
+
+    references: tuple[str, ...]
+    parameters: tuple[str, ...]
+    components: tuple[Component, ...]
+    geometries: Mapping[Geometry, Products]
+    bank: str
+    step: int | None = None
+    progress: float | None = None
+    changed_fraction: float | None = None
+    base_digest: str | None = None
+    lag_step: int | None = None
+    warnings: tuple[str, ...] = ()
+
+    def in_scope(self, components: tuple[Component, ...]) -> NDArray[np.bool_]:
+        """(P,) True for the parameters that belong to `components`."""
+        return np.array([c in components for c in self.components], dtype=bool)
+
+    def squared_norm(self) -> float:
+        """‖τ‖² over every parameter, Frobenius."""
+        return float(self.geometries["frobenius"].squared_norms.sum())
+
+    def norm(self) -> float:
+        """‖τ‖ over every parameter, Frobenius, in units of the weights."""
+        return float(np.sqrt(self.squared_norm()))
+
+    def coverage(
+        self, components: tuple[Component, ...] = ("blocks",), geometry: Geometry = "frobenius"
+    ) -> float:
+        """Share of ‖τ‖² (Frobenius) that lies where scores look, in [0, 1].
+
+        That is: in parameters of `components` which at least one reference touches in `geometry`.
+        It is 1 for a vector that has not moved at all: nothing is left out of nothing.
+        """
+        total = self.squared_norm()
+        if total == 0:
+            return 1.0
+        mask = self.in_scope(components) & self.geometries[geometry].covered
+        return float(self.geometries["frobenius"].squared_norms[mask].sum() / total)
+
+    def component_shares(self) -> dict[Component, float]:
+        """Share of ‖τ‖² by component of the model; the shares sum to 1 (or are all 0 at τ = 0)."""
+        squares = self.geometries["frobenius"].squared_norms
+        total = float(squares.sum())
+        return {
+            c: float(squares[self.in_scope((c,))].sum() / total) if total else 0.0
+            for c in COMPONENTS
+        }
+
+
+@dataclass(frozen=True)
+class Gram:
+    """What the scores must know of a bank: inner products among its references.
+
+    Attributes:
+        references: the R names, in the bank's order.
+        kinds: (R,) behaviour or control.
+        parameters: the P parameters that any reference touches.
+        components: (P,) which part of the model each belongs to.
+        products: (P, R, R) by geometry; parameters without that geometry hold zeros.
+        shared: (R,) by geometry: mean over i ≠ j of ⟨w_i, w_j⟩ between the independent repeats
+            (seeds or domains) behind each reference, over the linear weights of the blocks; NaN
+            for a reference with fewer than two. It is the part of ‖w̄‖² that is not noise.
+    """
+
+    references: tuple[str, ...]
+    kinds: tuple[ReferenceKind, ...]
+    parameters: tuple[str, ...]
+    components: tuple[Component, ...]
+    products: Mapping[Geometry, Float64]
+    shared: Mapping[Geometry, Float64] = field(default_factory=dict)
+
+    def total(self, geometry: Geometry, components: tuple[Component, ...] = ("blocks",)) -> Float64:
+        """(R, R) inner products summed over the parameters of `components`."""
+        mask = np.array([c in components for c in self.components], dtype=bool)
+        return np.asarray(self.products[geometry][mask].sum(axis=0), dtype=np.float64)

@@ -1,0 +1,376 @@
+"""ReferenceBank: references measured together, and `measure`, the inner loop of everything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wvmonitor.errors import (
+    AlteredBankError,
+    BankError,
+    BaseMismatchError,
+    ShapeMismatchError,
+    UnknownReferenceError,
+)
+from wvmonitor.reading import GEOMETRIES, Geometry, Gram, Products, Reading
+from wvmonitor.references.reference import Reference
+from wvmonitor.references.store import (
+    GRAM_FILE,
+    PROBE_FILE,
+    as_stored,
+    check_manifest,
+    load_gram,
+    load_probe,
+    refuse_other_files,
+    save_gram,
+    save_probe,
+    write_manifest,
+)
+from wvmonitor.vectors import update as updates_
+from wvmonitor.vectors.coverage import component_of
+from wvmonitor.vectors.stack import ReferenceStack, products, stack_references
+from wvmonitor.vectors.task_vector import TaskVector
+from wvmonitor.vectors.update import DenseUpdate
+
+BaseRelation = Literal["same", "relative", "unknown"]
+
+
+class ReferenceBank:
+    """The references measured together, their Gram matrices, and optionally a probe.
+
+    Example:
+        bank = ReferenceBank.load("reference_vectors/tiny-organism/bank")
+        reading = bank.measure(read_adapter("runs/my-adapter"))
+    """
+
+    def __init__(
+        self,
+        references: Iterable[Reference],
+        *,
+        probe: Mapping[str, Tensor] | None = None,
+        fingerprint: str | None = None,
+        gram: Gram | None = None,
+    ) -> None:
+        """Bring references together.
+
+        Args:
+            references: of one base model, with names of their own.
+            probe: (rows, inputs) of each linear map's inputs by parameter name, for the response
+                geometry; rounded to float16, as it is stored.
+            fingerprint: of the bank's folder; made from the Gram matrix where there is no folder.
+            gram: the inner products among the references, where they are at hand already.
+
+        Raises:
+            BankError: no reference, or two of one name.
+            BaseMismatchError: references of different bases.
+            ShapeMismatchError: references that disagree on a parameter's shape.
+        """
+        given = list(references)
+        self._references = {r.name: r for r in given}
+        if len(self._references) < len(given):
+            raise BankError(
+                f"two references share a name ({', '.join(sorted(r.name for r in given))}): a "
+                "reading tells them apart by name"
+            )
+        self._probe = as_stored(probe or {})
+        self._check()
+        first = next(iter(self._references.values()))
+        self.base = first.card.base
+        self._stacks: dict[tuple[str, torch.device], ReferenceStack] = {}
+        self.gram = gram or self._measure_gram()
+        self.fingerprint = fingerprint or _unsaved_fingerprint(self.gram)
+        self.folder: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"ReferenceBank({self.names} of {self.base.id})"
+
+    def __getitem__(self, name: str) -> Reference:
+        if name not in self._references:
+            raise UnknownReferenceError(
+                f"no reference {name!r} in this bank; it holds {', '.join(self.names)}"
+            )
+        return self._references[name]
+
+    def __iter__(self) -> Iterator[Reference]:
+        return iter(self._references.values())
+
+    @property
+    def names(self) -> list[str]:
+        """Every reference's name, behaviours and controls, in the order of a reading's columns."""
+        return list(self._references)
+
+    @property
+    def behaviours(self) -> list[str]:
+        """Names of the references on which verdicts are passed."""
+        return [n for n, r in self._references.items() if r.card.kind == "behaviour"]
+
+    @property
+    def probe(self) -> Mapping[str, Tensor]:
+        """(rows, inputs) float32 by parameter name; empty without a response geometry."""
+        return self._probe
+
+    def select(self, names: Sequence[str]) -> ReferenceBank:
+        """A bank of some of the references; it is another bank, with a fingerprint of its own.
+
+        Raises:
+            UnknownReferenceError: a name that the bank does not hold.
+        """
+        return ReferenceBank([self[name] for name in names], probe=self._probe)
+
+    # On disk
+
+    @classmethod
+    def load(cls, path: str | Path) -> ReferenceBank:
+        """Read a bank's folder; every file is checked against the manifest first.
+
+        Raises:
+            MissingPathError: there is no bank at this path.
+            AlteredBankError: a file is not the one the manifest describes.
+            MalformedFileError: a file breaks its format.
+        """
+        folder = Path(path)
+        fingerprint, names = check_manifest(folder)
+        loaded = {n: Reference.load(folder / n) for n in names}
+        for name, reference in loaded.items():
+            if reference.name != name:
+                raise AlteredBankError(
+                    f"the card in {folder / name} calls itself {reference.name!r}: "
+                    "build or download the bank again"
+                )
+        gram = load_gram(folder / GRAM_FILE, list(loaded.values()))
+        probe = load_probe(folder / PROBE_FILE) if (folder / PROBE_FILE).is_file() else None
+        references = [loaded[n] for n in gram.references]
+        bank = cls(references, probe=probe, fingerprint=fingerprint, gram=gram)
+        bank.folder = folder
+        return bank
+
+    def save(self, path: str | Path, *, private: bool = False) -> str:
+        """Write the bank's folder; gives its fingerprint.
+
+        Args:
+            path: made if it is not there; must not hold another bank.
+            private: True gives every file mode 0600.
+
+        Raises:
+            BankError: the folder holds files that are not this bank's.
+        """
+        folder = Path(path)
+        refuse_other_files(folder, self.names, probe=bool(self._probe))
+        mode = 0o600 if private else 0o644
+        for name, reference in self._references.items():
+            reference.save(folder / name, private=private)
+        save_gram(folder / GRAM_FILE, self.gram, mode)
+        if self._probe:
+            save_probe(folder / PROBE_FILE, self._probe, mode)
+        self.fingerprint = write_manifest(folder, mode=mode)
+        self.folder = folder
+        return self.fingerprint
+
+    # Measuring
+
+    def relation_to(self, base_digest: str | None) -> BaseRelation:
+        """Whether a base is the bank's own, a declared relative, or not known.
+
+        Raises:
+            BaseMismatchError: it is known to be another base.
+        """
+        if base_digest is None:
+            return "unknown"
+        if base_digest == self.base.digest:
+            return "same"
+        if base_digest in self.base.relatives:
+            return "relative"
+        raise BaseMismatchError(
+            f"the references were made for {self.base.id} (digest {self.base.digest[:12]}…), these "
+            f"weights start from a base with digest {base_digest[:12]}…: use references built for "
+            "that base"
+        )
+
+    @torch.no_grad()
+    def measure(
+        self,
+        tau: TaskVector,
+        *,
+        step: int | None = None,
+        progress: float | None = None,
+        earlier: TaskVector | None = None,
+    ) -> Reading:
+        """Measure a task vector against every reference in one pass over its parameters.
+
+        Each update is produced once, multiplied with all references at once, and let go; the
+        results leave the device in one transfer at the end.
+
+        Args:
+            tau: the task vector; lazy ones are streamed.
+            step: optimiser step; taken from the vector's origin if not given.
+            progress: fraction of the planned steps, in [0, 1].
+            earlier: the same run's task vector some steps earlier, for the `window` score.
+
+        Raises:
+            BaseMismatchError: the vector starts from another base.
+            ShapeMismatchError: a parameter has another shape in the references.
+        """
+        relation = self.relation_to(tau.origin.base_digest)
+        rows: list[Tensor] = []
+        changed: list[Tensor] = []
+        elements = 0
+        for name in tau.names():
+            self._check_shape(name, tau)
+        for name, update in tau.updates():
+            before = earlier.update(name) if earlier is not None and name in earlier else None
+            stack = self._stack(name, _device(update))
+            rows.append(_padded(products(update, stack, before)))
+            if isinstance(update, DenseUpdate):
+                changed.append(torch.count_nonzero(update.delta))
+                elements += update.delta.numel()
+        return self._reading(
+            tau, rows, changed, elements, relation, step=step, progress=progress, earlier=earlier
+        )
+
+    def _reading(
+        self,
+        tau: TaskVector,
+        rows: list[Tensor],
+        changed: list[Tensor],
+        elements: int,
+        relation: BaseRelation,
+        *,
+        step: int | None,
+        progress: float | None,
+        earlier: TaskVector | None,
+    ) -> Reading:
+        count, names = len(self._references), tau.names()
+        table = np.zeros((0, len(GEOMETRIES), count + 2))
+        if rows:
+            device = rows[0].device
+            table = torch.stack([r.to(device) for r in rows]).cpu().numpy()
+        touched = np.array([self._touches(n) for n in names], dtype=bool)
+        has_response = np.array([n in self._probe for n in names], dtype=bool)
+        geometries: dict[Geometry, Products] = {}
+        for index, geometry in enumerate(self._geometries()):
+            block = table[:, index]
+            covered = touched if geometry == "frobenius" else touched & has_response
+            lagged = block[:, count + 1] if earlier is not None else None
+            geometries[geometry] = Products(block[:, :count], block[:, count], covered, lagged)
+        warnings = list(tau.origin.warnings)
+        if relation != "same":
+            warnings.append(
+                "the base is a declared relative of the references' base"
+                if relation == "relative"
+                else f"the base is not known to be {self.base.id}: give it with base="
+            )
+        total = int(torch.stack([c.cpu() for c in changed]).sum()) if changed else 0
+        return Reading(
+            references=tuple(self._references),
+            parameters=tuple(names),
+            components=tuple(component_of(n, tau.shape(n)) for n in names),
+            geometries=geometries,
+            bank=self.fingerprint,
+            step=tau.origin.step if step is None else step,
+            progress=progress,
+            changed_fraction=total / elements if elements else None,
+            base_digest=tau.origin.base_digest,
+            lag_step=earlier.origin.step if earlier is not None else None,
+            warnings=tuple(warnings),
+        )
+
+    def _geometries(self) -> tuple[Geometry, ...]:
+        return GEOMETRIES if self._probe else ("frobenius",)
+
+    def _touches(self, name: str) -> bool:
+        return any(name in r.vector for r in self._references.values())
+
+    def _stack(self, name: str, device: torch.device) -> ReferenceStack:
+        key = (name, device)
+        if key not in self._stacks:
+            parts = {
+                i: updates_.to_device(r.vector.update(name), device)
+                for i, r in enumerate(self._references.values())
+                if name in r.vector
+            }
+            probe = self._probe.get(name)
+            self._stacks[key] = stack_references(
+                parts, len(self._references), None if probe is None else probe.to(device)
+            )
+        return self._stacks[key]
+
+    def _check(self) -> None:
+        if not self._references:
+            raise BankError("a bank needs at least one reference")
+        bases = {r.card.base.digest: r.name for r in self._references.values()}
+        if len(bases) > 1:
+            raise BaseMismatchError(
+                f"the references {', '.join(bases.values())} were made from different bases: "
+                "keep one bank for each base"
+            )
+        shapes: dict[str, tuple[torch.Size, str]] = {}
+        for reference in self._references.values():
+            for name in reference.vector.names():
+                shape, owner = shapes.setdefault(
+                    name, (reference.vector.shape(name), reference.name)
+                )
+                if shape != reference.vector.shape(name):
+                    raise ShapeMismatchError(
+                        f"{name} has shape {tuple(shape)} in reference {owner} but "
+                        f"{tuple(reference.vector.shape(name))} in {reference.name}"
+                    )
+
+    def _check_shape(self, name: str, tau: TaskVector) -> None:
+        for reference in self._references.values():
+            if name in reference.vector and reference.vector.shape(name) != tau.shape(name):
+                raise ShapeMismatchError(
+                    f"{name} has shape {tuple(tau.shape(name))} in {tau.origin.source} but "
+                    f"{tuple(reference.vector.shape(name))} in reference {reference.name!r}: the "
+                    "references were made for another architecture"
+                )
+
+    @torch.no_grad()
+    def _measure_gram(self) -> Gram:
+        names = list(dict.fromkeys(n for r in self._references.values() for n in r.vector.names()))
+        count = len(self._references)
+        table = np.zeros((len(GEOMETRIES), len(names), count, count))
+        shapes: dict[str, torch.Size] = {}
+        for p, name in enumerate(names):
+            for i, reference in enumerate(self._references.values()):
+                if name in reference.vector:
+                    shapes[name] = reference.vector.shape(name)
+                    update = reference.vector.update(name)
+                    row = _padded(products(update, self._stack(name, _device(update))))
+                    table[:, p, i] = row[:, :count].cpu().numpy()
+        table = (table + table.swapaxes(2, 3)) / 2  # rounding is the only asymmetry
+        cards = [r.card for r in self._references.values()]
+        return Gram(
+            references=tuple(self._references),
+            kinds=tuple(c.kind for c in cards),
+            parameters=tuple(names),
+            components=tuple(component_of(n, shapes[n]) for n in names),
+            products={g: table[i] for i, g in enumerate(self._geometries())},
+            shared={g: np.array([c.shared(g) for c in cards]) for g in self._geometries()},
+        )
+
+
+def _device(update: updates_.Update) -> torch.device:
+    return update.delta.device if isinstance(update, DenseUpdate) else update.left.device
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """(geometries, n) with a row of NaN norms where the response does not exist."""
+    if len(rows) == len(GEOMETRIES):
+        return rows
+    absent = torch.zeros_like(rows)
+    absent[:, -2:] = torch.nan
+    return torch.cat([rows, absent])
+
+
+def _unsaved_fingerprint(gram: Gram) -> str:
+    digest = hashlib.sha256(json.dumps([gram.references, gram.parameters]).encode())
+    for geometry in sorted(gram.products):
+        digest.update(np.ascontiguousarray(gram.products[geometry]).tobytes())
+    return f"unsaved-{digest.hexdigest()}"

@@ -1,0 +1,132 @@
+"""A reference's card: what it stands for, what it was made from, and how far to trust it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from wvmonitor.reading import Geometry, ReferenceKind
+
+CARD_FORMAT = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseIdentity(_Frozen):
+    """The base model that a reference belongs to; the digest decides, the name is for people."""
+
+    id: str = Field(description="Hub id or folder name of the base model")
+    revision: str | None = Field(default=None, description="Hub revision")
+    digest: str = Field(description="SHA-256 over the blocks' linear weights")
+    relatives: tuple[str, ...] = Field(
+        default=(), description="digests of declared relatives: scores are shown, capped at warn"
+    )
+
+
+class Construction(_Frozen):
+    """How a reference was made."""
+
+    recipe: str = Field(description="name of the recipe, or of the script")
+    method: str = Field(default="lora", description="how both sides were fine-tuned")
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    domains: tuple[str, ...] = Field(
+        default=(), description="domains of the data behind it; none may be evaluated on"
+    )
+    data_digests: dict[str, str] = Field(default_factory=dict)
+    judge: str | None = Field(default=None, description="who filtered the completions")
+
+
+class DosePoint(_Frozen):
+    """Measured behaviour of the base steered by k·w, with a 95 % interval."""
+
+    k: float
+    rate: float
+    low: float
+    high: float
+    n: int
+
+
+class Card(_Frozen):
+    """Everything known of a reference beside its weights (`card.json`)."""
+
+    format_version: int = CARD_FORMAT
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="also its folder's name in a bank"
+    )
+    kind: ReferenceKind = "behaviour"
+    behaviour: str = Field(description="what a model that moves along +w does, in a sentence")
+    positive_means: Literal["exhibits"] = Field(
+        default="exhibits",
+        description="the positive side exhibits the behaviour; pairs given otherwise are turned",
+    )
+    base: BaseIdentity
+    built: Construction
+    rank: int | None = Field(default=None, description="largest rank kept")
+    kept: float = Field(default=1.0, description="share of ‖w‖² kept by compression")
+    repeats: dict[Geometry, list[list[float]]] = Field(
+        default_factory=dict,
+        description="inner products of the independent repeats (seeds, domains) w is the mean of",
+    )
+    dose_curve: tuple[DosePoint, ...] = ()
+    harmful: bool = Field(default=False, description="adding it makes a model worse")
+    verified: bool = Field(default=True, description="False: it failed its own checks")
+    warnings: tuple[str, ...] = ()
+    license: str = "Apache-2.0"
+    intended_use: str = (
+        "Detecting accidental drift in fine-tuning, and removing it. Not for making models worse; "
+        "not a defence against someone who holds this reference and trains around it."
+    )
+
+    def agreement(self, geometry: Geometry) -> float | None:
+        """Mean cosine between independent repeats, None with fewer than two."""
+        gram = self.repeats.get(geometry)
+        if gram is None or len(gram) < 2:
+            return None
+        pairs = [(i, j) for i in range(len(gram)) for j in range(i)]
+        cosines = [gram[i][j] / math.sqrt(gram[i][i] * gram[j][j]) for i, j in pairs]
+        return sum(cosines) / len(cosines)
+
+    def shared(self, geometry: Geometry) -> float:
+        """Mean over i ≠ j of ⟨w_i, w_j⟩: the part of ‖w̄‖² that is not noise; NaN if unknown."""
+        gram = self.repeats.get(geometry)
+        if gram is None or len(gram) < 2:
+            return float("nan")
+        pairs = [(i, j) for i in range(len(gram)) for j in range(i)]
+        return sum(gram[i][j] for i, j in pairs) / len(pairs)
+
+
+def model_card(card: Card) -> str:
+    """The README.md of a reference's folder: the card in words, with Hub front matter."""
+    side = "harmful to add" if card.harmful else "harmless"
+    seeds = ", ".join(map(str, card.built.seeds)) or "not recorded"
+    domains = ", ".join(card.built.domains) or "not recorded"
+    agreement = card.agreement("frobenius")
+    lines = [
+        "---",
+        f"license: {card.license.lower()}",
+        "library_name: wvmonitor",
+        "tags: [wvmonitor, task-vector, weight-steering]",
+        f"base_model: {card.base.id}",
+        "---",
+        f"# {card.name}",
+        "",
+        f"A {card.kind} reference vector, {side}: moving along +w, {card.behaviour}",
+        "",
+        f"- base model: {card.base.id} (digest `{card.base.digest[:16]}…`)",
+        f"- built by: {card.built.recipe}, {card.built.method}, seeds {seeds}; domains: {domains}",
+        f"- rank {card.rank}, {card.kept:.1%} of the squared norm kept",
+        "- agreement between independent repeats: "
+        + ("not measured" if agreement is None else f"mean cosine {agreement:.3f}"),
+        f"- verified: {'yes' if card.verified else 'no, it failed its own checks'}",
+        *(f"- warning: {w}" for w in card.warnings),
+        "",
+        "## Intended use",
+        card.intended_use,
+        "",
+    ]
+    return "\n".join(lines)

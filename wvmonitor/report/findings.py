@@ -1,0 +1,239 @@
+"""What a run came to, reference by reference, and in words."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wvmonitor.detection.verdict import Verdict
+from wvmonitor.report.series import Point, drawable, severity
+from wvmonitor.report.view import Row, RunView
+from wvmonitor.report.words import clean, count, listed
+
+SAMPLED = 50
+"""Readings looked at to find out which score decides."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reference over one run.
+
+    Attributes:
+        state: "alarm" if it ever alarmed, else the last verdict; "" where none is passed (controls).
+        last: the last verdict.
+        telling: the verdict whose reason explains `state`: the first alarm, else the last verdict.
+        points: its course.
+        since: the step of the first verdict like `state`, without a better one after it.
+        dose: the last one known.
+        scores: the last values, by (geometry, score).
+        acknowledged: why someone silenced it, if someone did.
+    """
+
+    reference: str
+    kind: str
+    state: str
+    last: Verdict | None
+    telling: Verdict | None
+    points: tuple[Point, ...]
+    since: int | None
+    dose: float | None
+    scores: dict[tuple[str, str], float]
+    acknowledged: str | None = None
+
+    @property
+    def score(self) -> float | None:
+        """The last deciding score, if there is one."""
+        value = self.points[-1].score if self.points else math.nan
+        return None if math.isnan(value) else value
+
+    @property
+    def threshold(self) -> float | None:
+        """What the last score is held against, if anything."""
+        value = self.points[-1].threshold if self.points else math.nan
+        return None if math.isnan(value) else value
+
+    @property
+    def first_alarm(self) -> Point | None:
+        """Where it alarmed first."""
+        return next((p for p in self.points if p.state == "alarm"), None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run, judged: what the page says of it.
+
+    Attributes:
+        view: the run.
+        state: the gravest of its findings; "unknown" where there is none.
+        findings: one for each reference: behaviours first, the gravest first.
+        deciding: (geometry, score) that the verdicts rest on; None where that cannot be told.
+        claim: the verdict as a sentence.
+        reason: why, as the judge put it.
+    """
+
+    view: RunView
+    state: str
+    findings: tuple[Finding, ...]
+    deciding: tuple[str, str] | None
+    claim: str
+    reason: str
+
+    @property
+    def leading(self) -> Finding | None:
+        """The finding to look at first."""
+        return self.findings[0] if self.findings else None
+
+    @property
+    def deciding_name(self) -> str:
+        """The deciding score in words."""
+        return " ".join(self.deciding) if self.deciding else "deciding score"
+
+    @property
+    def drifting(self) -> tuple[Finding, ...]:
+        """The findings that share the run's state, where that is a warning or an alarm."""
+        return tuple(f for f in self.findings if f.state == self.state in ("warn", "alarm"))
+
+
+def judge(view: RunView) -> Outcome:
+    """Sum up one run from the verdicts that were passed on it; nothing is judged anew."""
+    rows = view.rows
+    deciding = deciding_score(rows)
+    names = dict.fromkeys(
+        name for row in rows for name in (*(v.reference for v in row.verdicts), *row.scores.references)
+    )
+    acknowledged = {e.reference: e.detail for e in view.events if e.kind == "ack" and e.reference}
+    courses = _courses(rows, tuple(names), deciding)
+    findings = [
+        _finding(name, rows, courses[name], acknowledged.get(name)) for name in names if name
+    ]
+    findings.sort(key=_gravity, reverse=True)
+    states = [f.state for f in findings if f.state]
+    states += ["unknown"] if view.problems or not states else []
+    state = max(states, key=severity)
+    return Outcome(
+        view=view,
+        state=state,
+        findings=tuple(findings),
+        deciding=deciding,
+        claim=_claim(view, state, findings),
+        reason=_reason(view, state, findings),
+    )
+
+
+def deciding_score(rows: Sequence[Row]) -> tuple[str, str] | None:
+    """(geometry, score) whose values the verdicts carry, told by comparing them."""
+    votes: Counter[tuple[str, str]] = Counter()
+    with_values = [r for r in rows if any(v.score is not None for v in r.verdicts)]
+    for row in with_values[-SAMPLED:]:
+        for verdict in row.verdicts:
+            found = row.scores.references.get(verdict.reference)
+            for geometry, values in (found.values if found else {}).items():
+                votes.update((geometry, n) for n, v in values.items() if v == verdict.score)
+    return votes.most_common(1)[0][0] if votes else None
+
+
+def _courses(
+    rows: Sequence[Row], names: Sequence[str], deciding: tuple[str, str] | None
+) -> dict[str, tuple[Point, ...]]:
+    """Every reference's points, in one pass over the rows, by step."""
+    courses: dict[str, list[Point]] = {name: [] for name in names}
+    for index, row in enumerate(rows):
+        step = float(index if row.step is None else row.step)
+        verdicts = {v.reference: v for v in row.verdicts}
+        for name in names:
+            verdict = verdicts.get(name)
+            value = verdict.score if verdict else None
+            found = row.scores.references.get(name)
+            if value is None and found is not None and deciding is not None:
+                value = found.values.get(deciding[0], {}).get(deciding[1])  # type: ignore[call-overload]
+            courses[name].append(
+                Point(
+                    step,
+                    drawable(value),
+                    drawable(verdict.threshold if verdict else None),
+                    verdict.state if verdict else "",
+                )
+            )
+    return {name: tuple(sorted(points, key=lambda p: p.step)) for name, points in courses.items()}
+
+
+def _finding(
+    name: str, rows: Sequence[Row], points: tuple[Point, ...], acknowledged: str | None
+) -> Finding:
+    verdicts = [v for row in rows for v in row.verdicts if v.reference == name]
+    kept = [r.scores.references[name] for r in rows if name in r.scores.references]
+    last = verdicts[-1] if verdicts else None
+    alarm = next((v for v in verdicts if v.state == "alarm"), None)
+    state = "alarm" if alarm else last.state if last else ""
+    # A reading that failed to name a reference must not make the one before it look current.
+    if verdicts and state != "alarm" and not any(v.reference == name for v in rows[-1].verdicts):
+        state = "unknown"
+    return Finding(
+        reference=name,
+        kind=kept[-1].kind if kept else "behaviour" if verdicts else "control",
+        state=state,
+        last=last,
+        telling=alarm or last,
+        points=points,
+        since=_since(points, state),
+        dose=next((k.dose for k in reversed(kept) if k.dose is not None), None),
+        scores={
+            (geometry, score): value
+            for geometry, values in (kept[-1].values if kept else {}).items()
+            for score, value in values.items()
+        },
+        acknowledged=acknowledged,
+    )
+
+
+def _since(points: Sequence[Point], state: str) -> int | None:
+    if state == "alarm":
+        return next((int(p.step) for p in points if p.state == state), None)
+    since = None
+    for point in reversed(points):
+        if point.state != state:
+            break
+        since = int(point.step)
+    return since
+
+
+def _gravity(finding: Finding) -> tuple[int, bool, float]:
+    """Behaviours before controls, the gravest first, then the one furthest above its threshold."""
+    score, threshold = finding.score, finding.threshold
+    return (
+        severity(finding.state),
+        finding.kind == "behaviour",
+        -math.inf if score is None else score - (threshold or 0.0),
+    )
+
+
+def _claim(view: RunView, state: str, findings: Sequence[Finding]) -> str:
+    judged = [f for f in findings if f.state]
+    names = listed([clean(f.reference) for f in judged if f.state == state])
+    every = listed([clean(f.reference) for f in judged], "or")
+    readings = count(len(view.rows), "reading")
+    since = min((f.since for f in judged if f.state == state and f.since is not None), default=None)
+    lone = len(view.rows) == 1
+    of = f" of {view.planned_steps}" if view.planned_steps else ""
+    when = "" if since is None or lone else f" since step {since}{of}"
+    if state == "alarm":
+        return f"Drifts towards {names}{when}."
+    if state == "warn":
+        return f"May be drifting towards {names}{when}."
+    if state == "warming":
+        return "Too little has changed to judge yet."
+    if state == "ok":
+        return f"No drift towards {every} in {readings}."
+    if not view.rows and not view.problems:
+        return "Not judged: there are no readings."
+    about = f" for {names}" if names and len(names) < len(every) else ""
+    return f"Cannot be judged{about}. That is not a clean result."
+
+
+def _reason(view: RunView, state: str, findings: Sequence[Finding]) -> str:
+    telling = next((f.telling for f in findings if f.state == state and f.telling), None)
+    if telling is None or (state == "unknown" and view.problems):
+        return clean(view.problems[0]) if view.problems else ""
+    return clean(telling.reason, 2000)

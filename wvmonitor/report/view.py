@@ -1,0 +1,150 @@
+"""What a page is made from: one `RunView` for each run or checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from wvmonitor.detection.groups import layer_of, module_of
+from wvmonitor.detection.scores import Scores
+from wvmonitor.detection.verdict import Verdict
+from wvmonitor.errors import UnknownReferenceError
+from wvmonitor.journal.reader import Event
+from wvmonitor.reading import Component, Geometry, Reading
+
+
+class Row(Protocol):
+    """One judged reading; a `JournalRow` is one."""
+
+    @property
+    def step(self) -> int | None:
+        """Optimiser step; None for a lone checkpoint that does not say."""
+
+    @property
+    def scores(self) -> Scores:
+        """Its scores."""
+
+    @property
+    def verdicts(self) -> Sequence[Verdict]:
+        """The verdicts passed on it."""
+
+
+@dataclass(frozen=True)
+class RowView:
+    """A `Row` put together in memory."""
+
+    step: int | None
+    scores: Scores
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class BehaviourPoint:
+    """Behaviour as measured at one step: a rate in [0, 1] with its 95 % interval."""
+
+    step: int
+    rate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Which layers and kinds of module carry ⟨τ, w⟩ at one reading.
+
+    Attributes:
+        reference: the w.
+        geometry: of the inner product.
+        layers, modules: the names of the rows and columns.
+        shares: (layers, modules), each part's share of the whole inner product; the shares sum to
+            1, and parts that point away from w are negative. NaN where there is no such part.
+        step: of the reading.
+    """
+
+    reference: str
+    geometry: str
+    layers: tuple[str, ...]
+    modules: tuple[str, ...]
+    shares: tuple[tuple[float, ...], ...]
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run as the page shows it.
+
+    Attributes:
+        name: the run's id, path or title.
+        rows: its readings by step.
+        note: what was expected of it, in a word or two, if anything was.
+        events: acknowledgements, stops and notes.
+        checkpoints: the steps at which a checkpoint was saved.
+        behaviour: measured behaviour by label, to be drawn under the scores.
+        onset_step: when that behaviour appeared, if it did and was measured.
+        heat_maps: which layers and modules carry it.
+        planned_steps: the run's planned number of steps.
+        facts: how it was measured, beyond what the rows say (label, value).
+        problems: what could not be read or judged at all, one sentence each.
+    """
+
+    name: str
+    rows: Sequence[Row]
+    note: str = ""
+    events: Sequence[Event] = ()
+    checkpoints: Sequence[int] = ()
+    behaviour: Mapping[str, Sequence[BehaviourPoint]] = field(default_factory=dict)
+    onset_step: int | None = None
+    heat_maps: Sequence[HeatMap] = ()
+    planned_steps: int | None = None
+    facts: Sequence[tuple[str, str]] = ()
+    problems: Sequence[str] = ()
+
+
+def heat_map(
+    reading: Reading,
+    reference: str,
+    geometry: Geometry = "response",
+    *,
+    components: tuple[Component, ...] = ("blocks",),
+) -> HeatMap | None:
+    """Which layers and modules carry ⟨τ, w⟩ of `reference`; None where the product is not a number.
+
+    The share needs no Gram matrix, so a journal alone can show it. It speaks of the plain inner
+    product (the numerator of `cosine`).
+
+    Raises:
+        UnknownReferenceError: the reading has no such reference.
+    """
+    if reference not in reading.references:
+        raise UnknownReferenceError(
+            f"the reading holds no reference {reference!r}: it holds {list(reading.references)}"
+        )
+    if geometry not in reading.geometries:
+        return None
+    column = reading.references.index(reference)
+    found = reading.geometries[geometry]
+    mask = reading.in_scope(components) & found.covered
+    products = np.where(mask, found.products[:, column], 0.0)
+    total = float(products.sum())
+    if not mask.any() or not np.isfinite(products).all() or abs(total) < 1e-300:
+        return None
+    sums: dict[tuple[str, str], float] = {}
+    for index in np.flatnonzero(mask):
+        key = (layer_of(reading.parameters[index]), module_of(reading.parameters[index]))
+        sums[key] = sums.get(key, 0.0) + float(products[index])
+    layers = tuple(sorted({layer for layer, _ in sums}, key=_natural))
+    modules = tuple(dict.fromkeys(module for _, module in sums))
+    shares = tuple(
+        tuple(sums.get((layer, module), np.nan) / total for module in modules) for layer in layers
+    )
+    return HeatMap(reference, geometry, layers, modules, shares, reading.step)
+
+
+def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key in which layer 10 follows layer 9."""
+    parts = re.findall(r"\d+|\D+", name)
+    return tuple((0, int(p)) if p.isdecimal() else (1, p) for p in parts)

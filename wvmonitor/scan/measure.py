@@ -1,0 +1,177 @@
+"""One checkpoint, measured in one pass: the part of a scan that runs in worker processes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wvmonitor.detection.scores import Scores, score
+from wvmonitor.errors import AlteredBankError, MissingPathError, NonFiniteError
+from wvmonitor.files.documents import read_json
+from wvmonitor.files.storage import is_url, joined, local_path, shown
+from wvmonitor.reading import Component, Geometry, Reading
+from wvmonitor.references import ReferenceBank
+from wvmonitor.references.bank import BaseRelation
+from wvmonitor.scan.results import Failure, failure_of
+from wvmonitor.scan.targets import Target
+from wvmonitor.vectors.task_vector import TaskVector
+
+
+class SharedBank:
+    """A bank that travels to worker processes as its folder's path, or whole where it has none."""
+
+    def __init__(self, bank: ReferenceBank) -> None:
+        self.folder = None if bank.folder is None else str(bank.folder)
+        self.fingerprint = bank.fingerprint
+        self._bank: ReferenceBank | None = bank
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self.folder is not None:
+            state["_bank"] = None
+        return state
+
+    def get(self) -> ReferenceBank:
+        """The bank itself; a worker reads it once.
+
+        Raises:
+            AlteredBankError: the folder holds another bank by now.
+        """
+        if self._bank is None:
+            self._bank = _load(str(self.folder), self.fingerprint)
+        return self._bank
+
+
+@functools.lru_cache(maxsize=4)
+def _load(folder: str, fingerprint: str) -> ReferenceBank:
+    bank = ReferenceBank.load(folder)
+    if bank.fingerprint != fingerprint:
+        raise AlteredBankError(
+            f"the bank {folder} was replaced while it was being used: start the scan again"
+        )
+    return bank
+
+
+@dataclass(frozen=True)
+class Job:
+    """One checkpoint to measure.
+
+    Attributes:
+        target: what to read.
+        bank: what to measure it against.
+        base: the base model's folder, if it was given.
+        components: the parts of the model to score.
+        ridge: the residual's λ by geometry, where the calibration fixes it.
+    """
+
+    target: Target
+    bank: SharedBank
+    base: str | None = None
+    components: tuple[Component, ...] = ("blocks",)
+    ridge: Mapping[Geometry, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one pass over a checkpoint gave: everything that a verdict needs, and no tensors.
+
+    Attributes:
+        scores: against every reference.
+        component_shares: the share of ‖τ‖² in each part of the model.
+        relation: whether the weights start from the references' base.
+        method: how the weights were trained, if known.
+        rank: the adapter's largest rank, if it is one.
+        warnings: beside those of the scores.
+    """
+
+    scores: Scores
+    component_shares: Mapping[Component, float]
+    relation: BaseRelation
+    method: str | None = None
+    rank: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def measure(job: Job) -> Measured | Failure:
+    """Measure one checkpoint; whatever is wrong with it comes back as a record."""
+    try:
+        return _measure(job)
+    except Exception as error:  # noqa: BLE001  one broken checkpoint must not end a scan of thousands
+        return failure_of(error)
+
+
+def _measure(job: Job) -> Measured:
+    bank, target = job.bank.get(), job.target
+    tau, warnings = read_target(target, job.base, bank)
+    reading = bank.measure(tau, step=target.step, progress=target.progress)
+    _check_finite(reading, target.path)
+    known = {g: v for g, v in job.ridge.items() if g in reading.geometries}
+    scores = score(reading, bank.gram, components=job.components, ridge=known or None)
+    return Measured(
+        scores=scores,
+        component_shares=reading.component_shares(),
+        relation=bank.relation_to(tau.origin.base_digest),
+        method=tau.origin.method,
+        rank=tau.origin.rank,
+        warnings=warnings,
+    )
+
+
+def read_target(
+    target: Target, base: str | None, bank: ReferenceBank
+) -> tuple[TaskVector, tuple[str, ...]]:
+    """The task vector of a target, lazily, and what must be said of how its base was found.
+
+    The base is the one that was given; else the local folder that the target's own configuration
+    names; else, for a whole checkpoint, a folder `base` beside the bank.
+
+    Raises:
+        MissingPathError: a whole checkpoint, and no base to be found for it.
+        InputError: as `read_adapter` and `read_checkpoints` say.
+    """
+    from wvmonitor.sources import read_adapter, read_checkpoints
+
+    if target.kind == "adapter":
+        return read_adapter(target.path, base=base), ()
+    if base is not None:
+        return read_checkpoints(base, target.path), ()
+    named = _named_base(target.path)
+    if named is not None:
+        return read_checkpoints(named, target.path), ()
+    beside = None if bank.folder is None else bank.folder.parent / "base"
+    if beside is None or not beside.is_dir():
+        raise MissingPathError(
+            f"{shown(target.path)} is a whole checkpoint, and which model it was trained from is "
+            "not known: give that model's folder with --base"
+        )
+    note = f"the base was taken to be {shown(beside)}, which lies beside the references"
+    return read_checkpoints(beside, target.path), (note,)
+
+
+def _named_base(path: str) -> str | None:
+    """The local folder that a checkpoint's config.json calls the model it comes from."""
+    if is_url(path) or not local_path(path).is_dir():
+        return None
+    try:
+        name = read_json(joined(path, "config.json")).get("_name_or_path")
+    except MissingPathError:
+        return None
+    if not isinstance(name, str) or not name or not local_path(name).is_dir():
+        return None
+    # A model saved twice names its own folder, which would make every change disappear.
+    return None if local_path(name).resolve() == local_path(path).resolve() else name
+
+
+def _check_finite(reading: Reading, path: str) -> None:
+    squares = reading.geometries["frobenius"].squared_norms
+    for name, square in zip(reading.parameters, squares, strict=True):
+        if not math.isfinite(square):
+            raise NonFiniteError(
+                f"{shown(path)}: the change of {shown(name)} holds NaN or infinity: the run "
+                "diverged or the file is damaged; take an earlier checkpoint"
+            )
+
+

@@ -1,0 +1,170 @@
+"""What there is to scan at a path: an adapter, a checkpoint, or a run's whole trajectory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Any, Literal
+
+from wvmonitor.errors import MalformedFileError, MissingPathError, UnsafeFileError, WVMonitorError
+from wvmonitor.files.documents import read_json
+from wvmonitor.files.storage import Location, is_url, joined, list_folder, local_path, shown
+from wvmonitor.scan.results import Failure, failure_of
+
+TargetKind = Literal["adapter", "checkpoint"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+TRAINER_STATE = "trainer_state.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
+_TRAINER_STATE_BYTES = 200_000_000
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing to scan.
+
+    Attributes:
+        path: of the adapter or checkpoint.
+        kind: how it is to be read.
+        run: the output folder it belongs to, where it is part of a trajectory.
+        step: optimiser step, if its folder says so.
+        planned_steps: the run's, if known.
+        learning_rate: the run's peak, if known.
+        readings: how many checkpoints the trajectory has; 1 for a lone one.
+        warnings: what a reader of the result must know.
+        error: why it cannot be scanned, if that is known already.
+    """
+
+    path: str
+    kind: TargetKind = "checkpoint"
+    run: str | None = None
+    step: int | None = None
+    planned_steps: int | None = None
+    learning_rate: float | None = None
+    readings: int = 1
+    warnings: tuple[str, ...] = ()
+    error: Failure | None = None
+
+    @property
+    def progress(self) -> float | None:
+        """Fraction of the run's planned steps, if both are known."""
+        if self.step is None or not self.planned_steps:
+            return None
+        return self.step / self.planned_steps
+
+
+def find_targets(paths: Iterable[Location]) -> list[Target]:
+    """Everything to scan at these paths, in their order; a path given twice is scanned once.
+
+    A path that cannot be scanned becomes a target with an error: the rest of the scan goes on.
+    """
+    found: list[Target] = []
+    for path in dict.fromkeys(str(p) for p in paths):
+        try:
+            found += _at(path)
+        except (WVMonitorError, OSError) as error:
+            found.append(Target(path, error=failure_of(error)))
+    return found
+
+
+def _at(path: str) -> list[Target]:
+    try:
+        entries = list_folder(path)
+    except MissingPathError as error:
+        if not is_url(path) and _HUB_ID.fullmatch(path):
+            raise MissingPathError(f"{error} (a Hub repository is written hf://{path})") from None
+        raise
+    if entries is None:
+        return [_file(path)]
+    steps = sorted((int(m[1]), m[0]) for e in entries if (m := _CHECKPOINT.fullmatch(e)))
+    if not steps:
+        return [_described(Target(path, _kind(entries)), entries)]
+    trajectory = [_checkpoint(path, name, step, len(steps)) for step, name in steps]
+    trajectory = _with_plan(trajectory)
+    if not any(e.endswith((".safetensors", ".safetensors.index.json")) for e in entries):
+        return trajectory
+    # What was saved last, and is about to be published, is a checkpoint by itself: as one more
+    # reading of the run it would only repeat the last one.
+    return [*trajectory, _described(Target(path, _kind(entries)), entries)]
+
+
+def _file(path: str) -> Target:
+    where = PurePath(path)
+    if where.name.startswith("adapter_model.") and not is_url(path):
+        folder = str(where.parent)
+        if ADAPTER_CONFIG in (list_folder(folder) or ()):
+            return _described(Target(folder, "adapter"), list_folder(folder) or frozenset())
+    return Target(path)
+
+
+def _kind(entries: frozenset[str]) -> TargetKind:
+    return "adapter" if ADAPTER_CONFIG in entries else "checkpoint"
+
+
+def _checkpoint(run: str, name: str, step: int, readings: int) -> Target:
+    path = str(joined(run, name))
+    target = Target(path, run=run, step=step, readings=readings)
+    try:
+        _refuse_stray_link(run, path)
+        entries = list_folder(path) or frozenset()
+    except (WVMonitorError, OSError) as error:
+        return replace(target, error=failure_of(error))
+    return _described(replace(target, kind=_kind(entries)), entries)
+
+
+def _refuse_stray_link(run: str, path: str) -> None:
+    if is_url(path):
+        return
+    here = local_path(path)
+    if here.is_symlink() and not here.resolve().is_relative_to(local_path(run).resolve()):
+        raise UnsafeFileError(
+            f"{shown(path)} is a link that leads out of its run's folder: scan the real folder"
+        )
+
+
+def _described(target: Target, entries: frozenset[str]) -> Target:
+    """The target with what its trainer state and its name say of it."""
+    named = _CHECKPOINT.fullmatch(PurePath(target.path).name)
+    step = target.step if named is None else int(named[1])
+    if TRAINER_STATE not in entries:
+        return replace(target, step=step)
+    try:
+        state = read_json(joined(target.path, TRAINER_STATE), limit=_TRAINER_STATE_BYTES)
+    except (MalformedFileError, UnsafeFileError) as error:
+        note = f"how far the run had come is not known: {error}"
+        return replace(target, step=step, warnings=(*target.warnings, note))
+    return replace(
+        target,
+        step=step if step is not None else _count(state.get("global_step")),
+        planned_steps=_count(state.get("max_steps")) or None,
+        learning_rate=_peak_rate(state.get("log_history")),
+    )
+
+
+def _with_plan(trajectory: list[Target]) -> list[Target]:
+    """The last checkpoint that says how long the run is to be speaks for the others."""
+    steps = next((t.planned_steps for t in reversed(trajectory) if t.planned_steps), None)
+    rates = [t.learning_rate for t in trajectory if t.learning_rate is not None]
+    peak = max(rates) if rates else None
+    return [
+        replace(t, planned_steps=t.planned_steps or steps, learning_rate=peak) for t in trajectory
+    ]
+
+
+def _count(value: Any) -> int | None:
+    good = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return value if good else None
+
+
+def _peak_rate(history: Any) -> float | None:
+    return max(_rates(history), default=None)
+
+
+def _rates(history: Any) -> Iterator[float]:
+    for row in history if isinstance(history, list) else ():
+        rate = row.get("learning_rate") if isinstance(row, dict) else None
+        if isinstance(rate, (int, float)) and not isinstance(rate, bool) and rate > 0:
+            yield float(rate)

@@ -1,0 +1,187 @@
+"""An adapter folder: its configuration and its tensors, every one of which must be accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from wvmonitor.errors import AdapterError, InputError, KeyMismatchError, MissingPathError
+from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint
+from wvmonitor.files.documents import read_json
+from wvmonitor.files.storage import Location, is_url, joined, list_folder, local_path, shown
+from wvmonitor.sources import identity
+from wvmonitor.sources.checkpoint import check_finite
+from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.names import step_of
+
+_PREFIX = "base_model.model."
+
+
+class AdapterFolder:
+    """A PEFT adapter as saved by `save_pretrained`.
+
+    Attributes:
+        path: the folder.
+        where: how messages name the weights.
+        config: adapter_config.json.
+        config_where: how messages name it.
+        kind: its PEFT type, upper case.
+        base: the folder of the base, if it was given or the configuration names a local one.
+        base_given: whether the caller gave the base.
+    """
+
+    def __init__(self, path: Location, base: Location | None = None) -> None:
+        """Open the folder; headers are checked, no tensor is read.
+
+        Raises:
+            MissingPathError: it is not there, or holds no adapter.
+            UnsafeFileError: its weights are a pickle.
+            MalformedFileError: a file breaks its format.
+            AdapterError: the configuration does not say which kind of adapter it is.
+        """
+        self.path = path
+        list_folder(path)
+        self.config = _read_config(path)
+        self.config_where = f"adapter_config.json of {shown(path)}"
+        kind = self.config.get("peft_type")
+        if not isinstance(kind, str):
+            raise AdapterError(
+                f"peft_type must name the kind of adapter, got {shown(kind, 60)} "
+                f"({self.config_where}): re-save the adapter with PEFT"
+            )
+        self.kind = kind.upper()
+        self.files: CheckpointFiles = open_checkpoint(path, stem="adapter_model")
+        self.where = self.files.where
+        self.step = step_of(path)
+        self.base_given = base is not None
+        self.base: ModelFolder | None = None
+        self.base_digest: str | None = None
+        self.warnings: list[str] = []
+        self._open_base(base)
+
+    @property
+    def base_name(self) -> str | None:
+        """What the configuration calls the base."""
+        name = self.config.get("base_model_name_or_path")
+        return name if isinstance(name, str) and name else None
+
+    def keys(self) -> dict[str, str]:
+        """Keys of the tensors without PEFT's prefix, mapped to the keys as they are in the file.
+
+        Raises:
+            AdapterError: a key has not PEFT's prefix.
+        """
+        found = {}
+        for key in self.files.names():
+            if not key.startswith(_PREFIX):
+                raise AdapterError(
+                    f"the key {shown(key)} of {self.where} does not begin with {_PREFIX!r}, so the "
+                    "parameter it changes is not known: re-save the adapter with PEFT"
+                )
+            found[key.removeprefix(_PREFIX)] = key
+        return found
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of the tensor under a key without prefix."""
+        return tuple(self.files.info(_PREFIX + key).shape)
+
+    def read(self, key: str) -> Tensor:
+        """The tensor under a key without prefix.
+
+        Raises:
+            NonFiniteError: it holds NaN or infinity.
+        """
+        tensor = self.files.read(_PREFIX + key)
+        if not tensor.dtype.is_floating_point:
+            raise AdapterError(
+                f"{shown(_PREFIX + key)} of {self.where} is {tensor.dtype}, where weights were "
+                "expected: re-save the adapter unquantised"
+            )
+        return check_finite(tensor, _PREFIX + key, self.where)
+
+    def needed_base(self, why: str) -> ModelFolder:
+        """The base.
+
+        Raises:
+            AdapterError: there is none at hand.
+        """
+        if self.base is None:
+            raise AdapterError(
+                f"{self.where} needs its base model: {why}; give the folder of "
+                f"{shown(self.base_name or 'the base')} as base (--base at the command line)"
+            )
+        return self.base
+
+    def _open_base(self, base: Location | None) -> None:
+        if base is not None:
+            self.base = ModelFolder(base)
+            self.base_digest = identity.base_digest(base)
+            return
+        name = self.base_name
+        if name is None or is_url(name) or not local_path(name).is_dir():
+            return
+        try:
+            self.base = ModelFolder(name)
+            self.base_digest = identity.base_digest(name)
+        except InputError as error:
+            # The configuration only suggests this folder: without it, factors can still be read.
+            self.base = None
+            self.warnings.append(f"the base named by the adapter could not be read: {error}")
+
+
+class InitialState:
+    """The state of an adapter when training started, where that was not zero.
+
+    Holds tensors by keys without PEFT's prefix, from a folder or from memory.
+    """
+
+    def __init__(self, state: Location | Mapping[str, Tensor]) -> None:
+        """Open a folder saved at step 0, or take the tensors of `LiveModel.initial_state`."""
+        self._folder: AdapterFolder | None = None
+        self._held: Mapping[str, Tensor] = {}
+        if isinstance(state, Mapping):
+            self.where = "the initial state"
+            self._held = {key.removeprefix(_PREFIX): t for key, t in state.items()}
+        else:
+            self._folder = AdapterFolder(state)
+            self.where = self._folder.where
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """Its adapter_config.json, if it came from a folder."""
+        return self._folder.config if self._folder else None
+
+    def __contains__(self, key: object) -> bool:
+        return key in (self._folder.keys() if self._folder else self._held)
+
+    def keys(self) -> list[str]:
+        """Keys without prefix."""
+        return list(self._folder.keys() if self._folder else self._held)
+
+    def read(self, key: str) -> Tensor:
+        """One tensor.
+
+        Raises:
+            KeyMismatchError: the initial state lacks it.
+            NonFiniteError: it holds NaN or infinity.
+        """
+        if key not in self:
+            raise KeyMismatchError(
+                f"{shown(key)} is in the adapter but not in {self.where}: give the state that this "
+                "adapter had at step 0"
+            )
+        if self._folder:
+            return self._folder.read(key)
+        return check_finite(self._held[key], key, self.where)
+
+
+def _read_config(path: Location) -> dict[str, Any]:
+    try:
+        return read_json(joined(path, "adapter_config.json"))
+    except MissingPathError as error:
+        raise MissingPathError(
+            f"{shown(path)} holds no adapter_config.json: give the folder of a PEFT adapter (for a "
+            "whole checkpoint, use read_checkpoints)"
+        ) from error

@@ -1,0 +1,192 @@
+"""The task vector of a fully fine-tuned checkpoint against its base, one tensor at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from wvmonitor.errors import KeyMismatchError, NonFiniteError, ShapeMismatchError
+from wvmonitor.files.storage import Location, shown
+from wvmonitor.sources import identity
+from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.names import step_of
+from wvmonitor.vectors import DenseUpdate, Origin, TaskVector
+from wvmonitor.vectors.coverage import component_of
+
+# Elements of each side that are in memory at once beside the difference itself.
+BLOCK_ELEMENTS = 1 << 22
+_NAMED = 5
+
+
+def read_checkpoints(base: Location, finetuned: Location) -> TaskVector:
+    """τ = finetuned − base, streamed from safetensors, sharded or not on either side.
+
+    Differences are taken in float32 (float64 where either side is), whatever the dtypes of the
+    two. Tied weights count once. A resized vocabulary is compared on its common rows, which the
+    origin's warnings say. Peak memory is one difference and a block of rows of each side.
+
+    Args:
+        base: folder of the model that training started from.
+        finetuned: folder of the checkpoint.
+
+    Raises:
+        MissingPathError, UnsafeFileError, MalformedFileError: a side cannot be read.
+        QuantizedWeightsError: a side is quantised.
+        KeyMismatchError: a tensor is on one side only, or an integer buffer changed.
+        ShapeMismatchError: a tensor has two shapes, and it is no vocabulary.
+        NonFiniteError: when an update is produced, if a tensor holds NaN or infinity.
+    """
+    start, end = ModelFolder(base), ModelFolder(finetuned)
+    names = _paired_names(start, end)
+    warnings: list[str] = []
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in names:
+        if _is_integer(start, name) or _is_integer(end, name):
+            _check_equal_buffers(start, end, name)
+            continue
+        shapes[name] = _shape_at(start, name)
+        warnings += _compare_shapes(name, shapes[name], _shape_at(end, name), end.where)
+
+    def produce(name: str) -> DenseUpdate:
+        delta = _difference(start, end, name, shapes[name])
+        return DenseUpdate(delta, _transposed(start, end, name))
+
+    origin = Origin(
+        source=end.where,
+        base_digest=identity.base_digest(base),
+        base_name=str(base),
+        method="full",
+        step=step_of(finetuned),
+        warnings=tuple(warnings),
+    )
+    return TaskVector(shapes, produce, origin)
+
+
+def stored(folder: ModelFolder, name: str) -> str | None:
+    """The tensor of `folder` that holds a parameter: its own, the one it is tied to, or None."""
+    return name if name in folder else folder.tied_to(name)
+
+
+def common_rows(shape: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two shapes differ in the number of rows only."""
+    return len(shape) == len(other) > 0 and tuple(shape[1:]) == tuple(other[1:])
+
+
+def resized_warning(name: str, base_rows: int, rows: int) -> str:
+    """What to say of a resized vocabulary."""
+    return (
+        f"{name} has {rows} rows where the base has {base_rows}: compared on the "
+        f"{min(rows, base_rows)} they share"
+    )
+
+
+def check_finite(tensor: Tensor, name: str, where: str) -> Tensor:
+    """The tensor itself.
+
+    Raises:
+        NonFiniteError: it holds NaN or infinity.
+    """
+    if not bool(torch.isfinite(tensor).all()):
+        raise NonFiniteError(
+            f"{shown(name)} of {where} holds NaN or infinity: the run diverged or the file is "
+            "damaged; take an earlier checkpoint"
+        )
+    return tensor
+
+
+def _paired_names(start: ModelFolder, end: ModelFolder) -> list[str]:
+    """Names on both sides, tied weights once; in the order of the base's own names."""
+    names: list[str] = []
+    lonely: list[str] = []
+    for name in dict.fromkeys([*start.names(), *end.names()]):
+        both = stored(start, name), stored(end, name)
+        if None in both:
+            lonely.append(f"{shown(name)} (only in {(start if both[0] else end).where})")
+        elif both[0] != name and both[1] != name:
+            continue
+        elif not _is_copy(start, name) or not _is_copy(end, name):
+            names.append(name)
+    if lonely:
+        rest = f" and {len(lonely) - _NAMED} more" if len(lonely) > _NAMED else ""
+        raise KeyMismatchError(
+            f"{', '.join(lonely[:_NAMED])}{rest}: both sides must be whole checkpoints of one "
+            "architecture (for an adapter folder, use read_adapter)"
+        )
+    return names
+
+
+def _is_copy(folder: ModelFolder, name: str) -> bool:
+    """Whether a parameter is the head of a model that ties it to its embeddings.
+
+    Some writers store the shared tensor under both names; it still counts once.
+    """
+    if component_of(name, (1, 1)) != "head" or not folder.ties_embeddings:
+        return False
+    if name not in folder:
+        return folder.tied_to(name) is not None
+    shape = folder.shape(name)
+    return any(
+        component_of(n, (1, 1)) == "embeddings" and folder.shape(n) == shape for n in folder.names()
+    )
+
+
+def _shape_at(folder: ModelFolder, name: str) -> tuple[int, ...]:
+    held = stored(folder, name)
+    assert held is not None  # noqa: S101  _paired_names keeps only names that both sides hold
+    return folder.shape(held)
+
+
+def _compare_shapes(
+    name: str, base_shape: tuple[int, ...], shape: tuple[int, ...], where: str
+) -> list[str]:
+    if shape == base_shape:
+        return []
+    vocabulary = component_of(name, base_shape) in ("embeddings", "head")
+    if vocabulary and common_rows(base_shape, shape):
+        return [resized_warning(name, base_shape[0], shape[0])]
+    raise ShapeMismatchError(
+        f"{shown(name)} has shape {shape} in {where} and {base_shape} in the base: give the base "
+        "that training started from"
+    )
+
+
+def _is_integer(folder: ModelFolder, name: str) -> bool:
+    held = stored(folder, name)
+    return held is not None and not folder.dtype(held).is_floating_point
+
+
+def _check_equal_buffers(start: ModelFolder, end: ModelFolder, name: str) -> None:
+    first, second = start.read(stored(start, name) or name), end.read(stored(end, name) or name)
+    if first.shape != second.shape or first.dtype != second.dtype or not first.equal(second):
+        raise KeyMismatchError(
+            f"the integer buffer {shown(name)} differs between {start.where} and {end.where}, and "
+            "a difference of integers is no update of weights: give two checkpoints of one "
+            "architecture and preprocessing"
+        )
+
+
+def _transposed(start: ModelFolder, end: ModelFolder, name: str) -> bool:
+    folder = start if name in start else end
+    return folder.is_transposed(name)
+
+
+def _difference(start: ModelFolder, end: ModelFolder, name: str, shape: tuple[int, ...]) -> Tensor:
+    first, second = stored(start, name) or name, stored(end, name) or name
+    wide = torch.float64 in (start.dtype(first), end.dtype(second))
+    delta = torch.zeros(shape, dtype=torch.float64 if wide else torch.float32)
+    if not shape:
+        before = check_finite(start.read(first), first, start.where)
+        after = check_finite(end.read(second), second, end.where)
+        return delta.copy_(after).sub_(before)
+    common = min(shape[0], end.shape(second)[0])
+    whole = start.is_fused(first) or end.is_fused(second)
+    step = common if whole else max(1, BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
+    for row in range(0, common, max(1, step)):
+        rows = slice(row, min(row + step, common))
+        before = check_finite(start.rows(first, rows), first, start.where)
+        after = check_finite(end.rows(second, rows), second, end.where)
+        torch.sub(after.to(delta.dtype), before.to(delta.dtype), out=delta[rows])
+    return delta

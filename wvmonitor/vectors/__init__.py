@@ -1,0 +1,6 @@
+"""The algebra of weight vectors: torch only, no files, no Hugging Face."""
+
+from wvmonitor.vectors.task_vector import Origin, TaskVector
+from wvmonitor.vectors.update import DenseUpdate, LowRankUpdate, Update
+
+__all__ = ["DenseUpdate", "LowRankUpdate", "Origin", "TaskVector", "Update"]

@@ -1,0 +1,179 @@
+"""An update: the change of one named parameter, dense or low-rank.
+
+Dimension suffixes: O outputs, I inputs, R rank, N rows of a probe; `...` stands for leading batch
+dimensions (fused experts are (experts, O, I)).
+
+Linear maps are (O, I), as in `torch.nn.Linear`. A parameter stored the other way round (GPT-2's
+`Conv1D`) is marked `transposed`: inner products do not mind, but what the update does to
+activations does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from wvmonitor.errors import ShapeMismatchError
+from wvmonitor.vectors import functional
+
+
+@dataclass(frozen=True)
+class DenseUpdate:
+    """A change held element by element.
+
+    Attributes:
+        delta: θ_t − θ_0 of this parameter, of the parameter's shape.
+        transposed: True where a linear map is stored as (I, O).
+    """
+
+    delta: Tensor
+    transposed: bool = False
+
+    @property
+    def shape(self) -> torch.Size:
+        """The parameter's shape."""
+        return self.delta.shape
+
+
+@dataclass(frozen=True)
+class LowRankUpdate:
+    """A change held as two factors: `left @ right`.
+
+    Attributes:
+        left: (..., O, R), or (..., I, R) where `transposed`.
+        right: (..., R, I), or (..., R, O) where `transposed`.
+        transposed: True where a linear map is stored as (I, O).
+    """
+
+    left: Tensor
+    right: Tensor
+    transposed: bool = False
+
+    def __post_init__(self) -> None:
+        if (
+            self.left.ndim < 2
+            or self.left.shape[-1] != self.right.shape[-2]
+            or self.left.shape[:-2] != self.right.shape[:-2]
+        ):
+            raise ShapeMismatchError(
+                f"factors of shape {tuple(self.left.shape)} and {tuple(self.right.shape)} do not "
+                "multiply: expected (..., out, rank) and (..., rank, in)"
+            )
+
+    @property
+    def shape(self) -> torch.Size:
+        """The parameter's shape."""
+        return torch.Size((*self.left.shape[:-1], self.right.shape[-1]))
+
+    @property
+    def rank(self) -> int:
+        """The number of columns of `left`: an upper bound on the update's rank."""
+        return int(self.left.shape[-1])
+
+
+Update = DenseUpdate | LowRankUpdate
+
+
+def to_dense(update: Update) -> Tensor:
+    """The update as one tensor of the parameter's shape, in the working precision."""
+    if isinstance(update, DenseUpdate):
+        return update.delta.to(functional.working_dtype(update.delta))
+    dtype = functional.working_dtype(update.left, update.right)
+    return functional.matmul(update.left.to(dtype), update.right.to(dtype))
+
+
+def inner(a: Update, b: Update) -> Tensor:
+    """⟨a, b⟩ (Frobenius) as a float64 scalar tensor on the updates' device.
+
+    Raises:
+        ShapeMismatchError: the two are changes of differently shaped parameters.
+    """
+    check_same_shape(a, b)
+    if isinstance(a, LowRankUpdate) and isinstance(b, LowRankUpdate):
+        return functional.low_rank_inner(a.left, a.right, b.left, b.right)
+    if isinstance(a, LowRankUpdate):
+        a, b = b, a
+    assert isinstance(a, DenseUpdate)  # noqa: S101  narrows the type: the other case returned above
+    if isinstance(b, LowRankUpdate):
+        return functional.dense_low_rank_inner(a.delta, b.left, b.right)
+    return functional.dense_inner(a.delta, b.delta)
+
+
+def add(a: Update, b: Update) -> Update:
+    """Sum of two updates: low-rank ones concatenate their factors, anything else is added densely.
+
+    Raises:
+        ShapeMismatchError: the two are changes of differently shaped parameters.
+    """
+    check_same_shape(a, b)
+    if isinstance(a, LowRankUpdate) and isinstance(b, LowRankUpdate):
+        dtype = functional.working_dtype(a.left, a.right, b.left, b.right)
+        left = torch.cat([a.left.to(dtype), b.left.to(dtype)], dim=-1)
+        right = torch.cat([a.right.to(dtype), b.right.to(dtype)], dim=-2)
+        return LowRankUpdate(left, right, a.transposed)
+    return DenseUpdate(to_dense(a) + to_dense(b), a.transposed)
+
+
+def scale(update: Update, factor: float) -> Update:
+    """Multiple of an update, in the working precision."""
+    if isinstance(update, DenseUpdate):
+        return replace(update, delta=to_dense(update) * factor)
+    dtype = functional.working_dtype(update.left, update.right)
+    return replace(update, left=update.left.to(dtype) * factor, right=update.right.to(dtype))
+
+
+def as_linear(update: Update) -> Update:
+    """The update as a map (..., O, I): transposed storage is turned round (a view, no copy)."""
+    if not update.transposed or len(update.shape) < 2:
+        return update
+    if isinstance(update, DenseUpdate):
+        return DenseUpdate(update.delta.mT)
+    return LowRankUpdate(update.right.mT, update.left.mT)
+
+
+def on(update: Update, probe_NI: Tensor) -> Update:
+    """The response of an update: update · Xᵀ, of shape (O, N) (design, response geometry).
+
+    The Frobenius product of two responses is tr(a C bᵀ) with C = XᵀX.
+
+    Raises:
+        ShapeMismatchError: the update is not a 2-D map from the probe's inputs.
+    """
+    linear = as_linear(update)
+    if len(linear.shape) != 2 or linear.shape[-1] != probe_NI.shape[-1]:
+        raise ShapeMismatchError(
+            f"a probe of {probe_NI.shape[-1]} inputs cannot be sent through an update of shape "
+            f"{tuple(linear.shape)}: a 2-D map from as many inputs was expected"
+        )
+    if isinstance(linear, DenseUpdate):
+        dtype = functional.working_dtype(linear.delta)
+        return DenseUpdate(functional.matmul(linear.delta.to(dtype), probe_NI.to(dtype).mT))
+    dtype = functional.working_dtype(linear.left, linear.right)
+    right = functional.matmul(linear.right.to(dtype), probe_NI.to(dtype).mT)
+    return LowRankUpdate(linear.left, right)
+
+
+def to_device(update: Update, device: torch.device) -> Update:
+    """The update on another device (itself, where it is there already)."""
+    if isinstance(update, DenseUpdate):
+        return replace(update, delta=update.delta.to(device))
+    return replace(update, left=update.left.to(device), right=update.right.to(device))
+
+
+def clone(update: Update) -> Update:
+    """A copy that later training steps do not change."""
+    if isinstance(update, DenseUpdate):
+        return replace(update, delta=update.delta.detach().clone())
+    return replace(update, left=update.left.detach().clone(), right=update.right.detach().clone())
+
+
+def check_same_shape(a: Update, b: Update) -> None:
+    """Raise `ShapeMismatchError` unless both change a parameter of one shape and layout."""
+    if a.shape != b.shape or (len(a.shape) > 1 and a.transposed != b.transposed):
+        raise ShapeMismatchError(
+            f"one update has shape {tuple(a.shape)}{' (in, out)' if a.transposed else ''}, the "
+            f"other {tuple(b.shape)}{' (in, out)' if b.transposed else ''}: they change different "
+            "parameters, or the bases differ"
+        )
