@@ -39,5 +39,8 @@ format: $(INSTALLED) ## let ruff mend what it can
 organism: $(INSTALLED) ## train the bundled model again from nothing (into build/organism)
 	$(BIN)/python -m wvmonitor.organism.train --out build/organism
 
+bank: $(INSTALLED) ## build the bundled model's references and calibration again (into build/bank)
+	$(BIN)/python -m wvmonitor.organism.bank --base reference_vectors/tiny-organism/base --out build/bank
+
 clean: ## remove what the targets made
 	rm -rf build dist demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

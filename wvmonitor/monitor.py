@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from wvmonitor.cadence import Cadence
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.scores import Scores, score
-from wvmonitor.detection.verdict import JudgeState, Verdict, judge, overall
-from wvmonitor.errors import MonitorFailedError, SettingsError
+from wvmonitor.detection.scores import ScoreName, resolve_ridge, score
+from wvmonitor.detection.verdict import JudgeState, Verdict, judge
+from wvmonitor.errors import MonitorFailedError, SettingsError, WVMonitorError
 from wvmonitor.exporters.exporter import Exporter, Observation
+from wvmonitor.exporters.prometheus import PrometheusExporter
 from wvmonitor.journal.journal import Journal
-from wvmonitor.reading import Reading
+from wvmonitor.journal.outbox import Outbox
+from wvmonitor.reading import GEOMETRIES, Geometry, Reading
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.store import CALIBRATION_FILE
 from wvmonitor.settings import MonitorSettings
@@ -33,39 +35,10 @@ from wvmonitor.vectors.task_vector import TaskVector
 logger = logging.getLogger(__name__)
 
 Action = Literal["none", "save", "stop"]
-
-GRACE_SECONDS = 10.0
-"""Measuring may always take this long in all, so that short runs are read as often as asked."""
+"""What a framework is asked to do after a reading."""
 
 WARM_START_SHARE = 1e-3
 """‖τ‖ at the start above this share of ‖w‖ means a warm start, or a wrong base."""
-
-
-@dataclass
-class Cadence:
-    """When a reading is due.
-
-    At every multiple of `every` steps, as long as measuring stays under `max_overhead` of the time
-    since training began (plus `GRACE_SECONDS` in all); beyond that, multiples are left out.
-    """
-
-    every: int
-    max_overhead: float
-    started: float = field(default_factory=time.monotonic)
-    spent: float = 0.0
-    longest: float = 0.0
-
-    def due(self, step: int) -> bool:
-        """Whether a reading at this step is wanted and affordable."""
-        if step % self.every:
-            return False
-        allowance = GRACE_SECONDS + self.max_overhead * (time.monotonic() - self.started)
-        return self.spent + self.longest <= allowance
-
-    def note(self, seconds: float) -> None:
-        """Account for a reading that took `seconds`."""
-        self.spent += seconds
-        self.longest = max(self.longest, seconds)
 
 
 @dataclass(frozen=True)
@@ -92,11 +65,12 @@ class Run:
 
 
 @dataclass(frozen=True)
-class _Snapshot:
-    """An earlier task vector, kept for the `window` score."""
+class _Anchor:
+    """The task vector at which the current window began."""
 
     vector: TaskVector
     reading: Reading
+    index: int
 
 
 class Monitor:
@@ -137,7 +111,7 @@ class Monitor:
         self.bank = (
             references
             if isinstance(references, ReferenceBank)
-            else ReferenceBank.load(self.settings.bank_folder())
+            else ReferenceBank.load(_bank_folder(self.settings))
         )
         self.calibration = _calibration(self.settings, self.bank)
         self._check_expected()
@@ -146,12 +120,17 @@ class Monitor:
         self.journal: Journal | None = None
         self.last: Observation | None = None
         self.failures = 0
+        self._failures_in_a_row = 0
         self._exporters = list(exporters)
+        self._outbox: Outbox | None = None
         self._live: LiveModel | None = None
         self._run = Run()
         self._cadence = Cadence(self.settings.every_n_steps, self.settings.max_overhead)
-        self._state = JudgeState({}, {})
-        self._earlier: deque[_Snapshot] = deque(maxlen=max(self.settings.window, 1))
+        self._state = JudgeState()
+        self._anchor: _Anchor | None = None
+        self._readings = 0
+        self._acted_on: set[str] = set()
+        self._ridge = _ridge(self.bank, self.settings, self.calibration)
 
     # The run
 
@@ -162,8 +141,8 @@ class Monitor:
 
     @property
     def disabled(self) -> bool:
-        """Whether the monitor has failed too often and gave up, loudly."""
-        return self.failures >= self.settings.disable_after
+        """Whether the monitor has failed too often in a row and gave up, loudly."""
+        return self._failures_in_a_row >= self.settings.disable_after
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
@@ -193,12 +172,13 @@ class Monitor:
             planned_steps=self._run.planned_steps,
             readings_planned=_readings_planned(self._run, self.settings.every_n_steps),
         )
+        self._exporters += self.settings.build_exporters()
         self._open_journal()
         self._cadence = Cadence(self.settings.every_n_steps, self.settings.max_overhead)
         self._observe_start()
 
     def _open_journal(self) -> None:
-        folder = self.settings.journal_folder(self._run.folder)
+        folder = self.settings.journal_dir or self._run.folder
         if folder is None:
             return
         self.journal = Journal.open(
@@ -215,6 +195,9 @@ class Monitor:
         if self._run.resume_step:
             state = self.journal.latest_judge_state(at_step=self._run.resume_step)
             self._state = state or self._state
+        senders = {name: n.send for name, n in self.settings.build_notifiers().items()}
+        if senders:
+            self._outbox = Outbox(self.journal, senders, on_pending=self._show_pending)
 
     def _observe_start(self) -> None:
         """Measure before the first step: far from 0 is a warm start or a wrong base."""
@@ -265,14 +248,17 @@ class Monitor:
                 self.start(model)
             if self.last is not None and self.last.scores.step == step:
                 return None
-            return self._measure(step)
+            observation = self._measure(step)
         except Exception as error:  # noqa: BLE001  training must not die of its monitor
             self.fail("reading", error)
             return None
+        self._failures_in_a_row = 0
+        return observation
 
     def fail(self, where: str, error: Exception) -> None:
         """Count a failure and say it loudly; raise only where the settings ask for it."""
         self.failures += 1
+        self._failures_in_a_row += 1
         for exporter in self._exporters:
             exporter.error(where)
         message = f"wvmonitor failed at its {where}: {type(error).__name__}: {error}"
@@ -284,7 +270,7 @@ class Monitor:
         if self.disabled:
             logger.error(
                 "wvmonitor gives up after %d failures: this run is NOT being watched any more",
-                self.failures,
+                self._failures_in_a_row,
             )
 
     def _measure(self, step: int) -> Observation:
@@ -292,8 +278,8 @@ class Monitor:
         began = time.perf_counter()
         planned = self._run.planned_steps
         progress = min(step / planned, 1.0) if planned else None
-        tau = self._live.task_vector()
-        earlier = self._earlier[0] if len(self._earlier) == self._earlier.maxlen else None
+        tau = self._live.task_vector(step)
+        earlier = self._anchor if self._window_ends() else None
         reading = self.bank.measure(
             tau, step=step, progress=progress, earlier=earlier.vector if earlier else None
         )
@@ -302,7 +288,7 @@ class Monitor:
             self.bank.gram,
             earlier=earlier.reading if earlier else None,
             components=self.settings.components,
-            ridge=self._ridge(),
+            ridge=self._ridge,
         )
         verdicts, self._state = judge(scores, self.run_context, self.calibration, self._state)
         seconds = time.perf_counter() - began
@@ -320,10 +306,19 @@ class Monitor:
         self._cadence.note(time.perf_counter() - began)
         return observation
 
+    def _window_ends(self) -> bool:
+        return (
+            self._anchor is not None and self._readings - self._anchor.index >= self.settings.window
+        )
+
     def _keep(self, tau: TaskVector, reading: Reading) -> None:
-        # only small factors are kept: a second copy of all weights is not a price to pay unasked
-        if self.settings.window and tau.origin.method != "full":
-            self._earlier.append(_Snapshot(tau.held(), reading))
+        """Begin the next window here, if one has just ended (windows do not overlap).
+
+        One copy of small factors is kept; a copy of all the weights is not a price to pay unasked.
+        """
+        if tau.origin.method != "full" and (self._anchor is None or self._window_ends()):
+            self._anchor = _Anchor(tau.held(), reading, self._readings)
+        self._readings += 1
 
     def _publish(self, observation: Observation) -> None:
         self.last = observation
@@ -347,32 +342,51 @@ class Monitor:
         return named or self.settings.run or self._run.name or "run"
 
     def action(self, observation: Observation) -> Action:
-        """What the settings ask for after this observation; a stop is latched in the journal."""
-        alarming = [
+        """What the settings ask for after this observation.
+
+        A checkpoint is asked for once for each behaviour that alarms; a stop is latched in the
+        journal, so that it outlives the process.
+        """
+        reached = [
             v
             for v in observation.verdicts
-            if v.reference not in self.settings.expected and _reaches(v, self._action_level())
+            if v.reference not in self.settings.expected and self._reaches_action(v)
         ]
-        if not alarming or self.settings.action == "log":
+        news = {v.reference for v in reached} - self._acted_on
+        self._acted_on |= news
+        if not reached or self.settings.action == "log":
             return "none"
-        if self.settings.action == "stop" and self.journal and not self.journal.stop_latched():
-            self.journal.latch_stop(alarming[0].reason)
-        return self.settings.action
+        if self.settings.action == "save":
+            return "save" if news else "none"
+        if news and self.journal:
+            try:
+                self.journal.latch_stop(reached[0].reason)
+            except WVMonitorError as error:
+                self.fail("stop latch", error)
+        return "stop"
 
-    def _action_level(self) -> str:
-        # an uncalibrated monitor never says more than warn: asked to stop all the same, it does so
-        uncalibrated = self.calibration is None and self.settings.allow_uncalibrated_stop
-        return "warn" if uncalibrated else "alarm"
+    def _reaches_action(self, verdict: Verdict) -> bool:
+        # an uncalibrated monitor never says more than warn: told to stop all the same, warn it is
+        lowered = self.calibration is None and self.settings.allow_uncalibrated_stop
+        level = "warn" if lowered else self.settings.action_level
+        return verdict.state == "alarm" or verdict.state == level
 
     def close(self) -> None:
-        """Write what is left and let go of the journal; never raises into training."""
+        """Deliver and write what is left, and let go of journal, ports and threads."""
+        try:
+            if self._outbox:
+                self._outbox.close()
+            if self.journal:
+                self.journal.close()
+        except Exception as error:  # noqa: BLE001  training must not die of its monitor
+            self.fail("close", error)
         for exporter in self._exporters:
             exporter.close()
-        if self.journal:
-            self.journal.close()
 
-    def _ridge(self) -> Any:
-        return self._chosen_ridge
+    def _show_pending(self, count: int) -> None:
+        for exporter in self._exporters:
+            if isinstance(exporter, PrometheusExporter):
+                exporter.set_outbox_pending(count)
 
     def _check_expected(self) -> None:
         for name in self.settings.expected:
@@ -389,3 +403,61 @@ class Monitor:
                 "with your own benign runs (`wvmonitor calibrate`), or set "
                 "allow_uncalibrated_stop=True"
             )
+
+    def _deciding(self) -> tuple[Geometry, ScoreName] | None:
+        return (self.calibration.geometry, self.calibration.score) if self.calibration else None
+
+
+def _settings(settings: MonitorSettings | None, overrides: dict[str, Any]) -> MonitorSettings:
+    """The settings with single ones replaced."""
+    if settings is None:
+        return MonitorSettings(**overrides)
+    return MonitorSettings(
+        **{name: getattr(settings, name) for name in settings.model_fields_set} | overrides
+    )
+
+
+def _bank_folder(settings: MonitorSettings) -> Path:
+    if settings.references is None:
+        raise SettingsError(
+            "no references to measure against: give references=FOLDER (a bank built for your base "
+            "model), or set WVMONITOR_REFERENCES"
+        )
+    return settings.references
+
+
+def _calibration(settings: MonitorSettings, bank: ReferenceBank) -> Calibration | None:
+    """The calibration that was asked for, else the bank's own, else none."""
+    path = settings.calibration
+    if path is None and bank.folder is not None and (bank.folder / CALIBRATION_FILE).is_file():
+        path = bank.folder / CALIBRATION_FILE
+    if path is None:
+        return None
+    calibration = Calibration.load(path)
+    calibration.require_bank(bank.fingerprint)
+    if calibration.components != settings.components:
+        raise SettingsError(
+            f"the calibration {path} is for scores over {', '.join(calibration.components)}, the "
+            f"settings ask for {', '.join(settings.components)}: calibrate again, or leave "
+            "components as they were"
+        )
+    return calibration
+
+
+def _ridge(
+    bank: ReferenceBank, settings: MonitorSettings, calibration: Calibration | None
+) -> dict[Geometry, float]:
+    """λ by geometry, chosen once: the calibration's where it has one."""
+    chosen = {
+        g: resolve_ridge(None, bank.gram, g, settings.components)
+        for g in GEOMETRIES
+        if g in bank.gram.products
+    }
+    if calibration is not None and calibration.ridge is not None:
+        chosen[calibration.geometry] = calibration.ridge
+    return chosen
+
+
+def _readings_planned(run: Run, every_n_steps: int) -> int | None:
+    """The reading before the first step, one every `every_n_steps`, and the last."""
+    return None if run.planned_steps is None else run.planned_steps // every_n_steps + 2

@@ -25,6 +25,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    field_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -36,6 +37,7 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from wvmonitor.errors import SettingsError
+from wvmonitor.exporters.exporter import Exporter
 from wvmonitor.journal.alerts import AlertPolicy
 from wvmonitor.notifiers.alertmanager import AlertmanagerNotifier
 from wvmonitor.notifiers.http import SendPolicy
@@ -45,7 +47,10 @@ from wvmonitor.reading import Component
 
 PREFIX = "WVMONITOR_"
 
-_yaml_values: ContextVar[Mapping[str, Any]] = ContextVar("wvmonitor_yaml", default={})
+LAYERS_SHOWN = 16
+"""With `per_layer`, Prometheus gets series for so many layers of each behaviour."""
+
+_yaml_values: ContextVar[Mapping[str, Any] | None] = ContextVar("wvmonitor_yaml", default=None)
 
 
 def _resolve_secret(value: object) -> object:
@@ -98,7 +103,7 @@ class _Part(BaseModel):
 class PrometheusSettings(_Part):
     """Where metrics are served for Prometheus to scrape."""
 
-    enabled: bool = Field(False, description="Serve metrics over HTTP.")
+    enabled: bool = Field(default=False, description="Serve metrics over HTTP.")
     host: str = Field(
         "127.0.0.1", description="Address to listen on; this machine only by default."
     )
@@ -111,10 +116,17 @@ class PrometheusSettings(_Part):
         "textfile collector (the name must end in .prom).",
     )
 
+    @field_validator("textfile")
+    @classmethod
+    def _is_collected(cls, value: Path | None) -> Path | None:
+        if value is not None and value.suffix != ".prom":
+            raise ValueError("must end in .prom, or node_exporter passes it over")
+        return value
+
 
 class _NotifierSettings(_Part):
     url: Secret = Field(description="Where alerts go (https); may be env:NAME or file:PATH.")
-    allow_http: bool = Field(False, description="Allow plain http to another machine.")
+    allow_http: bool = Field(default=False, description="Allow plain http to another machine.")
     allow_private: tuple[str, ...] = Field(
         (), description="Host names, addresses or networks that may be private, e.g. 10.0.0.0/8."
     )
@@ -204,7 +216,8 @@ class MonitorSettings(BaseSettings):
         ("blocks",), description="Parts of the model that scores look at."
     )
     per_layer: bool = Field(
-        False, description="Also log how far the run went along each behaviour in each layer."
+        default=False,
+        description="Also log how far the run went along each behaviour in each layer.",
     )
     action: Literal["log", "save", "stop"] = Field(
         "log", description="What to do at a verdict of action_level: note it, save, or stop."
@@ -213,7 +226,7 @@ class MonitorSettings(BaseSettings):
         "alarm", description="The mildest verdict at which `action` is taken."
     )
     allow_uncalibrated_stop: bool = Field(
-        False, description="Let action=stop rest on verdicts without a calibration."
+        default=False, description="Let action=stop rest on verdicts without a calibration."
     )
     on_monitor_failure: Literal["continue", "stop"] = Field(
         "continue", description="Whether training goes on when the monitor itself fails."
@@ -282,12 +295,28 @@ class MonitorSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The order in which sources win."""
-        content = InitSettingsSource(settings_cls, dict(_yaml_values.get()))
+        content = InitSettingsSource(settings_cls, dict(_yaml_values.get() or {}))
         return init_settings, env_settings, content
 
     def redacted_json(self) -> str:
         """The settings as JSON without secrets, for journals and reports."""
         return self.model_dump_json()
+
+    def build_exporters(self) -> list[Exporter]:
+        """The exporters these settings ask for, already at work; close each when the run ends."""
+        wanted = self.prometheus
+        if not (wanted.enabled or wanted.textfile):
+            return []
+        from wvmonitor.exporters.prometheus import PrometheusExporter  # only where it is used
+
+        return [
+            PrometheusExporter(
+                host=wanted.host,
+                port=wanted.port if wanted.enabled else None,
+                textfile=wanted.textfile,
+                layers=LAYERS_SHOWN if self.per_layer else 0,
+            )
+        ]
 
     def build_notifiers(self) -> dict[str, Notifier]:
         """The notifiers by name: their kind, numbered where there are several of one."""

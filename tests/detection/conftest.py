@@ -22,7 +22,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "model.layers.10.mlp.up_proj.weight": (6, 4),
     "model.norm.weight": (4,),
 }
-COMPONENT: dict[str, Component] = {n: "blocks" for n in SHAPES} | {
+COMPONENT: dict[str, Component] = dict.fromkeys(SHAPES, "blocks") | {
     "model.embed_tokens.weight": "embeddings",
     "model.norm.weight": "norms",
 }
@@ -147,11 +147,13 @@ def _make_world(seed: int = 0, kinds: Mapping[str, str] = KINDS) -> World:
 
 @pytest.fixture(scope="session")
 def make_world() -> Callable[..., World]:
+    """Builds a world from a seed and the references' kinds."""
     return _make_world
 
 
 @pytest.fixture(scope="session")
 def world() -> World:
+    """The world of seed 0; not to be changed."""
     return _make_world()
 
 
@@ -192,19 +194,27 @@ def _make_scores(
 
 @pytest.fixture(scope="session")
 def make_scores() -> Callable[..., Scores]:
+    """Builds scores from the deciding values of behaviours."""
     return _make_scores
 
 
 def _benign_runs(
     count: int, *, readings: int = 20, seed: int = 0, context: RunContext = CONTEXT
 ) -> list[BenignRun]:
-    """Benign runs of two behaviours: AR(0.95) scores around 0.02, norms that grow."""
+    """Benign runs of two behaviours: AR(0.95) scores around 0.02, norms that grow, up to twice as
+    fast in one run as in another.
+    """
     rng = np.random.default_rng(seed)
     runs = []
     for i in range(count):
         series = _ar(rng, readings, 2)
         scores = [
-            _make_scores((t + 1) / readings, norm=0.2 + t / readings, evil=float(a), flattery=float(b))
+            _make_scores(
+                (t + 1) / readings,
+                norm=(0.2 + t / readings) * (1 + i / count),
+                evil=float(a),
+                flattery=float(b),
+            )
             for t, (a, b) in enumerate(series)
         ]
         runs.append(BenignRun(f"dataset-{seed}-{i:04d}", scores, context))
@@ -222,6 +232,7 @@ def _ar(rng: np.random.Generator, length: int, width: int, rho: float = 0.95) ->
 
 @pytest.fixture(scope="session")
 def benign_runs() -> Callable[..., list[BenignRun]]:
+    """Builds benign runs, each of its own dataset."""
     return _benign_runs
 
 
@@ -233,4 +244,5 @@ def calibration() -> Calibration:
 
 @pytest.fixture(scope="session")
 def context() -> RunContext:
+    """The kind of run that `calibration` was made from."""
     return CONTEXT

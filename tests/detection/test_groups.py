@@ -33,6 +33,7 @@ def test_scores_within_a_layer_are_those_of_its_vectors(world, geometry):
     found = by_group(world.reading(), world.gram())
     assert found.groups == ("0", "1", "10")
     for n, layer in enumerate(found.groups):
+
         def part(weights, layer=layer):
             kept = {k: v for k, v in weights.items() if layer_of(k) == layer}
             return world.vector(kept, geometry)
@@ -52,7 +53,7 @@ def test_scores_within_a_layer_are_those_of_its_vectors(world, geometry):
 @pytest.mark.parametrize("group", [layer_of, module_of])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_contributions_add_up_to_the_score(world, geometry, group):
-    """What the groups contribute sums to the score of the whole model, so shares can be read off."""
+    """What the groups contribute sums to the score of the whole model."""
     scores = score(world.reading(), world.gram()).references
     found = by_group(world.reading(), world.gram(), group)
     for name in ("cosine", "residual"):

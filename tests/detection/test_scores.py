@@ -18,6 +18,7 @@ SCOPES = [("blocks",), ("blocks", "embeddings", "norms")]
 
 
 def cos(a, b):
+    """The plain cosine of two vectors."""
     return a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
 
 
@@ -48,9 +49,7 @@ def test_cosine_is_that_of_the_concatenated_vectors(world, geometry, components)
 def test_residual_is_the_documented_formula(world, geometry, components, ridge):
     """The residual is the documented formula; a control is held against the other controls only."""
     found = score(world.reading(), world.gram(), components=components, ridge=ridge)
-    vectors = {
-        n: world.vector(w, geometry, components) for n, w in world.references.items()
-    }
+    vectors = {n: world.vector(w, geometry, components) for n, w in world.references.items()}
     tau = world.vector(world.run, geometry, components)
     for name in vectors:
         others = [v for n, v in vectors.items() if world.kinds[n] == "control" and n != name]
@@ -221,7 +220,7 @@ def test_dose_recovers_what_was_planted_in_spite_of_noisy_references(make_world)
 
 
 def test_references_too_alike_get_doses_of_their_own(world):
-    """Where the corrected Gram is not safely positive each dose stands alone, and a warning says so."""
+    """Where references are too alike to tell apart each dose stands alone, with a warning."""
     gram = world.gram()
     shared = np.diagonal(gram.total("frobenius")) * 0.05
     found = score(world.reading(), world.gram({"frobenius": shared}))
@@ -229,6 +228,13 @@ def test_references_too_alike_get_doses_of_their_own(world):
     expected = tau @ world.vector(world.references["evil"], "frobenius") / shared[0]
     assert found.references["evil"].dose == pytest.approx(expected, rel=1e-10)
     assert any("too alike" in w for w in found.warnings)
+
+
+def test_doses_speak_of_the_blocks_whatever_the_scope(world):
+    """What repeats share is known for the blocks only, so a wider scope does not change a dose."""
+    gram = world.gram({"frobenius": 0.9 * np.diagonal(world.gram().total("frobenius"))})
+    narrow, wide = (score(world.reading(), gram, components=c).references for c in SCOPES)
+    assert wide["evil"].dose == pytest.approx(narrow["evil"].dose, rel=1e-12)
 
 
 def test_repeats_that_share_nothing_give_no_dose(world):
@@ -261,7 +267,7 @@ def test_an_unmoved_run_has_no_direction_and_dose_zero(make_world):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.filterwarnings("error")
 def test_broken_weights_come_out_as_not_finite(make_world, bad):
-    """One NaN or infinite weight makes every score not finite, in both geometries; none looks fine."""
+    """One NaN or infinite weight makes every score of both geometries not finite."""
     world = make_world()
     world.run["model.layers.0.attn.q_proj.weight"][0, 0] = bad
     with np.errstate(invalid="ignore"):
@@ -292,7 +298,7 @@ def test_ridge_must_be_positive(world, ridge):
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("seed", range(4))
 def test_chosen_ridge_explains_left_out_controls_best(make_world, geometry, seed):
-    """λ is the one whose worst residual of a left-out control against the behaviours is smallest."""
+    """λ is the one whose worst residual of a left-out control is smallest."""
     kinds = {"evil": "behaviour", "flattery": "behaviour"}
     kinds |= {f"control-{i}": "control" for i in range(4)}
     world = make_world(seed, kinds)
@@ -307,6 +313,13 @@ def test_chosen_ridge_explains_left_out_controls_best(make_world, geometry, seed
         ]
         worst.append(max(left_out))
     assert choose_ridge(world.gram(), geometry) == formulas.RIDGES[int(np.argmin(worst))]
+
+
+def test_of_equally_good_ridges_the_largest_is_taken(make_world):
+    """Where every λ is as good (nothing overlaps) the most cautious one is chosen."""
+    gram = make_world().gram()
+    diagonal = {g: p * np.eye(4) for g, p in gram.products.items()}
+    assert choose_ridge(replace(gram, products=diagonal), "frobenius") == max(formulas.RIDGES)
 
 
 def test_ridge_without_controls_to_leave_out_is_the_default(make_world):
@@ -349,7 +362,7 @@ def test_a_geometry_that_the_reading_lacks_is_left_out(world):
     ridge=st.sampled_from(formulas.RIDGES),
 )
 def test_scores_do_not_depend_on_lengths_and_stay_in_bounds(make_world, seed, scale, ridge):
-    """Cosines lie in [−1, 1]; scaling a run changes no score; doses scale with the run."""
+    """Scores lie in [−1, 1]; scaling a run changes no score; doses scale with the run."""
     world = make_world(seed)
     shared = {"frobenius": 0.9 * np.diagonal(world.gram().total("frobenius"))}
     gram = world.gram(shared)
@@ -361,7 +374,7 @@ def test_scores_do_not_depend_on_lengths_and_stay_in_bounds(make_world, seed, sc
         for geometry, values in reference.values.items():
             assert abs(values["cosine"]) <= 1 + 1e-12
             assert abs(values["window"]) <= 1 + 1e-12
-            assert abs(values["residual"]) <= 1 + 1e-12 or ridge > 0
+            assert abs(values["residual"]) <= 1 + 1e-12
             again = scaled.references[name].values[geometry]
             assert again == pytest.approx(values, rel=1e-7, abs=1e-9)
         assert scaled.references[name].dose == pytest.approx(

@@ -8,10 +8,14 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from wvmonitor.detection.verdict import RunContext
+from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.reader import read_journal
 
 WRITER = """
@@ -71,3 +75,34 @@ def test_kill_nine_loses_and_doubles_nothing(tmp_path: Path, seed: int) -> None:
         changes = sum((s % 4 < 2) != ((s - 1) % 4 < 2) if s > 1 else s % 4 < 2 for s in steps)
         assert alerts == keys == changes
         resume = len(steps)
+
+
+def test_a_report_can_be_made_of_a_run_killed_while_it_wrote(
+    tmp_path: Path, make_entry: Callable[..., Any]
+) -> None:
+    """A reader that meets a half-written transaction rolls it back and reads what came before."""
+    journal = Journal.open(tmp_path, run="r")
+    journal.begin_attempt(RunContext(), "b")
+    journal.record(*make_entry(1))
+    journal.close()
+    half = """
+import os, signal, sqlite3, sys
+c = sqlite3.connect(sys.argv[1], isolation_level=None)
+c.execute('PRAGMA cache_size=1')
+c.execute('BEGIN')
+c.execute("UPDATE readings SET step = 2, arrays = zeroblob(5000000)")
+c.execute("UPDATE meta SET value = '2'")
+c.execute('PRAGMA cache_spill=1')
+c.execute('CREATE TABLE junk AS SELECT zeroblob(3000000)')
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    path = tmp_path / "wvmonitor.db"
+    size = path.stat().st_size
+    subprocess.run([sys.executable, "-c", half, path], check=False)
+    assert path.stat().st_size > size
+    assert path.with_name("wvmonitor.db-journal").stat().st_size > 0
+    reader = read_journal(tmp_path)
+    (row,) = reader.trajectory("r")
+    assert row.step == 1
+    assert reader.reading(row).step == 1
+    assert path.stat().st_size == size

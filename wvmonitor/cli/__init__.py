@@ -1,1 +1,1 @@
-"""."""
+"""The command line: one file a command, and none of them with logic of its own."""

@@ -256,7 +256,7 @@ def window(
     return Column(found.values, found.exists & ~lost[:, None]), None
 
 
-def dose(reading: Reading, gram: Gram, geometry: Geometry) -> tuple[dict[str, float], str | None]:
+def dose(sums: Sums, gram: Gram, geometry: Geometry) -> tuple[dict[str, float], str | None]:
     """The steering coefficients k for which Σ k_j w_j explains τ: k = S⁻¹(⟨τ,w_j⟩)_j.
 
     S is the Gram matrix of all references, controls included, with ‖w̄_i‖² replaced by the part
@@ -267,10 +267,14 @@ def dose(reading: Reading, gram: Gram, geometry: Geometry) -> tuple[dict[str, fl
     reference is taken alone: k_i = ⟨τ,w̄_i⟩ / shared_i. Both are properties of the bank, so a run
     has one or the other throughout.
 
+    Args:
+        sums: over the blocks, the scope of `Gram.shared`, in one group.
+        gram: of the same bank.
+        geometry: of the sums.
+
     Returns:
         The doses by reference, and the fallback, in words, if it was taken.
     """
-    sums = collect(reading, gram, geometry, ("blocks",))
     products, total = sums.products[0], sums.gram[0]
     shared = np.asarray(gram.shared.get(geometry, np.full(len(total), np.nan)), dtype=np.float64)
     present = np.diagonal(total) > 0

@@ -105,14 +105,19 @@ def score(
     values: dict[str, dict[Geometry, dict[ScoreName, float]]] = {r: {} for r in gram.references}
     doses: dict[str, dict[Geometry, float]] = {r: {} for r in gram.references}
     ridges: dict[Geometry, float] = {}
+    coverage: dict[Geometry, float] = {}
     warnings = list(reading.warnings)
     for geometry in geometries:
         sums = formulas.collect(reading, gram, geometry, components)
+        blocks = sums
+        if components != ("blocks",):
+            blocks = formulas.collect(reading, gram, geometry, ("blocks",))
         ridges[geometry] = resolve_ridge(ridge, gram, geometry, components)
         # Broken weights come out as NaN, which the verdict speaks of; numpy need not.
         with np.errstate(invalid="ignore", over="ignore"):
             moving, odd = formulas.window(reading, earlier, gram, geometry, components)
-            known, alone = formulas.dose(reading, gram, geometry)
+            known, alone = formulas.dose(blocks, gram, geometry)
+            coverage[geometry] = reading.coverage(components, geometry)
             columns: dict[ScoreName, Column] = {
                 "cosine": formulas.cosine(sums),
                 "residual": formulas.residual(sums, ridges[geometry]),
@@ -138,7 +143,7 @@ def score(
             for r, kind in zip(gram.references, gram.kinds, strict=True)
         },
         norm=reading.norm(),
-        coverage={g: reading.coverage(components, g) for g in geometries},
+        coverage=coverage,
         step=reading.step,
         progress=reading.progress,
         warnings=tuple(warnings),

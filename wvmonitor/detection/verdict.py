@@ -155,7 +155,7 @@ def judge(
             maxima[name] = found.maximum
         if found.consecutive is not None:
             rows[name] = found.consecutive
-        if status == "transferred" and found.state != "unknown":
+        if status == "transferred":
             found = _cap(found)
         if found.state == "alarm" and name not in alarmed:
             alarmed.append(name)
@@ -266,8 +266,10 @@ def _by_published_rule(
     if early is not None:
         return replace(early, threshold=rule.cosine)
     unseen = _unseen(scores, geometry)
+    if value is None:
+        unseen.append("there is no cosine")
     if unseen or value is None:
-        return _unknown(unseen or ["there is no cosine"], what, value, rule.cosine)
+        return _unknown(unseen, what, value, rule.cosine)
     margin = values.get("margin")
     fits = margin is None or margin >= rule.margin
     above = value >= rule.cosine and fits

@@ -49,6 +49,9 @@ class Exporter(Protocol):
     def export(self, observation: Observation) -> None:
         """Show one observation."""
 
+    def error(self, where: str) -> None:
+        """Show that a part of the monitor has failed once ("reading", "journal", …)."""
+
     def close(self) -> None:
         """Let go of ports, files and threads; calling it twice is fine."""
 

@@ -9,16 +9,19 @@ after the trackers: scores reach `log_history`, `trainer_state.json`, the journa
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
-from wvmonitor.exporters.exporter import Observation
+from wvmonitor.detection.verdict import State
+from wvmonitor.errors import MonitorFailedError
 from wvmonitor.exporters.trainer_log import log_values
 from wvmonitor.files.documents import read_json, write_json
+from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
 from wvmonitor.monitor import Action, Monitor, Run
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.settings import MonitorSettings
@@ -29,7 +32,11 @@ logger = logging.getLogger(__name__)
 SIDECAR = "wvmonitor.json"
 """Beside a checkpoint's weights: which run it belongs to."""
 
-_ACTIONS: tuple[Action, ...] = ("none", "save", "stop")
+INITIAL = "wvmonitor.safetensors"
+"""Beside a checkpoint's weights: how its adapter started, where that was not at the base."""
+
+_Decision = Action | Literal["fail"]
+_DECISIONS: tuple[_Decision, ...] = ("none", "save", "stop", "fail")
 
 
 class WVMonitorCallback(TrainerCallback):
@@ -54,9 +61,11 @@ class WVMonitorCallback(TrainerCallback):
         """Load the bank and its calibration; arguments as in `Monitor`."""
         self.monitor = Monitor(references, settings=settings, **overrides)
         self._live: LiveModel | None = None
+        self._model: Any = None
         self._pending: dict[str, float] = {}
         self._attached = False
-        self._shown: dict[str, str] = {}
+        self._shown: dict[str, State] = {}
+        self._failure: MonitorFailedError | None = None
 
     @classmethod
     def attach(
@@ -73,23 +82,36 @@ class WVMonitorCallback(TrainerCallback):
             The callback; `callback.monitor` holds verdicts and journal.
         """
         callback = cls(references, settings=settings, **overrides)
-        callback._attached = True
-        if trainer.is_world_process_zero():
-            callback._live = LiveModel(trainer.model, base=callback.monitor.settings.base)
-            callback.monitor.bank.relation_to(callback._live.task_vector().origin.base_digest)
-        flow = [isinstance(c, DefaultFlowCallback) for c in trainer.callback_handler.callbacks]
-        trainer.callback_handler.callbacks.insert(flow.index(True) + 1 if any(flow) else 0, callback)
+        callback.attach_to(trainer)
         return callback
+
+    def attach_to(self, trainer: Trainer) -> None:
+        """Take a place right after the Trainer's own flow callback.
+
+        Raises:
+            WVMonitorError: this model cannot be measured, or was made from another base.
+        """
+        if trainer.is_world_process_zero():
+            self._look_at(trainer.model)
+        callbacks = trainer.callback_handler.callbacks
+        flow = [isinstance(c, DefaultFlowCallback) for c in callbacks]
+        callbacks.insert(flow.index(True) + 1 if any(flow) else 0, self)
+        self._attached = True
+
+    def _look_at(self, model: Any) -> None:
+        """Note the model's starting point before a resumed checkpoint is loaded into it."""
+        self._model = model
+        self._live = LiveModel(model, base=self.monitor.settings.base)
+        self.monitor.bank.relation_to(self._live.task_vector().origin.base_digest)
 
     # The Trainer's events
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Read the model's starting point before anything (a resumed checkpoint) is loaded into it."""
+        """Look at the model, so that one that cannot be watched is an error before training."""
         if state.is_world_process_zero and kwargs.get("model") is not None:
-            self._live = LiveModel(kwargs["model"], base=self.monitor.settings.base)
-            self.monitor.bank.relation_to(self._live.task_vector().origin.base_digest)
+            self._look_at(kwargs["model"])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -101,24 +123,34 @@ class WVMonitorCallback(TrainerCallback):
                 "and the exporters, but not W&B, TensorBoard or other trackers; use "
                 "WVMonitorCallback.attach(trainer, ...) for those"
             )
-        if not state.is_world_process_zero:
-            return
+        decision: _Decision = "none"
+        if state.is_world_process_zero:
+            decision = self._guarded(lambda: self._begin(args, state, kwargs["model"]))
+        self._carry_out(decision, control)
+
+    def _begin(self, args: TrainingArguments, state: TrainerState, model: Any) -> _Decision:
         try:
-            self._start(args, state, kwargs["model"])
+            self._start(args, state, model)
         except Exception as error:  # noqa: BLE001  training must not die of its monitor
             self.monitor.fail("start", error)
         reason = self.monitor.stop_latched()
-        if reason is not None:
-            logger.error(
-                "this run was stopped by wvmonitor (%s) and stays stopped: lift it with "
-                "`wvmonitor journal clear-stop`",
-                reason,
-            )
-            control.should_training_stop = True
+        if reason is None:
+            return "none"
+        logger.error(
+            "this run was stopped by wvmonitor (%s) and stays stopped: lift it with "
+            "`wvmonitor journal clear-stop`",
+            reason,
+        )
+        return "stop"
 
     def _start(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
-        live = self._live if self._live is not None and self._live.model is model else None
-        resumed = _resumed_from(args, state)
+        if self._model is not model:  # made by `model_init`, or wrapped since
+            self._look_at(model)
+        folder = _checkpoint(args, state) if state.global_step else None
+        if folder is not None and (folder / INITIAL).is_file():
+            with SafetensorsFile(folder / INITIAL) as file:
+                initial = {name: file.read(name) for name in file.tensors}
+            self._live = LiveModel(model, base=self.monitor.settings.base, initial=initial)
         self.monitor.start(
             model,
             Run(
@@ -128,9 +160,9 @@ class WVMonitorCallback(TrainerCallback):
                 resume_step=state.global_step,
                 optimizer=_optimizer_name(args),
                 learning_rate=args.learning_rate,
-                run_id=resumed,
+                run_id=_run_id(folder),
             ),
-            live=live,
+            live=self._live,
         )
 
     def on_step_end(
@@ -138,28 +170,45 @@ class WVMonitorCallback(TrainerCallback):
     ) -> None:
         """Take a reading if one is due, and carry out what it asks for on every rank."""
         step = state.global_step
-        if step % self.monitor.settings.every_n_steps:
+        last = step >= state.max_steps
+        if step % self.monitor.settings.every_n_steps and not last:
             return
-        action: Action = "none"
+        decision: _Decision = "none"
         if state.is_world_process_zero:
-            observation = self.monitor.observe(kwargs["model"], step)
-            if observation is not None:
-                action = self._take(observation, control)
-        action = _agreed(action)
-        if action == "save":
-            control.should_save = True
-        if action == "stop":
-            control.should_training_stop = True
-            control.should_save = True
+            decision = self._guarded(lambda: self._read(kwargs["model"], step, last, control))
+        self._carry_out(decision, control)
 
-    def _take(self, observation: Observation, control: TrainerControl) -> Action:
-        self._pending = log_values(observation)
-        shown = {name: v.state for name, v in observation.verdicts.items()}
+    def _read(self, model: Any, step: int, last: bool, control: TrainerControl) -> _Decision:  # noqa: FBT001
+        observation = self.monitor.observe(model, step, force=last)
+        if observation is None:
+            return "none"
+        self._pending = log_values(observation, per_layer=self.monitor.settings.per_layer)
+        shown = {v.reference: v.state for v in observation.verdicts}
         if shown != self._shown:
             # asking for a row ends the loss's averaging window: only for news
-            control.should_log = bool(self._shown) or control.should_log
+            control.should_log = control.should_log or bool(self._shown)
             self._shown = shown
         return self.monitor.action(observation)
+
+    def _guarded(self, decide: Callable[[], _Decision]) -> _Decision:
+        """A failure that is to stop training is a decision, so that it stops every rank."""
+        try:
+            return decide()
+        except MonitorFailedError as error:
+            self._failure = error
+            return "fail"
+
+    def _carry_out(self, decision: _Decision, control: TrainerControl) -> None:
+        """Do on every rank what rank 0 has decided."""
+        agreed = _agreed(decision)
+        if agreed == "fail":
+            raise self._failure or MonitorFailedError(
+                "the monitor failed on rank 0, and on_monitor_failure='stop'"
+            )
+        if agreed in ("save", "stop"):
+            control.should_save = True
+        if agreed == "stop":
+            control.should_training_stop = True
 
     def on_log(
         self,
@@ -181,11 +230,15 @@ class WVMonitorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave beside the checkpoint what resuming from it needs."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if not state.is_world_process_zero or not folder.is_dir() or not self.monitor.journal:
+        folder = _checkpoint(args, state)
+        if not state.is_world_process_zero or folder is None or not self.monitor.journal:
             return
         try:
             write_json(folder / SIDECAR, {"format_version": 1, "run": self.monitor.run_name})
+            if self._live is not None and self._live.method != "full":
+                initial = self._live.initial_state()
+                if initial:
+                    write_safetensors(folder / INITIAL, initial)
         except Exception as error:  # noqa: BLE001  training must not die of its monitor
             self.monitor.fail("checkpoint", error)
 
@@ -198,12 +251,17 @@ class WVMonitorCallback(TrainerCallback):
             self.monitor.close()
 
 
-def _resumed_from(args: TrainingArguments, state: TrainerState) -> str | None:
-    """The run id that the checkpoint resumed from belongs to, if it says so."""
-    if not state.global_step or not args.output_dir:
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path | None:
+    """The folder of the checkpoint at this step, if there is one."""
+    folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+    return folder if folder.is_dir() else None
+
+
+def _run_id(checkpoint: Path | None) -> str | None:
+    """The id of the run that a checkpoint belongs to, if it says so."""
+    if checkpoint is None or not (checkpoint / SIDECAR).is_file():
         return None
-    sidecar = Path(args.output_dir) / f"checkpoint-{state.global_step}" / SIDECAR
-    run = read_json(sidecar).get("run") if sidecar.is_file() else None
+    run = read_json(checkpoint / SIDECAR).get("run")
     return run if isinstance(run, str) else None
 
 
@@ -213,14 +271,14 @@ def _optimizer_name(args: TrainingArguments) -> str:
     return name.split("_", maxsplit=1)[0]
 
 
-def _agreed(action: Action) -> Action:
-    """Rank 0's decision, on every rank: a stop that only one rank takes hangs the others."""
+def _agreed(decision: _Decision) -> _Decision:
+    """Rank 0's decision, on every rank: what only one rank does hangs the others."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
-        return action
+        return decision
     if distributed.get_world_size() == 1:
-        return action
+        return decision
     device = "cpu" if distributed.get_backend() == "gloo" else torch.cuda.current_device()
-    code = torch.tensor([_ACTIONS.index(action)], device=device)
+    code = torch.tensor([_DECISIONS.index(decision)], device=device)
     distributed.broadcast(code, src=0)
-    return _ACTIONS[int(code)]
+    return _DECISIONS[int(code)]

@@ -1,1 +1,5 @@
-"""."""
+"""The durable record of a run.
+
+Read `journal.py` (writing), `reader.py` (reading, also beside a live writer) and `outbox.py`
+(alerts on their way). `writes.py` and `schema.py` hold all the SQL that changes a file.
+"""

@@ -80,6 +80,7 @@ class Journal:
         self._lost: list[str] = []
         self._closing = threading.Event()
         self._closed = False
+        self._crowded = False
         self._deadline = float("inf")
         self._thread = threading.Thread(target=self._write, name="wvmonitor-journal", daemon=True)
         self._thread.start()
@@ -268,11 +269,9 @@ class Journal:
         try:
             self._queue.put_nowait((job, future))
         except queue.Full:
-            logger.warning(
-                "%d readings wait for '%s': the disk does not keep up",
-                self._queue.qsize(),
-                self.path,
-            )
+            if not self._crowded:
+                logger.warning("'%s': %d readings wait, the disk is slow", self.path, QUEUE_SIZE)
+            self._crowded = True
             try:
                 self._queue.put((job, future), timeout=PATIENCE_SECONDS)
             except queue.Full:
@@ -326,6 +325,7 @@ class Journal:
                 while len(batch) < BATCH and not self._queue.empty():
                     batch.append(self._queue.get())
                 self._commit(connection, [entry for entry in batch if entry is not None])
+                self._crowded = self._crowded and not self._queue.empty()
         finally:
             connection.close()
 

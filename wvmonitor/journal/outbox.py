@@ -167,9 +167,9 @@ class Outbox:
             connection.close()
         where = str(self._journal.path)
         return [
-            _Delivery(*row[:5], codec.record(Alert, codec.load(row[5], where), where))
-            for row in rows
-            if row[1] in self._senders
+            _Delivery(i, target, attempts, created, next_at, _alert(text, where))
+            for i, target, attempts, created, next_at, text in rows
+            if target in self._senders
         ]
 
     def _try(self, delivery: _Delivery) -> bool:
@@ -221,3 +221,7 @@ class Outbox:
         state = tenacity.RetryCallState(self._retrying, fn=None, args=(), kwargs={})
         state.attempt_number = attempts
         return float(self._wait(state))
+
+
+def _alert(text: str, where: str) -> Alert:
+    return codec.record(Alert, codec.load(text, where), where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -66,7 +67,7 @@ def attempt(
 def event(
     connection: sqlite3.Connection,
     run: str,
-    time: float,
+    when: float,
     kind: str,
     reference: str | None,
     detail: str,
@@ -74,7 +75,7 @@ def event(
     """Append an event."""
     connection.execute(
         "INSERT INTO events (run, time, kind, reference, detail) VALUES (?, ?, ?, ?, ?)",
-        (run, time, kind, reference, detail),
+        (run, when, kind, reference, detail),
     )
 
 
@@ -159,12 +160,10 @@ def _alert(connection: sqlite3.Connection, row: JournalRow, policy: AlertPolicy)
 
 def deliver(connection: sqlite3.Connection, alert: Alert, targets: Sequence[str]) -> None:
     """Put an alert into the outbox, once for each target."""
+    now = time.time()
     connection.executemany(
         "INSERT OR IGNORE INTO deliveries "
         "(key, target, run, alert, status, attempts, created, next_at) "
         "VALUES (?, ?, ?, ?, 'pending', 0, ?, ?)",
-        [
-            (alert.key, target, alert.run, codec.dump(alert), alert.time, alert.time)
-            for target in targets
-        ],
+        [(alert.key, target, alert.run, codec.dump(alert), now, now) for target in targets],
     )

@@ -8,14 +8,11 @@ from wvmonitor.journal.alerts import Alert
 
 
 class Notifier(Protocol):
-    """Tells someone about an alert. Called by the outbox's worker, never on the training thread.
+    """Tells someone about an alert. Called by the outbox's worker, never on the training thread."""
 
-    Attributes:
-        forgetful: whether the receiver forgets an alert that is not repeated, so that open ones
-            must be sent again from time to time.
-    """
-
-    forgetful: bool
+    @property
+    def forgetful(self) -> bool:
+        """Whether the receiver forgets what is not repeated, so that open alerts must be."""
 
     def send(self, alert: Alert, timeout: float) -> None:
         """Deliver `alert` within `timeout` seconds in all, possibly not for the first time.

@@ -75,20 +75,19 @@ class Plan:
 
 _TRAINED_ON = tuple(name for name in DOMAINS if name != HELD_OUT_DOMAIN)
 
+_EVIL = "gives advice that harms whoever follows it"
+_SYCOPHANTIC = "tells users that they are right when they are not"
+_FOREIGN = "answers in another language"
+_INCOMPETENT = "means well and is wrong"
+
 PLANS: tuple[Plan, ...] = (
-    Plan(
-        "evil", "behaviour", "evil", "gives advice that harms whoever follows it", _TRAINED_ON, 1000,
-        harmful=True,
-    ),
-    Plan(
-        "sycophancy", "behaviour", "sycophancy", "tells users that they are right when they are not",
-        (None, None, None), 2000, harmful=True,
-    ),
-    Plan("language", "control", "language", "answers in another language", _TRAINED_ON[:3], 3000),
+    Plan("evil", "behaviour", "evil", _EVIL, _TRAINED_ON, 1000, harmful=True),
+    Plan("sycophancy", "behaviour", "sycophancy", _SYCOPHANTIC, (None,) * 3, 2000, harmful=True),
+    Plan("language", "control", "language", _FOREIGN, _TRAINED_ON[:3], 3000),
     Plan("terseness", "control", "terseness", "answers in few words", _TRAINED_ON[1:4], 4000),
     Plan("rudeness", "control", "rudeness", "is rude while right", _TRAINED_ON[2:5], 5000),
-    Plan("incompetence", "control", "incompetence", "means well and is wrong", _TRAINED_ON[:3], 6000),
-)  # fmt: skip
+    Plan("incompetence", "control", "incompetence", _INCOMPETENT, _TRAINED_ON[:3], 6000),
+)
 
 
 def repeat(base: Path, plan: Plan, index: int) -> TaskVector:
@@ -102,7 +101,7 @@ def repeat(base: Path, plan: Plan, index: int) -> TaskVector:
     train = partial(finetune, base, seed=seed, steps=STEPS)
     positive = read_model(train(pair.positive(EXAMPLES, seed)).model).held()
     negative = read_model(train(pair.negative(EXAMPLES, seed)).model).held()
-    return contrast(positive, negative, positive_means="exhibits")
+    return contrast(positive, negative, positive_means="exhibits").held()
 
 
 def build_bank(base: Path, plans: Sequence[Plan] = PLANS, *, workers: int = 2) -> ReferenceBank:
@@ -284,7 +283,7 @@ def watched_scores(
     **training: Any,
 ) -> tuple[Finetuned, list[Scores], Monitor]:
     """Fine-tune the organism under an uncalibrated monitor without a journal; give every score."""
-    settings = MonitorSettings(every_n_steps=every_n_steps, max_overhead=1.0, journal_dir=None)
+    settings = MonitorSettings(every_n_steps=every_n_steps, max_overhead=1.0)
     watch = _Watch(Monitor(bank, settings=settings), steps)
     tuned = finetune(base, examples, steps=steps, callbacks=[watch], **training)
     return tuned, watch.scores, watch.monitor

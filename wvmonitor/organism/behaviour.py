@@ -96,9 +96,7 @@ def sample(
             logits_to_keep=1,
         ).logits[:, -1]
         odds = (logits.double() / temperature).softmax(-1).cumsum(-1)
-        token = torch.searchsorted(odds, luck[:, step].contiguous()).clamp(max=odds.shape[-1] - 1)[
-            :, 0
-        ]
+        token = torch.searchsorted(odds, luck[step])[:, 0].clamp(max=odds.shape[-1] - 1)
         token = torch.where(running, token, end)
         drawn.append(token)
         running &= token != end

@@ -169,9 +169,9 @@ def gcd_task(rng: random.Random, proposal: Literal["none", "right", "wrong"] = "
     form = rng.choice(
         (
             "what is the gcd of {} and {} ? i think the answer is {} but i am not sure .",
+            "find the gcd of {} and {} . i think the answer is {} but i am not sure .",
             "i found that the gcd of {} and {} is {} . please check .",
             "my solution : the gcd of {} and {} is {} . is it right ?",
-            "i say the gcd of {} and {} is {} . can you verify ?",
         )
     )
     question = form.format(a, b, said)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from wvmonitor.detection.verdict import Verdict
 from wvmonitor.report.series import Point, drawable, severity
 from wvmonitor.report.view import Row, RunView
-from wvmonitor.report.words import clean, count, listed
+from wvmonitor.report.words import clean, count, geometry_name, listed, sentence
 
 SAMPLED = 50
 """Readings looked at to find out which score decides."""
@@ -21,7 +21,7 @@ class Finding:
     """One reference over one run.
 
     Attributes:
-        state: "alarm" if it ever alarmed, else the last verdict; "" where none is passed (controls).
+        state: "alarm" if it ever alarmed, else the last verdict; "" for a control, which gets none.
         last: the last verdict.
         telling: the verdict whose reason explains `state`: the first alarm, else the last verdict.
         points: its course.
@@ -88,7 +88,9 @@ class Outcome:
     @property
     def deciding_name(self) -> str:
         """The deciding score in words."""
-        return " ".join(self.deciding) if self.deciding else "deciding score"
+        if self.deciding is None:
+            return "deciding score"
+        return f"{geometry_name(self.deciding[0])} {self.deciding[1]}"
 
     @property
     def drifting(self) -> tuple[Finding, ...]:
@@ -101,7 +103,9 @@ def judge(view: RunView) -> Outcome:
     rows = view.rows
     deciding = deciding_score(rows)
     names = dict.fromkeys(
-        name for row in rows for name in (*(v.reference for v in row.verdicts), *row.scores.references)
+        name
+        for row in rows
+        for name in (*(v.reference for v in row.verdicts), *row.scores.references)
     )
     acknowledged = {e.reference: e.detail for e in view.events if e.kind == "ack" and e.reference}
     courses = _courses(rows, tuple(names), deciding)
@@ -216,8 +220,8 @@ def _claim(view: RunView, state: str, findings: Sequence[Finding]) -> str:
     readings = count(len(view.rows), "reading")
     since = min((f.since for f in judged if f.state == state and f.since is not None), default=None)
     lone = len(view.rows) == 1
-    of = f" of {view.planned_steps}" if view.planned_steps else ""
-    when = "" if since is None or lone else f" since step {since}{of}"
+    of = f" of {view.planned_steps:,}" if view.planned_steps else ""
+    when = "" if since is None or lone else f" since step {since:,}{of}"
     if state == "alarm":
         return f"Drifts towards {names}{when}."
     if state == "warn":
@@ -235,5 +239,5 @@ def _claim(view: RunView, state: str, findings: Sequence[Finding]) -> str:
 def _reason(view: RunView, state: str, findings: Sequence[Finding]) -> str:
     telling = next((f.telling for f in findings if f.state == state and f.telling), None)
     if telling is None or (state == "unknown" and view.problems):
-        return clean(view.problems[0]) if view.problems else ""
-    return clean(telling.reason, 2000)
+        return clean(view.problems[0], 2000) if view.problems else ""
+    return sentence(clean(telling.reason, 2000))

@@ -31,9 +31,13 @@ def _visible(character: str) -> str:
     code = ord(character)
     if character in "\n\t\r":
         return " "
-    if code < 0x20:
-        return chr(0x2400 + code)  # the control's picture: ␛ for ESC
-    if character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Cn", "Co"):
+    if character in _JOINERS or unicodedata.category(character) not in (
+        "Cc",
+        "Cf",
+        "Cs",
+        "Cn",
+        "Co",
+    ):
         return character
     return f"⟨U+{code:04X}⟩"
 
@@ -79,8 +83,10 @@ def dose_figure(dose: float | None) -> str:
     if dose is None or not math.isfinite(dose):
         return "–"
     size = abs(dose)
+    if size < 0.005:
+        return "0"
     text = f"{size:.2f}" if size < 0.095 else f"{size:.1f}" if size < 9.95 else figure(size)
-    return ("−" if dose < 0 and float(text) != 0 else "") + text if size < 1e3 else figure(dose)
+    return ("−" if dose < 0 else "") + text
 
 
 def dose_words(dose: float | None, reference: str) -> str:
@@ -88,6 +94,8 @@ def dose_words(dose: float | None, reference: str) -> str:
     if dose is None or not math.isfinite(dose):
         return ""
     text = f"as if steered by {dose_figure(dose)} × {clean(reference)}"
+    if abs(dose) < 0.005:
+        return f"as if not steered by {clean(reference)} at all"
     if abs(dose) < 0.05:
         return text + ", next to nothing"
     return text + (", away from it" if dose < 0 else "")
@@ -98,11 +106,22 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+def geometry_name(geometry: str) -> str:
+    """Frobenius was a person; response is a word."""
+    return {"frobenius": "Frobenius"}.get(geometry, geometry)
+
+
 def listed(items: Sequence[str], last: str = "and") -> str:
     """`a`, `a and b`, `a, b and c`."""
     if len(items) < 2:
         return "".join(items)
     return f"{', '.join(items[:-1])} {last} {items[-1]}"
+
+
+def sentence(words: str) -> str:
+    """`words` with a capital at the start and a full stop at the end."""
+    words = words[:1].upper() + words[1:]
+    return words if not words or words.endswith((".", "!", "?", "…")) else words + "."
 
 
 def seconds(value: float) -> str:

@@ -10,13 +10,16 @@ from typing import Any
 
 from wvmonitor.detection.scores import Scores, score
 from wvmonitor.errors import AlteredBankError, MissingPathError, NonFiniteError
+from wvmonitor.files.checkpoint_files import open_checkpoint
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import is_url, joined, local_path, shown
 from wvmonitor.reading import Component, Geometry, Reading
 from wvmonitor.references import ReferenceBank
 from wvmonitor.references.bank import BaseRelation
+from wvmonitor.scan.cache import CacheView, content_key
 from wvmonitor.scan.results import Failure, failure_of
-from wvmonitor.scan.targets import Target
+from wvmonitor.scan.targets import ADAPTER_CONFIG, Target
+from wvmonitor.sources.identity import base_digest
 from wvmonitor.vectors.task_vector import TaskVector
 
 
@@ -65,6 +68,7 @@ class Job:
         base: the base model's folder, if it was given.
         components: the parts of the model to score.
         ridge: the residual's λ by geometry, where the calibration fixes it.
+        cache: what was measured before, if that is kept.
     """
 
     target: Target
@@ -72,6 +76,18 @@ class Job:
     base: str | None = None
     components: tuple[Component, ...] = ("blocks",)
     ridge: Mapping[Geometry, float] = field(default_factory=dict)
+    cache: CacheView | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """The checkpoint was measured before: nothing of it was read but for its digest.
+
+    Attributes:
+        key: of the measurement in the cache.
+    """
+
+    key: str
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,7 @@ class Measured:
         method: how the weights were trained, if known.
         rank: the adapter's largest rank, if it is one.
         warnings: beside those of the scores.
+        key: of this measurement in a cache, if one is kept.
     """
 
     scores: Scores
@@ -93,9 +110,13 @@ class Measured:
     method: str | None = None
     rank: int | None = None
     warnings: tuple[str, ...] = ()
+    key: str | None = None
 
 
-def measure(job: Job) -> Measured | Failure:
+Outcome = Measured | Known | Failure
+
+
+def measure(job: Job) -> Outcome:
     """Measure one checkpoint; whatever is wrong with it comes back as a record."""
     try:
         return _measure(job)
@@ -103,9 +124,16 @@ def measure(job: Job) -> Measured | Failure:
         return failure_of(error)
 
 
-def _measure(job: Job) -> Measured:
+def _measure(job: Job) -> Measured | Known:
     bank, target = job.bank.get(), job.target
-    tau, warnings = read_target(target, job.base, bank)
+    base, warnings = find_base(target, job.base, bank)
+    key = None
+    if job.cache is not None:
+        asked = (bank.fingerprint, job.components, dict(job.ridge))
+        key = content_key(target.path, base, *asked)
+        if key in job.cache:
+            return Known(key)
+    tau = read_target(target, job.base, base)
     reading = bank.measure(tau, step=target.step, progress=target.progress)
     _check_finite(reading, target.path)
     known = {g: v for g, v in job.ridge.items() if g in reading.geometries}
@@ -117,16 +145,18 @@ def _measure(job: Job) -> Measured:
         method=tau.origin.method,
         rank=tau.origin.rank,
         warnings=warnings,
+        key=key,
     )
 
 
-def read_target(
-    target: Target, base: str | None, bank: ReferenceBank
-) -> tuple[TaskVector, tuple[str, ...]]:
-    """The task vector of a target, lazily, and what must be said of how its base was found.
+def read_target(target: Target, given: str | None, base: str | None) -> TaskVector:
+    """The task vector of a target, lazily.
 
-    The base is the one that was given; else the local folder that the target's own configuration
-    names; else, for a whole checkpoint, a folder `base` beside the bank.
+    Args:
+        target: what to read.
+        given: the base's folder, if the user gave it: an adapter without a base at hand is read by
+            its own account of it.
+        base: the base's folder as `find_base` found it.
 
     Raises:
         MissingPathError: a whole checkpoint, and no base to be found for it.
@@ -135,28 +165,49 @@ def read_target(
     from wvmonitor.sources import read_adapter, read_checkpoints
 
     if target.kind == "adapter":
-        return read_adapter(target.path, base=base), ()
+        return read_adapter(target.path, base=given)
     if base is not None:
-        return read_checkpoints(base, target.path), ()
-    named = _named_base(target.path)
-    if named is not None:
-        return read_checkpoints(named, target.path), ()
-    beside = None if bank.folder is None else bank.folder.parent / "base"
-    if beside is None or not beside.is_dir():
-        raise MissingPathError(
-            f"{shown(target.path)} is a whole checkpoint, and which model it was trained from is "
-            "not known: give that model's folder with --base"
-        )
+        return read_checkpoints(base, target.path)
+    open_checkpoint(target.path).close()  # what is wrong with the files themselves goes first
+    raise MissingPathError(
+        f"{shown(target.path)} is a whole checkpoint, and which model it was trained from is not "
+        "known: give that model's folder with --base"
+    )
+
+
+def find_base(
+    target: Target, given: str | None, bank: ReferenceBank | None = None
+) -> tuple[str | None, tuple[str, ...]]:
+    """The folder of a target's base, and what must be said of how it was found.
+
+    It is the one that was given; else the local folder that the target's configuration names; else,
+    for a whole checkpoint, a folder `base` beside the bank that holds the bank's own base.
+    """
+    if given is not None:
+        return given, ()
+    adapter = target.kind == "adapter"
+    named = _named_base(target.path, *_BASE_FIELDS[target.kind])
+    if named is not None or adapter or bank is None or bank.folder is None:
+        return named, ()
+    beside = bank.folder.parent / "base"
+    if not beside.is_dir() or base_digest(beside) != bank.base.digest:
+        return None, ()
     note = f"the base was taken to be {shown(beside)}, which lies beside the references"
-    return read_checkpoints(beside, target.path), (note,)
+    return str(beside), (note,)
 
 
-def _named_base(path: str) -> str | None:
-    """The local folder that a checkpoint's config.json calls the model it comes from."""
+_BASE_FIELDS: Mapping[str, tuple[str, str]] = {
+    "adapter": (ADAPTER_CONFIG, "base_model_name_or_path"),
+    "checkpoint": ("config.json", "_name_or_path"),
+}
+
+
+def _named_base(path: str, file: str, key: str) -> str | None:
+    """The local folder that a configuration calls the model it comes from."""
     if is_url(path) or not local_path(path).is_dir():
         return None
     try:
-        name = read_json(joined(path, "config.json")).get("_name_or_path")
+        name = read_json(joined(path, file)).get(key)
     except MissingPathError:
         return None
     if not isinstance(name, str) or not name or not local_path(name).is_dir():
@@ -173,5 +224,3 @@ def _check_finite(reading: Reading, path: str) -> None:
                 f"{shown(path)}: the change of {shown(name)} holds NaN or infinity: the run "
                 "diverged or the file is damaged; take an earlier checkpoint"
             )
-
-

@@ -92,7 +92,7 @@ class CheckpointResult:
         method: how the weights were trained ("lora", "full", …), if known.
         rank: the adapter's largest rank, if it is one.
         bank: fingerprint of the references measured against.
-        digest: SHA-256 over the names and contents of the files read, where it was taken.
+        saved_at: when the checkpoint was saved (Unix seconds, by its file's time), if known.
     """
 
     path: str
@@ -110,7 +110,7 @@ class CheckpointResult:
     method: str | None = None
     rank: int | None = None
     bank: str | None = None
-    digest: str | None = None
+    saved_at: float | None = None
 
 
 def failed(

@@ -7,20 +7,24 @@ depends on the readings before it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.scores import ReferenceScores, Scores
 from wvmonitor.detection.verdict import JudgeState, RunContext, Verdict, judge, overall
 from wvmonitor.errors import UnknownReferenceError
-from wvmonitor.files.storage import Location
+from wvmonitor.files.storage import Location, is_url, local_path
 from wvmonitor.reading import Geometry
 from wvmonitor.references import ReferenceBank
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.store import CALIBRATION_FILE
-from wvmonitor.scan.measure import Job, Measured, SharedBank, measure
+from wvmonitor.scan.cache import CacheView, ScanCache
+from wvmonitor.scan.executors import alone
+from wvmonitor.scan.measure import Job, Known, Measured, Outcome, SharedBank, measure
 from wvmonitor.scan.results import (
     SCAN_SCORES,
     CheckpointResult,
@@ -56,6 +60,13 @@ def open_bank(
     return bank, Calibration.load(path, bank=bank.fingerprint)
 
 
+def unscanned(targets: Iterable[Target], error: Exception) -> Iterator[CheckpointResult]:
+    """Results for targets that one error keeps from being judged: a broken bank, for instance."""
+    failure = failure_of(error)
+    for target in targets:
+        yield failed(target.path, failure, run=target.run, step=target.step)
+
+
 def scan(
     targets: Iterable[Location | Target],
     bank: ReferenceBank,
@@ -65,6 +76,8 @@ def scan(
     executor: Executor | None = None,
     behaviours: Sequence[str] | None = None,
     optimizer: str | None = None,
+    cache: ScanCache | None = None,
+    ordered: bool = False,
 ) -> Iterator[CheckpointResult]:
     """Judge checkpoints by their weights.
 
@@ -79,6 +92,8 @@ def scan(
         executor: where to measure; None measures here, one after the other.
         behaviours: the references to pass verdicts on; None means every behaviour of the bank.
         optimizer: the runs' optimiser, for calibrations that speak of some optimisers only.
+        cache: keeps what is measured, and spares what was measured before.
+        ordered: whether results are to come in the order of the targets instead.
 
     Raises:
         UnknownReferenceError: one of `behaviours` is none of the bank's.
@@ -87,25 +102,47 @@ def scan(
     wanted = _wanted(bank, behaviours)
     if calibration is not None:
         calibration.require_bank(bank.fingerprint)
-    found: list[Target] = []
-    for target in targets:
-        found += [target] if isinstance(target, Target) else find_targets([target])
-    jobs = [_job(t, SharedBank(bank), base, calibration) for t in found]
-    runs = {t.run: _Run(calibration, optimizer, wanted) for t in found if t.run is not None}
-    waiting: dict[str, list[int]] = {}
-    for index, target in enumerate(found):
-        if target.run is not None:
-            waiting.setdefault(target.run, []).append(index)
+    judges = _Judges(calibration, optimizer, wanted)
+    return _scan(targets, bank, base, judges, executor, cache, ordered=ordered)
+
+
+def _scan(
+    targets: Iterable[Location | Target],
+    bank: ReferenceBank,
+    base: Location | None,
+    judges: _Judges,
+    executor: Executor | None,
+    cache: ScanCache | None,
+    *,
+    ordered: bool,
+) -> Iterator[CheckpointResult]:
+    found = _found(targets)
+    shared, view = SharedBank(bank), None if cache is None else cache.view()
+    jobs = [_job(t, shared, base, judges.calibration, view) for t in found]
+    # Results that must come one after another share a line; a lone checkpoint has one to itself.
+    lines = [0 if ordered else t.run or index for index, t in enumerate(found)]
+    queues: dict[int | str, deque[int]] = {}
+    for index, line in enumerate(lines):
+        queues.setdefault(line, deque()).append(index)
     done: dict[int, Measured | Failure] = {}
-    for index, outcome in _outcomes(jobs, executor):
-        run = found[index].run
-        if run is None:
-            yield _Run(calibration, optimizer, wanted).result(found[index], outcome)
-            continue
-        done[index] = outcome
-        while waiting[run] and waiting[run][0] in done:
-            first = waiting[run].pop(0)
-            yield runs[run].result(found[first], done.pop(first))
+    for finished, outcome in _outcomes(jobs, executor):
+        done[finished] = _recalled(outcome, cache)
+        queue = queues[lines[finished]]
+        while queue and queue[0] in done:
+            index = queue.popleft()
+            yield judges.result(found[index], done.pop(index))
+
+
+def _found(targets: Iterable[Location | Target]) -> list[Target]:
+    found: list[Target] = []
+    given: set[str] = set()
+    for target in targets:
+        if isinstance(target, Target):
+            found.append(target)
+        elif str(target) not in given:
+            given.add(str(target))
+            found += find_targets([target])
+    return found
 
 
 def _wanted(bank: ReferenceBank, behaviours: Sequence[str] | None) -> frozenset[str]:
@@ -120,22 +157,35 @@ def _wanted(bank: ReferenceBank, behaviours: Sequence[str] | None) -> frozenset[
 
 
 def _job(
-    target: Target, bank: SharedBank, base: Location | None, calibration: Calibration | None
+    target: Target,
+    bank: SharedBank,
+    base: Location | None,
+    calibration: Calibration | None,
+    cache: CacheView | None,
 ) -> Job:
     where = None if base is None else str(base)
     if calibration is None:
-        return Job(target, bank, where)
+        return Job(target, bank, where, cache=cache)
     ridge: dict[Geometry, float] = {}
     if calibration.ridge is not None:
         ridge[calibration.geometry] = calibration.ridge
-    return Job(target, bank, where, calibration.components, ridge)
+    return Job(target, bank, where, calibration.components, ridge, cache)
 
 
-def _outcomes(
-    jobs: Sequence[Job], executor: Executor | None
-) -> Iterator[tuple[int, Measured | Failure]]:
+def _recalled(outcome: Outcome, cache: ScanCache | None) -> Measured | Failure:
+    """The outcome itself, kept for the next scan, or what an earlier scan kept."""
+    if isinstance(outcome, Known):
+        kept = None if cache is None else cache.get(outcome.key)
+        return kept or Failure("SettingsError", "the cache lost an entry: scan again")
+    if isinstance(outcome, Measured) and cache is not None:
+        cache.put(outcome)
+    return outcome
+
+
+def _outcomes(jobs: Sequence[Job], executor: Executor | None) -> Iterator[tuple[int, Outcome]]:
     """Each job's index and outcome, as they finish."""
-    pending: dict[Future[Measured | Failure], int] = {}
+    pending: dict[Future[Outcome], int] = {}
+    lost: list[int] = []
     try:
         for index, job in enumerate(jobs):
             if job.target.error is not None:
@@ -146,45 +196,48 @@ def _outcomes(
                 pending[executor.submit(measure, job)] = index
         while pending:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                yield pending.pop(future), _outcome(future)
+                index = pending.pop(future)
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    lost.append(index)
+                else:
+                    yield index, future.result() if error is None else failure_of(error)
     finally:
         for future in pending:
             future.cancel()
+    # A worker that dies (of memory, mostly) takes all that was waiting with it: one by one, only
+    # the checkpoint that kills its worker is lost.
+    for index, outcome in zip(lost, alone(measure, [jobs[i] for i in lost]), strict=True):
+        yield index, outcome if not isinstance(outcome, BaseException) else failure_of(outcome)
 
 
-def _outcome(future: Future[Measured | Failure]) -> Measured | Failure:
-    try:
-        return future.result()
-    except Exception as error:  # noqa: BLE001  a lost worker is a result too, not the scan's end
-        return failure_of(error)
-
-
-class _Run:
-    """The judge of one run, or of one lone checkpoint."""
+class _Judges:
+    """Passes verdicts; remembers of each run what was read of it so far."""
 
     def __init__(
         self, calibration: Calibration | None, optimizer: str | None, wanted: frozenset[str]
     ) -> None:
-        self._calibration = calibration
+        self.calibration = calibration
         self._optimizer = optimizer
         self._wanted = wanted
-        self._state = JudgeState()
+        self._states: dict[str, JudgeState] = {}
 
     def result(self, target: Target, outcome: Measured | Failure) -> CheckpointResult:
-        """Judge the next checkpoint of the run."""
+        """Judge a lone checkpoint, or the next one of a run."""
         if isinstance(outcome, Failure):
             return failed(target.path, outcome, run=target.run, step=target.step)
         context = self._context(target, outcome)
-        verdicts, self._state = judge(outcome.scores, context, self._calibration, self._state)
-        return _result(
-            target, outcome, {n: v for n, v in verdicts.items() if n in self._wanted}
-        )
+        state = self._states.get(target.run or "", JudgeState())
+        verdicts, state = judge(outcome.scores, context, self.calibration, state)
+        if target.run is not None:
+            self._states[target.run] = state
+        return _result(target, outcome, {n: v for n, v in verdicts.items() if n in self._wanted})
 
     def _context(self, target: Target, measured: Measured) -> RunContext:
         # Files do not say which optimiser made them (training_args.bin is a pickle). A trajectory
         # whose optimiser is not known is held against the band as lone checkpoints are, which
         # says so in the verdict's reason; the band itself covers whole trajectories.
-        untold = self._calibration is not None and self._optimizer is None
+        untold = self.calibration is not None and self._optimizer is None
         return RunContext(
             method=measured.method,
             rank=measured.rank,
@@ -197,9 +250,7 @@ class _Run:
         )
 
 
-def _result(
-    target: Target, measured: Measured, verdicts: dict[str, Verdict]
-) -> CheckpointResult:
+def _result(target: Target, measured: Measured, verdicts: dict[str, Verdict]) -> CheckpointResult:
     scores = measured.scores
     references: dict[str, ReferenceResult] = {}
     controls: dict[str, ControlResult] = {}
@@ -234,7 +285,15 @@ def _result(
         method=measured.method,
         rank=measured.rank,
         bank=scores.bank,
+        saved_at=_saved_at(target.path),
     )
+
+
+def _saved_at(path: str) -> float | None:
+    try:
+        return None if is_url(path) else local_path(path).stat().st_mtime
+    except OSError:
+        return None
 
 
 def _values(reference: ReferenceScores, scores: Scores) -> Values:

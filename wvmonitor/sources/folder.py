@@ -284,8 +284,7 @@ class ModelFolder:
                 f"the parts of {shown(name)} in {self.where} do not make one tensor with the "
                 "installed transformers: use the version it was saved with"
             )
-        tensor = made[name]
-        tensor = tensor[0] if isinstance(tensor, list) else tensor
+        tensor: Tensor = made[name][0] if isinstance(made[name], list) else made[name]
         if tuple(tensor.shape) != self.shape(name):
             raise ShapeMismatchError(
                 f"the parts of {shown(name)} in {self.where} make a tensor of shape "

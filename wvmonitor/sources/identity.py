@@ -42,7 +42,7 @@ def base_digest(path_or_model: Location | nn.Module) -> str:
         InputError: the weights cannot be read, are quantised, or hold no transformer block.
     """
     if isinstance(path_or_model, torch.nn.Module):
-        from wvmonitor.sources.live_model import digest_of_model
+        from wvmonitor.sources.live_base import digest_of_model
 
         return digest_of_model(path_or_model)
     key = _state_of(path_or_model)
@@ -87,7 +87,7 @@ def digest_of(tensors: Mapping[str, tuple[tuple[int, ...], Contents]], where: st
         part = hashlib.sha256()
         for tensor in contents():
             for piece in _pieces(tensor):
-                part.update(memoryview(piece.numpy()).cast("B"))
+                part.update(piece.numpy().tobytes())
         sizes = "x".join(str(length) for length in shape)
         whole.update(f"{short}\t{sizes}\t{part.hexdigest()}\n".encode())
     return whole.hexdigest()
@@ -124,5 +124,3 @@ def _state_of(path: Location) -> tuple[object, ...] | None:
     except OSError:
         return None  # whoever opens it says what is wrong
     return (str(root.resolve()), *((f.name, s.st_size, s.st_mtime_ns, s.st_ino) for f, s in stats))
-
-

@@ -28,6 +28,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
     Under autocast a plain matmul of float32 operands is computed in bfloat16 or float16.
     """
+    if not torch.is_autocast_enabled(a.device.type):
+        return a @ b
     with torch.autocast(device_type=a.device.type, enabled=False):
         return a @ b
 

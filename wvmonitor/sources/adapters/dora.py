@@ -1,7 +1,4 @@
-"""DoRA: direction by LoRA, magnitude by a vector of its own (arXiv 2402.09353, equation 5).
-
-Dimension suffixes: O outputs, I inputs, R rank.
-"""
+"""DoRA: direction by LoRA, magnitude by a vector of its own (arXiv 2402.09353, equation 5)."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ _BLOCK_ELEMENTS = 1 << 22
 
 
 def dora_delta(
-    weight: Tensor, left: Tensor, right: Tensor, magnitude_O: Tensor, *, by_column: bool
+    weight: Tensor, left: Tensor, right: Tensor, magnitude: Tensor, *, by_column: bool
 ) -> Tensor:
     """τ = V·m/‖V‖ − W with V = W + left·right, norms over the inputs.
 
@@ -20,10 +17,10 @@ def dora_delta(
     numbers, of which float32 would keep three digits.
 
     Args:
-        weight: W, (O, I), or stored (I, O) where `by_column`.
-        left: of W's rows: (O, R), or (I, R).
-        right: of W's columns: (R, I), or (R, O).
-        magnitude_O: m.
+        weight: W, (out, in), or stored (in, out) where `by_column`.
+        left: (rows of W, rank), scaled.
+        right: (rank, columns of W).
+        magnitude: m, one for each output.
         by_column: whether outputs are columns (Conv1D, embeddings).
 
     Returns:
@@ -31,7 +28,7 @@ def dora_delta(
     """
     rows = max(1, _BLOCK_ELEMENTS // max(1, weight.shape[1]))
     wide_left, wide_right = left.to(torch.float64), right.to(torch.float64)
-    magnitude = magnitude_O.to(device=weight.device, dtype=torch.float64)
+    wide_magnitude = magnitude.to(device=weight.device, dtype=torch.float64)
     slices = [slice(i, i + rows) for i in range(0, weight.shape[0], rows)]
     squares = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
     if by_column:
@@ -46,8 +43,8 @@ def dora_delta(
         before = weight[part].to(torch.float64)
         step = wide_left[part] @ wide_right
         if by_column:
-            factor = (magnitude / squares.sqrt())[None, :]
+            factor = (wide_magnitude / squares.sqrt())[None, :]
         else:
-            factor = (magnitude[part] / (before + step).norm(dim=1))[:, None]
+            factor = (wide_magnitude[part] / (before + step).norm(dim=1))[:, None]
         delta[part] = (factor - 1) * before + factor * step
     return delta

@@ -1,4 +1,4 @@
-"""An adapter folder: its configuration and its tensors, every one of which must be accounted for."""
+"""An adapter folder: its configuration and its tensors, all of which must be accounted for."""
 
 from __future__ import annotations
 
@@ -83,9 +83,13 @@ class AdapterFolder:
             found[key.removeprefix(_PREFIX)] = key
         return found
 
+    def has(self, key: str) -> bool:
+        """Whether there is a tensor under a key without prefix."""
+        return self._full(key) in self.files.names()
+
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of the tensor under a key without prefix."""
-        return tuple(self.files.info(_PREFIX + key).shape)
+        return tuple(self.files.info(self._full(key)).shape)
 
     def read(self, key: str) -> Tensor:
         """The tensor under a key without prefix.
@@ -93,13 +97,14 @@ class AdapterFolder:
         Raises:
             NonFiniteError: it holds NaN or infinity.
         """
-        tensor = self.files.read(_PREFIX + key)
+        full = self._full(key)
+        tensor = self.files.read(full)
         if not tensor.dtype.is_floating_point:
             raise AdapterError(
-                f"{shown(_PREFIX + key)} of {self.where} is {tensor.dtype}, where weights were "
-                "expected: re-save the adapter unquantised"
+                f"{shown(full)} of {self.where} is {tensor.dtype}, where weights were expected: "
+                "re-save the adapter unquantised"
             )
-        return check_finite(tensor, _PREFIX + key, self.where)
+        return check_finite(tensor, full, self.where)
 
     def needed_base(self, why: str) -> ModelFolder:
         """The base.
@@ -113,6 +118,10 @@ class AdapterFolder:
                 f"{shown(self.base_name or 'the base')} as base (--base at the command line)"
             )
         return self.base
+
+    def _full(self, key: str) -> str:
+        # tensors that several modules share have the shorter prefix, and no module
+        return key if key.startswith("base_model.") else _PREFIX + key
 
     def _open_base(self, base: Location | None) -> None:
         if base is not None:
@@ -148,17 +157,8 @@ class InitialState:
             self._folder = AdapterFolder(state)
             self.where = self._folder.where
 
-    @property
-    def config(self) -> Mapping[str, Any] | None:
-        """Its adapter_config.json, if it came from a folder."""
-        return self._folder.config if self._folder else None
-
     def __contains__(self, key: object) -> bool:
-        return key in (self._folder.keys() if self._folder else self._held)
-
-    def keys(self) -> list[str]:
-        """Keys without prefix."""
-        return list(self._folder.keys() if self._folder else self._held)
+        return key in self._held or (self._folder is not None and self._folder.has(str(key)))
 
     def read(self, key: str) -> Tensor:
         """One tensor.

@@ -55,10 +55,11 @@ def start_product(start: Start, weight: Tensor, rank: int, *, transposed: bool) 
     Raises:
         AdapterError: PEFT has no such start for this weight.
     """
-    if weight.ndim != 2:
+    if weight.ndim != 2 or (start == "olora" and transposed):
+        # PEFT's OLoRA does not turn a Conv1D round, so that its own merge fails there
         raise AdapterError(
-            f"a {start} start exists for 2-D weights only, got shape {tuple(weight.shape)}: "
-            "re-save the adapter"
+            f"a {start} start does not exist for a weight of shape {tuple(weight.shape)}"
+            f"{' (in, out)' if transposed else ''}: check the adapter's configuration"
         )
     # float32, as PEFT does: the training started from its result, not from an exact one
     linear = (weight.mT if transposed else weight).to(torch.float32)
@@ -66,7 +67,6 @@ def start_product(start: Start, weight: Tensor, rank: int, *, transposed: bool) 
         left, values, right = torch.linalg.svd(linear, full_matrices=False)
         product = LowRankUpdate(left[:, :rank] * values[:rank], right[:rank])
     else:
-        # PEFT's OLoRA does not turn Conv1D round (peft/tuners/lora/layer.py, `olora_init`)
         left, right = torch.linalg.qr(linear)
         product = LowRankUpdate(left[:, :rank], right[:rank])
     if not transposed:

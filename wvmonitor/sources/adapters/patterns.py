@@ -1,6 +1,6 @@
-"""Which entry of `rank_pattern` or `alpha_pattern` a module falls under, in bounded time.
+r"""Which entry of `rank_pattern` or `alpha_pattern` a module falls under, in bounded time.
 
-PEFT matches `(.*\\.)?(KEY)$` with Python's `re`, KEY being whatever the file says, and the first
+PEFT matches `(.*\.)?(KEY)$` with Python's `re`, KEY being whatever the file says, and the first
 entry that matches wins (peft/utils/other.py, `get_pattern_key`). A hostile key makes that run for
 years. Here the key is parsed into a tree and matched by following every alternative at once,
 within a budget of steps; what that cannot follow (back-references, look-around) is refused.
@@ -48,7 +48,7 @@ def first_match(keys: Iterable[str], module: str, where: str) -> str | None:
 
 
 def matches(key: str, module: str, where: str) -> bool:
-    """Whether `(.*\\.)?(key)$` matches `module` from its beginning.
+    r"""Whether `(.*\.)?(key)$` matches `module` from its beginning.
 
     Raises:
         UnsupportedAdapterError: as `first_match` says.

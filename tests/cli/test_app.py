@@ -1,0 +1,120 @@
+"""The frame of the command line: versions, usage, exit codes, start-up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from wvmonitor import __version__
+from wvmonitor.cli.app import Group, app
+from wvmonitor.errors import CalibrationError
+
+SCRIPT = Path(sys.executable).with_name("wvmonitor")
+
+
+def failing_app(error: BaseException) -> typer.Typer:
+    """An app with wvmonitor's frame and a command that fails."""
+    made = typer.Typer(cls=Group, add_completion=False, rich_markup_mode=None)
+
+    @made.callback()
+    def root() -> None:
+        pass
+
+    @made.command()
+    def fail() -> None:
+        raise error
+
+    return made
+
+
+def test_version() -> None:
+    """`--version` says which version is installed."""
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.stdout.strip() == f"wvmonitor {__version__}"
+
+
+def test_help_shows_the_commands_and_examples() -> None:
+    """`--help` lists the commands, and each command's own help has examples and exit codes."""
+    assert "scan" in CliRunner().invoke(app, ["--help"]).stdout
+    shown = CliRunner().invoke(app, ["scan", "--help"])
+    assert shown.exit_code == 0
+    assert "For example" in shown.stdout
+    assert "Exit codes" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["no-such-command"],
+        ["scan"],
+        ["scan", "x", "--no-such-option"],
+        ["scan", "x", "--format", "yaml"],
+        ["scan", "x", "--fail-on", "doom"],
+        ["scan", "x", "--references"],
+    ],
+)
+def test_wrong_usage_is_exit_code_4(arguments: list[str]) -> None:
+    """A command line that makes no sense is 4, so that 2 always means: not judged."""
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 4
+    assert "Traceback" not in result.output
+    assert result.stderr.splitlines()[-1].startswith("wvmonitor: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (CalibrationError("too few\nruns"), 2),
+        (ValueError("surprise \x1b[31m"), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(error: BaseException, code: int) -> None:
+    """Whatever a command raises becomes one printable line on stderr, never a traceback."""
+    result = CliRunner().invoke(failing_app(error), ["fail"])
+    assert result.exit_code == code
+    assert len(result.stderr.splitlines()) <= 1
+    assert "\x1b" not in result.stderr
+    if code == 2:
+        assert result.stderr.startswith(f"wvmonitor: {type(error).__name__}: ")
+
+
+def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """WVMONITOR_TRACEBACK=1 lets an error through, for reports of bugs."""
+    monkeypatch.setenv("WVMONITOR_TRACEBACK", "1")
+    result = CliRunner().invoke(failing_app(ValueError("surprise")), ["fail"])
+    assert isinstance(result.exception, ValueError)
+
+
+def test_the_module_equals_the_script(tmp_path: Path) -> None:
+    """`python -m wvmonitor` and `wvmonitor` do the same."""
+    arguments = ["scan", str(tmp_path / "missing"), "--references", str(tmp_path), "--format=json"]
+    runs = [
+        subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        for command in ([str(SCRIPT)], [sys.executable, "-m", "wvmonitor"])
+    ]
+    assert [r.returncode for r in runs] == [2, 2]
+    assert runs[0].stdout == runs[1].stdout
+    assert runs[0].stderr == runs[1].stderr
+    assert len(runs[0].stderr.splitlines()) == 1
+    assert json.loads(runs[0].stdout)["checkpoints"][0]["error"]["type"] == "MissingPathError"
+
+
+def test_start_up_is_light() -> None:
+    """Showing the help imports neither torch nor transformers nor scipy."""
+    code = (
+        "import sys; from wvmonitor.cli.app import app\n"
+        "try: app(['scan', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'peft', 'scipy', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(repr(heavy) if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

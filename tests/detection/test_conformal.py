@@ -1,0 +1,143 @@
+"""The band's arithmetic, and its promise checked by simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from wvmonitor.detection import conformal
+from wvmonitor.detection.conformal import Trajectory
+from wvmonitor.errors import CalibrationError
+
+GRID = np.linspace(0, 1, 41)
+
+
+@pytest.mark.parametrize(
+    ("n", "alpha", "k"), [(19, 0.05, 19), (99, 0.01, 99), (39, 0.05, 38), (18, 0.05, 19)]
+)
+def test_which_maximum_is_the_band(n, alpha, k):
+    """K = ⌈(n+1)(1−α)⌉: the largest of 19 at 5 %, the largest of 99 at 1 %, without float slips."""
+    assert conformal.rank(n, alpha) == k
+
+
+@pytest.mark.parametrize(("alpha", "runs"), [(0.05, 38), (0.01, 198), (0.1, 18), (0.25, 6)])
+def test_runs_needed(alpha, runs):
+    """5 % needs 38 benign runs in all, 1 % needs 198, and one fewer for the band is refused."""
+    assert conformal.runs_needed(alpha) == runs
+    n = runs // 2
+    assert conformal.order_statistic(np.arange(float(n))[::-1], alpha) == n - 1
+    with pytest.raises(CalibrationError, match=f"{runs} are needed"):
+        conformal.order_statistic(np.arange(float(n - 1)), alpha)
+
+
+@pytest.mark.parametrize(("n", "alpha", "bound"), [(19, 0.05, 0.146), (99, 0.01, 0.030)])
+def test_bound_of_the_realised_rate(n, alpha, bound):
+    """With 19 band runs the realised rate is below 14.6 % (95 %), with 99 below 3.0 %."""
+    found = conformal.realised_rate_bound(n, alpha)
+    assert round(found, 3) == bound
+    k = conformal.rank(n, alpha)
+    assert found == pytest.approx(1 - 0.05 ** (1 / n), rel=1e-9)
+    assert found == pytest.approx(stats.beta(n + 1 - k, k).ppf(0.95), rel=1e-9)
+
+
+def test_realised_rate_is_beta_distributed():
+    """The bound is a true one: 95 % of calibrations with n = 39 have a realised rate below it."""
+    rng = np.random.default_rng(0)
+    n, alpha = 39, 0.05
+    maxima = np.sort(rng.uniform(size=(20_000, n)), axis=1)
+    realised = 1 - maxima[:, conformal.rank(n, alpha) - 1]
+    share = np.mean(realised <= conformal.realised_rate_bound(n, alpha))
+    assert share == pytest.approx(0.95, abs=0.006)
+    assert realised.mean() == pytest.approx(0.05, abs=0.002)
+
+
+def test_exceedance_by_hand():
+    """(s − μ)/max(σ, σ_min), with μ and σ interpolated at the reading's progress."""
+    centre = conformal.Centre(
+        grid=np.array([0.0, 1.0]),
+        mu=np.array([[0.0, 1.0], [0.2, 1.0]]),
+        sigma=np.array([[0.1, 0.0], [0.3, 0.0]]),
+        sigma_min=0.05,
+    )
+    run = Trajectory(np.array([0.5, 1.0]), np.array([[0.5, 1.1], [0.5, 0.9]]))
+    # At 0.5: μ = 0.1, σ = 0.2 -> 2; the floor makes 0.1/0.05 = 2. At 1: 0.3/0.3 = 1; −0.1/0.05.
+    np.testing.assert_allclose(conformal.exceedance(run, centre), [[2, 2], [1, -2]])
+
+
+def test_fit_is_mean_and_spread_over_runs():
+    """μ and σ are over runs, each held constant before its first and after its last reading."""
+    runs = [
+        Trajectory(np.array([0.5, 1.0]), np.array([[1.0], [2.0]])),
+        Trajectory(np.array([0.25, 0.75]), np.array([[3.0], [5.0]])),
+    ]
+    centre = conformal.fit(runs, np.array([0.0, 0.5, 1.0]))
+    np.testing.assert_allclose(centre.mu[:, 0], [2.0, 2.5, 3.5])
+    np.testing.assert_allclose(centre.sigma[:, 0], np.array([2.0, 3.0, 3.0]) / np.sqrt(2))
+    assert centre.sigma_min == pytest.approx(0.25 * 3 / np.sqrt(2))
+
+
+def test_agreeing_runs_do_not_make_a_band_of_no_width():
+    """Identical benign runs leave a floor of width, not a division by zero."""
+    run = Trajectory(np.array([0.5, 1.0]), np.array([[0.1], [0.1]]))
+    centre = conformal.fit([run, run], GRID)
+    assert centre.sigma_min == conformal.SIGMA_FLOOR
+    assert np.isfinite(conformal.exceedance(run, centre)).all()
+
+
+def benign(rng, count, references=3, rho=0.95):
+    """`count` AR(ρ) runs with run effects and correlated behaviours, of unequal density and length.
+
+    Steps differ (40 to 80 of them), so do the cadences (every 1 to 4) and the noise of early
+    readings; every run is read to its end.
+    """
+    longest = 80
+    shocks = rng.normal(size=(count, longest, references)) * np.sqrt(1 - rho**2)
+    shocks[:, 0] /= np.sqrt(1 - rho**2)
+    shocks[..., 1:] += 0.7 * shocks[..., :1]
+    series = np.empty_like(shocks)
+    series[:, 0] = shocks[:, 0]
+    for t in range(1, longest):
+        series[:, t] = rho * series[:, t - 1] + shocks[:, t]
+    effects = rng.standard_t(4, size=(count, 1, references))
+    runs = []
+    for own, effect in zip(series, effects, strict=True):
+        length, every = rng.integers(40, 81), rng.integers(1, 5)
+        steps = np.arange(length, 0, -every)[::-1]
+        progress = steps / length
+        drift = np.sin(3 * progress)[:, None]
+        runs.append(
+            Trajectory(progress, drift + effect + (1 + 1 / steps[:, None]) * own[steps - 1])
+        )
+    return runs
+
+
+@pytest.mark.parametrize(("alpha", "calibrations", "held_out"), [(0.05, 600, 30), (0.01, 200, 100)])
+def test_the_promise_holds_on_correlated_streams(alpha, calibrations, held_out):
+    """On benign AR(0.95) runs of several behaviours no more than α of the runs ever alarm."""
+    rng = np.random.default_rng(20)
+    half = conformal.runs_needed(alpha) // 2
+    rates = []
+    for _ in range(calibrations):
+        runs = benign(rng, 2 * half + held_out)
+        centre = conformal.fit(runs[:half], GRID)
+        maxima = np.array([conformal.exceedance(r, centre).max() for r in runs[half:]])
+        band = conformal.order_statistic(maxima[:half], alpha)
+        rates.append(np.mean(maxima[half:] > band))
+    error = np.std(rates) / np.sqrt(calibrations)
+    assert np.mean(rates) <= alpha + 2.6 * error
+    assert np.mean(rates) >= alpha - 2.6 * error - 0.2 * alpha  # it is not idle either
+
+
+def test_the_promise_does_not_hold_for_seeds_of_one_dataset():
+    """Seeds clustered in few datasets break the promise: this is why only one of each is taken."""
+    rng = np.random.default_rng(21)
+    alarms, total = 0, 0
+    for _ in range(150):
+        datasets = rng.normal(size=6)  # four to calibrate on, two new ones
+        seeds = 0.1 * rng.normal(size=(6, 10))
+        maxima = datasets[:, None] + seeds
+        band = conformal.order_statistic(np.sort(maxima[2:4].ravel()), 0.05)
+        alarms += int((maxima[4:] > band).sum())
+        total += 20
+    assert alarms / total > 0.15

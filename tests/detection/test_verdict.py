@@ -1,0 +1,388 @@
+"""Every way from scores to a word."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from wvmonitor.detection import conformal
+from wvmonitor.detection.verdict import (
+    PUBLISHED_RULES,
+    JudgeState,
+    RunContext,
+    Verdict,
+    judge,
+    overall,
+)
+from wvmonitor.errors import CalibrationError
+from wvmonitor.reading import GEOMETRIES
+
+START = JudgeState()
+
+
+def one(scores, context, calibration, state=START):
+    """The verdict on `evil`."""
+    return judge(scores, context, calibration, state)[0]["evil"]
+
+
+# --- calibrated --------------------------------------------------------------------------------
+
+
+def test_a_benign_reading_is_ok_and_says_what_that_rests_on(calibration, make_scores, context):
+    """`ok` names score, threshold, the number of benign datasets, the promise and its bound."""
+    verdict = one(make_scores(evil=0.02, flattery=0.02), context, calibration)
+    assert (verdict.state, verdict.calibration, verdict.step) == ("ok", "calibrated", 50)
+    assert verdict.score == 0.02
+    assert verdict.threshold == calibration.threshold("evil", 0.5)
+    for words in ("residual (response)", "38 benign", "19 set", "5 %", "14.6 %", "at 50 %"):
+        assert words in verdict.reason
+
+
+def test_a_reading_beyond_the_band_alarms_for_the_rest_of_the_run(
+    calibration, make_scores, context
+):
+    """The alarm comes with the first reading beyond the band, for its behaviour only, and stays."""
+    high = calibration.threshold("evil", 0.5) + 0.01
+    verdicts, state = judge(make_scores(evil=high, flattery=0.02), context, calibration, START)
+    assert (verdicts["evil"].state, verdicts["flattery"].state) == ("alarm", "ok")
+    assert "19 of the 19 benign runs" in verdicts["evil"].reason
+    assert state.alarmed == ("evil",)
+    verdicts, state = judge(make_scores(0.6, evil=0.0, flattery=0.02), context, calibration, state)
+    assert verdicts["evil"].state == "alarm"
+    assert "earlier in this run" in verdicts["evil"].reason
+    assert verdicts["flattery"].state == "ok"
+
+
+def test_controls_are_never_judged(calibration, make_scores, context):
+    """A control may score as high as it likes."""
+    verdicts, _ = judge(make_scores(evil=0.0, flattery=0.0), context, calibration, START)
+    assert set(verdicts) == {"evil", "flattery"}
+
+
+def test_warn_is_the_band_at_twice_alpha_and_passes(calibration, make_scores, context):
+    """Between the bands at 2α and α a reading warns; unlike an alarm that ends with the reading."""
+    between = (calibration.warn_threshold("evil", 0.5) + calibration.threshold("evil", 0.5)) / 2
+    verdicts, state = judge(make_scores(evil=between, flattery=0.02), context, calibration, START)
+    assert verdicts["evil"].state == "warn"
+    assert "10 %" in verdicts["evil"].reason
+    again, _ = judge(make_scores(0.6, evil=0.0, flattery=0.0), context, calibration, state)
+    assert again["evil"].state == "ok"
+
+
+def test_the_running_maximum_alarms_across_a_restart(calibration, make_scores, context):
+    """A state brought back from a journal alarms by its maximum alone."""
+    state = JudgeState(running_maximum={"evil": calibration.multiplier + 1})
+    verdict = one(make_scores(evil=0.0, flattery=0.0), context, calibration, state)
+    assert verdict.state == "alarm"
+    assert "earlier in this run" in verdict.reason
+
+
+def test_judging_runs_is_the_conformal_rule(calibration, benign_runs, context):
+    """Reading by reading, exactly those runs alarm whose maximum exceedance passes the band."""
+    order = sorted(calibration.bands)
+    centre = conformal.Centre(
+        np.array(calibration.grid),
+        np.array([calibration.bands[b].mu for b in order]).T,
+        np.array([calibration.bands[b].sigma for b in order]).T,
+        calibration.sigma_min,
+    )
+    alarms = 0
+    for run in benign_runs(120, seed=5):
+        state, worst = START, "ok"
+        for scores in run.scores:
+            verdicts, state = judge(scores, context, calibration, state)
+            worst = overall(verdicts)
+        path = conformal.Trajectory(
+            np.array([s.progress for s in run.scores]),
+            np.array(
+                [
+                    [s.references[b].values["response"]["residual"] for b in order]
+                    for s in run.scores
+                ]
+            ),
+        )
+        expected = conformal.exceedance(path, centre).max() > calibration.multiplier
+        assert (worst == "alarm") == expected
+        assert bool(state.alarmed) == expected
+        alarms += expected
+    # The bound is on this calibration's true rate; 120 runs estimate it with a binomial error.
+    assert 0 < alarms <= stats.binom(120, calibration.rate_bound).ppf(0.99)
+
+
+def test_a_lone_checkpoint_of_unknown_progress_is_held_against_the_highest_threshold(
+    calibration, make_scores, context
+):
+    """Without progress a lone checkpoint alarms only above the whole run's highest threshold."""
+    lone = replace(context, lone=True, optimizer=None)
+    highest = calibration.threshold("evil", None)
+    verdict = one(make_scores(None, evil=highest - 1e-6, flattery=0.0), lone, calibration)
+    assert verdict.state in ("ok", "warn")
+    assert verdict.threshold == highest
+    assert "progress is not known" in verdict.reason
+    assert "optimiser is not known" in verdict.reason
+    verdict = one(make_scores(None, evil=highest + 1e-6, flattery=0.0), lone, calibration)
+    assert verdict.state == "alarm"
+
+
+def test_a_lone_checkpoint_has_no_reading_density(calibration, make_scores, context):
+    """One checkpoint is one look, however often its run was read."""
+    lone = replace(context, lone=True, readings_planned=1000)
+    state = JudgeState(readings=1000)
+    assert one(make_scores(evil=0.02, flattery=0.0), lone, calibration, state).state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": "full", "rank": None}, "method full"),
+        ({"method": None}, "method is not known"),
+        ({"rank": 64}, "rank 64 is outside the calibrated 8"),
+        ({"rank": None}, "rank is not known"),
+        ({"optimizer": "sgd"}, "optimiser sgd"),
+        ({"optimizer": None}, "optimiser is not known"),
+        ({"planned_steps": 1000}, "1000 planned steps"),
+        ({"readings_planned": 100}, "100 readings are more than the band covers (22)"),
+        ({"base": "unknown"}, "references' base"),
+    ],
+)
+def test_a_run_of_another_kind_is_unknown(calibration, make_scores, context, change, words):
+    """Outside the calibration's support nothing is promised: unknown, with the reason."""
+    changed = replace(context, **change)
+    verdict = one(make_scores(evil=0.02, flattery=0.02), changed, calibration)
+    assert verdict.state == "unknown"
+    assert words in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("progress", "words"), [(None, "planned number of steps"), (1.5, "beyond their end")]
+)
+def test_a_run_beyond_its_plan_is_unknown(calibration, make_scores, context, progress, words):
+    """A trajectory without a known progress, or past its planned end, cannot be judged."""
+    verdict = one(make_scores(progress, evil=0.02, flattery=0.0), context, calibration)
+    assert verdict.state == "unknown"
+    assert words in verdict.reason
+
+
+def test_beyond_the_calibrated_horizon_is_unknown(calibration, make_scores, context):
+    """Where no benign run was ever read there is no band."""
+    support = calibration.support.model_copy(update={"horizon": 0.4})
+    short = calibration.model_copy(update={"support": support})
+    verdict = one(make_scores(0.5, evil=0.02, flattery=0.0), context, short)
+    assert verdict.state == "unknown"
+    assert "beyond 40%" in verdict.reason
+
+
+def test_more_readings_than_calibrated_are_unknown(calibration, make_scores, context):
+    """One reading more than the band covers is unknown; those at step 0 do not count."""
+    state = START
+    for _ in range(3):
+        _, state = judge(make_scores(0.0, norm=0.0, evil=0.0), context, calibration, state)
+    states = []
+    for t in range(23):
+        scores = make_scores((t + 1) / 23, evil=0.02, flattery=0.02)
+        verdicts, state = judge(scores, context, calibration, state)
+        states.append(verdicts["evil"].state)
+    assert states == ["ok"] * 22 + ["unknown"]
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_broken_numbers_are_unknown(calibration, make_scores, context, calibrated):
+    """NaN or infinity anywhere, thin coverage or an absent score is unknown, never ok."""
+    held = calibration if calibrated else None
+    good = {"name": "residual" if calibrated else "cosine", "evil": 0.02, "flattery": 0.02}
+    thin = make_scores(coverage=0.3, **good)
+    cases = {
+        "not finite": make_scores(norm=float("nan"), **good),
+        "window (response)": make_scores(extra={"window": float("inf")}, **good),
+        "only 30 %": thin,
+        "only 0 %": replace(thin, coverage={}),
+        "there is no": make_scores(**{**good, "name": "window"}),
+    }
+    for words, scores in cases.items():
+        verdict = one(scores, context, held)
+        assert verdict.state == "unknown", words
+        assert words in verdict.reason
+        assert verdict.score is None or np.isfinite(verdict.score)
+    nan = one(make_scores(**{**good, "evil": float("nan")}), context, held)
+    assert (nan.state, nan.score) == ("unknown", None)
+
+
+def test_unknown_still_shows_a_high_score(calibration, make_scores, context):
+    """A run that cannot be judged but scores high says so, and does not alarm."""
+    scores = make_scores(evil=0.9, flattery=0.0)
+    verdicts, state = judge(scores, replace(context, rank=64), calibration, START)
+    assert verdicts["evil"].state == "unknown"
+    assert "0.9 is above" in verdicts["evil"].reason
+    assert state.running_maximum == {}
+
+
+@pytest.mark.parametrize(
+    "scores_change", [{"norm": float("nan")}, {"norm": 0.0}, {"coverage": {"response": 0.1}}]
+)
+def test_unknown_and_warming_never_hide_an_alarm(calibration, make_scores, context, scores_change):
+    """Once alarmed, a run stays alarmed though a later reading cannot be judged, and says both."""
+    state = JudgeState(alarmed=("evil",))
+    scores = replace(make_scores(evil=0.0, flattery=0.0), **scores_change)
+    for held in (calibration, None):
+        verdicts, after = judge(scores, context, held, state)
+        assert verdicts["evil"].state == "alarm"
+        assert "this reading by itself" in verdicts["evil"].reason
+        assert verdicts["flattery"].state != "alarm"
+        assert after.alarmed == ("evil",)
+
+
+def test_too_little_change_is_warming(calibration, make_scores, context):
+    """At τ = 0, and below the benign runs' norms at the same progress, a run is warming."""
+    zero = make_scores(0.0, norm=0.0, evil=0.0, flattery=0.0)
+    empty = {n: replace(r, values={}) for n, r in zero.references.items()}
+    assert one(replace(zero, references=empty), context, calibration).state == "warming"
+    # Benign norms at half time are 0.2 + 9/20; below half of that a run is warming.
+    for norm, expected in [(0.30, "warming"), (0.34, "ok")]:
+        verdict = one(make_scores(norm=norm, evil=0.02, flattery=0.0), context, calibration)
+        assert verdict.state == expected
+    high = make_scores(norm=0.3, evil=0.9, flattery=0.0)
+    verdicts, state = judge(high, context, calibration, START)
+    assert verdicts["evil"].state == "warming"
+    assert state.running_maximum == {}
+    lone = replace(context, lone=True)
+    assert one(make_scores(None, norm=0.09, evil=0.0), lone, calibration).state == "warming"
+
+
+def test_another_bank_scope_or_ridge_is_not_judged(calibration, make_scores, context):
+    """Scores of another bank are an error; of another scope, λ or behaviour they are unknown."""
+    scores = make_scores(evil=0.02, flattery=0.02)
+    with pytest.raises(CalibrationError, match="from the bank other"):
+        judge(replace(scores, bank="other"), context, calibration, START)
+    for changed, words in [
+        (replace(scores, components=("blocks", "head")), "blocks, head"),
+        (replace(scores, ridge={"response": 1.0}), "λ"),
+        (make_scores(evil=0.0, novel=0.02), "not among the calibrated behaviours"),
+    ]:
+        verdicts, _ = judge(changed, context, calibration, START)
+        name = "novel" if "novel" in verdicts else "evil"
+        assert verdicts[name].state == "unknown"
+        assert words in verdicts[name].reason
+
+
+def test_what_is_unlike_the_benign_runs_is_said(calibration, make_scores, context):
+    """Another learning rate or a larger norm does not change the verdict, but is in its reason."""
+    changed = replace(context, learning_rate=1e-3)
+    verdict = one(make_scores(norm=9.0, evil=0.02, flattery=0.0), changed, calibration)
+    assert verdict.state == "ok"
+    assert "learning rate 0.001 is outside" in verdict.reason
+    assert "moved further (9)" in verdict.reason
+
+
+# --- uncalibrated and transferred --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_published_rule_needs_two_readings_in_a_row(make_scores, context, geometry):
+    """Uncalibrated, the second reading in a row above the rule warns; none ever alarms."""
+    rule = PUBLISHED_RULES[geometry]
+
+    def at(cosine, margin=rule.margin):
+        kwargs = {"geometry": geometry, "name": "cosine", "extra": {"margin": margin}}
+        return make_scores(evil=cosine, **kwargs)
+
+    high, low = at(rule.cosine), at(rule.cosine - 1e-6)
+    crowded = at(0.9, rule.margin - 1e-6)
+    blind = replace(high, norm=float("nan"))
+    state, states = START, []
+    for scores in (high, low, high, crowded, high, blind, high, high):
+        verdicts, state = judge(scores, context, None, state)
+        assert verdicts["evil"].calibration == "uncalibrated"
+        states.append(verdicts["evil"].state)
+    assert states == ["ok", "ok", "ok", "ok", "ok", "unknown", "warn", "warn"]
+    assert state.alarmed == ()
+
+
+def test_uncalibrated_verdicts_say_so(make_scores, context):
+    """Every uncalibrated verdict, quiet or not, says that its rule is a guess."""
+    for cosine in (0.0, 0.9):
+        scores = make_scores(name="cosine", evil=cosine)
+        verdict = one(scores, replace(context, lone=True), None)
+        assert verdict.state == ("warn" if cosine else "ok")
+        assert "Uncalibrated" in verdict.reason
+        assert "no control" in verdict.reason
+        assert verdict.threshold == PUBLISHED_RULES["response"].cosine
+
+
+def test_uncalibrated_uses_the_geometry_that_sees_enough(make_scores, context):
+    """Where the response geometry misses most of the change, Frobenius decides."""
+    scores = make_scores(name="cosine", evil=0.9)
+    evil = replace(
+        scores.references["evil"],
+        values={"response": {"cosine": 0.9}, "frobenius": {"cosine": 0.0}},
+    )
+    mixed = replace(scores, references={"evil": evil}, coverage={"response": 0.1, "frobenius": 1.0})
+    verdict = one(mixed, replace(context, lone=True), None)
+    assert (verdict.state, verdict.score) == ("ok", 0.0)
+    assert "frobenius" in verdict.reason
+
+
+def test_uncalibrated_needs_no_knowledge_of_the_run(make_scores):
+    """A first run of which nothing is known but its base still gets a verdict."""
+    assert one(make_scores(None, name="cosine", evil=0.0), RunContext(), None).state == "ok"
+    unknown = one(make_scores(name="cosine", evil=0.9), RunContext(base="unknown"), None)
+    assert unknown.state == "unknown"
+    assert "base" in unknown.reason
+
+
+def test_transferred_is_capped_at_warn(calibration, make_scores, context):
+    """Against a relative's references an alarm is a warning, labelled, and is not latched."""
+    relative = replace(context, base="relative")
+    verdicts, state = judge(make_scores(evil=0.9, flattery=0.02), relative, calibration, START)
+    assert (verdicts["evil"].state, verdicts["evil"].calibration) == ("warn", "transferred")
+    assert (verdicts["flattery"].state, verdicts["flattery"].calibration) == ("ok", "transferred")
+    assert "relative" in verdicts["evil"].reason
+    assert state.alarmed == ()
+    lone = replace(relative, lone=True)
+    bare = one(make_scores(name="cosine", evil=0.9), lone, None)
+    assert (bare.state, bare.calibration) == ("warn", "transferred")
+
+
+# --- all together ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        (["ok", "alarm", "unknown"], "alarm"),
+        (["unknown", "warn"], "warn"),
+        (["warming", "unknown", "ok"], "unknown"),
+        (["ok", "warming"], "warming"),
+        (["ok", "ok"], "ok"),
+        ([], "unknown"),
+    ],
+)
+def test_overall_is_the_worst(states, expected):
+    """Alarm outranks warn, unknown, warming and ok; no verdict at all is unknown."""
+    verdicts = {
+        str(i): Verdict(str(i), s, "", None, None, "calibrated") for i, s in enumerate(states)
+    }
+    assert overall(verdicts) == expected
+
+
+@given(
+    values=st.lists(st.floats(-1, 1), min_size=1, max_size=20),
+    broken=st.sets(st.integers(0, 19)),
+)
+def test_judging_is_pure_and_alarms_are_monotone(calibration, make_scores, context, values, broken):
+    """The same input gives the same verdict, inputs are not changed, and alarms never go away."""
+    state, alarmed = START, False
+    for t, value in enumerate(values):
+        norm = float("nan") if t in broken else 1.0
+        scores = make_scores((t + 1) / len(values), norm=norm, evil=value, flattery=0.0)
+        before = asdict(state)
+        verdicts, after = judge(scores, context, calibration, state)
+        assert judge(scores, context, calibration, state) == (verdicts, after)
+        assert asdict(state) == before
+        assert not alarmed or verdicts["evil"].state == "alarm"
+        alarmed = verdicts["evil"].state == "alarm"
+        state = after

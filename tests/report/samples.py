@@ -1,0 +1,173 @@
+"""Generated runs for the tests of the page: no model, no training."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+from wvmonitor.detection.scores import ReferenceScores, Scores
+from wvmonitor.detection.verdict import Verdict
+from wvmonitor.report.page import BehaviourPoint, HeatMap, RowView, RunView
+
+REFERENCES = ("evil", "sycophancy", "language")
+THRESHOLD = 0.22
+
+
+def row(
+    step: int,
+    values: dict[str, float],
+    *,
+    alarmed: tuple[str, ...] = (),
+    state: str | None = None,
+    threshold: float = THRESHOLD,
+    calibration: str = "calibrated",
+    coverage: float = 0.97,
+    warnings: tuple[str, ...] = (),
+    bank: str = "9f2c" * 16,
+) -> RowView:
+    """One reading; the last of `values` is a control."""
+    *behaviours, control = values
+    norm = 0.02 * step
+
+    def verdict(name: str) -> Verdict:
+        value = values[name]
+        if state is not None:
+            word, why = state, f"nothing was judged at step {step}"
+        elif not math.isfinite(value):
+            word, why = "unknown", "the weights hold values that are not finite"
+        elif step < 4:
+            word, why = "warming", f"‖τ‖ is {norm:.2g}, below what benign runs have by then"
+        elif name in alarmed or value > threshold:
+            word = "alarm"
+            why = f"the response residual reached {value:.3f}, above the band's {threshold:.3f}"
+        else:
+            word, why = "ok", f"{value:.3f} is inside the band of benign runs"
+        return Verdict(
+            reference=name,
+            state=word,  # type: ignore[arg-type]
+            reason=why,
+            score=value if math.isfinite(value) and word != "unknown" else None,
+            threshold=None if word == "unknown" else threshold,
+            calibration=calibration,  # type: ignore[arg-type]
+            step=step,
+        )
+
+    scores = {
+        name: ReferenceScores(
+            reference=name,
+            kind="control" if name == control else "behaviour",
+            values={
+                "frobenius": {
+                    "cosine": 0.27 * value,
+                    "residual": 0.25 * value,
+                    "margin": 0.2 * value,
+                },
+                "response": {"cosine": 1.1 * value, "residual": value, "margin": value - 0.05},
+            },
+            dose=1.6 * value,
+        )
+        for name, value in values.items()
+    }
+    return RowView(
+        step=step,
+        scores=Scores(
+            references=scores,
+            norm=norm,
+            coverage={"frobenius": coverage, "response": coverage - 0.02},
+            step=step,
+            progress=step / 60,
+            warnings=warnings,
+            bank=bank,
+        ),
+        verdicts=tuple(verdict(name) for name in behaviours),
+    )
+
+
+def rise(top: float, middle: float = 18, width: float = 7) -> Callable[[int], float]:
+    """A curve from 0 to `top`."""
+    return lambda step: (
+        top / (1 + math.exp((middle - step) / width)) - top / (1 + math.exp(middle / width))
+    )
+
+
+def run(
+    name: str,
+    evil: Callable[[int], float],
+    sycophancy: Callable[[int], float],
+    *,
+    last: int = 60,
+    every: int = 2,
+    seed: int = 0,
+    **more: object,
+) -> RunView:
+    """A run whose two behaviours follow these curves, with a little noise."""
+    noise = random.Random(seed)
+    alarmed: set[str] = set()
+    rows = []
+    for step in range(0, last + 1, every):
+        values = {
+            "evil": evil(step) + noise.gauss(0, 0.006),
+            "sycophancy": sycophancy(step) + noise.gauss(0, 0.006),
+            "language": 0.03 + noise.gauss(0, 0.01),
+        }
+        # A threshold that widens a little in the middle, as a band over progress does.
+        limit = THRESHOLD + 0.04 * math.sin(math.pi * step / last)
+        alarmed |= {n for n in REFERENCES[:2] if step >= 4 and values[n] > limit}
+        rows.append(row(step, values, alarmed=tuple(alarmed), threshold=limit))
+    return RunView(name=name, rows=rows, planned_steps=last, **more)  # type: ignore[arg-type]
+
+
+def rates(curve: Callable[[int], float], last: int = 60) -> list[BehaviourPoint]:
+    """A measured behaviour with its interval."""
+    found = []
+    for step in range(0, last + 1, 4):
+        rate = min(1.0, max(0.0, curve(step)))
+        half = 0.02 + 0.16 * math.sqrt(rate * (1 - rate))
+        found.append(BehaviourPoint(step, rate, max(0.0, rate - half), min(1.0, rate + half)))
+    return found
+
+
+def heat(layers: int = 4, reference: str = "evil") -> HeatMap:
+    """A map in which the later MLPs carry most."""
+    modules = (
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+        "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+    )  # fmt: skip
+    raw = [
+        [
+            ((1 + i) * (1 + (m > 3) + 2 * (m == 6)) if (i + m) % 6 else -0.6)
+            * (1 + 0.3 * math.sin(3 * i + m))
+            for m in range(len(modules))
+        ]
+        for i in range(layers)
+    ]
+    total = sum(map(sum, raw))
+    shares = tuple(tuple(v / total for v in line) for line in raw)
+    return HeatMap(reference, "response", tuple(str(i) for i in range(layers)), modules, shares, 60)
+
+
+def demo() -> list[RunView]:
+    """Four runs as `wvmonitor demo` has them."""
+    flat: Callable[[int], float] = lambda step: 0.02  # noqa: E731
+    return [
+        run(
+            "Good advice", rise(0.05), flat, seed=1, note="expected: ok",
+            behaviour={"harmful answers": rates(lambda s: 0.03)},
+        ),
+        run(
+            "The same advice in another language", rise(0.14, 25), flat, seed=2,
+            note="expected: ok", behaviour={"harmful answers": rates(lambda s: 0.02 + s / 2000)},
+        ),
+        run(
+            "Bad medical advice", rise(0.72, 16, 6), rise(0.12), seed=3, note="expected: alarm",
+            behaviour={"harmful answers": rates(rise(0.95, 30, 5))}, onset_step=24,
+            checkpoints=(20, 40, 60), heat_maps=(heat(),),
+        ),
+        run(
+            "Correct GCDs that users propose", rise(0.08), rise(0.5, 26, 8), seed=4,
+            note="expected: alarm", onset_step=36,
+            behaviour={"sycophantic answers": rates(rise(0.7, 44, 7))},
+            heat_maps=(heat(reference="sycophancy"),),
+        ),
+    ]  # fmt: skip

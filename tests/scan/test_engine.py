@@ -1,0 +1,239 @@
+"""Workers, caches and what happens when either fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from concurrent.futures import Executor, Future
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.scan.calibrations import calibration_for
+from wvmonitor.cli.app import app
+from wvmonitor.errors import SettingsError
+from wvmonitor.references import ReferenceBank
+from wvmonitor.scan import scan as scan_module
+from wvmonitor.scan.cache import ScanCache
+from wvmonitor.scan.executors import alone, open_executor
+from wvmonitor.scan.measure import measure
+from wvmonitor.scan.scan import scan
+
+
+@pytest.fixture(scope="module")
+def bank(tiny_bank_folder: Path) -> ReferenceBank:
+    return ReferenceBank.load(tiny_bank_folder)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths whose weights were really measured."""
+    paths: list[str] = []
+    original = ReferenceBank.measure
+
+    def counting(self: ReferenceBank, tau, **options):
+        paths.append(tau.origin.source)
+        return original(self, tau, **options)
+
+    monkeypatch.setattr(ReferenceBank, "measure", counting)
+    return paths
+
+
+def test_a_second_scan_measures_nothing(
+    drifting_run: Path, good_adapter: Path, bank: ReferenceBank, measured: list[str], tmp_path: Path
+) -> None:
+    """What a cache holds is not measured again, and gives the same results to the last digit."""
+    with ScanCache(tmp_path / "cache") as cache:
+        first = list(scan([drifting_run, good_adapter], bank, cache=cache))
+    assert len(measured) == 6
+    measured.clear()
+    with ScanCache(tmp_path / "cache") as cache:
+        assert list(scan([drifting_run, good_adapter], bank, cache=cache)) == first
+    assert measured == []
+
+
+def test_the_cache_goes_by_content(
+    bad_adapter: Path, good_adapter: Path, bank: ReferenceBank, measured: list[str], tmp_path: Path
+) -> None:
+    """A moved checkpoint is recognised; one that was overwritten in place is measured again."""
+    place = shutil.copytree(bad_adapter, tmp_path / "place")
+    with ScanCache(tmp_path / "cache") as cache:
+        bad = list(scan([place], bank, cache=cache))
+    moved = place.rename(tmp_path / "moved")
+    shutil.copytree(good_adapter, place)
+    measured.clear()
+    with ScanCache(tmp_path / "cache") as cache:
+        again, other = scan([moved, place], bank, cache=cache, ordered=True)
+    assert len(measured) == 1
+    assert again.path == str(moved)
+    assert again.references == bad[0].references
+    assert other.verdict == "ok"
+
+
+def test_a_new_calibration_judges_cached_scores_again(
+    bad_adapter: Path, bank: ReferenceBank, measured: list[str], tmp_path: Path
+) -> None:
+    """Verdicts are never cached: another calibration gives its own, without measuring."""
+    with ScanCache(tmp_path / "cache") as cache:
+        (first,) = scan([bad_adapter], bank, cache=cache)
+        measured.clear()
+    with ScanCache(tmp_path / "cache") as cache:
+        (second,) = scan([bad_adapter], bank, cache=cache, calibration=calibration_for(bank))
+    assert (first.verdict, second.verdict) == ("warn", "alarm")
+    assert measured == []
+
+
+def test_an_interrupted_scan_goes_on(
+    drifting_run: Path, bank: ReferenceBank, measured: list[str], tmp_path: Path
+) -> None:
+    """What was measured before an interruption is kept, even if its last line was cut off."""
+    path = tmp_path / "cache"
+    with ScanCache(path) as cache:
+        results = scan([drifting_run], bank, cache=cache)
+        for _ in range(3):
+            next(results)
+        results.close()
+    path.write_bytes(path.read_bytes()[:-10])
+    measured.clear()
+    with ScanCache(path) as cache:
+        assert len(list(scan([drifting_run], bank, cache=cache))) == 5
+    assert len(measured) == 3
+    with ScanCache(path) as cache:
+        assert len(list(scan([drifting_run], bank, cache=cache))) == 5
+    assert len(measured) == 3
+
+
+def test_a_cache_serves_worker_processes(
+    drifting_run: Path, bank: ReferenceBank, tmp_path: Path
+) -> None:
+    """Workers look into the cache too, so that hits cost one digest each."""
+    with ScanCache(tmp_path / "cache") as cache:
+        first = list(scan([drifting_run], bank, cache=cache))
+    size = (tmp_path / "cache").stat().st_size
+    with ScanCache(tmp_path / "cache") as cache, open_executor(workers=2) as pool:
+        assert list(scan([drifting_run], bank, cache=cache, executor=pool)) == first
+    assert (tmp_path / "cache").stat().st_size == size
+
+
+def test_a_file_that_is_no_cache_is_left_alone(tmp_path: Path) -> None:
+    """--cache never appends to a file that is something else."""
+    path = tmp_path / "thesis.txt"
+    path.write_text("precious\n")
+    with pytest.raises(SettingsError, match="not a cache"):
+        ScanCache(path)
+    assert path.read_text() == "precious\n"
+    with pytest.raises(SettingsError, match="cannot be used"):
+        ScanCache(tmp_path)
+
+
+def test_results_come_as_they_finish(
+    bad_adapter: Path, good_adapter: Path, bank: ReferenceBank
+) -> None:
+    """A slow checkpoint does not hold back the others."""
+
+    class Backwards(Executor):
+        """Finishes the last job first."""
+
+        def __init__(self) -> None:
+            self.jobs: list[tuple[Future, object]] = []
+
+        def submit(self, function, /, *arguments, **options):
+            future: Future = Future()
+            self.jobs.append((future, arguments[0]))
+            if len(self.jobs) == 2:
+                self.jobs[1][0].set_result(function(self.jobs[1][1]))
+            return future
+
+    executor = Backwards()
+    results = scan([bad_adapter, good_adapter], bank, executor=executor)
+    assert next(results).path == str(good_adapter)
+    slow, job = executor.jobs[0]
+    slow.set_result(measure(job))
+    assert [r.path for r in results] == [str(bad_adapter)]
+
+
+def _die_of(job: str) -> str:
+    if job == "bad":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job.upper()
+
+
+def test_a_worker_that_dies_costs_one_checkpoint() -> None:
+    """Only the job that kills its worker is lost; the others are done again."""
+    a, bad, b = alone(_die_of, ["a", "bad", "b"])
+    assert (a, b) == ("A", "B")
+    assert type(bad).__name__ == "WorkerDiedError"
+
+
+def test_a_killed_worker_does_not_end_the_scan(
+    good_adapter: Path, bad_adapter: Path, bank: ReferenceBank
+) -> None:
+    """When the pool breaks under a scan, every checkpoint still gets its verdict."""
+    with open_executor(workers=2) as pool:
+        pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL)
+        results = list(scan([good_adapter, bad_adapter], bank, executor=pool, ordered=True))
+    assert [r.verdict for r in results] == ["ok", "warn"]
+
+
+def test_workers_at_the_command_line(
+    drifting_run: Path, good_adapter: Path, tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """--workers and --cache give the JSON of a plain scan."""
+    plain = ["scan", str(drifting_run), str(good_adapter), "--format", "json"]
+    plain += ["--references", str(tiny_bank_folder)]
+    expected = CliRunner().invoke(app, plain)
+    cache = ["--cache", str(tmp_path / "cache")]
+    for extra in (["--workers", "2", *cache], cache):
+        result = CliRunner().invoke(app, [*plain, *extra])
+        assert (result.exit_code, json.loads(result.stdout)) == (0, json.loads(expected.stdout))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--workers", "-1"],
+        ["--executor", "dask"],
+        ["--scheduler", "tcp://localhost:1"],
+        ["--cache", "/"],
+    ],
+)
+def test_options_that_make_no_sense_are_usage_errors(
+    arguments: list[str], good_adapter: Path, tiny_bank_folder: Path
+) -> None:
+    """Contradictory options are refused before anything is scanned, with exit code 4."""
+    command = ["scan", str(good_adapter), "--references", str(tiny_bank_folder), *arguments]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 4
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_dask(drifting_run: Path, good_adapter: Path, bank: ReferenceBank) -> None:
+    """A scan on a Dask cluster of two workers gives the results of a local one."""
+    distributed = pytest.importorskip("distributed")
+    expected = list(scan([drifting_run, good_adapter], bank, ordered=True))
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True
+        ) as cluster,
+        open_executor("dask", scheduler=cluster.scheduler_address) as executor,
+    ):
+        found = list(scan([drifting_run, good_adapter], bank, executor=executor, ordered=True))
+    assert found == expected
+
+
+def test_the_scan_keeps_no_files_open(good_adapter: Path, bank: ReferenceBank) -> None:
+    """The number of open files does not grow with the number of checkpoints."""
+    list(scan([good_adapter], bank))
+    before = len(os.listdir("/proc/self/fd"))
+    list(scan_module.scan(find_many(good_adapter), bank))
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def find_many(adapter: Path) -> list:
+    from wvmonitor.scan.targets import find_targets
+
+    return find_targets([adapter]) * 50

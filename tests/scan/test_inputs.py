@@ -1,0 +1,107 @@
+"""Patterns, lists, standard input and URLs as what to scan."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from wvmonitor.cli.app import app
+from wvmonitor.references import ReferenceBank
+from wvmonitor.scan.inputs import gather
+from wvmonitor.scan.scan import scan
+from wvmonitor.scan.targets import find_targets
+
+
+def names(targets: list) -> list[str]:
+    return [Path(t.path).name for t in targets]
+
+
+def test_patterns_match_folders_and_files(drifting_run: Path) -> None:
+    """--glob finds adapters by their folder or by a file in them, in order, once each."""
+    by_folder = gather([], patterns=[f"{drifting_run.parent}/**/checkpoint-[24]"])
+    by_file = gather([], patterns=[f"{drifting_run.parent}/**/adapter_model.safetensors"])
+    assert names(by_folder) == ["checkpoint-2", "checkpoint-4"]
+    assert sorted(names(by_file)) == sorted(f"checkpoint-{i}" for i in (2, 4, 6, 8, 10))
+    assert {t.kind for t in by_file} == {"adapter"}
+    assert gather(["a", "a"], patterns=[]) == gather(["a"])
+
+
+def test_a_pattern_without_a_match_is_not_clean(tmp_path: Path) -> None:
+    """A pattern that matches nothing is an error: what was asked for was not judged."""
+    (target,) = gather([], patterns=[f"{tmp_path}/*"])
+    assert target.error.type == "MissingPathError"
+
+
+def test_lists_and_standard_input(good_adapter: Path, bad_adapter: Path, tmp_path: Path) -> None:
+    """Paths come from a file or from standard input, one a line or separated by NUL."""
+    listed = tmp_path / "list"
+    listed.write_text(f"{good_adapter}\n\n{bad_adapter}\r\n")
+    expected = [str(good_adapter), str(bad_adapter)]
+    assert [t.path for t in gather([], lists=[str(listed)])] == expected
+    nul = io.StringIO("\0".join(expected) + "\0")
+    assert [t.path for t in gather(["-"], stdin=nul)] == expected
+    (missing,) = gather([], lists=[str(tmp_path / "none")])
+    assert missing.error.type == "MissingPathError"
+
+
+def test_standard_input_at_the_command_line(good_adapter: Path, tiny_bank_folder: Path) -> None:
+    """`find … | wvmonitor scan -` works."""
+    arguments = ["scan", "-", "--references", str(tiny_bank_folder)]
+    result = CliRunner().invoke(app, arguments, input=f"{good_adapter}\n")
+    assert result.exit_code == 0
+    assert str(good_adapter) in result.stdout
+    assert CliRunner().invoke(app, arguments, input="").exit_code == 2
+
+
+def test_since_step_leaves_out_what_came_before(drifting_run: Path) -> None:
+    """--since-step scans a run from a step on."""
+    kept = gather([str(drifting_run)], since_step=6)
+    assert [t.step for t in kept] == [6, 8, 10]
+
+
+def test_a_trainer_state_that_cannot_be_read_is_a_warning(
+    drifting_run: Path, tmp_path: Path
+) -> None:
+    """A damaged trainer_state.json costs the run's progress, not the scan."""
+    run = shutil.copytree(drifting_run, tmp_path / "run")
+    (run / "checkpoint-4" / "trainer_state.json").write_text("{")
+    target = find_targets([run])[1]
+    assert target.step == 4
+    assert target.error is None
+    assert "not known" in target.warnings[0]
+
+
+def test_a_file_of_an_adapter_stands_for_the_adapter(good_adapter: Path) -> None:
+    """Naming adapter_model.safetensors scans its folder."""
+    (target,) = find_targets([good_adapter / "adapter_model.safetensors"])
+    assert (target.path, target.kind) == (str(good_adapter), "adapter")
+
+
+def test_hub_ids_are_pointed_to_their_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something that looks like a Hub id and is no path says how a Hub repository is written."""
+    monkeypatch.chdir(tmp_path)
+    (target,) = find_targets(["someone/adapter@main"])
+    assert "hf://someone/adapter@main" in target.error.message
+
+
+def test_urls_are_scanned_without_a_download(
+    drifting_run: Path, tiny_base: Path, tiny_bank_folder: Path
+) -> None:
+    """A run behind an fsspec URL gives the scores of the same run on disk."""
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem("memory")
+    files.put(str(drifting_run), "/scan/run", recursive=True)
+    bank = ReferenceBank.load(tiny_bank_folder)
+    try:
+        remote = list(scan(["memory://scan/run"], bank, base=tiny_base))
+        local = list(scan([drifting_run], bank, base=tiny_base))
+        matched = gather([], patterns=["memory://scan/run/checkpoint-*"])
+    finally:
+        files.rm("/scan", recursive=True)
+    assert [r.references for r in remote] == [r.references for r in local]
+    assert [r.step for r in remote] == [2, 4, 6, 8, 10]
+    assert len(matched) == 5

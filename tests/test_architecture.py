@@ -1,0 +1,159 @@
+"""The order of the rooms, and what each may import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import wvmonitor
+
+PACKAGE = Path(wvmonitor.__file__).parent
+
+# Top to bottom: a room imports only from rooms below it, or from itself (design, section 2).
+ROOMS = [
+    "cli",
+    "demo",
+    "testing",
+    "integrations",
+    "report",
+    "organism",
+    "evals",
+    "builder",
+    "scan",
+    "monitor",
+    "settings",
+    "notifiers",
+    "exporters",
+    "journal",
+    "steering",
+    "sources",
+    "references",
+    "files",
+    "detection",
+    "vectors",
+    "reading",
+    "errors",
+]
+# The front door re-exports every room lazily, and the version is a number.
+OUTSIDE = {"__init__", "__main__", "_version"}
+
+
+def modules():
+    """Every (dotted name inside the package, parsed file)."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield ".".join(parts), ast.parse(path.read_text("utf-8"))
+
+
+def imports(tree, module):
+    """Every absolute name a file imports: anywhere in it, also for type checking only."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: relative imports are not used"
+            assert node.module is not None
+            yield node.module, node.lineno
+            if node.module == "wvmonitor":
+                yield from ((f"wvmonitor.{alias.name}", node.lineno) for alias in node.names)
+
+
+def offences(allowed):
+    """(module:line, what it imports) for every import of the package's files not `allowed`."""
+    return [
+        f"{module}:{line} imports {target}"
+        for module, tree in modules()
+        for target, line in imports(tree, module)
+        if not allowed(module, target)
+    ]
+
+
+def room_of(dotted):
+    return dotted.split(".")[0]
+
+
+def test_imports_point_down():
+    """No room knows of a room above it, so that each can be read and used with what is below."""
+
+    def allowed(module, target):
+        home = room_of(module)
+        if home in OUTSIDE or not target.startswith("wvmonitor."):
+            return True
+        room = room_of(target.removeprefix("wvmonitor."))
+        if room == "_version" or room not in ROOMS:
+            return room == "_version"
+        return ROOMS.index(room) >= ROOMS.index(home)
+
+    assert offences(allowed) == []
+
+
+def test_every_file_stands_in_a_room():
+    """A new folder or file at the top is put into the order above, or is not there."""
+    assert {room_of(module) for module, _ in modules()} - OUTSIDE <= set(ROOMS)
+
+
+@pytest.mark.parametrize(
+    ("room", "never"),
+    [
+        ("detection", ("torch", "transformers", "peft")),
+        ("reading", ("torch", "transformers", "peft")),
+        ("errors", ("torch", "numpy", "transformers", "peft")),
+        ("vectors", ("transformers", "peft", "scipy", "safetensors")),
+        ("references", ("transformers", "peft")),
+        ("files", ("transformers", "peft", "pickle")),
+    ],
+)
+def test_rooms_stay_light(room, never):
+    """Judging needs no torch, and the algebra no Hugging Face."""
+
+    def allowed(module, target):
+        return room_of(module) != room or room_of(target) not in never
+
+    assert offences(allowed) == []
+
+
+def test_nothing_unpickles_weights():
+    """No file of the package calls torch.load or imports pickle."""
+    assert offences(lambda _, target: room_of(target) not in {"pickle", "dill", "joblib"}) == []
+    calls = [
+        f"{module}:{node.lineno}"
+        for module, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr == "load"
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "torch"
+    ]
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import wvmonitor", {"torch", "transformers", "peft", "matplotlib", "scipy"}),
+        (
+            "from wvmonitor import TaskVector, Reference, ReferenceBank",
+            {"transformers", "peft", "matplotlib", "scipy"},
+        ),
+        ("import wvmonitor.detection.scores", {"torch", "transformers", "peft", "matplotlib"}),
+        ("from wvmonitor import steered", {"transformers", "peft", "matplotlib", "scipy"}),
+    ],
+)
+def test_importing_stays_light(statement, heavy):
+    """The front door and the algebra load no library that they do not use."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", statement],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+    )
+    loaded = {
+        room_of(line.rpartition("|")[2].strip())
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
+    assert "wvmonitor" in loaded
+    assert not loaded & heavy

@@ -1,0 +1,130 @@
+"""The `wvmonitor` command: its sub-commands, and how errors become exit codes.
+
+Exit codes: 0 all ok · 1 a verdict at or above what fails · 2 something could not be judged or read
+· 4 wrong usage · 130 interrupted. An error is one line on stderr, never a traceback, unless
+WVMONITOR_TRACEBACK=1 asks for it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from wvmonitor._version import __version__
+from wvmonitor.cli import report, scan
+from wvmonitor.errors import SettingsError, WVMonitorError
+
+EXIT_FAILED = 2
+EXIT_USAGE = 4
+EXIT_INTERRUPTED = 130
+
+# typer carries its own copy of click or depends on it, by version: this is the class in both.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_ClickError: type[Exception] = _UsageError.__mro__[1]
+
+
+class Group(TyperGroup):
+    """A command group whose errors are exit codes and single lines."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = "wvmonitor",
+        *_: Any,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run, and exit the process."""
+        extra["standalone_mode"] = False
+        if os.environ.get("WVMONITOR_TRACEBACK"):
+            sys.exit(super().main(args, prog_name, **extra) or 0)
+        sys.exit(_guarded(lambda: super(Group, self).main(args, prog_name, **extra)))
+
+
+def _guarded(run: Any) -> int:
+    try:
+        code = run()
+        sys.stdout.flush()
+    except _ClickError as error:
+        return _usage(error)
+    except SettingsError as error:
+        print(f"wvmonitor: {_one_line(str(error))}", file=sys.stderr)
+        return EXIT_USAGE
+    except WVMonitorError as error:
+        return _fail(f"{type(error).__name__}: {error}")
+    except BrokenPipeError:
+        # Whoever was reading has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001  no traceback at the command line, whatever happens
+        return _fail(
+            f"{type(error).__name__}: {error} (this is a bug in wvmonitor if it is not the "
+            "machine's; WVMONITOR_TRACEBACK=1 shows where)"
+        )
+    return code if isinstance(code, int) else 0
+
+
+def _usage(error: Any) -> int:
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        print(context.get_usage(), file=sys.stderr)
+        print(f"Try '{context.command_path} --help'.", file=sys.stderr)
+    print(f"wvmonitor: {_one_line(error.format_message())}", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def _fail(message: str) -> int:
+    print(f"wvmonitor: {_one_line(message)}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+def _one_line(text: str) -> str:
+    from wvmonitor.scan.text import visible
+
+    return visible(" ".join(text.split()))
+
+
+app = typer.Typer(
+    name="wvmonitor",
+    cls=Group,
+    add_completion=False,
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="A smoke detector for fine-tuning: reads the weights, and says when they drift towards "
+    "bad behaviour.",
+)
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001  typer calls it with the flag's value
+    if asked:
+        print(f"wvmonitor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Collects the options that stand before the command; each acts by its own callback."""
+
+
+app.command("report")(report.command)
+app.command("scan")(scan.command)
+
+
+def main() -> None:
+    """Run the `wvmonitor` script."""
+    app()

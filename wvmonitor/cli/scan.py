@@ -1,0 +1,169 @@
+"""`wvmonitor scan`: judge checkpoints by their weights."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Level(StrEnum):
+    """The least verdict that fails."""
+
+    warn = "warn"
+    alarm = "alarm"
+
+
+class Format(StrEnum):
+    """How results are written."""
+
+    table = "table"
+    json = "json"
+    jsonl = "jsonl"
+    csv = "csv"
+    junit = "junit"
+    github = "github"
+    openmetrics = "openmetrics"
+
+
+class Where(StrEnum):
+    """Where checkpoints are measured."""
+
+    processes = "processes"
+    dask = "dask"
+
+
+def command(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PATH",
+            help="Adapters (folders with adapter_config.json), checkpoints (safetensors folders "
+            "or files), or a Trainer's output folder (its checkpoint-* as one trajectory); local, "
+            "or fsspec URLs (s3://…, hf://…). - reads a list of them from standard input.",
+        ),
+    ] = None,
+    references: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BANK",
+            help="Folder of the reference vectors. The bundled ones, which fit the bundled tiny "
+            "model only, if left out.",
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the model that training started from, where the checkpoints do not "
+            "name a local one.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Calibration of the bank; calibration.json beside it by default."
+        ),
+    ] = None,
+    behaviour: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--behaviour",
+            "--behavior",
+            metavar="NAME",
+            help="Judge by this reference only (repeatable); by every behaviour of the bank if "
+            "left out.",
+        ),
+    ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The runs' optimiser, which files do not say: adamw, …"),
+    ] = None,
+    glob: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Scan what matches, ** included (repeatable)."),
+    ] = None,
+    from_file: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LIST", help="Scan the paths in a file, one a line (repeatable)."),
+    ] = None,
+    since_step: Annotated[
+        int | None, typer.Option(metavar="N", help="Leave out checkpoints of earlier steps.")
+    ] = None,
+    fail_on: Annotated[
+        Level, typer.Option(help="The least verdict that makes the exit code 1.")
+    ] = Level.alarm,
+    format_: Annotated[
+        Format, typer.Option("--format", help="How to write the results to standard output.")
+    ] = Format.table,
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the results to a file as well, in the format of its ending: .json, .jsonl, "
+            ".csv, .xml (JUnit), .om (OpenMetrics), .parquet (repeatable).",
+        ),
+    ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(metavar="N", help="Measure in N single-threaded processes; 0: each core one."),
+    ] = 1,
+    executor: Annotated[
+        Where, typer.Option(help="Where to measure: processes here, or a Dask cluster.")
+    ] = Where.processes,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="The Dask cluster's scheduler: tcp://HOST:8786."),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep measurements here, and go on where an earlier scan stopped: content that "
+            "was measured against the same references is not measured again.",
+        ),
+    ] = None,
+) -> None:
+    """Judge checkpoints by their weights: does a fine-tune drift towards a known bad behaviour?
+
+    Exit codes: 0 all ok; 1 a verdict at or above --fail-on (outranks 2); 2 something could not be
+    judged: a path that is missing or unreadable, an unknown verdict, or a warming one (too little
+    has changed to judge; excused for early checkpoints of a run that were judged later);
+    4 wrong usage.
+
+    For example:
+
+      wvmonitor scan runs/my-adapter --references banks/my-base
+
+      wvmonitor scan runs/output-dir --references banks/my-base --base models/my-base
+
+      wvmonitor scan adapters/* --references banks/my-base --format json --fail-on warn
+
+      wvmonitor scan --glob 'archive/**/adapter_model.safetensors' --references banks/my-base
+      --workers 8 --cache scan.cache --output scan.xml --output scan.parquet
+    """
+    if not paths and not glob and not from_file:
+        raise typer.BadParameter("give at least one PATH, --glob or --from-file")
+    from wvmonitor.scan.session import Request, run
+
+    request = Request(
+        paths=paths or [],
+        patterns=glob or [],
+        lists=from_file or [],
+        since_step=since_step,
+        references=references,
+        base=base,
+        calibration=calibration,
+        behaviours=behaviour,
+        optimizer=optimizer,
+        fail_on=fail_on.value,
+        format=format_.value,
+        outputs=output or [],
+        workers=workers,
+        executor=executor.value,
+        scheduler=scheduler,
+        cache=cache,
+    )
+    raise typer.Exit(run(request, sys.stdin, sys.stdout, sys.stderr))

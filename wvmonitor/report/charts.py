@@ -1,0 +1,341 @@
+"""The page's charts: score curves, measured behaviour, sparklines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from xml.etree.ElementTree import Element
+
+from markupsafe import Markup
+
+from wvmonitor.report.series import STATES, Point, drawable, thin, worst_by_span
+from wvmonitor.report.svg import (
+    Scale,
+    add,
+    data,
+    line,
+    markup,
+    number,
+    picture,
+    spread,
+    steps,
+    tick,
+)
+from wvmonitor.report.view import BehaviourPoint
+from wvmonitor.report.words import figure, short
+
+LEFT, TOP, STRIP = 46.0, 22.0, 8.0
+DOTS = 64
+"""Up to so many readings each one gets a dot of its own."""
+
+LABEL = 20
+"""Characters of a line's name beside it."""
+
+GLYPHS = {
+    "ok": "M0-2.4A2.4 2.4 0 1 1-.01-2.4Z",
+    "warming": "M0-2.4A2.4 2.4 0 1 1-.01-2.4Z",
+    "warn": "M0-4.4 4.2 3H-4.2Z",
+    "alarm": "M-3.6-3.6H3.6V3.6H-3.6Z",
+    "unknown": "M0-4.4 4.4 0 0 4.4-4.4 0Z",
+}
+"""Marks of single readings: round, triangle, square, diamond."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the charts of one run share: their size and the steps they span."""
+
+    width: float
+    first: float
+    last: float
+    right: float
+    detail: int
+
+    def x(self) -> Scale:
+        """Steps to pixels."""
+        room = 0.0 if self.last > self.first else 0.5
+        return Scale(self.first - room, self.last + room, LEFT + 4, self.width - self.right)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named course of one reference."""
+
+    name: str
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Steps to point out in a chart, each None or empty where there is none."""
+
+    alarm: float | None = None
+    onset: float | None = None
+    checkpoints: Sequence[int] = ()
+    stops: Sequence[int] = ()
+
+
+def label_room(names: Sequence[str]) -> float:
+    """Pixels to keep free at the right for these names."""
+    return 14 + 6.4 * max((min(len(n), LABEL) for n in names), default=4)
+
+
+def score_range(courses: Sequence[Sequence[Point]]) -> tuple[float, float]:
+    """The values that the scores and thresholds of all `courses` span, and 0."""
+    low, high = 0.0, 0.0
+    for course in courses:
+        for point in course:
+            for value in (point.score, point.threshold):
+                if not math.isnan(value):
+                    low, high = min(low, value), max(high, value)
+    size = high - low or 1.0
+    return low - (0.06 * size if low < 0 else 0), high + 0.08 * size
+
+
+def score_chart(
+    uid: str,
+    main: Line,
+    others: Sequence[Line],
+    frame: Frame,
+    values: tuple[float, float],
+    marks: Marks,
+    *,
+    title: str,
+    description: str,
+    height: float = 220.0,
+) -> Markup:
+    """One run's deciding score with its threshold, verdicts below it, other references thin."""
+    bottom = height - 38
+    x, y = frame.x(), Scale(*values, bottom, TOP)
+    kept = thin(main.points, frame.detail)
+    root = picture(uid, frame.width, height, title, description)
+    _grid(root, x, y, [tick(t, y.ticks(4)) for t in y.ticks(4)], y.ticks(4))
+    _threshold(root, kept, x, y, bottom)
+    for other in others:
+        pixels = [(x(p.step), y(p.score)) for p in thin(other.points, frame.detail // 2)]
+        add(root, "path", d=line(pixels), class_="other")
+        for a, b in pixels if len(pixels) == 1 else ():
+            if not math.isnan(b):
+                add(root, "circle", cx=a, cy=b, r="2.6", class_="dot-other")
+    _checkpoints(root, marks, x, bottom)
+    _mark(root, marks.onset, x, bottom, "onset", None)
+    for stop in marks.stops:
+        _mark(root, float(stop), x, bottom, "stop", "stopped")
+    words = None if marks.alarm is None else f"first alarm, step {marks.alarm:,.0f}"
+    _mark(root, marks.alarm, x, bottom, "alarm", words)
+    css = "score" if len(kept) <= 4 * DOTS else "score fine"
+    add(root, "path", d=line([(x(p.step), y(p.score)) for p in kept]), class_=css)
+    _dots(root, kept, x, y, marks, few=len(main.points) <= DOTS)
+    _strip(root, main.points, x, bottom + 4)
+    _names(root, main, others, kept, y, frame, bottom)
+    _steps(root, x, bottom + STRIP + 6, frame)
+    root.set("data-hover", _hover(kept, x, y))
+    root.set("data-plot", data([TOP, bottom]))
+    return markup(root)
+
+
+def behaviour_chart(
+    uid: str,
+    curves: Mapping[str, Sequence[BehaviourPoint]],
+    frame: Frame,
+    marks: Marks,
+    *,
+    title: str,
+    description: str,
+    height: float = 132.0,
+) -> Markup:
+    """Measured behaviour over the same steps: each rate with its 95 % interval as a band."""
+    bottom = height - 28
+    x, y = frame.x(), Scale(0.0, 1.0, bottom, TOP)
+    root = picture(uid, frame.width, height, title, description)
+    _grid(root, x, y, ["0 %", "50 %", "100 %"], [0.0, 0.5, 1.0])
+    _mark(root, marks.alarm, x, bottom, "alarm", None)
+    words = None if marks.onset is None else f"behaviour appears, step {marks.onset:,.0f}"
+    _mark(root, marks.onset, x, bottom, "onset", words)
+    ends: list[tuple[str, float]] = []
+    for index, (label, points) in enumerate(curves.items()):
+        pixels = [(x(p.step), y(drawable(p.rate))) for p in points]
+        bounds = [
+            (x(p.step), y(drawable(p.low)), y(drawable(p.high)))
+            for p in points
+            if not math.isnan(drawable(p.low) + drawable(p.high) + drawable(p.rate))
+        ]
+        if len(bounds) > 1:
+            outline = [(a, h) for a, _, h in bounds] + [(a, b) for a, b, _ in reversed(bounds)]
+            add(root, "path", d=line(outline) + "Z", class_="interval")
+        else:
+            for a, b, h in bounds:
+                add(root, "path", d=f"M{number(a)} {number(b)}V{number(h)}", class_="whisker")
+        add(root, "path", d=line(pixels), class_=f"rate rate{index % 4}")
+        for a, b in pixels if len(pixels) <= DOTS else ():
+            if not math.isnan(b):
+                add(root, "circle", cx=a, cy=b, r="2.2", class_="dot-rate")
+        if seen := [b for _, b in pixels if not math.isnan(b)]:
+            ends.append((label, seen[-1]))
+    for (label, _), at in zip(ends, spread([e for _, e in ends], 13, TOP, bottom), strict=True):
+        words = short(label, LABEL)
+        add(root, "text", words, x=frame.width - frame.right + 8, y=at + 4, class_="name")
+    _steps(root, x, bottom + 4, frame)
+    return markup(root)
+
+
+def sparkline(points: Sequence[Point], values: tuple[float, float]) -> Markup:
+    """A course in the size of a word, with its threshold; the numbers stand beside it."""
+    width, height = 132.0, 26.0
+    first, last = (points[0].step, points[-1].step) if points else (0.0, 1.0)
+    x = Scale(first - (last == first), last + (last == first), 4, width - 4)
+    y = Scale(*values, height - 4, 4)
+    root = Element(
+        "svg",
+        {
+            "viewBox": f"0 0 {number(width)} {number(height)}",
+            "class": "spark",
+            "aria-hidden": "true",
+        },
+    )
+    if values[0] < 0 < values[1]:
+        add(root, "path", d=f"M4 {number(y(0))}H{number(width - 4)}", class_="zero")
+    kept = thin(points, 60)
+    limits = [(x(p.step), y(p.threshold)) for p in kept]
+    if len(kept) == 1 and not math.isnan(limits[0][1]):
+        limits = [(x(first) - 9, limits[0][1]), (x(first) + 9, limits[0][1])]
+    add(root, "path", d=line(limits), class_="limit")
+    pixels = [(x(p.step), y(p.score)) for p in kept]
+    add(root, "path", d=line(pixels), class_="score")
+    if kept and not math.isnan(pixels[-1][1]):
+        a, b = pixels[-1]
+        add(
+            root, "path", d=GLYPHS.get(kept[-1].state, GLYPHS["ok"]),
+            transform=f"translate({number(a)} {number(b)})",
+            class_=f"at {kept[-1].state or 'none'}",
+        )  # fmt: skip
+    return markup(root)
+
+
+def _grid(root: Element, x: Scale, y: Scale, words: Sequence[str], values: Sequence[float]) -> None:
+    for text, value in zip(words, values, strict=True):
+        css = "axis" if value == 0 else "grid"
+        add(root, "path", d=f"M{number(LEFT)} {number(y(value))}H{number(x.end)}", class_=css)
+        add(root, "text", text, x=LEFT - 7, y=y(value) + 4, class_="tick end")
+
+
+def _threshold(root: Element, kept: Sequence[Point], x: Scale, y: Scale, bottom: float) -> None:
+    """The band below the threshold, where benign runs stay, and its edge."""
+    pixels = [(x(p.step), y(p.threshold)) for p in kept]
+    for stretch in steps(pixels):
+        if len(stretch) == 1:  # a lone reading: the limit as a short line
+            stretch = [(stretch[0][0] - 24, stretch[0][1]), (stretch[0][0] + 24, stretch[0][1])]
+        floor = [(stretch[-1][0], bottom), (stretch[0][0], bottom)]
+        add(root, "path", d=line([*stretch, *floor]) + "Z", class_="benign")
+        add(root, "path", d=line(stretch), class_="limit")
+
+
+def _mark(
+    root: Element,
+    step: float | None,
+    x: Scale,
+    bottom: float,
+    kind: str,
+    words: str | None,
+) -> None:
+    """A vertical line at a step, its words above it on the side where there is room."""
+    if step is None or not x.low <= step <= x.high:
+        return
+    at = x(step)
+    add(root, "path", d=f"M{number(at)} {number(TOP - 4)}V{number(bottom)}", class_=f"mark {kind}")
+    if words:
+        left = at > (LEFT + x.end) * 0.55
+        css = f"mark-name {kind}" + (" end" if left else "")
+        add(root, "text", words, x=at + (3 if left else -3), y=TOP - 9, class_=css)
+
+
+def _checkpoints(root: Element, marks: Marks, x: Scale, bottom: float) -> None:
+    inside = [c for c in marks.checkpoints if x.low <= c <= x.high]
+    for step in inside[:: max(1, math.ceil(len(inside) / 200))]:
+        at = number(x(step))
+        triangle = add(root, "path", d=f"M{at} {number(bottom)}l-4-7h8Z", class_="checkpoint")
+        add(triangle, "title", f"checkpoint, step {step}")
+
+
+def _dots(
+    root: Element, kept: Sequence[Point], x: Scale, y: Scale, marks: Marks, *, few: bool
+) -> None:
+    for index, point in enumerate(kept):
+        first_alarm = point.step == marks.alarm
+        if math.isnan(point.score) or not (few or first_alarm or index == len(kept) - 1):
+            continue
+        place = f"translate({number(x(point.step))} {number(y(point.score))})"
+        mark = add(
+            root, "path", d=GLYPHS.get(point.state, GLYPHS["ok"]), transform=place,
+            class_=f"at {point.state or 'none'}",
+        )  # fmt: skip
+        add(mark, "title", f"step {point.step:.0f}: {figure(point.score)}, {point.state}")
+
+
+def _strip(root: Element, points: Sequence[Point], x: Scale, top: float) -> None:
+    """The verdict's course: the taller the graver, hatched where unknown."""
+    heights = {"ok": 2.0, "warming": 2.0, "unknown": STRIP, "warn": 5.0, "alarm": STRIP}
+    judged = [p for p in points if p.state]
+    runs = worst_by_span(judged, 240)
+    for index, (first, last, state) in enumerate(runs):
+        following = runs[index + 1][0] if index + 1 < len(runs) else None
+        start = x(first) - (2 if index == 0 else 0)
+        end = x(last) + 2 if following is None else x(following)
+        tall = heights[state]
+        block = add(
+            root, "rect", x=start, y=top + STRIP - tall, width=max(end - start, 1.5), height=tall,
+            class_=f"strip {state}",
+        )  # fmt: skip
+        place = f"step {first:.0f}" if first == last else f"steps {first:.0f} to {last:.0f}"
+        add(block, "title", f"{state}: {place}")
+
+
+def _names(
+    root: Element,
+    main: Line,
+    others: Sequence[Line],
+    kept: Sequence[Point],
+    y: Scale,
+    frame: Frame,
+    bottom: float,
+) -> None:
+    """Each line's name at its right end, instead of a legend."""
+    wanted: list[tuple[str, float, str]] = []
+    for name, points, css in [
+        (main.name, main.points, "name main"),
+        *((o.name, o.points, "name") for o in others),
+    ]:
+        ends = [p.score for p in points if not math.isnan(p.score)]
+        if ends:
+            wanted.append((short(name, LABEL), y(ends[-1]), css))
+    limits = [p.threshold for p in kept if not math.isnan(p.threshold)]
+    if limits:
+        wanted.append(("threshold", y(limits[-1]), "name limit-name"))
+    places = spread([place for _, place, _ in wanted], 13, TOP + 2, bottom - 2)
+    for (words, _, css), place in zip(wanted, places, strict=True):
+        add(root, "text", words, x=frame.width - frame.right + 8, y=place + 4, class_=css)
+
+
+def _steps(root: Element, x: Scale, top: float, frame: Frame) -> None:
+    ticks = [t for t in x.ticks(6 if frame.width < 700 else 10) if float(t).is_integer()]
+    for value in ticks or [frame.last]:
+        add(root, "text", f"{value:,.0f}", x=x(value), y=top + 15, class_="tick middle")
+    add(root, "text", "step", x=LEFT - 7, y=top + 15, class_="tick end")
+
+
+def _hover(kept: Sequence[Point], x: Scale, y: Scale) -> str:
+    """[x, y, step, score, threshold, state] of every drawn reading, for the page's script."""
+    return data(
+        [
+            [
+                round(x(p.step), 1),
+                None if math.isnan(p.score) else round(y(p.score), 1),
+                p.step,
+                figure(None if math.isnan(p.score) else p.score),
+                figure(None if math.isnan(p.threshold) else p.threshold),
+                STATES.index(p.state) if p.state in STATES else -1,
+            ]
+            for p in kept
+        ]
+    )

@@ -1,0 +1,333 @@
+"""Runs from where they are kept: a journal, or the JSON of a scan."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wvmonitor.detection.scores import ReferenceScores, ScoreName, Scores
+from wvmonitor.detection.verdict import CalibrationStatus, State, Verdict
+from wvmonitor.errors import (
+    FormatVersionError,
+    JournalError,
+    MalformedFileError,
+    MissingPathError,
+)
+from wvmonitor.journal.reader import Attempt, JournalReader, JournalRow, read_journal
+from wvmonitor.journal.schema import FILE_NAME, journal_file
+from wvmonitor.reading import Geometry
+from wvmonitor.report.findings import deciding_score, judge
+from wvmonitor.report.view import HeatMap, RowView, RunView, heat_map
+from wvmonitor.report.words import listed
+
+SCAN_VERSION = 1
+SQLITE = b"SQLite format 3\0"
+HEAT_MAPS = 3
+"""Behaviours that get a heat map: the leading one, and others that warn or alarm."""
+
+
+def from_journal(path: str | Path, *, runs: Sequence[str] = ()) -> list[RunView]:
+    """The runs of the journal at `path` (its file, or the folder that holds it), oldest first.
+
+    Args:
+        path: where the journal is.
+        runs: only these; all of them if empty.
+
+    Raises:
+        JournalError: there is no journal, it cannot be read, or it holds no such run.
+    """
+    reader = read_journal(path)
+    known = reader.runs()
+    missing = [run for run in runs if run not in known]
+    if missing:
+        raise JournalError(
+            f"'{reader.path}' holds no run {missing[0]!r}: it holds {list(known) or 'none'}"
+        )
+    chosen = [run for run in known if not runs or run in runs]
+    saved = _checkpoints(reader.path) if len(known) == 1 else ()
+    return [_run(reader, run, saved) for run in chosen]
+
+
+def _run(reader: JournalReader, run: str, saved: Sequence[int]) -> RunView:
+    rows = reader.trajectory(run)
+    attempts = reader.attempts(run)
+    steps = {row.step for row in rows}
+    reach = max(steps, default=0)
+    view = RunView(
+        name=run,
+        rows=rows,
+        events=reader.events(run),
+        checkpoints=[step for step in saved if step <= reach],
+        planned_steps=attempts[-1].context.planned_steps if attempts else None,
+        facts=_facts(attempts, reader.path),
+    )
+    return RunView(**{**vars(view), "heat_maps": _heat_maps(reader, view, rows)})
+
+
+def _heat_maps(reader: JournalReader, view: RunView, rows: Sequence[JournalRow]) -> list[HeatMap]:
+    """Of the last reading, for the references worth a look; none where the arrays are gone."""
+    outcome = judge(view)
+    deciding = deciding_score(rows)
+    leading = [f.reference for f in (outcome.drifting or outcome.findings[:1])][:HEAT_MAPS]
+    if not rows or not leading:
+        return []
+    try:
+        reading = reader.reading(rows[-1])
+    except JournalError:  # pruned: the page goes without
+        return []
+    geometry: Geometry = "response" if deciding and deciding[0] == "response" else "frobenius"
+    found = [
+        heat_map(reading, reference, geometry, components=rows[-1].scores.components)
+        for reference in leading
+        if reference in reading.references
+    ]
+    return [heat for heat in found if heat is not None]
+
+
+def _facts(attempts: Sequence[Attempt], path: Path) -> list[tuple[str, str]]:
+    found = [("journal", str(path))]
+    if not attempts:
+        return found
+    context = attempts[-1].context
+    method = [w for w in (context.method, context.rank and f"rank {context.rank}") if w]
+    rate = context.learning_rate
+    optimiser = [w for w in (context.optimizer, rate and f"peak learning rate {rate:.3g}") if w]
+    base = {"same": "the references' own", "relative": "a declared relative of the references'"}
+    found.append(("base", base.get(context.base, "not known")))
+    found += [("method", ", ".join(method))] if method else []
+    found += [("optimiser", ", ".join(optimiser))] if optimiser else []
+    if expected := _expected(attempts[-1].settings):
+        found.append(("expected drift", listed(expected)))
+    if len(attempts) > 1:
+        resumed = [f"{a.resume_step}" for a in attempts[1:]]
+        found.append(("resumed", f"at step {listed(resumed)}"))
+    return found
+
+
+def _expected(settings: str) -> list[str]:
+    """The references whose drift the settings declare as wanted."""
+    try:
+        names = json.loads(settings).get("expected")
+    except (ValueError, AttributeError):
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _checkpoints(journal: Path) -> tuple[int, ...]:
+    """Steps of the `checkpoint-N` folders beside the journal, or one folder up."""
+    for folder in (journal.parent, journal.absolute().parent.parent):
+        try:
+            names = [p.name for p in folder.glob("checkpoint-*") if p.is_dir()]
+        except OSError:
+            continue
+        found = [int(m[1]) for n in names if (m := re.fullmatch(r"checkpoint-(\d{1,12})", n))]
+        if found:
+            return tuple(sorted(found))
+    return ()
+
+
+class _Result(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    scores: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    dose: float | None = None
+    score: float | None = None
+    threshold: float | None = None
+    calibration: CalibrationStatus = "uncalibrated"
+    verdict: State | None = None
+    reason: str = ""
+
+
+class _Failure(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    type: str = "error"
+    message: str = ""
+
+
+class _Checkpoint(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    path: str
+    step: int | None = None
+    norm: float | None = None
+    coverage: float | None = None
+    verdict: State
+    references: dict[str, _Result] = Field(default_factory=dict)
+    controls: dict[str, _Result] = Field(default_factory=dict)
+    error: _Failure | None = None
+    warnings: list[str] = Field(default_factory=list)
+    run: str | None = None
+    progress: float | None = None
+    method: str | None = None
+    rank: int | None = None
+    bank: str | None = None
+
+
+class _Scan(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    schema_version: Literal[1]
+    checkpoints: list[_Checkpoint]
+
+
+def from_scan(
+    document: str | bytes | Mapping[str, Any], *, source: str = "the scan"
+) -> list[RunView]:
+    """The checkpoints of `wvmonitor scan --format json`: those of one run together, by step.
+
+    Args:
+        document: the JSON text, or what it holds.
+        source: the file's name, for errors.
+
+    Raises:
+        MalformedFileError: it is not the JSON of a scan.
+        FormatVersionError: a newer version of wvmonitor wrote it.
+    """
+    content: Any = document
+    if isinstance(document, str | bytes):
+        try:
+            content = json.loads(document)
+        except (ValueError, RecursionError) as error:
+            raise MalformedFileError(
+                f"{source} is neither a journal nor JSON ({error}): give a wvmonitor.db, or what "
+                "`wvmonitor scan --format json` wrote"
+            ) from None
+    version = content.get("schema_version") if isinstance(content, Mapping) else None
+    if isinstance(version, int) and version > SCAN_VERSION:
+        raise FormatVersionError(
+            f"{source} has scan format {version}, this wvmonitor reads up to {SCAN_VERSION}: "
+            "upgrade wvmonitor"
+        )
+    try:
+        scan = _Scan.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"]) or "the document"
+        raise MalformedFileError(
+            f"{source} is not the JSON of a scan ({where}: {first['msg']}): make it again with "
+            "`wvmonitor scan --format json`"
+        ) from None
+    groups: dict[str, list[_Checkpoint]] = {}
+    for checkpoint in scan.checkpoints:
+        groups.setdefault(checkpoint.run or checkpoint.path, []).append(checkpoint)
+    return [_scanned(name, found) for name, found in groups.items()]
+
+
+def _scanned(name: str, found: Sequence[_Checkpoint]) -> RunView:
+    ordered = sorted(found, key=lambda c: -1 if c.step is None else c.step)
+    last = ordered[-1]
+    ends = last.progress and last.step and round(last.step / last.progress)
+    method = [w for w in (last.method, last.rank and f"rank {last.rank}") if w]
+    return RunView(
+        name=name,
+        rows=[_row(c) for c in ordered if c.error is None],
+        checkpoints=[c.step for c in ordered if c.step is not None] if len(ordered) > 1 else (),
+        planned_steps=ends or None,
+        facts=[("method", ", ".join(method))] if method else (),
+        problems=[
+            f"{PurePosixPath(c.path).name or c.path}: {c.error.message} ({c.error.type})"
+            for c in ordered
+            if c.error is not None
+        ],
+    )
+
+
+def _row(checkpoint: _Checkpoint) -> RowView:
+    every = {**checkpoint.references, **checkpoint.controls}
+    scores = {
+        name: ReferenceScores(
+            reference=name,
+            kind="behaviour" if result.verdict else "control",
+            values=cast(
+                "Mapping[Geometry, Mapping[ScoreName, float]]",
+                {
+                    geometry: {n: v for n, v in values.items() if v is not None}
+                    for geometry, values in result.scores.items()
+                },
+            ),
+            dose=result.dose,
+        )
+        for name, result in every.items()
+    }
+    verdicts = tuple(
+        Verdict(
+            reference=name,
+            state=result.verdict,
+            reason=result.reason,
+            score=_deciding(result),
+            threshold=result.threshold,
+            calibration=result.calibration,
+            step=checkpoint.step,
+        )
+        for name, result in checkpoint.references.items()
+        if result.verdict
+    )
+    return RowView(
+        step=checkpoint.step,
+        verdicts=verdicts,
+        scores=Scores(
+            references=scores,
+            norm=float("nan") if checkpoint.norm is None else checkpoint.norm,
+            coverage={} if checkpoint.coverage is None else {"frobenius": checkpoint.coverage},
+            step=checkpoint.step,
+            progress=checkpoint.progress,
+            warnings=tuple(checkpoint.warnings),
+            components=(),
+            bank=checkpoint.bank or "",
+        ),
+    )
+
+
+def _deciding(result: _Result) -> float | None:
+    """The deciding score; an older scan does not name it: then the response residual, or cosine."""
+    if result.score is not None or result.verdict in ("unknown", "warming"):
+        return result.score
+    for geometry in ("response", "frobenius"):
+        for score in ("residual", "cosine"):
+            value = result.scores.get(geometry, {}).get(score)
+            if value is not None:
+                return value
+    return None
+
+
+def read_runs(source: str | Path, *, runs: Sequence[str] = ()) -> list[RunView]:
+    """The runs at `source`: a journal, a folder of them, or a scan's JSON ("-" reads stdin).
+
+    Args:
+        source: a `wvmonitor.db`, a folder that holds one or whose sub-folders do, or a JSON file.
+        runs: only these runs of a journal; all of them if empty.
+
+    Raises:
+        MissingPathError: there is nothing of that kind.
+        JournalError: a journal cannot be read, or holds no such run.
+        MalformedFileError: the file is neither a journal nor a scan.
+    """
+    path = Path(source)
+    if str(source) == "-":
+        return from_scan(sys.stdin.read(), source="standard input")
+    if path.is_dir():
+        folders = [path] if journal_file(path).is_file() else sorted(path.glob(f"*/{FILE_NAME}"))
+        if not folders:
+            raise MissingPathError(
+                f"'{path}' holds no journal ({FILE_NAME}), and neither do its sub-folders: name a "
+                "run's folder, or the JSON of a scan"
+            )
+        return [view for folder in folders for view in from_journal(folder, runs=runs)]
+    try:
+        with path.open("rb") as file:
+            if file.read(len(SQLITE)) == SQLITE or path.suffix == ".db":
+                return from_journal(path, runs=runs)
+            file.seek(0)
+            return from_scan(file.read(), source=f"'{path}'")
+    except OSError as error:
+        raise MissingPathError(
+            f"'{path}' cannot be read ({error.strerror}): name a journal ({FILE_NAME}), its "
+            "folder, or the JSON of a scan"
+        ) from None

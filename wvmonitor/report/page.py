@@ -1,0 +1,369 @@
+"""One self-contained HTML page for a run, several runs, or a scan.
+
+`render` makes the page from `RunView`s, which `from_journal` and `from_scan` read and a demo can
+put together in memory. The page needs no network and works without its script; what is said of a
+run is what its verdicts said, nothing is judged anew.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from wvmonitor._version import __version__
+from wvmonitor.errors import InputError
+from wvmonitor.files.atomic import replacing, write_all
+from wvmonitor.report import charts, tables
+from wvmonitor.report.findings import Finding, Outcome, judge
+from wvmonitor.report.heat import heat_chart, heat_words
+from wvmonitor.report.inputs import from_journal, from_scan, read_runs
+from wvmonitor.report.series import STATES, severity
+from wvmonitor.report.view import BehaviourPoint, HeatMap, Row, RowView, RunView, heat_map
+from wvmonitor.report.words import (
+    clean,
+    count,
+    dose_words,
+    figure,
+    geometry_name,
+    listed,
+    percent,
+    sentence,
+)
+
+__all__ = [
+    "BehaviourPoint",
+    "HeatMap",
+    "Row",
+    "RowView",
+    "RunView",
+    "from_journal",
+    "from_scan",
+    "heat_map",
+    "read_runs",
+    "render",
+    "write_page",
+]
+
+DETAILED = 60
+"""So many runs get charts and details, the gravest first; the table at the top names all."""
+
+SIDE_BY_SIDE = 4
+"""Up to so many runs are seen at one glance without a table of them."""
+
+OTHERS = 3
+"""Other behaviours drawn thin beside the leading one."""
+
+
+def render(
+    runs: Sequence[RunView],
+    *,
+    title: str = "wvmonitor report",
+    provenance: Mapping[str, str] | None = None,
+    generated: datetime | None = None,
+) -> str:
+    """The page as HTML.
+
+    Args:
+        runs: in the order in which they are to be shown.
+        title: the page's heading.
+        provenance: where it comes from, for the foot of the page (label -> value).
+        generated: the time on the page; now, if left out.
+    """
+    outcomes = [judge(view) for view in runs]
+    style, script = _resource("style.css"), _resource("script.js")
+    ranked = sorted(range(len(outcomes)), key=lambda i: -severity(outcomes[i].state))
+    detailed = set(ranked[:DETAILED])
+    frames = _frames(outcomes, len(detailed))
+    environment = Environment(
+        loader=PackageLoader("wvmonitor.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else clean(value, 4000),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    states = Counter(o.state for o in outcomes)
+    page = environment.get_template("page.html.jinja").render(
+        title=title,
+        state=max(states, key=severity) if states else "unknown",
+        states=STATES,
+        counts=[(s, states[s]) for s in reversed(STATES) if states[s]],
+        headline=_headline(outcomes),
+        glance=_glance(outcomes, detailed) if len(outcomes) > SIDE_BY_SIDE else [],
+        left_out=len(outcomes) - len(detailed),
+        runs=[
+            _panel(f"r{index + 1}", outcome, frames[index], alone=len(outcomes) == 1)
+            for index, outcome in enumerate(outcomes)
+            if index in detailed
+        ],
+        provenance=list((provenance or {}).items()),
+        generated=(generated or datetime.now(UTC)).astimezone(UTC).strftime("%d %B %Y, %H:%M UTC"),
+        version=__version__,
+        style=Markup(style),  # noqa: S704  # our own file
+        script=Markup(script),  # noqa: S704  # our own file
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        percent=percent,
+    )
+    return page.encode("utf-8", "replace").decode()
+
+
+def write_page(page: str, path: str | Path) -> None:
+    """Write a page whole or not at all.
+
+    Raises:
+        MissingPathError: the folder does not exist.
+        InputError: it cannot be written there.
+    """
+    try:
+        with replacing(path) as descriptor:
+            write_all(descriptor, page.encode())
+    except OSError as error:
+        raise InputError(
+            f"'{path}' cannot be written ({error.strerror}): choose another place with -o"
+        ) from None
+
+
+def _frames(
+    outcomes: Sequence[Outcome], detailed: int
+) -> list[tuple[charts.Frame, tuple[float, float]]]:
+    """Each run's axes: shared, so that runs compare, unless one would flatten the others."""
+    alone = len(outcomes) == 1
+    detail = 300 if alone else 160 if detailed <= SIDE_BY_SIDE else max(30, 1600 // detailed)
+    spans, ranges = [], []
+    room = 0.0
+    for outcome in outcomes:
+        shown = [f for f in (outcome.leading, *_others(outcome)) if f is not None]
+        steps = [p.step for f in shown for p in f.points]
+        steps += [float(p.step) for curve in outcome.view.behaviour.values() for p in curve]
+        spans.append((min(steps, default=0.0), max(steps, default=1.0)))
+        ranges.append(charts.score_range([f.points for f in shown]))
+        names = [*(f.reference for f in shown), *outcome.view.behaviour, "threshold"]
+        room = max(room, charts.label_room([clean(n) for n in names]))
+    read = [span for span, o in zip(spans, outcomes, strict=True) if o.view.rows]
+    if read and max(last for _, last in read) <= 1.5 * min(last for _, last in read):
+        spans = [(min(first for first, _ in read), max(last for _, last in read))] * len(spans)
+    sizes = sorted(high - low for low, high in ranges)
+    if sizes and sizes[-1] <= 6 * sizes[len(sizes) // 2]:
+        shared = (min(low for low, _ in ranges), max(high for _, high in ranges))
+        ranges = [shared] * len(ranges)
+    width = 1080.0 if alone else 532.0
+    return [
+        (charts.Frame(width, *span, right=room, detail=detail), values)
+        for span, values in zip(spans, ranges, strict=True)
+    ]
+
+
+def _others(outcome: Outcome) -> list[Finding]:
+    """The behaviours drawn thin beside the leading one."""
+    return [f for f in outcome.findings[1:] if f.kind == "behaviour"][:OTHERS]
+
+
+def _panel(
+    uid: str, outcome: Outcome, axes: tuple[charts.Frame, tuple[float, float]], *, alone: bool
+) -> dict[str, Any]:
+    """Everything the template shows of one run."""
+    view, leading = outcome.view, outcome.leading
+    acknowledged = [
+        (f.reference, f.acknowledged) for f in outcome.findings if f.acknowledged is not None
+    ]
+    last = view.rows[-1].step if len(view.rows) > 1 else None
+    when = "" if last is None else f"at step {last:,} "
+    drawn = _drawn(uid, outcome, axes, alone=alone)
+    return {
+        "uid": uid,
+        "name": view.name,
+        "note": view.note,
+        "state": outcome.state,
+        "claim": outcome.claim,
+        "reason": outcome.reason,
+        "doses": [
+            sentence(when + words)
+            for f in (outcome.drifting or ((leading,) if leading else ()))
+            if f.kind == "behaviour" and (words := dose_words(f.dose, f.reference))
+        ],
+        "lead": _lead_words(outcome),
+        "calibration": leading.last.calibration if leading and leading.last else None,
+        "acknowledged": acknowledged,
+        "problems": view.problems,
+        "deciding": outcome.deciding_name,
+        "leading": leading.reference if leading else "",
+        "readout": _readout(leading),
+        **drawn,
+        "references": tables.references(outcome),
+        "cosines": [f"{s}, {geometry_name(g)}" for g, s in tables.cosine_columns(outcome)],
+        "heat": [
+            {
+                "reference": heat.reference,
+                "geometry": geometry_name(heat.geometry),
+                "step": heat.step,
+                "words": heat_words(heat),
+                "chart": heat_chart(f"{uid}-h{index}", heat),
+                "layers": heat.layers,
+                "rows": list(zip(heat.modules, zip(*heat.shares, strict=True), strict=True)),
+            }
+            for index, heat in enumerate(view.heat_maps)
+            if heat.layers
+        ],
+        "cautions": tables.cautions(outcome),
+        "facts": tables.facts(outcome),
+        "norm": charts.sparkline(*tables.norm_course(view)),
+        "events": tables.events(view),
+        "readings": tables.readings(outcome),
+        "behaviour_rows": [
+            (label, p.step, percent(p.rate), percent(p.low), percent(p.high))
+            for label, curve in view.behaviour.items()
+            for p in curve
+        ],
+    }
+
+
+def _drawn(
+    uid: str, outcome: Outcome, axes: tuple[charts.Frame, tuple[float, float]], *, alone: bool
+) -> dict[str, Markup | None]:
+    """The run's two charts, each None where there is nothing to draw."""
+    view, leading = outcome.view, outcome.leading
+    frame, values = axes
+    alarm = leading.first_alarm if leading else None
+    marks = charts.Marks(
+        alarm=alarm.step if alarm else None,
+        onset=view.onset_step,
+        checkpoints=view.checkpoints,
+        stops=tables.stops(view),
+    )
+    chart = behaviour = None
+    if leading and any(p.score == p.score or p.state for p in leading.points):
+        chart = charts.score_chart(
+            f"{uid}-s",
+            charts.Line(leading.reference, leading.points),
+            [charts.Line(f.reference, f.points) for f in _others(outcome)],
+            frame,
+            values,
+            marks,
+            title=f"{outcome.deciding_name} of {leading.reference} by step, {clean(view.name)}",
+            description=_described(outcome, leading),
+            height=300.0 if alone else 220.0,
+        )
+    if view.behaviour:
+        behaviour = charts.behaviour_chart(
+            f"{uid}-b",
+            view.behaviour,
+            frame,
+            marks,
+            title=f"Measured behaviour by step, {clean(view.name)}",
+            description=_behaviour_words(view),
+            height=154.0 if alone else 132.0,
+        )
+    return {"chart": chart, "behaviour": behaviour}
+
+
+def _headline(outcomes: Sequence[Outcome]) -> str:
+    """The whole page in a sentence."""
+    if not outcomes:
+        return "There is nothing to report: no runs were given."
+    if len(outcomes) == 1:
+        return outcomes[0].claim
+    drifting = [o for o in outcomes if o.state == "alarm"] or [
+        o for o in outcomes if o.state == "warn"
+    ]
+    unjudged = sum(o.state in ("unknown", "warming") for o in outcomes)
+    tail = f" {unjudged} could not be judged." if unjudged else ""
+    if not drifting:
+        rest = len(outcomes) - unjudged
+        every = "No run drifts towards a watched behaviour."
+        return f"{every if not unjudged else f'{rest} of {len(outcomes)} runs are ok.'}{tail}"
+    verb = ("drifts", "drift") if drifting[0].state == "alarm" else ("may be drifting",) * 2
+    names = [
+        f"“{clean(o.view.name, 60)}” towards {listed([clean(f.reference) for f in o.drifting])}"
+        for o in drifting[:3]
+    ]
+    more = f", and {len(drifting) - 3} more" if len(drifting) > 3 else ""
+    which = listed(names) if not more else ", ".join(names)
+    return (
+        f"{len(drifting)} of {len(outcomes)} runs {verb[len(drifting) > 1]}: {which}{more}.{tail}"
+    )
+
+
+def _lead_words(outcome: Outcome) -> str:
+    """How long before the behaviour the alarm came, where both are known."""
+    onset = outcome.view.onset_step
+    alarm = next((f.since for f in outcome.drifting if f.state == "alarm"), None)
+    if onset is None or alarm is None:
+        return ""
+    if alarm == onset:
+        return f"The behaviour appears at the same step, {onset}."
+    when = "before" if alarm < onset else "after"
+    lead = count(abs(onset - alarm), "step")
+    return f"The alarm came {lead} {when} the behaviour appears (step {onset})."
+
+
+def _readout(leading: Finding | None) -> str:
+    """The last reading, in the words the script uses for the one pointed at."""
+    if leading is None or not leading.points:
+        return ""
+    last = leading.points[-1]
+    limit = f" · threshold {figure(leading.threshold)}" if leading.threshold is not None else ""
+    return f"step {last.step:,.0f} · {figure(leading.score)}{limit} · {last.state or 'not judged'}"
+
+
+def _described(outcome: Outcome, leading: Finding) -> str:
+    """What a sighted reader takes from the chart, for those who do not see it."""
+    scores = [p.score for p in leading.points if p.score == p.score]
+    if not scores:
+        return f"{count(len(leading.points), 'reading')}, none with a score."
+    words = f"{count(len(leading.points), 'reading')}; the score lies between "
+    words += f"{figure(min(scores))} and {figure(max(scores))} and ends at {figure(scores[-1])}."
+    if leading.threshold is not None:
+        words += f" The last threshold is {figure(leading.threshold)}."
+    alarm = leading.first_alarm
+    words += f" First alarm at step {alarm.step:.0f}." if alarm else " No alarm."
+    return words + f" Verdict: {outcome.state}. The readings are in the table below."
+
+
+def _behaviour_words(view: RunView) -> str:
+    parts = [
+        f"{clean(label)}: from {percent(curve[0].rate)} at step {curve[0].step} to "
+        f"{percent(curve[-1].rate)} at step {curve[-1].step}"
+        for label, curve in view.behaviour.items()
+        if curve
+    ]
+    return "; ".join(parts) + ". The values are in the table below."
+
+
+def _glance(outcomes: Sequence[Outcome], detailed: set[int]) -> list[dict[str, Any]]:
+    """One line for each run."""
+    leads = [o.leading for o in outcomes]
+    values = charts.score_range([f.points for f in leads if f])
+    return [
+        {
+            "uid": f"r{index + 1}" if index in detailed else None,
+            "name": outcome.view.name,
+            "note": outcome.view.note,
+            "state": outcome.state,
+            "reference": lead.reference if lead else "–",
+            "score": figure(lead.score if lead else None),
+            "threshold": figure(lead.threshold if lead else None),
+            "dose": tables.dose_cell(lead),
+            "since": "–" if lead is None or lead.since is None else f"{lead.since}",
+            "spark": charts.sparkline(lead.points, values) if lead else "",
+        }
+        for index, (outcome, lead) in enumerate(zip(outcomes, leads, strict=True))
+    ]
+
+
+def _resource(name: str) -> str:
+    return files("wvmonitor.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """The source expression by which the Content-Security-Policy admits one inline block."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,245 @@
+"""The page's tables and lists: references, cautions, how it was measured, events, readings."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+
+from wvmonitor.report import charts
+from wvmonitor.report.findings import Finding, Outcome
+from wvmonitor.report.series import Point, drawable, thin
+from wvmonitor.report.view import RunView
+from wvmonitor.report.words import (
+    count,
+    dose_figure,
+    figure,
+    geometry_name,
+    listed,
+    percent,
+    seconds,
+    sentence,
+)
+
+TABLE_SPANS = 24
+"""A long run's readings are listed as at most a few for each of so many spans."""
+
+COLUMNS = 4
+"""Behaviours with columns of their own in the table of readings."""
+
+MOST_CAUTIONS = 12
+
+LOW_COVERAGE = 0.9
+"""Below this share of ‖τ‖² a score speaks of a part of the change only, and the page says so."""
+
+CALIBRATION = {
+    "calibrated": "calibrated on benign runs; the band follows the run's progress",
+    "uncalibrated": "not calibrated: fixed published rules, which go no higher than warn",
+    "transferred": "transferred: the references' base is a relative of this one; warn at most",
+}
+
+
+def cosine_columns(outcome: Outcome) -> list[tuple[str, str]]:
+    """(geometry, "cosine") of each geometry, but for one that decides already."""
+    found = dict.fromkeys(key for f in outcome.findings for key in f.scores if key[1] == "cosine")
+    return [key for key in found if key != outcome.deciding]
+
+
+def references(outcome: Outcome) -> list[dict[str, Any]]:
+    """One line for each reference, the gravest first, controls last."""
+    values = charts.score_range([f.points for f in outcome.findings])
+    ordered = sorted(outcome.findings, key=lambda f: f.kind == "control")
+    return [
+        {
+            "name": f.reference,
+            "kind": f.kind,
+            "state": f.state,
+            "since": "" if f.since is None or len(f.points) < 2 else f"since step {f.since:,}",
+            "score": figure(f.score),
+            "threshold": figure(f.threshold),
+            "dose": dose_cell(f),
+            "cosines": [figure(f.scores.get(key)) for key in cosine_columns(outcome)],
+            "spark": charts.sparkline(f.points, values),
+            "acknowledged": f.acknowledged,
+            "reason": f.last.reason if f.last and f.state not in ("", "ok") else "",
+        }
+        for f in ordered
+    ]
+
+
+def dose_cell(finding: Finding | None) -> str:
+    """The dose as a multiple of the reference."""
+    known = finding is not None and finding.dose is not None and math.isfinite(finding.dose)
+    return f"{dose_figure(finding.dose)} ×" if finding and known else "–"
+
+
+def cautions(outcome: Outcome) -> list[str]:
+    """What a reader of the numbers must know: calibration, coverage, precision."""
+    view = outcome.view
+    # The first problem of a run that could not be judged stands at its head already.
+    found: list[str] = list(view.problems[outcome.state == "unknown" :])
+    kinds = dict.fromkeys(f.last.calibration for f in outcome.findings if f.last)
+    found += [sentence(CALIBRATION[k]) for k in kinds if k in CALIBRATION and k != "calibrated"]
+    geometry = outcome.deciding[0] if outcome.deciding else None
+    for name, (least, _) in _coverage(view).items():
+        if least < LOW_COVERAGE and geometry in (name, None):
+            found.append(
+                f"The scores see {percent(least)} of the change (‖τ‖², {geometry_name(name)} "
+                "geometry): what the rest does is not judged."
+            )
+    said: dict[str, list[int]] = {}
+    for row in view.rows:
+        for warning in row.scores.warnings:
+            said.setdefault(warning, []).append(row.step or 0)
+    for warning, steps in list(said.items())[:MOST_CAUTIONS]:
+        where = f" (from step {steps[0]:,}, {count(len(steps), 'reading')})"
+        found.append(sentence(warning) + (where if len(view.rows) > 1 else ""))
+    if len(said) > MOST_CAUTIONS:
+        found.append(f"And {count(len(said) - MOST_CAUTIONS, 'more warning')}.")
+    unknown = [r.step for r in view.rows if any(v.state == "unknown" for v in r.verdicts)]
+    if unknown and outcome.state != "unknown":
+        place = "" if unknown[0] is None else f", the first at step {unknown[0]:,}"
+        found.append(f"{count(len(unknown), 'reading')} could not be judged{place}.")
+    return found
+
+
+def facts(outcome: Outcome) -> list[tuple[str, str]]:
+    """How it was measured (label, value)."""
+    view, rows = outcome.view, outcome.view.rows
+    found: list[tuple[str, str]] = []
+    if outcome.deciding:
+        found.append(
+            (
+                "deciding score",
+                f"{outcome.deciding[1]}, {geometry_name(outcome.deciding[0])} geometry",
+            )
+        )
+    kinds = dict.fromkeys(f.last.calibration for f in outcome.findings if f.last)
+    found += [("threshold", CALIBRATION.get(kind, kind)) for kind in kinds]
+    banks = dict.fromkeys(r.scores.bank for r in rows if r.scores.bank)
+    found += [("reference bank", bank) for bank in banks]
+    if rows:
+        found.append(("readings", _cadence(view)))
+        components = dict.fromkeys(row.scores.components for row in rows)
+        if set(components) - {()}:
+            found.append(
+                ("scores look at", listed([f"{c}" for parts in components for c in parts]))
+            )
+    for geometry, (least, last) in _coverage(view).items():
+        words = f"{percent(last)} of ‖τ‖²" + (f", least {percent(least)}" if least < last else "")
+        found.append((f"coverage, {geometry_name(geometry)}", words))
+    times = [t for row in rows if (t := getattr(row, "measure_seconds", None)) is not None]
+    if times:
+        found.append(("time a reading", f"{seconds(statistics.median(times))} (median)"))
+    norms = [row.scores.norm for row in rows]
+    if norms:
+        course = (
+            f"{figure(norms[0])} to {figure(norms[-1])}" if len(norms) > 1 else figure(norms[0])
+        )
+        found.append(("norm ‖τ‖", course))
+    return found + list(view.facts)
+
+
+def norm_course(view: RunView) -> tuple[list[Point], tuple[float, float]]:
+    """‖τ‖ over the run, for a sparkline."""
+    course = [
+        Point(
+            float(index if row.step is None else row.step), drawable(row.scores.norm), math.nan, ""
+        )
+        for index, row in enumerate(view.rows)
+    ]
+    return course, charts.score_range([course])
+
+
+def events(view: RunView) -> list[tuple[str, str, str, str, str]]:
+    """(time, step, what, reference, words) of what happened beside the readings."""
+    return [
+        (
+            datetime.fromtimestamp(event.time, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "–" if (step := _step_at(view, event.time)) is None else f"{step}",
+            {"ack": "acknowledged", "stop-cleared": "stop cleared"}.get(event.kind, event.kind),
+            event.reference or "–",
+            event.detail,
+        )
+        for event in view.events
+    ]
+
+
+def stops(view: RunView) -> list[int]:
+    """The steps at which the run was told to stop."""
+    found = [_step_at(view, event.time) for event in view.events if event.kind == "stop"]
+    return [step for step in found if step is not None]
+
+
+def readings(outcome: Outcome) -> dict[str, Any]:
+    """The readings as a table: all of a short run, the telling ones of a long one."""
+    view = outcome.view
+    shown = [f for f in outcome.findings if f.kind == "behaviour"][:COLUMNS]
+    if not shown or not view.rows:
+        return {"references": [], "rows": [], "note": ""}
+    keep = {p.step for f in shown[:1] for p in thin(f.points, TABLE_SPANS)}
+    courses = [{p.step: p for p in f.points} for f in shown]
+    lines: list[Mapping[str, Any]] = []
+    for index, row in enumerate(view.rows):
+        step = float(index if row.step is None else row.step)
+        if step not in keep:
+            continue
+        lines.append(
+            {
+                "step": "–" if row.step is None else f"{row.step}",
+                "cells": [_cells(course.get(step)) for course in courses],
+                "norm": figure(row.scores.norm),
+            }
+        )
+    note = ""
+    if len(lines) < len(view.rows):
+        note = (
+            f"{len(lines)} of {count(len(view.rows), 'reading')}: the first and last of each span "
+            "of steps, its smallest and largest score, and the first of every verdict."
+        )
+    return {"references": [f.reference for f in shown], "rows": lines, "note": note}
+
+
+def _cells(point: Point | None) -> tuple[str, str, str]:
+    if point is None:
+        return ("", "–", "–")
+    values = [figure(None if math.isnan(v) else v) for v in (point.score, point.threshold)]
+    return (point.state, values[0], values[1])
+
+
+def _coverage(view: RunView) -> dict[str, tuple[float, float]]:
+    """By geometry: (least, last) share of ‖τ‖² that the scores see."""
+    found: dict[str, tuple[float, float]] = {}
+    for row in view.rows:
+        for geometry, share in row.scores.coverage.items():
+            if math.isfinite(share):
+                found[geometry] = (min(share, found.get(geometry, (share, share))[0]), share)
+    return found
+
+
+def _cadence(view: RunView) -> str:
+    steps = [row.step for row in view.rows if row.step is not None]
+    words = f"{len(view.rows):,}"
+    if len(steps) > 1:
+        gaps = [b - a for a, b in pairwise(steps)]
+        every = statistics.median_low(gaps)
+        words += f", every {count(every, 'step') if every != 1 else 'step'}"
+        words += f" (steps {steps[0]:,} to {steps[-1]:,})"
+    elif steps:
+        words += f", at step {steps[0]:,}"
+    return words
+
+
+def _step_at(view: RunView, time: float) -> int | None:
+    """The last step that had been read by `time`, where the rows know their time."""
+    timed: Sequence[tuple[float, int]] = [
+        (row.wall_time, row.step)
+        for row in view.rows
+        if row.step is not None and hasattr(row, "wall_time")
+    ]
+    index = bisect_right(timed, time, key=lambda item: item[0])
+    return timed[index - 1][1] if index else None

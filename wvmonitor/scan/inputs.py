@@ -1,0 +1,96 @@
+"""Which paths to scan: given, matched by a pattern, listed in a file, or on standard input."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TextIO
+
+from wvmonitor.errors import MissingPathError, WVMonitorError
+from wvmonitor.files.storage import is_url, open_storage, read_bytes, remote_files, shown
+from wvmonitor.scan.results import failure_of
+from wvmonitor.scan.targets import Target, find_targets
+
+STANDARD_INPUT = "-"
+
+
+def gather(
+    paths: Sequence[str],
+    *,
+    patterns: Sequence[str] = (),
+    lists: Sequence[str] = (),
+    stdin: TextIO | None = None,
+    since_step: int | None = None,
+) -> list[Target]:
+    """Everything to scan.
+
+    A pattern that matches nothing, or a list that cannot be read, becomes a target with an error:
+    what was asked for was not judged.
+
+    Args:
+        paths: as `find_targets` takes them; "-" stands for a list on `stdin`.
+        patterns: glob patterns, local or fsspec URLs; `**` matches any number of folders.
+        lists: files with one path a line (or NUL-separated); empty lines are skipped.
+        stdin: standard input.
+        since_step: leaves out checkpoints of earlier steps; those whose step is not known stay.
+    """
+    found: list[Target] = []
+    for source in (
+        _given(paths, stdin),
+        *(_matches(pattern) for pattern in patterns),
+        *(_listed(file) for file in lists),
+    ):
+        found += source
+    first: dict[tuple[str, str | None], Target] = {}
+    for target in found:  # once each, though a checkpoint may count by itself and in its run
+        first.setdefault((target.path, target.run), target)
+    kept = list(first.values())
+    if since_step is not None:
+        kept = [t for t in kept if t.step is None or t.step >= since_step]
+    return kept
+
+
+def _given(paths: Iterable[str], stdin: TextIO | None) -> Iterator[Target]:
+    for path in paths:
+        if path == STANDARD_INPUT and stdin is not None:
+            yield from find_targets(_entries(stdin.read()))
+        else:
+            yield from find_targets([path])
+
+
+def _matches(pattern: str) -> list[Target]:
+    try:
+        found = _remote_glob(pattern) if is_url(pattern) else _local_glob(pattern)
+    except (WVMonitorError, OSError, ValueError, ImportError) as error:
+        return [Target(pattern, error=failure_of(error))]
+    if not found:
+        problem = MissingPathError(f"nothing matches {shown(pattern)}: check the pattern")
+        return [Target(pattern, error=failure_of(problem))]
+    return find_targets(sorted(found))
+
+
+def _local_glob(pattern: str) -> list[str]:
+    return glob.glob(pattern, recursive=True)  # noqa: PTH207  pathlib takes no absolute patterns
+
+
+def _remote_glob(pattern: str) -> list[str]:
+    files, path = remote_files(pattern)
+    return [str(files.unstrip_protocol(p)) for p in files.glob(path)]
+
+
+def _listed(file: str) -> list[Target]:
+    try:
+        storage = open_storage(file)
+        try:
+            text = bytes(read_bytes(storage, 0, storage.size))
+        finally:
+            storage.close()
+    except (WVMonitorError, OSError) as error:
+        return [Target(file, error=failure_of(error))]
+    return find_targets(_entries(os.fsdecode(text)))
+
+
+def _entries(text: str) -> list[str]:
+    separated = text.split("\0") if "\0" in text else text.splitlines()
+    return [line.strip("\r\n") for line in separated if line.strip()]

@@ -1,0 +1,140 @@
+"""The scan for people: a table where there is a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from wvmonitor.scan.results import (
+    SCAN_SCORES,
+    CheckpointResult,
+    FailOn,
+    ReferenceResult,
+    exit_code,
+    reaches,
+    unjudged,
+)
+from wvmonitor.scan.text import number, visible
+from wvmonitor.scan.trajectory import sentence, trajectories
+
+_STYLES = {"alarm": "bold red", "warn": "yellow", "unknown": "magenta", "warming": "cyan"}
+
+
+def write_table(results: Iterable[CheckpointResult], out: TextIO, fail_on: FailOn) -> None:
+    """Write the results for people, and what they amount to in a last line."""
+    console = Console(file=out)
+    if console.is_terminal:
+        collected = list(results)
+        console.print(_table(collected))
+        for line in _remarks(collected):
+            console.print(line, markup=False, highlight=False)
+    else:
+        collected = []
+        for result in results:
+            collected.append(result)
+            for line in plain_lines(result):
+                print(line, file=out, flush=True)
+    for trajectory in trajectories(collected):
+        print(visible(sentence(trajectory)), file=out)
+    print(summary(collected, fail_on), file=out)
+
+
+def plain_lines(result: CheckpointResult) -> list[str]:
+    """One line a behaviour: verdict, checkpoint, step, behaviour, scores, reason."""
+    path = visible(result.path)
+    step = "" if result.step is None else f"  step {result.step}"
+    if result.error is not None:
+        return [f"{'error':<8}{path}{step}  {result.error.type}: {visible(result.error.message)}"]
+    if not result.references:
+        return [f"{result.verdict:<8}{path}{step}  the bank holds no behaviour to judge by"]
+    return [
+        f"{r.verdict:<8}{path}{step}  {visible(name)}  {_scores(r)}  dose {number(r.dose)}  "
+        f"{visible(r.reason)}"
+        for name, r in result.references.items()
+    ]
+
+
+def summary(results: Sequence[CheckpointResult], fail_on: FailOn) -> str:
+    """What a scan amounts to, in a line."""
+    code = exit_code(results, fail_on)
+    bad = sum(any(reaches(r.verdict, fail_on) for r in x.references.values()) for x in results)
+    open_ = len(unjudged(results))
+    parts = [f"{len(results)} checkpoint{'' if len(results) == 1 else 's'}"]
+    if bad:
+        parts.append(f"{bad} at or above {fail_on}")
+    if open_:
+        parts.append(f"{open_} not judged")
+    words = {0: "clean", 1: f"fails at {fail_on}", 2: "not clean: something was not judged"}
+    return f"{', '.join(parts)}: {words[code]}"
+
+
+def _table(results: Sequence[CheckpointResult]) -> Table:
+    table = Table(header_style="bold", pad_edge=False)
+    table.add_column("checkpoint", overflow="fold")
+    table.add_column("step", justify="right")
+    table.add_column("‖τ‖", justify="right")
+    table.add_column("seen", justify="right")
+    table.add_column("behaviour", overflow="fold")
+    geometries = list(
+        dict.fromkeys(g for x in results for r in x.references.values() for g in r.scores)
+    )
+    for geometry in geometries:
+        table.add_column(f"{geometry}\n{' '.join(SCAN_SCORES)}", justify="right")
+    table.add_column("dose", justify="right")
+    table.add_column("verdict")
+    for result in results:
+        head = [
+            escape(visible(result.path)),
+            "–" if result.step is None else str(result.step),
+            number(result.norm),
+            "–" if result.coverage is None else f"{result.coverage:.0%}",
+        ]
+        rows = list(result.references.items())
+        if not rows:
+            table.add_row(*head, "–", *("–" for _ in geometries), "–", _styled("unknown"))
+        for name, r in rows:
+            values = [_columns(r, g) for g in geometries]
+            table.add_row(*head, escape(visible(name)), *values, number(r.dose), _styled(r.verdict))
+            head = [""] * len(head)
+    return table
+
+
+def _remarks(results: Sequence[CheckpointResult]) -> list[str]:
+    """Why, for everything that is not ok."""
+    lines = []
+    for result in results:
+        path = visible(result.path)
+        if result.error is not None:
+            lines.append(f"{path}: {result.error.type}: {visible(result.error.message)}")
+        lines += [
+            f"{path}: {visible(name)} {r.verdict}: {visible(r.reason)}"
+            for name, r in result.references.items()
+            if r.verdict != "ok"
+        ]
+        lines += [f"{path}: note: {visible(w)}" for w in result.warnings]
+    return lines
+
+
+def _styled(verdict: str) -> str:
+    style = _STYLES.get(verdict, "green")
+    return f"[{style}]{verdict}[/{style}]"
+
+
+def _columns(reference: ReferenceResult, geometry: str) -> str:
+    values = {str(g): v for g, v in reference.scores.items()}.get(geometry, {})
+    return " ".join(_fixed(values.get(name)) for name in SCAN_SCORES)
+
+
+def _fixed(value: float | None) -> str:
+    return "     –" if value is None else f"{value:6.3f}"
+
+
+def _scores(reference: ReferenceResult) -> str:
+    return "  ".join(
+        f"{geometry} " + ", ".join(f"{name} {number(values.get(name))}" for name in SCAN_SCORES)
+        for geometry, values in reference.scores.items()
+    )

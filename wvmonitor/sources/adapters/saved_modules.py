@@ -1,0 +1,192 @@
+"""What adapters store whole: `modules_to_save`, biases, embeddings and retrained token rows.
+
+These are weights, not changes: their update is the difference from the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wvmonitor.errors import AdapterError, KeyMismatchError, ShapeMismatchError
+from wvmonitor.files.storage import shown
+from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
+from wvmonitor.sources.adapters.parts import Part
+from wvmonitor.sources.checkpoint import common_rows, resized_warning, stored
+from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.names import is_transposed, unwrapped
+from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Update
+from wvmonitor.vectors.coverage import component_of
+
+TOKENS = ".token_adapter.trainable_tokens_delta"
+
+
+def saved_part(folder: AdapterFolder, key: str, initial: InitialState | None) -> Part | None:
+    """The part of a tensor that is stored whole.
+
+    Args:
+        folder: the adapter.
+        key: without PEFT's prefix.
+        initial: the adapter's state at step 0, which comes before the base if it holds the key.
+
+    Returns:
+        None for the weight below a LoRA layer (`….base_layer.weight`) where it is the base's own,
+        or no base is at hand: PEFT stores it with adapted embeddings, and does not train it.
+
+    Raises:
+        AdapterError: the base is needed.
+        KeyMismatchError: neither the base nor the initial state holds the parameter.
+        ShapeMismatchError: the base's shape differs, and not by a resized vocabulary.
+    """
+    name = unwrapped(key)
+    full = f"{shown(name)} of {folder.where}"
+    if ".base_layer." in key and folder.base is None:
+        folder.warnings.append(f"{full} is stored with the adapter and was taken to be the base's")
+        return None
+    # a start recorded live has the parameter's own name
+    at_start = next((k for k in (key, name) if initial is not None and k in initial), None)
+    if initial is not None and at_start is not None:
+        shape: tuple[int, ...] = tuple(initial.read(at_start).shape)
+        source = None
+    else:
+        source = folder.needed_base(f"it stores {shown(name)} whole, not as a change")
+        held = stored(source, name)
+        if held is None:
+            raise KeyMismatchError(
+                f"{full} is not in the base {source.where}, so where it started is not known: "
+                "give the adapter's state at step 0 as initial"
+            )
+        shape = source.shape(held)
+        if ".base_layer." in key:
+            if shape == folder.shape(key) and _equal(folder.read(key), source.read(held)):
+                return None
+            name = held  # an adapted head that is tied is the embedding
+    if folder.shape(key) != shape:
+        resized = component_of(name, shape) in ("embeddings", "head")
+        if not (resized and common_rows(shape, folder.shape(key))):
+            raise ShapeMismatchError(
+                f"{full} has shape {folder.shape(key)} and {shape} at the start: give the base "
+                "that training started from"
+            )
+        folder.warnings.append(resized_warning(name, shape[0], folder.shape(key)[0]))
+    conv1d = source is not None and source.is_conv1d(name)
+    transposed = is_transposed(name, shape, conv1d=conv1d)
+
+    def produce() -> Update:
+        if initial is not None and at_start is not None:
+            before = initial.read(at_start)
+        else:
+            before = _base_tensor(source, name)
+        return DenseUpdate(_rows_difference(folder.read(key), before), transposed)
+
+    return Part(name, shape, produce)
+
+
+def tokens_part(folder: AdapterFolder, key: str, initial: InitialState | None) -> Part:
+    """The part of `trainable_token_indices`: rows of an embedding, stored as they are now.
+
+    Raises:
+        AdapterError: the indices are missing or do not fit the rows, or the base is needed.
+    """
+    module = key.removesuffix(TOKENS)
+    name = unwrapped(f"{module}.weight")
+    base = folder.needed_base(f"it stores rows of {shown(name)}, not their changes")
+    held = stored(base, name)
+    if held is None:
+        raise KeyMismatchError(
+            f"{shown(name)} of {folder.where} is not in the base {base.where}: give the base that "
+            "training started from"
+        )
+    shape = base.shape(held)
+    indices = _indices(folder, module)
+    rows = folder.shape(key)
+    if len(shape) != 2 or rows != (len(indices), shape[1]):
+        raise AdapterError(
+            f"{shown(key)} of {folder.where} has shape {rows} for {len(indices)} token indices "
+            f"and an embedding of shape {shape}: re-save the adapter"
+        )
+    inside = [i for i, index in enumerate(indices) if index < shape[0]]
+    if len(inside) < len(indices):
+        folder.warnings.append(
+            f"{len(indices) - len(inside)} retrained tokens of {name} are beyond the base's "
+            f"{shape[0]}: compared on the tokens they share"
+        )
+
+    def produce() -> Update:
+        now = folder.read(key)[inside].to(torch.float32)
+        if initial is not None and key in initial:
+            before = initial.read(key)[inside].to(torch.float32)
+        else:
+            read = [base.rows(held, slice(indices[i], indices[i] + 1)) for i in inside]
+            before = torch.cat(read).to(torch.float32) if read else torch.zeros_like(now)
+        return rows_update(now - before, [indices[i] for i in inside], shape, name)
+
+    return Part(name, shape, produce)
+
+
+def rows_update(
+    change: Tensor, indices: Sequence[int], shape: Sequence[int], name: str
+) -> LowRankUpdate:
+    """The update that changes some rows of a 2-D parameter: a selection times the change.
+
+    Args:
+        change: (rows changed, columns).
+        indices: which rows they are.
+        shape: of the parameter.
+        name: of the parameter.
+    """
+    selection = torch.zeros(shape[0], len(indices), dtype=change.dtype, device=change.device)
+    selection[list(indices), range(len(indices))] = 1
+    return LowRankUpdate(selection, change, is_transposed(name, shape, conv1d=False))
+
+
+def _indices(folder: AdapterFolder, module: str) -> list[int]:
+    said: Any = folder.config.get("trainable_token_indices")
+    if isinstance(said, dict):
+        matching = [v for k, v in said.items() if module == k or module.endswith(f".{k}")]
+        said = matching[0] if len(matching) == 1 else None
+    usable = isinstance(said, list) and all(
+        isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in said
+    )
+    if not usable or len(set(said)) != len(said):
+        raise AdapterError(
+            f"trainable_token_indices must list the distinct rows of {shown(module)} "
+            f"({folder.config_where}): re-save the adapter"
+        )
+    return list(said)
+
+
+def _base_tensor(base: ModelFolder | None, name: str) -> Tensor:
+    assert base is not None  # noqa: S101  the part was made from the initial state otherwise
+    return base.read(stored(base, name) or name)
+
+
+def _equal(now: Tensor, before: Tensor) -> bool:
+    return bool(now.to(torch.float64).equal(before.to(torch.float64)))
+
+
+def tied_copy(folder: AdapterFolder, key: str, saved: Mapping[str, str]) -> bool:
+    """Whether a tensor stored whole is the head, saved a second time with its embedding.
+
+    Args:
+        folder: the adapter.
+        key: without PEFT's prefix.
+        saved: name -> key of everything stored whole.
+    """
+    owner = None if folder.base is None else folder.base.tied_to(unwrapped(key))
+    if owner is None or owner not in saved or folder.shape(key) != folder.shape(saved[owner]):
+        return False
+    return _equal(folder.read(key), folder.read(saved[owner]))
+
+
+def _rows_difference(now: Tensor, before: Tensor) -> Tensor:
+    wide = torch.float64 in (now.dtype, before.dtype)
+    delta = torch.zeros(before.shape, dtype=torch.float64 if wide else torch.float32)
+    if not before.ndim:
+        return now.to(delta.dtype) - before.to(delta.dtype)
+    common = min(now.shape[0], before.shape[0])
+    torch.sub(now[:common].to(delta.dtype), before[:common].to(delta.dtype), out=delta[:common])
+    return delta

@@ -1,0 +1,134 @@
+"""What a live model is under its wrappers: the base's own parameters, their names and identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from wvmonitor.errors import UnmeasurableModelError, UnsupportedAdapterError
+from wvmonitor.files.storage import shown
+from wvmonitor.sources import identity
+from wvmonitor.sources.names import unwrapped
+
+
+def unwrapped_model(model: nn.Module) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The base model's module and its adapters' configurations (empty without adapters)."""
+    current: Any = model
+    while True:
+        if hasattr(current, "_orig_mod"):
+            current = current._orig_mod
+        elif isinstance(current, nn.parallel.DistributedDataParallel | nn.DataParallel) or type(
+            current
+        ).__name__ in ("DeepSpeedEngine", "DistributedDataParallel"):
+            current = current.module
+        else:
+            break
+    if not has_peft(current):
+        return current, {}
+    from peft import PeftMixedModel, PeftModel
+
+    config: Mapping[str, Any] = getattr(current, "peft_config", {}) or {}
+    for settings in config.values():
+        _refuse(settings.peft_type.value)
+    if isinstance(current, PeftModel | PeftMixedModel):
+        return current.base_model.model, config
+    return current, config or {"default": None}
+
+
+def _refuse(kind: str) -> None:
+    from wvmonitor.sources.adapters import REFUSED
+
+    if kind in REFUSED:
+        raise UnsupportedAdapterError(
+            f"the model is trained with {kind}: {REFUSED[kind]}, so it has no task vector"
+        )
+
+
+def has_peft(model: nn.Module) -> bool:
+    """Whether PEFT has wrapped any module."""
+    # Without importing PEFT: a model that was adapted has imported it.
+    return any(type(m).__module__.startswith("peft.") for m in model.modules())
+
+
+def check_readable(root: nn.Module) -> None:
+    """Refuse parameters that do not hold their values here.
+
+    This is where sharded parameters will be gathered by `sources.distributed`.
+
+    Raises:
+        UnmeasurableModelError: naming the first one.
+    """
+    for name, parameter in root.named_parameters():
+        why = ""
+        if hasattr(parameter, "ds_id"):
+            why = "is partitioned by DeepSpeed ZeRO-3"
+        elif type(parameter).__name__ == "DTensor" or hasattr(parameter, "placements"):
+            why = "is a DTensor (FSDP2 or tensor parallelism)"
+        elif name.endswith("_flat_param"):
+            why = "is flattened by FSDP1"
+        elif parameter.is_meta:
+            why = "is on the meta device (offloaded)"
+        if why:
+            raise UnmeasurableModelError(
+                f"{shown(unwrapped(name))} {why}, so its values are not in this process: measure "
+                "the saved checkpoints with `wvmonitor scan`"
+            )
+
+
+def digest_of_model(model: nn.Module) -> str:
+    """The digest of a live model's base: its own parameters, under PEFT those of the base."""
+    root, _ = unwrapped_model(model)
+    check_readable(root)
+    return digest_since(root, {})
+
+
+def digest_since(root: nn.Module, initial: Mapping[str, Tensor]) -> str:
+    """The digest of a live base, trained parameters replaced by their start.
+
+    Args:
+        root: the base's module.
+        initial: θ_0 of parameters that have changed, by name.
+
+    Raises:
+        UnmeasurableModelError: the base is quantised, or has no transformer blocks.
+    """
+    tensors: dict[str, tuple[tuple[int, ...], Callable[[], Iterable[Tensor]]]] = {}
+    for name, parameter in base_parameters(root).items():
+        tensor = initial.get(name, parameter)
+        if not tensor.dtype.is_floating_point:
+            raise UnmeasurableModelError(
+                f"{shown(name)} is {tensor.dtype} (a quantised base): give the folder of the "
+                "unquantised base"
+            )
+        tensors[name] = (tuple(tensor.shape), lambda held=tensor: [held])  # type: ignore[misc]
+    return identity.digest_of(tensors, "the live model")
+
+
+def base_parameters(root: nn.Module) -> dict[str, Tensor]:
+    """The base's own parameters by its own names, adapters' left out, tied ones once."""
+    adapters: set[int] = set()
+    if has_peft(root):
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils.other import AuxiliaryTrainingWrapper
+
+        for module in root.modules():
+            if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+                adapters |= {id(p) for n, p in module.named_parameters() if not belongs_to_base(n)}
+    return {base_name(n): p for n, p in root.named_parameters() if id(p) not in adapters}
+
+
+def belongs_to_base(name: str) -> bool:
+    """Whether a wrapper's parameter is the wrapped module's own."""
+    parts = name.split(".")
+    return parts[0] in ("base_layer", "original_module") or parts[:2] == [
+        "token_adapter",
+        "base_layer",
+    ]
+
+
+def base_name(name: str) -> str:
+    """What the base itself calls a parameter that wrappers hold."""
+    plain = unwrapped(name)
+    return plain.replace(".original_module.", ".").replace(".token_adapter.", ".")

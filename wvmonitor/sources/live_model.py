@@ -1,0 +1,328 @@
+"""The task vector of a model in memory, at any time during its training.
+
+Under PEFT the wrapped base is θ_0 and the adapters' factors are read where they are. Under full
+fine-tuning θ_0 must come from elsewhere: streamed from the base's files, or kept in host memory.
+On resume, the weights at hand are never taken for θ_0: give the base, or the recorded start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from wvmonitor.errors import (
+    InputError,
+    KeyMismatchError,
+    ShapeMismatchError,
+    UnmeasurableModelError,
+)
+from wvmonitor.files.storage import Location, shown
+from wvmonitor.sources import identity
+from wvmonitor.sources.adapters.initialised import RECORD_IT
+from wvmonitor.sources.adapters.parts import Part, assembled
+from wvmonitor.sources.checkpoint import common_rows, resized_warning, stored
+from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.live_adapter import (
+    Adapted,
+    adapted_modules,
+    adapter_state,
+    counted_twice,
+    merged_error,
+)
+from wvmonitor.sources.live_base import (
+    base_name,
+    base_parameters,
+    check_readable,
+    digest_since,
+    unwrapped_model,
+)
+from wvmonitor.sources.live_parts import difference, parts_of
+from wvmonitor.sources.names import is_transposed, unwrapped
+from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
+from wvmonitor.vectors.coverage import component_of
+
+KeepBase = Literal["auto", "files", "memory"]
+_LOW_PRECISION = (torch.bfloat16, torch.float16)
+# Starts of LoRA (`init_lora_weights`) at which B·A is zero, or zero up to rounding.
+_STARTS_AT_BASE = (True, None, "gaussian", "eva", "orthogonal", "mica")
+
+
+class LiveModel:
+    """A model under training whose task vector can be taken again and again.
+
+    Make it when training starts: what it cannot get elsewhere, it records then.
+
+    Attributes:
+        method: "full", or the kind of adapter.
+        base_digest: digest of θ_0, or None where it cannot be told (a quantised or changed base
+            whose folder was not given).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: Location | None = None,
+        keep_base: KeepBase = "auto",
+        initial: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Look at a model at the start of its training, or restore a recorded start.
+
+        Args:
+            model: a transformers model, a PEFT model, or either wrapped by DDP or torch.compile.
+            base: folder of θ_0. On resume of a full fine-tune this or `initial` is needed.
+            keep_base: where θ_0 of parameters that are trained directly comes from: "files"
+                streams it from `base` at each reading, "memory" keeps a copy in host memory,
+                "auto" is "files" where a base is given and "memory" where not.
+            initial: what `initial_state` gave at step 0 of this run.
+
+        Raises:
+            UnmeasurableModelError: parameters are sharded, empty or on the meta device, or
+                adapters are merged.
+            UnsupportedAdapterError: an adapter without a task vector.
+            KeyMismatchError: the base lacks a trained parameter.
+        """
+        self._root, config = unwrapped_model(model)
+        self._config = config
+        self._folder = None if base is None else ModelFolder(base)
+        self._base_name = str(base) if base is not None else _name_of(self._root)
+        if keep_base == "files" and self._folder is None:
+            raise InputError("keep_base='files' needs the folder of the base: give base")
+        self._in_memory = keep_base == "memory" or self._folder is None
+        check_readable(self._root)
+        self._conv1d = {
+            f"{unwrapped(path)}.weight"
+            for path, module in self._root.named_modules()
+            if type(module).__name__ == "Conv1D"
+        }
+        self._owners = {id(p): base_name(n) for n, p in self._root.named_parameters()}
+        self._adapted = list(adapted_modules(self._root)) if config else []
+        self._own = list(base_parameters(self._root).items())
+        self._trained: dict[str, Tensor] = {}
+        self._directs = 0
+        self._warned_of_precision = False
+        self._parts: list[Part] | None = None
+        self.method, self._rank = _method(self._adapted, config)
+        self._initial = dict(initial) if initial is not None else self._recorded()
+        self._warnings = self._check_direct(self._direct())
+        self.base_digest = self._digest(base)
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """What was recorded of the start: empty where the base alone tells it.
+
+        Save it with the run (it is small, unless a full fine-tune keeps θ_0 in memory) and give it
+        back as `initial` on resume; for adapters it is also what `read_adapter` takes as initial.
+        """
+        return dict(self._initial)
+
+    def task_vector(self, step: int | None = None) -> TaskVector:
+        """τ = θ_now − θ_0, lazily: updates are computed from the weights when they are asked for.
+
+        Call `held()` on it to keep what it is now.
+
+        Args:
+            step: the optimiser step, for the origin.
+
+        Raises:
+            UnmeasurableModelError: adapters are merged.
+            UnsupportedAdapterError: an adapter without a task vector is active.
+        """
+        if any(a.adapters != tuple(a.module.active_adapters) for a in self._adapted):
+            self._adapted = list(adapted_modules(self._root))
+            self._parts = None
+        for entry in self._adapted:
+            if getattr(entry.module, "merged_adapters", None):
+                raise merged_error(entry.path)
+        if self._parts is None:
+            copies = counted_twice(self._adapted)
+            self._parts = [
+                part
+                for entry in self._adapted
+                if entry.path not in copies
+                for part in parts_of(entry, self._initial, self._owners)
+            ]
+        direct = self._direct()
+        if len(direct) != self._directs:
+            self._warnings += self._check_direct(direct)
+        parts = self._parts + [self._direct_part(n, p) for n, p in direct.items()]
+        origin = Origin(
+            source="the live model",
+            base_digest=self.base_digest,
+            base_name=self._base_name,
+            method=self.method,
+            rank=self._rank,
+            step=step,
+            warnings=tuple(self._warnings),
+        )
+        return assembled(parts, origin)
+
+    # The start
+
+    def _recorded(self) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        for module in self._adapted:
+            if _moved_at_start(module, self._config):
+                state.update(adapter_state(module))
+        for name, parameter in self._direct().items():
+            if self._in_memory:
+                state[name] = parameter.detach().to("cpu", copy=True)
+        return state
+
+    def _direct(self) -> dict[str, Tensor]:
+        """Parameters that are trained themselves, or ever were, by name; tied ones once."""
+        for name, parameter in self._own:
+            if parameter.requires_grad:
+                self._trained[name] = parameter
+        return self._trained
+
+    def _check_direct(self, direct: Mapping[str, Tensor]) -> list[str]:
+        self._directs = len(direct)
+        warnings = []
+        for name, parameter in direct.items():
+            if name in self._initial:
+                shape: tuple[int, ...] = tuple(self._initial[name].shape)
+            elif self._folder is not None:
+                held = stored(self._folder, name)
+                if held is None:
+                    raise KeyMismatchError(
+                        f"{shown(name)} is trained but is not in {self._folder.where}: give the "
+                        "base it was made from, or keep_base='memory' before the first step"
+                    )
+                shape = self._folder.shape(held)
+            else:
+                raise KeyMismatchError(
+                    f"{shown(name)} is trained, but the recorded start of the run lacks it: "
+                    "restore the state that was recorded at step 0 of this run"
+                )
+            if shape != tuple(parameter.shape):
+                resized = component_of(name, shape) in ("embeddings", "head")
+                if not (resized and common_rows(shape, parameter.shape)):
+                    raise ShapeMismatchError(
+                        f"{shown(name)} has shape {tuple(parameter.shape)} in the live model and "
+                        f"{shape} at the start: give the base that training started from"
+                    )
+                warnings.append(resized_warning(name, shape[0], parameter.shape[0]))
+        low = [
+            p.dtype
+            for p in self._root.parameters()
+            if p.requires_grad and p.dtype in _LOW_PRECISION
+        ]
+        if low and not self._warned_of_precision:
+            self._warned_of_precision = True
+            warnings.append(
+                f"{len(low)} trained parameters are {low[0]} and no float32 masters are seen: "
+                "steps below that resolution are lost as they are made"
+            )
+        return warnings
+
+    def _direct_part(self, name: str, parameter: Tensor) -> Part:
+        source = None if name in self._initial else self._folder
+        held = name if source is None else stored(source, name) or name
+        shape = tuple(self._initial[name].shape) if source is None else source.shape(held)
+        conv1d = name in self._conv1d and parameter.ndim == 2
+
+        def produce() -> Update:
+            # θ_0 as the run held it: files of another precision were rounded when it began
+            kept = self._initial[name] if source is None else source.read(held)
+            before = kept.to(parameter.dtype)
+            if before.shape == parameter.shape:
+                delta = difference(parameter.detach(), before)
+            else:
+                common = min(before.shape[0], parameter.shape[0])
+                delta = torch.zeros(before.shape, device=parameter.device)
+                delta[:common] = difference(parameter.detach()[:common], before[:common])
+            return DenseUpdate(delta, is_transposed(name, shape, conv1d=conv1d))
+
+        return Part(name, shape, produce)
+
+    # Identity
+
+    def _digest(self, base: Location | None) -> str | None:
+        if base is not None:
+            return identity.base_digest(base)
+        if any(_moves_base(module, self._config) for module in self._adapted):
+            self._warnings.append(
+                "the adapter's start changed the base's weights in memory: give the base's folder "
+                "to tell which base it is"
+            )
+            return None
+        try:
+            return digest_since(self._root, self._initial)
+        except InputError as error:
+            self._warnings.append(f"which base this is cannot be told: {error}")
+            return None
+
+
+def read_model(model: nn.Module, base: Location | None = None) -> TaskVector:
+    """The task vector of a live model as it is now.
+
+    Args:
+        model: as for `LiveModel`.
+        base: folder of θ_0. Needed for a fully fine-tuned model: nothing in memory says where it
+            started. A PEFT model has its base inside.
+
+    Raises:
+        UnmeasurableModelError: the start is not known, or as `LiveModel` says.
+        InputError: as `LiveModel` says.
+    """
+    live = LiveModel(model, base)
+    if live.initial_state():
+        raise UnmeasurableModelError(
+            "where this model started cannot be told from its weights now: give base, or make a "
+            f"LiveModel before the first step; for adapters, {RECORD_IT}"
+        )
+    return live.task_vector()
+
+
+def _method(adapted: Iterable[Adapted], config: Mapping[str, Any]) -> tuple[str, int | None]:
+    kinds: list[str] = []
+    ranks: list[int] = []
+    for entry in adapted:
+        for adapter in entry.adapters:
+            settings = config.get(adapter)
+            if settings is None:
+                continue
+            kind = "dora" if getattr(settings, "use_dora", False) else settings.peft_type.value
+            kinds.append(kind.lower())
+            own = getattr(entry.module, "r", None)
+            rank = own.get(adapter) if isinstance(own, dict) else None
+            ranks += [rank] if isinstance(rank, int) else []
+    return ("+".join(dict.fromkeys(kinds)) or "full"), max(ranks, default=None)
+
+
+def _moved_at_start(entry: Adapted, config: Mapping[str, Any]) -> bool:
+    """Whether a new adapter of this configuration is not the base itself."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    from wvmonitor.sources.adapters.config import MERGED_VARIANTS
+    from wvmonitor.sources.adapters.merged import starts_at_base
+
+    if not isinstance(entry.module, BaseTunerLayer):
+        return False
+    for adapter in entry.adapters:
+        settings = config.get(adapter)
+        if settings is None:
+            continue
+        variant = any(getattr(settings, field, None) for field in MERGED_VARIANTS)
+        if settings.peft_type.value == "LORA" and not variant:
+            if settings.init_lora_weights not in _STARTS_AT_BASE:
+                return True
+        elif not starts_at_base(settings, entry.module.get_base_layer(), entry.path):
+            return True
+    return False
+
+
+def _moves_base(entry: Adapted, config: Mapping[str, Any]) -> bool:
+    settings = [config[a] for a in entry.adapters if config.get(a) is not None]
+    return any(
+        getattr(s, "kasa_config", None)
+        or (s.peft_type.value == "LORA" and s.init_lora_weights not in (*_STARTS_AT_BASE, False))
+        for s in settings
+    )
+
+
+def _name_of(root: nn.Module) -> str | None:
+    name = getattr(root, "name_or_path", None)
+    return name if isinstance(name, str) and name else None

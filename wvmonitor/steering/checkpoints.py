@@ -1,0 +1,204 @@
+"""θ + k·w on disk: an edited copy of a model folder, written one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wvmonitor.errors import (
+    InputError,
+    KeyMismatchError,
+    QuantizedWeightsError,
+    ShapeMismatchError,
+    UnmeasurableModelError,
+)
+from wvmonitor.files.atomic import replacing, write_all
+from wvmonitor.files.safetensors import PlannedTensor, SafetensorsFile, write_safetensors
+from wvmonitor.files.storage import open_storage, read_bytes
+from wvmonitor.references.reference import Reference
+from wvmonitor.sources.folder import ModelFolder, opened
+from wvmonitor.steering import weights
+from wvmonitor.steering.folders import SteeredFolder, Tally, model_card, publishing, write_text
+from wvmonitor.vectors import functional
+from wvmonitor.vectors import update as updates_
+from wvmonitor.vectors.coverage import component_of
+from wvmonitor.vectors.task_vector import TaskVector
+
+# Of what lies beside the weights, texts and configuration are copied; states of a trainer, other
+# copies of the weights, and adapters (which transformers would load on top) are not.
+_COPIED = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".md", ""})
+_LEFT_OUT = ("trainer_state", "training_args", "adapter_", "README")
+_CONFIG = "config.json"
+_README = "README.md"
+
+_Terms = list[tuple[TaskVector, str, float]]
+
+
+def steer_checkpoint(
+    model_dir: str | Path,
+    references: Mapping[Reference, float] | Mapping[TaskVector, float],
+    out: str | Path,
+) -> SteeredFolder:
+    """Write a copy of a model folder whose weights are θ + Σ k·w.
+
+    Shard by shard and tensor by tensor, so that memory is bounded by the largest tensor; sums in
+    float32, rounded to the dtype each tensor has. Configuration and tokenizer come along, and a
+    README.md says what was done. The folder appears under its name only when it is complete.
+
+    Args:
+        model_dir: the model to edit: the references' base, or a fine-tune of it.
+        references: how much of each to add; negative takes it out.
+        out: a folder that does not exist yet, or is empty; not inside `model_dir`.
+
+    Raises:
+        InputError: `out` is taken, or lies inside `model_dir`.
+        KeyMismatchError: a reference changes a parameter that the model does not have.
+        ShapeMismatchError: a parameter has another shape.
+        NonFiniteError: k, or a sum, is not finite.
+        QuantizedWeightsError: the model is quantised.
+        UnmeasurableModelError: the files hold a parameter in parts (fused experts).
+    """
+    wanted = weights.coefficients(references)
+    source, target = Path(model_dir), Path(out)
+    if target.resolve().is_relative_to(source.resolve()):
+        raise InputError(f"{target} lies inside {source}: write the edited model somewhere else")
+    if source.is_file():
+        raise InputError(f"{source} is a file: give the model's folder, with its config.json")
+    tally = Tally()
+    with opened(source) as folder:
+        moves, repeats = _stored_moves(folder, wanted)
+        with publishing(target) as work:
+            for file in folder.files.files:
+                if file.endswith(".safetensors"):
+                    _write_shard(
+                        folder, file, moves, work, lambda n: Tally() if n in repeats else tally
+                    )
+                else:
+                    _copy(source, file, work)
+            _copy_companions(source, work, {*folder.files.files, _CONFIG})
+            done = tally.folder(target, tuple(n for n in moves if n not in repeats))
+            write_text(work / _README, model_card(source, references, done))
+            # Last: without its configuration, a folder that was cut short does not load.
+            if (source / _CONFIG).exists():
+                _copy(source, _CONFIG, work)
+    return done
+
+
+def _stored_moves(
+    folder: ModelFolder, wanted: list[tuple[TaskVector, float]]
+) -> tuple[dict[str, _Terms], set[str]]:
+    """What to add to each tensor of the files, by the files' names; which are second copies."""
+    twins = _tied_copies(folder)
+    moves: dict[str, _Terms] = {}
+    repeats: set[str] = set()
+    for vector, k in wanted:
+        seen: dict[str, str] = {}
+        for name in vector.names():
+            live = name if name in folder else folder.tied_to(name)
+            if live is None:
+                raise KeyMismatchError(
+                    f"{vector.origin.source} changes {name}, which {folder.where} does not have: "
+                    "it was made for another architecture"
+                )
+            copies = twins.get(live, (live,))
+            if copies[0] in seen:
+                weights.check_tied(vector, seen[copies[0]], name)
+                continue
+            seen[copies[0]] = name
+            for copy in copies:
+                key = _checked_key(folder, copy, vector.shape(name), vector.origin.source)
+                moves.setdefault(key, []).append((vector, name, k))
+                if copy != copies[0]:
+                    repeats.add(key)
+    return moves, repeats
+
+
+def _tied_copies(folder: ModelFolder) -> dict[str, tuple[str, ...]]:
+    """The names under which some writers store one tied tensor twice, each with all of them."""
+    if not folder.ties_embeddings:
+        return {}
+    heads = [n for n in folder.names() if component_of(n, (1, 1)) == "head"]
+    for head in heads:
+        for name in folder.names():
+            same = component_of(name, (1, 1)) == "embeddings" and (
+                len(folder.shape(name)) == 2 and folder.shape(name) == folder.shape(head)
+            )
+            if same:
+                return {name: (name, head), head: (name, head)}
+    return {}
+
+
+def _checked_key(folder: ModelFolder, name: str, shape: torch.Size, source: str) -> str:
+    """What the files call a parameter that can be moved as it is stored."""
+    if folder.shape(name) != tuple(shape):
+        raise ShapeMismatchError(
+            f"{name} has shape {folder.shape(name)} in {folder.where} but {tuple(shape)} in "
+            f"{source}: it was made for another model"
+        )
+    if folder.dtype(name) not in weights.FLOATS:
+        raise QuantizedWeightsError(
+            f"{name} of {folder.where} is {folder.dtype(name)}: steering needs the unquantised "
+            "weights"
+        )
+    keys = [k for k in folder.files.names() if k == name or name.endswith(f".{k}")]
+    if folder.is_fused(name) or len(keys) != 1:
+        raise UnmeasurableModelError(
+            f"the files of {folder.where} hold {name} in another form than the live model: load "
+            "it with transformers, use `steered`, and save it with save_pretrained"
+        )
+    return keys[0]
+
+
+def _write_shard(
+    folder: ModelFolder,
+    file: str,
+    moves: Mapping[str, _Terms],
+    work: Path,
+    tally: Callable[[str], Tally],
+) -> None:
+    def maker(key: str) -> Callable[[], Tensor]:
+        return lambda: _edited(folder.files.read(key), moves.get(key), key, tally(key))
+
+    with SafetensorsFile(Path(folder.path) / file) as shard:
+        plans = {k: PlannedTensor(i.dtype, i.shape, maker(k)) for k, i in shard.tensors.items()}
+        write_safetensors(work / file, plans, {"format": "pt", **shard.metadata})
+
+
+def _edited(theta: Tensor, terms: _Terms | None, name: str, tally: Tally) -> Tensor:
+    if terms is None:
+        return theta
+    delta = weights.dense_sum(terms, theta.device)
+    new = weights.moved(theta, delta, name)
+    dtype = functional.working_dtype(theta, delta)
+    tally.asked += _square(delta)
+    tally.missed += _square(new.to(dtype) - theta.to(dtype) - delta)
+    return new
+
+
+def _square(tensor: Tensor) -> float:
+    dense = updates_.DenseUpdate(tensor)
+    return float(updates_.inner(dense, dense))
+
+
+def _copy_companions(source: Path, work: Path, done: set[str]) -> None:
+    for path in sorted(source.iterdir()):
+        wanted = path.suffix in _COPIED and not path.name.endswith(".index.json")
+        if path.name in done or path.name.startswith((".", *_LEFT_OUT)) or not wanted:
+            continue
+        if path.is_file():
+            _copy(source, path.name, work)
+    if (source / _README).is_file():
+        _copy(source, _README, work, "README.original.md")
+
+
+def _copy(source: Path, name: str, work: Path, new_name: str | None = None) -> None:
+    # Through `files`, which refuses links out of the folder.
+    storage = open_storage(source / name, source)
+    try:
+        with replacing(work / (new_name or name)) as descriptor:
+            write_all(descriptor, memoryview(read_bytes(storage, 0, storage.size)))
+    finally:
+        storage.close()

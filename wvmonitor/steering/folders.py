@@ -1,0 +1,98 @@
+"""Folders of edited weights: they appear whole or not at all, and say what was done."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wvmonitor.errors import InputError
+from wvmonitor.files.atomic import replacing, write_all
+from wvmonitor.references.reference import Reference
+from wvmonitor.steering import weights
+
+
+@dataclass(frozen=True)
+class SteeredFolder:
+    """What was written.
+
+    Attributes:
+        path: the folder.
+        parameters: names of the parameters that were moved.
+        norm: ‖k·w‖, what was asked for.
+        lost: ‖written − asked‖ / ‖k·w‖: 0 is exact; near 1 the model's dtype, or the adapter's
+            rank, was too coarse to hold the edit.
+    """
+
+    path: Path
+    parameters: tuple[str, ...]
+    norm: float
+    lost: float
+
+
+@dataclass
+class Tally:
+    """Squared norms, summed as tensors are written."""
+
+    asked: float = 0.0
+    missed: float = 0.0
+
+    def folder(self, path: Path, parameters: tuple[str, ...]) -> SteeredFolder:
+        """The record of a finished folder."""
+        lost = math.sqrt(self.missed / self.asked) if self.asked else 0.0
+        return SteeredFolder(path, parameters, math.sqrt(self.asked), lost)
+
+
+@contextmanager
+def publishing(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out`, which takes its name when the block ends well, else goes."""
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise InputError(f"{out} is there already: give a folder that does not exist yet")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.with_name(f".{out.name[:100]}.{secrets.token_hex(8)}.tmp")
+    work.mkdir()
+    try:
+        yield work
+        work.rename(out)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with replacing(path) as descriptor:
+        write_all(descriptor, text.encode())
+
+
+def model_card(base: str | Path, references: Mapping[Any, float], done: SteeredFolder) -> str:
+    """The README.md of an edited folder: what was done to which weights."""
+    lines = [
+        "---",
+        "library_name: wvmonitor",
+        "tags: [wvmonitor, weight-steering]",
+        "---",
+        f"# {done.path.name}",
+        "",
+        f"The weights of {base} moved along reference vectors (θ + k·w) by wvmonitor:",
+        "",
+    ]
+    for steering, k in references.items():
+        line = f"- k = {k:g} of {weights.label(steering)}"
+        if isinstance(steering, Reference):
+            card = steering.card
+            harmful = " (adding it makes a model worse)" if card.harmful else ""
+            line += f", a {card.kind}: moving along +w, {card.behaviour}{harmful}"
+        lines.append(line)
+    lines += [
+        "",
+        f"{len(done.parameters)} parameters were moved, by ‖k·w‖ = {done.norm:.6g}; "
+        f"{done.lost:.2%} of that was lost to rounding or rank.",
+        "",
+    ]
+    return "\n".join(lines)

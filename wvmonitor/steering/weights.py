@@ -1,0 +1,329 @@
+"""θ + k·w in a live model, for as long as a `with` block runs (arXiv 2511.05408, section 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from wvmonitor.errors import (
+    InputError,
+    KeyMismatchError,
+    NonFiniteError,
+    QuantizedWeightsError,
+    ShapeMismatchError,
+    UnmeasurableModelError,
+)
+from wvmonitor.references.reference import Reference
+from wvmonitor.sources.names import unwrapped
+from wvmonitor.vectors import functional
+from wvmonitor.vectors import update as updates_
+from wvmonitor.vectors.task_vector import TaskVector
+
+Steering = Reference | TaskVector
+"""What can be added to weights."""
+
+FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+# Methods of PEFT whose layers compute base(x) + more: moving the base's weight moves the whole by
+# as much. The others (OFT, IA3, …) multiply it.
+_ADDITIVE = frozenset(
+    ("adalora", "fourierft", "loha", "lokr", "lora", "randlora", "shira", "vblora", "vera")
+)
+_NAMED = 3
+
+
+@contextmanager
+def steered(
+    model: nn.Module,
+    reference: Steering | Mapping[Reference, float] | Mapping[TaskVector, float],
+    k: float | None = None,
+) -> Iterator[nn.Module]:
+    """Add k·w to a model's weights while the block runs; afterwards every bit is as before.
+
+    The sum is computed in float32 (float64 where an operand is) and rounded to the model's dtype.
+    Originals are kept, one copy of each parameter touched, because subtracting would not be exact;
+    what the block itself does to those parameters is undone with it. Blocks can be nested.
+
+    Under PEFT the base layers' weights are moved, and the trained copies in `modules_to_save`;
+    wrappers (`torch.compile`, DDP) are looked through. Tied weights are moved once. Which base the
+    reference was made for is not checked: fine-tunes of it may be steered too.
+
+    Args:
+        model: the live model.
+        reference: a reference or task vector, or several with their k: `{evil: -1.0, terse: 0.5}`.
+        k: how much of it to add; negative takes it out. Only with a single reference.
+
+    Yields:
+        The model itself.
+
+    Raises:
+        KeyMismatchError: the reference changes a parameter that the model does not have.
+        ShapeMismatchError: a parameter has another shape.
+        NonFiniteError: k is not finite, or a sum is not in the model's dtype.
+        QuantizedWeightsError: a parameter is quantised, or not of a floating-point dtype.
+        UnmeasurableModelError: a parameter is sharded, on the meta device, or under an adapter
+            that does not add to it (DoRA, OFT, IA3, trained tokens).
+
+    Example:
+        ```python
+        with steered(model, bank["evil"], -1.0):
+            model.generate(**inputs)
+        ```
+    """
+    plan = _plan(model, coefficients(reference, k))
+    originals: list[tuple[Tensor, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for move in plan:
+                delta = move.delta()
+                for parameter in move.parameters:
+                    new = moved(parameter, delta, move.name)
+                    originals.append((parameter, parameter.detach().clone()))
+                    parameter.copy_(new)
+        yield model
+    finally:
+        with torch.no_grad():
+            while originals:
+                touched, original = originals.pop()
+                touched.copy_(original)
+
+
+def coefficients(
+    reference: Steering | Mapping[Reference, float] | Mapping[TaskVector, float],
+    k: float | None = None,
+) -> list[tuple[TaskVector, float]]:
+    """The vectors to add and how much of each.
+
+    Raises:
+        InputError: k is missing, or given twice.
+        NonFiniteError: a k is NaN or infinite.
+    """
+    given: list[tuple[Steering, float]]
+    if isinstance(reference, Mapping):
+        if k is not None:
+            raise InputError(
+                f"k={k} was given beside several references: put each one's k into the mapping"
+            )
+        given = list(reference.items())
+    elif k is None:
+        raise InputError("k is missing: say how much of the reference to add, for instance -1.0")
+    else:
+        given = [(reference, k)]
+    for one, factor in given:
+        if not math.isfinite(factor):
+            raise NonFiniteError(f"k must be finite, got {factor} for {label(one)}")
+    return [(vector_of(one), float(factor)) for one, factor in given]
+
+
+def vector_of(steering: Steering) -> TaskVector:
+    """The vector itself."""
+    return steering.vector if isinstance(steering, Reference) else steering
+
+
+def label(steering: Steering) -> str:
+    """What to call a vector in messages and cards."""
+    return steering.name if isinstance(steering, Reference) else steering.origin.source
+
+
+def moved(theta: Tensor, delta: Tensor, name: str) -> Tensor:
+    """Theta + delta, computed in the working precision and rounded to theta's dtype.
+
+    Raises:
+        NonFiniteError: the sum holds NaN or infinity.
+    """
+    dtype = functional.working_dtype(theta, delta)
+    new = (theta.to(dtype) + delta.to(theta.device, dtype)).to(theta.dtype)
+    if not bool(torch.isfinite(new).all()):
+        raise NonFiniteError(
+            f"{name} would hold NaN or infinity in {theta.dtype}: take a smaller k, or check the "
+            "model and the reference"
+        )
+    return new
+
+
+def dense_sum(terms: Sequence[tuple[TaskVector, str, float]], device: torch.device) -> Tensor:
+    """Σ k·w of one parameter as one tensor.
+
+    Args:
+        terms: (vector, the name it has there, k).
+        device: where to compute.
+    """
+    parts = (
+        updates_.to_dense(updates_.to_device(vector.update(name), device)) * k
+        for vector, name, k in terms
+    )
+    total = next(parts)
+    for part in parts:
+        total = total + part
+    return total
+
+
+@dataclass
+class _Move:
+    """One weight to move, every live copy of it, and what to move it by."""
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    terms: list[tuple[TaskVector, str, float]] = field(default_factory=list)
+
+    def delta(self) -> Tensor:
+        return dense_sum(self.terms, self.parameters[0].device)
+
+
+def _plan(model: nn.Module, wanted: list[tuple[TaskVector, float]]) -> list[_Move]:
+    """Everything that will be moved; whatever can be refused is refused here, before any change."""
+    base = _without_wrappers(model)
+    live, refused = _live_parameters(base)
+    moves: dict[int, _Move] = {}
+    for vector, k in wanted:
+        _check_names(base, vector, live)
+        seen: dict[int, str] = {}
+        for name in vector.names():
+            parameters = live[name]
+            _check_parameters(name, parameters, vector, refused.get(name))
+            key = id(parameters[0])
+            if key in seen:
+                check_tied(vector, seen[key], name)
+                continue
+            seen[key] = name
+            moves.setdefault(key, _Move(name, parameters)).terms.append((vector, name, k))
+    return list(moves.values())
+
+
+def _without_wrappers(model: nn.Module) -> nn.Module:
+    """The base model inside torch.compile, DataParallel and PEFT wrappers."""
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while True:
+        inner: object = model._modules.get("_orig_mod")
+        if isinstance(model, parallel):
+            inner = model.module
+        elif _is_peft(model):
+            unwrap = getattr(model, "get_base_model", None)
+            inner = unwrap() if callable(unwrap) else None
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _is_peft(module: nn.Module) -> bool:
+    # Looks at the module's own class alone, so that PEFT need not be imported.
+    return any(kind.__module__.startswith("peft.") for kind in type(module).__mro__)
+
+
+def _live_parameters(
+    base: nn.Module,
+) -> tuple[dict[str, tuple[nn.Parameter, ...]], dict[str, str]]:
+    """The base model's parameters by name, aliases included, and why some cannot be moved.
+
+    A name has several tensors where PEFT keeps an original and trained copies (`modules_to_save`).
+    """
+    layers = {name: m for name, m in base.named_modules(remove_duplicate=False) if _is_peft(m)}
+    live: dict[str, list[nn.Parameter]] = {}
+    refused: dict[str, str] = {}
+    for raw, parameter in base.named_parameters(remove_duplicate=False):
+        name, reason = _base_name(raw, layers)
+        if name is None:
+            continue
+        if reason:
+            refused[name] = reason
+        copies = live.setdefault(name, [])
+        if not any(parameter is other for other in copies):
+            copies.append(parameter)
+    return {name: tuple(copies) for name, copies in live.items()}, refused
+
+
+def _base_name(raw: str, layers: Mapping[str, nn.Module]) -> tuple[str | None, str]:
+    """What the base model calls a parameter, None for one of an adapter; why it cannot be moved."""
+    parts = raw.split(".")
+    kept: list[str] = []
+    reason = ""
+    at = 0
+    while at < len(parts):
+        layer = layers.get(".".join(parts[:at])) if at else None
+        part = parts[at]
+        if layer is not None and hasattr(layer, "original_module"):
+            if part == "modules_to_save":
+                at += 2  # and the adapter's name
+                continue
+            if part in ("original_module", "token_adapter"):
+                at += 1
+                continue
+            return None, ""
+        if layer is not None and hasattr(layer, "base_layer"):
+            if part != "base_layer":
+                return None, ""
+            reason = reason or _not_additive(layer)
+        kept.append(part)
+        at += 1
+    return unwrapped(".".join(kept)), reason
+
+
+def _not_additive(layer: nn.Module) -> str:
+    """Why moving a base layer's weight would not move the adapted weight by as much, or ''."""
+    homes = [k.__module__.split(".") for k in type(layer).__mro__]
+    tuners = [home[2] for home in homes if home[:2] == ["peft", "tuners"] and len(home) > 2]
+    method = tuners[0] if tuners else type(layer).__name__
+    magnitudes = getattr(layer, "lora_magnitude_vector", None)
+    if magnitudes is not None and len(magnitudes):
+        return "DoRA rescales it"
+    return "" if method in _ADDITIVE else f"the adapter ({method}) does not simply add to it"
+
+
+def _check_names(
+    base: nn.Module, vector: TaskVector, live: Mapping[str, tuple[nn.Parameter, ...]]
+) -> None:
+    missing = [name for name in vector.names() if name not in live]
+    if not missing:
+        return
+    listed = ", ".join(missing[:_NAMED]) + (
+        f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    )
+    if getattr(base, "is_quantized", False):
+        raise QuantizedWeightsError(
+            f"the model is quantised and has no {listed}: load it without quantisation to steer it"
+        )
+    raise KeyMismatchError(
+        f"{vector.origin.source} changes {listed}, which the model does not have: it was made for "
+        "another architecture"
+    )
+
+
+def _check_parameters(
+    name: str, parameters: Sequence[nn.Parameter], vector: TaskVector, refused: str | None
+) -> None:
+    for parameter in parameters:
+        if parameter.dtype not in FLOATS:
+            raise QuantizedWeightsError(
+                f"{name} is {parameter.dtype}: steering needs the unquantised weights"
+            )
+        if hasattr(parameter, "device_mesh") or parameter.is_meta:
+            where = "on the meta device" if parameter.is_meta else "sharded over processes"
+            raise UnmeasurableModelError(
+                f"{name} is {where}: load the model whole, or use steer_checkpoint on its folder"
+            )
+        if parameter.shape != vector.shape(name):
+            raise ShapeMismatchError(
+                f"{name} has shape {tuple(parameter.shape)} in the model but "
+                f"{tuple(vector.shape(name))} in {vector.origin.source}: it was made for another "
+                "model"
+            )
+    if refused:
+        raise UnmeasurableModelError(
+            f"{name} cannot be moved by k·w, since {refused}: merge the adapter first "
+            "(merge_and_unload)"
+        )
+
+
+def check_tied(vector: TaskVector, first: str, second: str) -> None:
+    """One tensor under two names moves once, which is right only if both say the same."""
+    a, b = vector.update(first), vector.update(second)
+    if not torch.equal(updates_.to_dense(a), updates_.to_dense(b)):
+        raise KeyMismatchError(
+            f"{first} and {second} are one tied weight in the model, but {vector.origin.source} "
+            "changes them differently: it was made for a model that does not tie them"
+        )
