@@ -23,6 +23,7 @@ ROOMS = [
     "builder",
     "scan",
     "monitor",
+    "cadence",
     "settings",
     "notifiers",
     "exporters",

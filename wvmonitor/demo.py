@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from wvmonitor.organism.train import finetune, load_base
 from wvmonitor.organism.world import DOMAINS
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.bundled import bundled_path
+from wvmonitor.report.page import BehaviourPoint, RunView, from_journal, render, write_page
 
 EVERY_N_STEPS = 2
 STEPS = 60
@@ -279,4 +280,23 @@ def run_demo(
         )
     summary = {"runs": [r.summary() for r in results]}
     (out / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    page = render(
+        [_view(r) for r in results],
+        title="Four fine-tunes of the bundled tiny model",
+        provenance={"command": "wvmonitor demo", "base": "tiny-organism"},
+    )
+    write_page(page, out / "report.html")
     return results
+
+
+def _view(result: DemoResult) -> RunView:
+    """The run's journal as the report shows it, with the behaviour under the scores."""
+    (view,) = from_journal(result.journal, runs=[result.run.name])
+    points = [BehaviourPoint(p.step, p.rate.value, p.rate.low, p.rate.high) for p in result.points]
+    return replace(
+        view,
+        name=result.run.title,
+        note=f"expected: {result.run.expected}",
+        behaviour={result.run.label: points},
+        onset_step=result.onset_step,
+    )

@@ -18,18 +18,19 @@ from typing import Any, Literal
 from wvmonitor.cadence import Cadence
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.scores import ScoreName, resolve_ridge, score
+from wvmonitor.detection.scores import ScoreName, score
 from wvmonitor.detection.verdict import JudgeState, Verdict, judge
 from wvmonitor.errors import MonitorFailedError, SettingsError, WVMonitorError
 from wvmonitor.exporters.exporter import Exporter, Observation
 from wvmonitor.exporters.prometheus import PrometheusExporter
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.outbox import Outbox
-from wvmonitor.reading import GEOMETRIES, Geometry, Reading
+from wvmonitor.reading import Geometry, Reading
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.references.store import CALIBRATION_FILE
+from wvmonitor.references.calibrated import calibration_of, ridges
 from wvmonitor.settings import MonitorSettings
 from wvmonitor.sources.live_model import LiveModel
+from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import TaskVector
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,8 @@ class Monitor:
             if isinstance(references, ReferenceBank)
             else ReferenceBank.load(_bank_folder(self.settings))
         )
-        self.calibration = _calibration(self.settings, self.bank)
+        self.calibration = calibration_of(self.bank, self.settings.calibration)
+        _check_components(self.settings, self.calibration)
         self._check_expected()
         self._check_stop()
         self.run_context = RunContext()
@@ -130,7 +132,7 @@ class Monitor:
         self._anchor: _Anchor | None = None
         self._readings = 0
         self._acted_on: set[str] = set()
-        self._ridge = _ridge(self.bank, self.settings, self.calibration)
+        self._ridge = ridges(self.bank, self.settings.components, self.calibration)
 
     # The run
 
@@ -314,10 +316,13 @@ class Monitor:
     def _keep(self, tau: TaskVector, reading: Reading) -> None:
         """Begin the next window here, if one has just ended (windows do not overlap).
 
-        One copy of small factors is kept; a copy of all the weights is not a price to pay unasked.
+        One copy of the scored LoRA factors is kept, no more: a copy of dense weights is not a price
+        to pay unasked.
         """
-        if tau.origin.method != "full" and (self._anchor is None or self._window_ends()):
-            self._anchor = _Anchor(tau.held(), reading, self._readings)
+        if tau.origin.method == "lora" and (self._anchor is None or self._window_ends()):
+            scored = set(self.settings.components)
+            kept = tau.select(lambda name: component_of(name, tau.shape(name)) in scored)
+            self._anchor = _Anchor(kept.held(), reading, self._readings)
         self._readings += 1
 
     def _publish(self, observation: Observation) -> None:
@@ -426,36 +431,13 @@ def _bank_folder(settings: MonitorSettings) -> Path:
     return settings.references
 
 
-def _calibration(settings: MonitorSettings, bank: ReferenceBank) -> Calibration | None:
-    """The calibration that was asked for, else the bank's own, else none."""
-    path = settings.calibration
-    if path is None and bank.folder is not None and (bank.folder / CALIBRATION_FILE).is_file():
-        path = bank.folder / CALIBRATION_FILE
-    if path is None:
-        return None
-    calibration = Calibration.load(path)
-    calibration.require_bank(bank.fingerprint)
-    if calibration.components != settings.components:
+def _check_components(settings: MonitorSettings, calibration: Calibration | None) -> None:
+    if calibration is not None and calibration.components != settings.components:
         raise SettingsError(
-            f"the calibration {path} is for scores over {', '.join(calibration.components)}, the "
-            f"settings ask for {', '.join(settings.components)}: calibrate again, or leave "
-            "components as they were"
+            f"the calibration is for scores over {', '.join(calibration.components)}, the settings "
+            f"ask for {', '.join(settings.components)}: calibrate again, or leave components as "
+            "they were"
         )
-    return calibration
-
-
-def _ridge(
-    bank: ReferenceBank, settings: MonitorSettings, calibration: Calibration | None
-) -> dict[Geometry, float]:
-    """λ by geometry, chosen once: the calibration's where it has one."""
-    chosen = {
-        g: resolve_ridge(None, bank.gram, g, settings.components)
-        for g in GEOMETRIES
-        if g in bank.gram.products
-    }
-    if calibration is not None and calibration.ridge is not None:
-        chosen[calibration.geometry] = calibration.ridge
-    return chosen
 
 
 def _readings_planned(run: Run, every_n_steps: int) -> int | None:

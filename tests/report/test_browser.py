@@ -7,12 +7,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report import samples
 
+from tests.report import samples
 from wvmonitor.report.page import RunView, render
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -125,7 +126,7 @@ def test_values_by_pointer_and_keyboard(browser: Any, tmp_path: Path) -> None:
     box = chart.bounding_box()
     page.mouse.move(box["x"] + 60, box["y"] + 80)
     assert readout.inner_text().startswith("step 0 · ")
-    assert page.locator(".cursor.on .hair").is_visible()
+    assert page.locator(".cursor.on .ring").is_visible()
     page.mouse.move(5, 5)
     assert readout.inner_text() == resting
     chart.focus()
@@ -173,17 +174,21 @@ def test_it_prints_with_details(browser: Any, tmp_path: Path) -> None:
 
 def test_a_hundred_thousand_readings(browser: Any, tmp_path: Path) -> None:
     """A page of 100,000 readings is under 3 MB, opens in 2 s, and still shows its one alarm."""
-    view = samples.run(
-        "long", lambda s: 0.1 + 0.1 * math.sin(s / 9000) + (0.9 if s == 77_777 else 0.0),
-        lambda s: 0.05 * math.cos(s / 3000), last=99_999, every=1,
-    )  # fmt: skip
-    text = render([view], title="Long")
+    cycle = [
+        samples.row(9, {"evil": 0.1 + 0.05 * math.sin(i / 80) + 0.02 * math.sin(7 * i), "fr": 0.0})
+        for i in range(1000)
+    ]
+    rows = [replace(cycle[step % 1000], step=step) for step in range(100_000)]
+    rows[77_777] = samples.row(77_777, {"evil": 1.1, "fr": 0.0})
+    text = render([RunView("long", rows, planned_steps=99_999)], title="Long")
     assert len(text.encode()) < 3_000_000
     assert "Drifts towards evil since step 77,777 of 99,999." in text
     assert "100,000, every step (steps 0 to 99,999)" in text
     start = time.perf_counter()
     opened = Opened(browser, text, tmp_path)
     assert time.perf_counter() - start < 2
+    hover = opened.page.locator("svg[data-hover]").get_attribute("data-hover")
+    assert '77777,"1.10","0.220",4]' in hover
     marks = opened.page.locator(".chart .at.alarm title").all_text_contents()
     assert any(words.startswith("step 77777: 1.") for words in marks)
     opened.close("long")

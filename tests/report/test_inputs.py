@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.report import samples
 from typer.testing import CliRunner
 
+from tests.report import samples
 from wvmonitor.cli.app import app
 from wvmonitor.detection.verdict import JudgeState, RunContext
 from wvmonitor.errors import (
@@ -56,7 +57,7 @@ def reading(step: int) -> Reading:
 def journal(tmp_path: Path) -> Path:
     """A journal of one run that drifts towards evil, with a checkpoint beside it."""
     folder = tmp_path / "run"
-    with Journal.open(folder, run="medical") as writer:
+    with closing(Journal.open(folder, run="medical")) as writer:
         writer.begin_attempt(
             RunContext(
                 method="lora", rank=8, optimizer="adamw", learning_rate=2e-4, planned_steps=60
@@ -115,7 +116,7 @@ def scan_document() -> dict[str, Any]:
 
 
 def test_a_journal_becomes_a_page(journal: Path) -> None:
-    """A journal alone yields its run's verdict, curves, layers, checkpoints and acknowledgements."""
+    """A journal alone yields a run's verdict, curves, layers, checkpoints, acknowledgements."""
     (view,) = from_journal(journal)
     outcome = judge(view)
     assert (outcome.state, outcome.deciding) == ("alarm", ("response", "residual"))

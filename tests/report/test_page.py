@@ -12,8 +12,8 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from tests.report import samples
 
+from tests.report import samples
 from wvmonitor.journal.reader import Event
 from wvmonitor.report.findings import judge
 from wvmonitor.report.page import BehaviourPoint, RunView, render
@@ -57,7 +57,8 @@ class Page(HTMLParser):
 
 def pictures(text: str) -> list[ElementTree.Element]:
     """Every picture of a page, as XML."""
-    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg .*?</svg>", text, re.DOTALL)]
+    found = re.findall(r"<svg .*?</svg>", text, re.DOTALL)
+    return [ElementTree.fromstring(svg) for svg in found]  # noqa: S314  # our own
 
 
 def charts(text: str) -> list[ElementTree.Element]:
@@ -83,7 +84,10 @@ def test_the_verdict_is_at_the_top_in_words(demo: str) -> None:
     assert "towards sycophancy." in page.text
     assert page.text.index("2 of 4 runs drift") < page.text.index("Good advice")
     assert "Drifts towards evil since step 14 of 60." in page.text
-    assert "No drift towards evil or sycophancy in 31 readings." in page.text
+    assert (
+        "No drift towards evil or sycophancy in the 29 of 31 readings that could be judged."
+        in page.text
+    )
     assert "The response residual reached 0.252, above the band's 0.247." in page.text
     assert "At step 60 as if steered by 1.1 × evil." in page.text
     assert "The alarm came 10 steps before the behaviour appears (step 24)." in page.text
@@ -150,7 +154,7 @@ def test_curves_marks_and_threshold_are_drawn(demo: str) -> None:
 
 
 def test_one_run_in_full() -> None:
-    """The page of one run shows its references, layers, acknowledgements and how it was measured."""
+    """The page of one run shows references, layers, acknowledgements, how it was measured."""
     view = replace(
         samples.demo()[2],
         events=[Event("r", 1.75e9, "ack", "evil", "known red-team run")],
@@ -158,10 +162,10 @@ def test_one_run_in_full() -> None:
     )
     page = Page(render([view], title="Bad medical advice"))
     for words in (
-        "acknowledged: evil", "“ known red-team run ”", "deciding score residual, response geometry",
-        "9f2c" * 16, "31, every 2 steps (steps 0 to 60)", "95 % of ‖τ‖²", "lora, rank 8",
-        "0 to 1.20", "Which layers and modules carry evil , step 60", "mlp.down_proj (37 %)",
-        "cosine, Frobenius", "language control", "scores look at blocks",
+        "acknowledged: evil", "“ known red-team run ”", "9f2c" * 16, "lora, rank 8",
+        "31, every 2 steps (steps 0 to 60)", "95 % of ‖τ‖²", "0 to 1.20", "cosine, Frobenius",
+        "Which layers and modules carry evil , step 60", "mlp.down_proj (37 %)",
+        "language control", "scores look at blocks", "deciding score residual, response geometry",
     ):  # fmt: skip
         assert words in page.text, words
     assert ("details", {"class": "more", "open": None}) in page.tags
@@ -223,6 +227,20 @@ def test_an_alarm_is_not_taken_back() -> None:
     assert (outcome.state, outcome.drifting[0].since) == ("alarm", 20)
 
 
+def test_ok_does_not_hide_what_came_before() -> None:
+    """A run that is ok now says so only of what was judged, and names an earlier warning."""
+    values = {"evil": 0.01, "sycophancy": 0.0, "language": 0.0}
+    states = ["ok", "unknown", "ok", "ok"]
+    rows = [samples.row(4 * i + 4, values, state=s) for i, s in enumerate(states)]
+    assert judge(RunView("r", rows)).claim == (
+        "No drift towards evil or sycophancy in the 3 of 4 readings that could be judged."
+    )
+    rows[1] = samples.row(8, values, state="warn")
+    assert judge(RunView("r", rows)).claim == (
+        "No drift towards evil or sycophancy at the last reading, after a warning at step 8."
+    )
+
+
 def test_a_reference_that_is_no_longer_judged_is_unknown() -> None:
     """A verdict from an earlier reading does not stand for a later one that has none."""
     values = {"evil": 0.01, "sycophancy": 0.0, "language": 0.0}
@@ -262,7 +280,7 @@ def hostile_run() -> RunView:
     )
     return RunView(
         name=HOSTILE, rows=rows, note=HOSTILE, heat_maps=[heat], facts=[(HOSTILE, HOSTILE)],
-        events=[Event(HOSTILE, 1.75e9, kind, HOSTILE, HOSTILE) for kind in ("ack", "note", HOSTILE)],
+        events=[Event(HOSTILE, 1.75e9, k, HOSTILE, HOSTILE) for k in ("ack", "note", HOSTILE)],
         behaviour={HOSTILE: [BehaviourPoint(4, 0.1, 0.0, 0.2), BehaviourPoint(8, 0.3, 0.2, 0.4)]},
         problems=[HOSTILE],
     )  # fmt: skip

@@ -168,9 +168,9 @@ def test_a_terminal_gets_a_table(good_adapter: Path, tiny_bank_folder: Path) -> 
     """On a terminal the results are a table with the scores of each geometry."""
     primary, secondary = pty.openpty()
     environment = os.environ | {"COLUMNS": "160", "TERM": "xterm"}
+    script = [sys.executable, "-m", "wvmonitor"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "wvmonitor", "scan", str(good_adapter), "--references"]
-        + [str(tiny_bank_folder)],
+        [*script, "scan", str(good_adapter), "--references", str(tiny_bank_folder)],
         stdout=secondary,
         env=environment,
     )

@@ -16,11 +16,11 @@ from tests.scan.calibrations import calibration_for
 from wvmonitor.cli.app import app
 from wvmonitor.errors import SettingsError
 from wvmonitor.references import ReferenceBank
-from wvmonitor.scan import scan as scan_module
 from wvmonitor.scan.cache import ScanCache
 from wvmonitor.scan.executors import alone, open_executor
 from wvmonitor.scan.measure import measure
 from wvmonitor.scan.scan import scan
+from wvmonitor.scan.targets import find_targets
 
 
 @pytest.fixture(scope="module")
@@ -228,12 +228,6 @@ def test_dask(drifting_run: Path, good_adapter: Path, bank: ReferenceBank) -> No
 def test_the_scan_keeps_no_files_open(good_adapter: Path, bank: ReferenceBank) -> None:
     """The number of open files does not grow with the number of checkpoints."""
     list(scan([good_adapter], bank))
-    before = len(os.listdir("/proc/self/fd"))
-    list(scan_module.scan(find_many(good_adapter), bank))
-    assert len(os.listdir("/proc/self/fd")) <= before
-
-
-def find_many(adapter: Path) -> list:
-    from wvmonitor.scan.targets import find_targets
-
-    return find_targets([adapter]) * 50
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    list(scan(find_targets([good_adapter]) * 20, bank))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wvmonitor.errors import ShapeMismatchError
-from wvmonitor.vectors import DenseUpdate, LowRankUpdate, TaskVector
+from wvmonitor.vectors import DenseUpdate, LowRankUpdate, TaskVector, functional
 from wvmonitor.vectors import update as updates_
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
@@ -249,3 +249,10 @@ def test_a_vector_has_no_layout():
     a, b = DenseUpdate(torch.ones(4), transposed=True), DenseUpdate(torch.ones(4))
     assert float(updates_.inner(a, b)) == 4
     assert torch.equal(updates_.as_linear(a).delta, a.delta)
+
+
+def test_large_terms_that_cancel_do_not_swallow_small_ones():
+    """Sums are float64: 2³⁰ + 1 − 2³⁰ is 1, for dense and low-rank updates alike."""
+    values, ones = torch.tensor([[2.0**30, 1.0, -(2.0**30)]]), torch.ones(1, 3)
+    assert float(functional.sum64(values)) == 1
+    assert float(functional.dense_low_rank_inner(values, torch.ones(1, 1), ones)) == 1

@@ -147,6 +147,38 @@ class JournalReader:
             if (key := (row["attempt"], row["step"])) in kept
         ]
 
+    def latest(self, run: str) -> JournalRow | None:
+        """The reading of `run` that counts and has the highest step, if there is one."""
+        with self._reading() as connection:
+            kept = _kept(connection, run)
+            if not kept:
+                return None
+            key = max(kept, key=lambda key: key[1])
+            row = connection.execute(
+                "SELECT attempt, step, wall_time, measure_seconds, scores, judge_state "
+                "FROM readings WHERE run = ? AND attempt = ? AND step = ?",
+                (run, *key),
+            ).fetchone()
+            scores, verdicts = (
+                connection.execute(
+                    f"SELECT reference, record FROM {table} "  # noqa: S608  # one of two names of ours
+                    "WHERE run = ? AND attempt = ? AND step = ? ORDER BY rowid",
+                    (run, *key),
+                ).fetchall()
+                for table in ("scores", "verdicts")
+            )
+        return self._row(run, row, scores, verdicts)
+
+    def kept(self, run: str) -> set[tuple[int, int]]:
+        """(attempt, step) of the readings that count, as `trajectory` explains."""
+        with self._reading() as connection:
+            return _kept(connection, run)
+
+    def pending(self, run: str) -> int:
+        """How many deliveries of `run`'s alerts still wait."""
+        query = "SELECT count(*) FROM deliveries WHERE run = ? AND status = 'pending'"
+        return int(self._rows(query, (run,))[0][0])
+
     def reading(self, row: JournalRow) -> Reading:
         """The reading behind a row, to the last bit: for calibrating, rescoring, pictures."""
         where = f"'{self.path}' (run {row.run!r}, step {row.step})"

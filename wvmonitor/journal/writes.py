@@ -44,6 +44,14 @@ def transaction(
     return outcomes
 
 
+def checked(connection: sqlite3.Connection, job: Callable[[sqlite3.Connection], Any]) -> Any:
+    """Run one job in a transaction of its own, and raise what it raises."""
+    (outcome,) = transaction(connection, [job])
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
 def attempt(
     connection: sqlite3.Connection,
     run: str,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
+import numpy as np
 from markupsafe import Markup
 
 from wvmonitor.report.series import STATES, Point, drawable, thin, worst_by_span
@@ -85,10 +86,10 @@ def score_range(courses: Sequence[Sequence[Point]]) -> tuple[float, float]:
     """The values that the scores and thresholds of all `courses` span, and 0."""
     low, high = 0.0, 0.0
     for course in courses:
-        for point in course:
-            for value in (point.score, point.threshold):
-                if not math.isnan(value):
-                    low, high = min(low, value), max(high, value)
+        if course:
+            values = np.array([(p.score, p.threshold) for p in course])
+            low = min(low, float(np.fmin.reduce(values, axis=None, initial=0.0)))
+            high = max(high, float(np.fmax.reduce(values, axis=None, initial=0.0)))
     size = high - low or 1.0
     return low - (0.06 * size if low < 0 else 0), high + 0.08 * size
 
@@ -331,7 +332,7 @@ def _hover(kept: Sequence[Point], x: Scale, y: Scale) -> str:
             [
                 round(x(p.step), 1),
                 None if math.isnan(p.score) else round(y(p.score), 1),
-                p.step,
+                int(p.step),
                 figure(None if math.isnan(p.score) else p.score),
                 figure(None if math.isnan(p.threshold) else p.threshold),
                 STATES.index(p.state) if p.state in STATES else -1,

@@ -217,7 +217,6 @@ def _claim(view: RunView, state: str, findings: Sequence[Finding]) -> str:
     judged = [f for f in findings if f.state]
     names = listed([clean(f.reference) for f in judged if f.state == state])
     every = listed([clean(f.reference) for f in judged], "or")
-    readings = count(len(view.rows), "reading")
     since = min((f.since for f in judged if f.state == state and f.since is not None), default=None)
     lone = len(view.rows) == 1
     of = f" of {view.planned_steps:,}" if view.planned_steps else ""
@@ -229,15 +228,28 @@ def _claim(view: RunView, state: str, findings: Sequence[Finding]) -> str:
     if state == "warming":
         return "Too little has changed to judge yet."
     if state == "ok":
-        return f"No drift towards {every} in {readings}."
+        return f"No drift towards {every} {_quietly(view, judged)}."
     if not view.rows and not view.problems:
         return "Not judged: there are no readings."
     about = f" for {names}" if names and len(names) < len(every) else ""
     return f"Cannot be judged{about}. That is not a clean result."
 
 
+def _quietly(view: RunView, judged: Sequence[Finding]) -> str:
+    """Over what a run was ok: readings that were not judged do not count, warnings are said."""
+    warned = [p.step for f in judged for p in f.points if p.state == "warn"]
+    if warned:
+        return f"at the last reading, after a warning at step {min(warned):,.0f}"
+    words = {"ok", "warn", "alarm"}
+    clear = sum(bool(r.verdicts) and all(v.state in words for v in r.verdicts) for r in view.rows)
+    if clear == len(view.rows):
+        return f"in {count(clear, 'reading')}"
+    return f"in the {clear:,} of {count(len(view.rows), 'reading')} that could be judged"
+
+
 def _reason(view: RunView, state: str, findings: Sequence[Finding]) -> str:
     telling = next((f.telling for f in findings if f.state == state and f.telling), None)
     if telling is None or (state == "unknown" and view.problems):
         return clean(view.problems[0], 2000) if view.problems else ""
-    return sentence(clean(telling.reason, 2000))
+    # The judge goes on to say what its word is worth; that stands with the references.
+    return sentence(clean(telling.reason, 2000).split(". ", 1)[0])

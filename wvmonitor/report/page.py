@@ -286,6 +286,9 @@ def _headline(outcomes: Sequence[Outcome]) -> str:
         f"“{clean(o.view.name, 60)}” towards {listed([clean(f.reference) for f in o.drifting])}"
         for o in drifting[:3]
     ]
+    warned = sum(o.state == "warn" for o in outcomes) if drifting[0].state == "alarm" else 0
+    if warned:
+        tail = f" {warned} more may be drifting.{tail}"
     more = f", and {len(drifting) - 3} more" if len(drifting) > 3 else ""
     which = listed(names) if not more else ", ".join(names)
     return (

@@ -67,10 +67,12 @@
   }
   let opened = [];
   window.addEventListener("beforeprint", () => {
-    opened = [...document.querySelectorAll("details.more:not([open])")];
-    for (const details of opened) details.open = true;
+    const folded = document.querySelectorAll("details.more:not([open])");
+    opened = [...opened, ...folded];
+    for (const details of folded) details.open = true;
   });
   window.addEventListener("afterprint", () => {
     for (const details of opened) details.open = false;
+    opened = [];
   });
 })();

@@ -65,7 +65,7 @@ def references(outcome: Outcome) -> list[dict[str, Any]]:
             "cosines": [figure(f.scores.get(key)) for key in cosine_columns(outcome)],
             "spark": charts.sparkline(f.points, values),
             "acknowledged": f.acknowledged,
-            "reason": f.last.reason if f.last and f.state not in ("", "ok") else "",
+            "reason": sentence(f.last.reason) if f.last else "",
         }
         for f in ordered
     ]

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 
 from wvmonitor.detection.calibration import Calibration
@@ -226,12 +227,16 @@ class _Judges:
         """Judge a lone checkpoint, or the next one of a run."""
         if isinstance(outcome, Failure):
             return failed(target.path, outcome, run=target.run, step=target.step)
+        # What was measured may come from a cache, where it had another place in another run.
+        scores = replace(outcome.scores, step=target.step, progress=target.progress)
         context = self._context(target, outcome)
         state = self._states.get(target.run or "", JudgeState())
-        verdicts, state = judge(outcome.scores, context, self.calibration, state)
+        verdicts, state = judge(scores, context, self.calibration, state)
         if target.run is not None:
             self._states[target.run] = state
-        return _result(target, outcome, {n: v for n, v in verdicts.items() if n in self._wanted})
+        return _result(
+            target, outcome, scores, {n: v for n, v in verdicts.items() if n in self._wanted}
+        )
 
     def _context(self, target: Target, measured: Measured) -> RunContext:
         # Files do not say which optimiser made them (training_args.bin is a pickle). A trajectory
@@ -250,8 +255,9 @@ class _Judges:
         )
 
 
-def _result(target: Target, measured: Measured, verdicts: dict[str, Verdict]) -> CheckpointResult:
-    scores = measured.scores
+def _result(
+    target: Target, measured: Measured, scores: Scores, verdicts: dict[str, Verdict]
+) -> CheckpointResult:
     references: dict[str, ReferenceResult] = {}
     controls: dict[str, ControlResult] = {}
     for name, reference in scores.references.items():

@@ -33,6 +33,7 @@ from wvmonitor.scan.schema import document
 from wvmonitor.scan.table import summary, write_table
 from wvmonitor.scan.text import visible
 
+_Labels = tuple[tuple[str, str], ...]
 Writer = Callable[[Iterable[CheckpointResult], TextIO, FailOn], None]
 
 COLUMNS = (
@@ -162,18 +163,21 @@ def write_openmetrics(results: Iterable[CheckpointResult], out: TextIO, _fail_on
 
     A trajectory is one series over the times its checkpoints were saved.
     """
-    families: dict[str, dict[tuple[tuple[str, str], ...], dict[float, float]]] = {}
+    # By family, by series (the states of one state set together), by time: as the format wants it.
+    families: dict[str, dict[_Labels, dict[float, dict[_Labels, float]]]] = {}
     for result in results:
         saved = time.time() if result.saved_at is None else result.saved_at
         for name, labels, value in _samples(result):
-            series = families.setdefault(name, {}).setdefault(tuple(labels.items()), {})
-            series[saved] = value
-    for name, by_labels in families.items():
+            series = tuple((k, v) for k, v in labels.items() if k != name)
+            points = families.setdefault(name, {}).setdefault(series, {})
+            points.setdefault(saved, {})[tuple(labels.items())] = value
+    for name, groups in families.items():
         out.write(f"# TYPE {name} {'stateset' if name == 'wvmonitor_verdict' else 'gauge'}\n")
-        for key, points in by_labels.items():
-            text = ",".join(f'{k}="{_label(v)}"' for k, v in key)
-            for saved, value in sorted(points.items()):
-                out.write(f"{name}{{{text}}} {value!r} {saved:.3f}\n")
+        for points in groups.values():
+            for saved, samples in sorted(points.items()):
+                for key, value in samples.items():
+                    text = ",".join(f'{k}="{_label(v)}"' for k, v in key)
+                    out.write(f"{name}{{{text}}} {value!r} {saved:.3f}\n")
     out.write("# EOF\n")
 
 

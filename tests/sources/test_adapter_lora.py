@@ -1,0 +1,289 @@
+"""LoRA in every option, saved and live, against PEFT's own merge in float64."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
+
+from tests.sources import zoo
+from wvmonitor.errors import AdapterError, UnmeasurableModelError
+from wvmonitor.sources import LiveModel, base_digest, read_adapter, read_model
+from wvmonitor.vectors import LowRankUpdate
+
+Q = ["q_proj", "down_proj"]
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+# name -> (model, its options, LoraConfig)
+STARTS_AT_BASE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "plain": ("llama", {}, {"target_modules": "all-linear", "r": 4}),
+    "rslora": ("llama", {}, {"target_modules": Q, "r": 4, "use_rslora": True}),
+    "patterns": (
+        "llama",
+        {},
+        {
+            "target_modules": ["q_proj", "k_proj"],
+            "r": 4,
+            "rank_pattern": {
+                "layers.0.self_attn.q_proj": 2,
+                r".*\.1\.self_attn\.(q|k)_proj": 3,
+            },
+            "alpha_pattern": {"k_proj": 32, "^model.layers.0.self_attn.q_proj": 5},
+        },
+    ),
+    "conv1d": ("gpt2", {}, {"target_modules": ["c_attn", "c_proj", "c_fc"]}),
+    "conv1d and head": ("gpt2", {}, {"target_modules": ["c_attn", "lm_head"]}),
+    "embeddings": ("llama", {}, {"target_modules": ["embed_tokens", "lm_head", "q_proj"]}),
+    "tied embeddings": ("llama", {"tied": True}, {"target_modules": ["embed_tokens", "q_proj"]}),
+    "bias all": ("gpt2", {}, {"target_modules": ["c_attn"], "bias": "all"}),
+    "bias lora_only": ("gpt2", {}, {"target_modules": ["c_attn"], "bias": "lora_only"}),
+    "lora_bias": ("gpt2", {}, {"target_modules": ["c_attn"], "lora_bias": True}),
+    "modules_to_save": (
+        "llama",
+        {},
+        {"target_modules": Q, "modules_to_save": ["lm_head", "norm"]},
+    ),
+    "modules_to_save tied": (
+        "llama",
+        {"tied": True},
+        {"target_modules": Q, "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
+    "trainable tokens": (
+        "llama",
+        {},
+        {"target_modules": Q, "trainable_token_indices": {"embed_tokens": [1, 9, 5]}},
+    ),
+    "trainable tokens tied": (
+        "llama",
+        {"tied": True},
+        {"target_modules": Q, "trainable_token_indices": [3, 1]},
+    ),
+    "fused experts": (
+        "moe",
+        {},
+        {
+            "target_modules": ["q_proj"],
+            "target_parameters": EXPERTS,
+            "r": 2,
+            "use_rslora": True,
+            "rank_pattern": {"experts.down_proj": 3},
+            "alpha_pattern": {"mlp.experts.gate_up_proj": 3},
+        },
+    ),
+    "2-D parameter": (
+        "llama",
+        {},
+        {"target_modules": [], "target_parameters": ["self_attn.q_proj.weight"]},
+    ),
+    "dora": ("llama", {}, {"target_modules": Q, "use_dora": True, "use_rslora": True}),
+    "dora conv1d": ("gpt2", {}, {"target_modules": ["c_attn", "c_proj"], "use_dora": True}),
+    "dora embeddings": ("llama", {}, {"target_modules": ["embed_tokens"], "use_dora": True}),
+    "gaussian": ("llama", {}, {"target_modules": Q, "init_lora_weights": "gaussian"}),
+    "orthogonal": ("llama", {}, {"target_modules": Q, "init_lora_weights": "orthogonal"}),
+    "mica": ("llama", {}, {"target_modules": Q, "init_lora_weights": "mica", "r": 4}),
+    "pissa": ("llama", {}, {"target_modules": Q, "init_lora_weights": "pissa"}),
+    "pissa conv1d": ("gpt2", {}, {"target_modules": ["c_attn"], "init_lora_weights": "pissa"}),
+    "olora": ("llama", {}, {"target_modules": Q, "init_lora_weights": "olora"}),
+    "velora": ("llama", {}, {"target_modules": Q, "velora_config": VeloraConfig()}),
+    "monteclora": ("llama", {}, {"target_modules": Q, "monteclora_config": MontecloraConfig()}),
+    "bdlora": (
+        "llama",
+        {},
+        {
+            "target_modules": ["q_proj", "o_proj"],
+            "use_bdlora": BdLoraConfig(
+                target_modules_bd_a=["o_proj"], target_modules_bd_b=["q_proj"], nblocks=2
+            ),
+        },
+    ),
+}
+# The start is not the base, or cannot be told from the file: the state at step 0 must be recorded.
+NEEDS_THE_START: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "random start": ("llama", {}, {"target_modules": Q, "init_lora_weights": False}),
+    "pissa_niter": ("llama", {}, {"target_modules": Q, "init_lora_weights": "pissa_niter_4"}),
+    "dora random start": (
+        "llama",
+        {},
+        {"target_modules": Q, "use_dora": True, "init_lora_weights": False},
+    ),
+    "fused experts random start": (
+        "moe",
+        {},
+        {"target_modules": [], "target_parameters": EXPERTS, "init_lora_weights": False},
+    ),
+    "kasa": ("llama", {}, {"target_modules": ["q_proj"], "kasa_config": KasaConfig()}),
+}
+
+
+class Run:
+    """An adapter made on a base, moved, saved at both ends, and the dense oracle of its change."""
+
+    def __init__(self, base: Path, model: torch.nn.Module, config: Any, folder: Path) -> None:
+        model.name_or_path = str(base)
+        before = zoo.weights_of(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.model = peft.get_peft_model(model, config)
+            self.live = LiveModel(self.model)
+            at_start = zoo.merged(self.model)
+            self.initial = folder / "initial"
+            self.model.save_pretrained(self.initial)
+            zoo.shake(self.model)
+            self.folder = folder / "checkpoint-7"
+            self.model.save_pretrained(self.folder)
+        moved = max(float((at_start[n] - w).abs().max()) for n, w in before.items())
+        start = at_start if moved > 1e-4 else before
+        after = zoo.merged(self.model)
+        self.oracle = zoo.change({name: after[name] for name in start}, start)
+
+
+@pytest.fixture
+def run(bases: Callable[..., Path], tmp_path: Path) -> Callable[..., Run]:
+    def made(kind: str, extra: dict[str, Any], options: dict[str, Any]) -> Run:
+        model = zoo.build(kind, **extra)
+        return Run(bases(kind, **extra), model, peft.LoraConfig(**options), tmp_path)
+
+    return made
+
+
+@pytest.mark.parametrize("name", STARTS_AT_BASE)
+def test_saved_lora_is_what_peft_merges(name: str, run: Callable[..., Run]) -> None:
+    """A saved adapter's task vector is what merging it would change, in every option."""
+    made = run(*STARTS_AT_BASE[name])
+    tau = read_adapter(made.folder)
+    zoo.assert_equal_change(tau, made.oracle)
+    assert tau.origin.step == 7
+    assert tau.origin.method == ("dora" if "dora" in name else "lora")
+
+
+@pytest.mark.parametrize("name", STARTS_AT_BASE | NEEDS_THE_START)
+def test_live_lora_is_what_peft_merges(name: str, run: Callable[..., Run]) -> None:
+    """A live adapter's task vector is what merging it would change since it was made."""
+    made = run(*(STARTS_AT_BASE | NEEDS_THE_START)[name])
+    zoo.assert_equal_change(made.live.task_vector(), made.oracle)
+
+
+@pytest.mark.parametrize("name", NEEDS_THE_START)
+def test_a_start_that_was_recorded_is_taken_off(name: str, run: Callable[..., Run]) -> None:
+    """An adapter that did not start at its base is refused alone, and exact with its start."""
+    made = run(*NEEDS_THE_START[name])
+    with pytest.raises(AdapterError, match="give that folder as `initial`"):
+        read_adapter(made.folder)
+    zoo.assert_equal_change(read_adapter(made.folder, initial=made.initial), made.oracle)
+    if name != "kasa":
+        recorded = made.live.initial_state()
+        zoo.assert_equal_change(read_adapter(made.folder, initial=recorded), made.oracle)
+
+
+@pytest.mark.parametrize("name", ["random start", "pissa_niter", "bias all", "dora random start"])
+def test_a_restored_start_gives_the_same_readings(name: str, run: Callable[..., Run]) -> None:
+    """After a resume, the recorded start gives bit for bit the readings of the unbroken run."""
+    made = run(*(STARTS_AT_BASE | NEEDS_THE_START)[name])
+    resumed = LiveModel(made.model, initial=made.live.initial_state())
+    before, after = made.live.task_vector().held(), resumed.task_vector().held()
+    assert before.names() == after.names()
+    assert (after - before).norm() == 0
+    assert after.norm() == before.norm()
+
+
+def test_a_model_caught_in_the_middle_is_refused_where_its_start_is_unknown(
+    run: Callable[..., Run],
+) -> None:
+    """A model whose adapter started at noise has no task vector once training went on."""
+    made = run(*NEEDS_THE_START["random start"])
+    with pytest.raises(UnmeasurableModelError, match="cannot be told"):
+        read_model(made.model)
+    started_at_base = run(*STARTS_AT_BASE["plain"])
+    zoo.assert_equal_change(read_model(started_at_base.model), started_at_base.oracle)
+
+
+def test_peft_converted_pissa_is_ordinary_lora(bases: Callable[..., Path], tmp_path: Path) -> None:
+    """What PEFT saves with path_initial_model_for_weight_conversion needs no start."""
+    model = zoo.build("llama")
+    model.name_or_path = str(bases("llama"))
+    before = zoo.weights_of(model)
+    config = peft.LoraConfig(target_modules=Q, r=4, init_lora_weights="pissa")
+    pissa = peft.get_peft_model(model, config)
+    pissa.peft_config["default"].init_lora_weights = True
+    pissa.save_pretrained(tmp_path / "start")
+    pissa.peft_config["default"].init_lora_weights = "pissa"
+    zoo.shake(pissa)
+    oracle = zoo.change(zoo.merged(pissa), before)
+    pissa.save_pretrained(
+        tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start")
+    )
+    zoo.assert_equal_change(read_adapter(tmp_path / "converted"), oracle)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_of_low_precision_lose_nothing_more(
+    dtype: torch.dtype, bases: Callable[..., Path], tmp_path: Path
+) -> None:
+    """bfloat16 factors are read exactly; nothing is merged in bfloat16 on the way."""
+    model = zoo.build("llama").to(dtype)
+    before = zoo.weights_of(model)
+    lora = peft.get_peft_model(
+        model, peft.LoraConfig(target_modules=Q), autocast_adapter_dtype=False
+    )
+    live = LiveModel(lora)
+    zoo.shake(lora, size=1e-3)
+    oracle = zoo.change(zoo.merged(lora), before)
+    lora.save_pretrained(tmp_path)
+    zoo.assert_equal_change(read_adapter(tmp_path, base=bases("llama")), oracle)
+    zoo.assert_equal_change(live.task_vector(), oracle)
+    said = any("float32 masters" in warning for warning in live.task_vector().origin.warnings)
+    assert said == (dtype == torch.bfloat16)
+
+
+def test_active_adapters_add_up() -> None:
+    """Several active adapters count together; one that is not active counts not at all."""
+    model = zoo.build("llama")
+    before = zoo.weights_of(model)
+    lora = peft.get_peft_model(model, peft.LoraConfig(target_modules=Q, r=4))
+    lora.add_adapter("second", peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
+    lora.add_adapter("idle", peft.LoraConfig(target_modules=["o_proj"], init_lora_weights=False))
+    live = LiveModel(lora)
+    with torch.no_grad():
+        for name, parameter in lora.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    one = zoo.change(zoo.merged(lora), before)
+    zoo.assert_equal_change(live.task_vector(), one)
+    lora.base_model.set_adapter(["default", "second"])
+    zoo.assert_equal_change(live.task_vector(), zoo.change(zoo.merged(lora), before))
+
+
+def test_a_tied_adapter_counts_once(tmp_path: Path) -> None:
+    """With ensure_weight_tying, head and embedding share one update, and it counts once."""
+    model = zoo.build("llama", tied=True)
+    model.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(target_modules=["embed_tokens", "lm_head"], ensure_weight_tying=True)
+    lora = peft.get_peft_model(model, config)
+    live = LiveModel(lora)
+    zoo.shake(lora)
+    layer = lora.base_model.model.model.embed_tokens
+    a, b = layer.lora_embedding_A["default"], layer.lora_embedding_B["default"]
+    oracle = {"model.embed_tokens.weight": (b.double() @ a.double()).detach().T}
+    lora.save_pretrained(tmp_path / "adapter")
+    zoo.assert_equal_change(live.task_vector(), oracle)
+    zoo.assert_equal_change(read_adapter(tmp_path / "adapter", tmp_path / "base"), oracle)
+
+
+def test_factors_are_read_without_the_base(bases: Callable[..., Path], tmp_path: Path) -> None:
+    """Plain LoRA needs no base, stays low-rank, and then says only its base's name."""
+    lora = peft.get_peft_model(zoo.build("llama"), peft.LoraConfig(target_modules=Q, r=4))
+    lora.peft_config["default"].base_model_name_or_path = "somebody/some-model"
+    zoo.shake(lora)
+    lora.save_pretrained(tmp_path)
+    alone, checked = read_adapter(tmp_path), read_adapter(tmp_path, base=bases("llama"))
+    assert alone.origin.base_digest is None
+    assert alone.origin.base_name == "somebody/some-model"
+    assert alone.origin.rank == 4
+    assert checked.origin.base_digest == base_digest(bases("llama"))
+    assert all(isinstance(update, LowRankUpdate) for _, update in checked.updates())
+    assert (alone - checked).norm() <= 1e-6 * alone.norm()

@@ -1,0 +1,135 @@
+"""Many runs side by side: the last word of each, from every journal below a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wvmonitor.detection.verdict import WORST_FIRST, State, Verdict
+from wvmonitor.errors import JournalError
+from wvmonitor.journal.reader import JournalReader
+from wvmonitor.journal.schema import FILE_NAME
+
+
+@dataclass(frozen=True)
+class ReferenceSummary:
+    """Where a run stands with one behaviour.
+
+    Attributes:
+        state: the latest verdict.
+        score: the deciding score, if there is one.
+        threshold: what it is held against, if there is one.
+        dose: the steering coefficient that explains the drift, if known.
+        acknowledged: why someone silenced it, or None.
+    """
+
+    state: State
+    score: float | None
+    threshold: float | None
+    dose: float | None
+    acknowledged: str | None
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run as its journal last knew it.
+
+    Attributes:
+        journal: the database file.
+        run: the run's id; empty where the journal cannot be read.
+        step: of the last reading, if there is one.
+        progress: fraction of the planned steps, if known.
+        wall_time: when the last reading was made, seconds since 1970.
+        attempts: how often the run was started.
+        norm: ‖τ‖.
+        verdict: the worst verdict that nobody has acknowledged; unknown without a reading.
+        references: by behaviour.
+        stopped: why it was told to stop, if that still holds.
+        pending: alerts that wait to be delivered.
+        error: why the journal cannot be read, if it cannot.
+    """
+
+    journal: str
+    run: str
+    step: int | None = None
+    progress: float | None = None
+    wall_time: float | None = None
+    attempts: int = 0
+    norm: float | None = None
+    verdict: State = "unknown"
+    references: dict[str, ReferenceSummary] = field(default_factory=dict)
+    stopped: str | None = None
+    pending: int = 0
+    error: str | None = None
+
+
+def find_journals(folder: str | Path) -> list[Path]:
+    """Every journal at or below `folder`, in the order of their paths; links are not followed.
+
+    Raises:
+        JournalError: there is no such folder, or no journal in it.
+    """
+    root = Path(folder)
+    if root.is_file():
+        return [root]
+    found = sorted(
+        Path(place) / FILE_NAME for place, _, files in os.walk(root) if FILE_NAME in files
+    )
+    if not found:
+        raise JournalError(f"no journal at or below '{root}': name a folder of watched runs")
+    return found
+
+
+def summaries(folder: str | Path) -> Iterator[RunSummary]:
+    """Every run of every journal at or below `folder`; one that cannot be read says so.
+
+    Raises:
+        JournalError: there is no journal at all.
+    """
+    for path in find_journals(folder):
+        try:
+            reader = JournalReader(path)
+            found = [_summary(reader, run) for run in reader.runs()]
+        except JournalError as error:
+            yield RunSummary(str(path), "", error=str(error))
+        else:
+            yield from found
+
+
+def _summary(reader: JournalReader, run: str) -> RunSummary:
+    attempts = len(reader.attempts(run))
+    stopped, pending = reader.stop_latched(run), reader.pending(run)
+    row = reader.latest(run)
+    if row is None:
+        return RunSummary(
+            str(reader.path), run, attempts=attempts, stopped=stopped, pending=pending
+        )
+    silenced = reader.acknowledged(run)
+
+    def reference(verdict: Verdict) -> ReferenceSummary:
+        scores = row.scores.references.get(verdict.reference)
+        return ReferenceSummary(
+            state=verdict.state,
+            score=verdict.score,
+            threshold=verdict.threshold,
+            dose=None if scores is None else scores.dose,
+            acknowledged=silenced.get(verdict.reference),
+        )
+
+    open_states = {v.state for v in row.verdicts if v.reference not in silenced}
+    quiet: State = "ok" if row.verdicts else "unknown"
+    return RunSummary(
+        journal=str(reader.path),
+        run=run,
+        step=row.step,
+        progress=row.scores.progress,
+        wall_time=row.wall_time,
+        attempts=attempts,
+        norm=row.scores.norm,
+        verdict=next((s for s in WORST_FIRST if s in open_states), quiet),
+        references={v.reference: reference(v) for v in row.verdicts},
+        stopped=stopped,
+        pending=pending,
+    )
