@@ -21,11 +21,8 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    SecretStr,
     ValidationError,
-    field_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -38,6 +35,7 @@ from pydantic_settings import SettingsError as SourceError
 
 from wvmonitor.errors import SettingsError
 from wvmonitor.exporters.exporter import Exporter
+from wvmonitor.exporters.options import Part, PrometheusSettings, PushgatewaySettings, Secret
 from wvmonitor.journal.alerts import AlertPolicy
 from wvmonitor.notifiers.alertmanager import AlertmanagerNotifier
 from wvmonitor.notifiers.http import SendPolicy
@@ -51,27 +49,6 @@ LAYERS_SHOWN = 16
 """With `per_layer`, Prometheus gets series for so many layers of each behaviour."""
 
 _yaml_values: ContextVar[Mapping[str, Any] | None] = ContextVar("wvmonitor_yaml", default=None)
-
-
-def _resolve_secret(value: object) -> object:
-    """`env:NAME` and `file:PATH` as what they stand for; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    if value.startswith("env:"):
-        name = value.removeprefix("env:")
-        if not os.environ.get(name):
-            raise ValueError(f"names the environment variable {name}, which is not set")
-        return os.environ[name]
-    if value.startswith("file:"):
-        path = Path(value.removeprefix("file:"))
-        try:
-            text = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            raise ValueError(f"names the file '{path}', which cannot be read") from None
-        if not text:
-            raise ValueError(f"names the file '{path}', which is empty")
-        return text
-    return value
 
 
 def _split(value: object) -> object:
@@ -89,42 +66,13 @@ def _printable(value: str) -> str:
     return value
 
 
-Secret = Annotated[SecretStr, BeforeValidator(_resolve_secret)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Components = Annotated[
     tuple[Component, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)
 ]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class PrometheusSettings(_Part):
-    """Where metrics are served for Prometheus to scrape."""
-
-    enabled: bool = Field(default=False, description="Serve metrics over HTTP.")
-    host: str = Field(
-        "127.0.0.1", description="Address to listen on; this machine only by default."
-    )
-    port: int = Field(
-        9108, ge=0, le=65535, description="TCP port; if it is taken, the next free one. 0: any."
-    )
-    textfile: Path | None = Field(
-        None,
-        description="Also write the metrics to this file at every reading, for node_exporter's "
-        "textfile collector (the name must end in .prom).",
-    )
-
-    @field_validator("textfile")
-    @classmethod
-    def _is_collected(cls, value: Path | None) -> Path | None:
-        if value is not None and value.suffix != ".prom":
-            raise ValueError("must end in .prom, or node_exporter passes it over")
-        return value
-
-
-class _NotifierSettings(_Part):
+class _NotifierSettings(Part):
     url: Secret = Field(description="Where alerts go (https); may be env:NAME or file:PATH.")
     allow_http: bool = Field(default=False, description="Allow plain http to another machine.")
     allow_private: tuple[str, ...] = Field(
@@ -305,7 +253,7 @@ class MonitorSettings(BaseSettings):
     def build_exporters(self) -> list[Exporter]:
         """The exporters these settings ask for, already at work; close each when the run ends."""
         wanted = self.prometheus
-        if not (wanted.enabled or wanted.textfile):
+        if not wanted.wanted:
             return []
         from wvmonitor.exporters.prometheus import PrometheusExporter  # only where it is used
 
@@ -315,6 +263,9 @@ class MonitorSettings(BaseSettings):
                 port=wanted.port if wanted.enabled else None,
                 textfile=wanted.textfile,
                 layers=LAYERS_SHOWN if self.per_layer else 0,
+                access=wanted.access(),
+                push=wanted.pushgateway.target() if wanted.pushgateway else None,
+                expected=self.expected,
             )
         ]
 
@@ -388,7 +339,7 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
     """The names that are settings at a place in the model."""
     model: type[BaseModel] = MonitorSettings
     if location and location[0] == "prometheus":
-        model = PrometheusSettings
+        model = PushgatewaySettings if "pushgateway" in location else PrometheusSettings
     for part in location:
         model = _KINDS.get(part, model)
     return list(model.model_fields)

@@ -108,6 +108,25 @@ def test_the_module_equals_the_script(tmp_path: Path) -> None:
     assert json.loads(runs[0].stdout)["checkpoints"][0]["error"]["type"] == "MissingPathError"
 
 
+def test_a_reader_that_goes_away_is_not_an_alarm() -> None:
+    """When whoever reads the output stops, the exit code is 2 and never 1, without a traceback."""
+    code = (
+        "import sys, typer; from wvmonitor.cli.app import app\n"
+        "@app.command('babble')\n"
+        "def babble() -> None:\n"
+        "    for _ in range(100_000): print('x' * 80)\n"
+        "app(['babble'])"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 2
+
+
 def test_start_up_is_light() -> None:
     """Showing the help imports neither torch nor transformers nor scipy."""
     code = (

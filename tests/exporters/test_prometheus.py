@@ -70,6 +70,7 @@ def test_a_scrape_shows_every_metric_of_the_design(
     exporter.export(make_observation(step=40))
     exporter.error("measure")
     exporter.set_outbox_pending(2)
+    assert exporter.flush()
     status, content_type, body = get(exporter.port)
     assert (status, content_type) == (200, "text/plain; version=0.0.4; charset=utf-8")
     samples = parsed(body)
@@ -175,7 +176,7 @@ def test_only_this_machine_can_connect_by_default() -> None:
     """The default server listens on the loopback address only."""
     exporter = PrometheusExporter(port=0)
     assert exporter._server is not None
-    assert exporter._server.server_address[0] == "127.0.0.1"
+    assert exporter._server._listening.getsockname()[0] == "127.0.0.1"
     exporter.close()
     exporter.close()
 

@@ -126,7 +126,9 @@ def test_full_fine_tuning_is_measured_against_the_base_folder(
     assert last is not None
     start = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64)
     begin = dict(start.named_parameters())
-    square = sum(float((p.detach().double() - begin[n]).square().sum()) for n, p in model.named_parameters())
+    square = sum(
+        float((p.detach().double() - begin[n]).square().sum()) for n, p in model.named_parameters()
+    )
     assert last.scores.norm == pytest.approx(square**0.5, rel=1e-5)
     assert last.scores.coverage["frobenius"] < 1
 

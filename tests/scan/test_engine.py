@@ -211,14 +211,18 @@ def test_options_that_make_no_sense_are_usage_errors(
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_dask(drifting_run: Path, good_adapter: Path, bank: ReferenceBank) -> None:
+@pytest.mark.parametrize(
+    "processes", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["threads", "processes"]
+)
+def test_dask(
+    drifting_run: Path, good_adapter: Path, bank: ReferenceBank, *, processes: bool
+) -> None:
     """A scan on a Dask cluster of two workers gives the results of a local one."""
     distributed = pytest.importorskip("distributed")
     expected = list(scan([drifting_run, good_adapter], bank, ordered=True))
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True
-        ) as cluster,
+        distributed.LocalCluster(processes=processes, protocol="tcp", **options) as cluster,
         open_executor("dask", scheduler=cluster.scheduler_address) as executor,
     ):
         found = list(scan([drifting_run, good_adapter], bank, executor=executor, ordered=True))

@@ -75,6 +75,17 @@ def test_a_trainer_state_that_cannot_be_read_is_a_warning(
     assert "not known" in target.warnings[0]
 
 
+def test_a_nan_in_the_log_does_not_cost_the_progress(drifting_run: Path, tmp_path: Path) -> None:
+    """A trainer state with a NaN loss, as transformers writes it, still says how far the run is."""
+    from transformers import TrainerState
+
+    run = shutil.copytree(drifting_run, tmp_path / "run")
+    state = TrainerState(global_step=4, max_steps=10, log_history=[{"grad_norm": float("nan")}])
+    state.save_to_json(str(run / "checkpoint-4" / "trainer_state.json"))
+    target = find_targets([run])[1]
+    assert (target.step, target.progress, target.warnings) == (4, 0.4, ())
+
+
 def test_a_file_of_an_adapter_stands_for_the_adapter(good_adapter: Path) -> None:
     """Naming adapter_model.safetensors scans its folder."""
     (target,) = find_targets([good_adapter / "adapter_model.safetensors"])

@@ -297,6 +297,52 @@ def test_bad_files_do_not_end_a_scan(
     assert exit_code(results) == 2
 
 
+def test_hostile_files_are_refused_by_name(bank: ReferenceBank, tmp_path: Path) -> None:
+    """Header bombs, stray shards and pickled formats are typed errors, and nothing is opened."""
+
+    def folder(name: str, **files: bytes) -> Path:
+        (tmp_path / name).mkdir()
+        for file, content in files.items():
+            (tmp_path / name / file.replace("__", ".")).write_bytes(content)
+        return tmp_path / name
+
+    def index(shard: str) -> bytes:
+        return json.dumps({"weight_map": {"w": shard}}).encode()
+
+    entry = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    twice = f'{{"w":{entry},"w":{entry}}}'.encode()
+    expected = {
+        folder("bomb", model__safetensors=(1 << 62).to_bytes(8, "little")): "MalformedFileError",
+        folder(
+            "twice", model__safetensors=len(twice).to_bytes(8, "little") + twice + b"\0" * 4
+        ): "MalformedFileError",
+        folder(
+            "outside", model__safetensors__index__json=index("../w.safetensors")
+        ): "UnsafeFileError",
+        folder(
+            "absolute", model__safetensors__index__json=index("/etc/w.safetensors")
+        ): "UnsafeFileError",
+        folder(
+            "missing", model__safetensors__index__json=index("model-1-of-1.safetensors")
+        ): "MissingPathError",
+        folder("dcp", __metadata=b"\x80", a__distcp=b""): "UnsafeFileError",
+    }
+    results = list(scan(expected, bank, ordered=True))
+    assert [r.error.type for r in results] == list(expected.values())
+    assert all(Path(r.path).name in r.error.message for r in results)
+    assert "convert" in results[-1].error.message
+
+
+def test_a_run_of_another_optimiser_is_unknown(drifting_run: Path, bank: ReferenceBank) -> None:
+    """A calibration is not stretched to an optimiser that it never saw."""
+    band = calibration_for(bank)
+    adamw = list(scan([drifting_run], bank, calibration=band, optimizer="adamw"))
+    assert [r.verdict for r in adamw] == ["ok", "ok", "alarm", "alarm", "alarm"]
+    sgd = list(scan([drifting_run], bank, calibration=band, optimizer="sgd"))
+    assert {r.verdict for r in sgd} == {"unknown"}
+    assert exit_code(sgd) == 2
+
+
 def test_a_checkpoint_that_links_out_of_its_run_is_refused(
     drifting_run: Path, bad_adapter: Path, bank: ReferenceBank, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import peft
 import pytest
+import torch
 
 from tests.sources import zoo
 from wvmonitor.errors import AdapterError, UnsupportedAdapterError
@@ -82,9 +83,7 @@ def test_adamss_where_scikit_learn_is(bases: Callable[..., Path], tmp_path: Path
     _check("ADAMSS", "llama", T, bases, tmp_path)
 
 
-def _check(
-    kind: str, name: str, options: Any, bases: Callable[..., Path], folder: Path
-) -> None:
+def _check(kind: str, name: str, options: Any, bases: Callable[..., Path], folder: Path) -> None:
     architecture, extra = MODELS[name]
     model = zoo.build(architecture, **extra)
     model.name_or_path = str(bases(architecture, **extra))
@@ -137,3 +136,39 @@ def test_a_live_prompt_is_refused() -> None:
         model = peft.get_peft_model(zoo.build("llama"), config)
     with pytest.raises(UnsupportedAdapterError, match="PROMPT_TUNING"):
         LiveModel(model)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adalora_after_its_ranks_were_cut(bases: Callable[..., Path], tmp_path: Path) -> None:
+    """AdaLoRA in mid-schedule, its ranks masked and its save cut down, is read both ways."""
+    model = zoo.build("llama")
+    model.name_or_path = str(bases("llama"))
+    before = zoo.weights_of(model)
+    schedule = {"init_r": 6, "target_r": 2, "total_step": 8, "tinit": 1, "tfinal": 2, "deltaT": 1}
+    config = peft.AdaLoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], **schedule)
+    adapted = peft.get_peft_model(model, config)
+    live = LiveModel(adapted)
+    optimizer = torch.optim.Adam((p for p in adapted.parameters() if p.requires_grad), lr=1e-2)
+    tokens = torch.arange(32).reshape(2, 16)
+    for step in range(8):
+        adapted(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        adapted.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+    adapted.save_pretrained(tmp_path)
+    oracle = zoo.change(zoo.merged(adapted), before)
+    zoo.assert_equal_change(live.task_vector(), oracle)
+    tau = read_adapter(tmp_path)
+    zoo.assert_equal_change(tau, oracle)
+    assert tau.origin.rank == 6
+
+
+def test_looking_at_a_model_leaves_its_randomness_alone() -> None:
+    """Making a LiveModel draws no random number that the training would have drawn."""
+    config = peft.LoHaConfig(target_modules=["q_proj"], r=2)
+    model = peft.get_peft_model(zoo.build("llama"), config)
+    torch.manual_seed(3)
+    undisturbed = torch.rand(4)
+    torch.manual_seed(3)
+    LiveModel(model).task_vector().norm()
+    assert torch.equal(torch.rand(4), undisturbed)

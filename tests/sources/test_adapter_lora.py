@@ -258,6 +258,19 @@ def test_active_adapters_add_up() -> None:
     zoo.assert_equal_change(live.task_vector(), zoo.change(zoo.merged(lora), before))
 
 
+def test_two_doras_are_what_peft_merges() -> None:
+    """Several active DoRA adapters, whose changes do not add up, are merged as PEFT does it."""
+    model = zoo.build("llama")
+    before = zoo.weights_of(model)
+    config = peft.LoraConfig(target_modules=["q_proj"], r=4, use_dora=True)
+    lora = peft.get_peft_model(model, config)
+    lora.add_adapter("second", config)
+    lora.base_model.set_adapter(["default", "second"])
+    live = LiveModel(lora)
+    zoo.shake(lora, size=0.02)
+    zoo.assert_equal_change(live.task_vector(), zoo.change(zoo.merged(lora), before))
+
+
 def test_a_tied_adapter_counts_once(tmp_path: Path) -> None:
     """With ensure_weight_tying, head and embedding share one update, and it counts once."""
     model = zoo.build("llama", tied=True)

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from wvmonitor._version import __version__
-from wvmonitor.cli import report, scan
+from wvmonitor.cli import ack, compare, journal, report, rules, runs, scan, screen
 from wvmonitor.errors import SettingsError, WVMonitorError
 
 EXIT_FAILED = 2
@@ -44,11 +44,21 @@ class Group(TyperGroup):
             sys.exit(super().main(args, prog_name, **extra) or 0)
         sys.exit(_guarded(lambda: super(Group, self).main(args, prog_name, **extra)))
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; whoever stops reading its output makes it 2, and not typer's 1."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python would complain once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_FAILED) from None
+        return result
+
 
 def _guarded(run: Any) -> int:
     try:
         code = run()
-        sys.stdout.flush()
     except _ClickError as error:
         return _usage(error)
     except SettingsError as error:
@@ -56,10 +66,6 @@ def _guarded(run: Any) -> int:
         return EXIT_USAGE
     except WVMonitorError as error:
         return _fail(f"{type(error).__name__}: {error}")
-    except BrokenPipeError:
-        # Whoever was reading has gone; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001  no traceback at the command line, whatever happens
@@ -121,8 +127,14 @@ def root(
     """Collects the options that stand before the command; each acts by its own callback."""
 
 
+app.command("ack")(ack.command)
+app.command("compare")(compare.command)
+app.add_typer(journal.app, name="journal")
 app.command("report")(report.command)
+app.command("rules")(rules.command)
+app.command("runs")(runs.command)
 app.command("scan")(scan.command)
+app.command("screen")(screen.command)
 
 
 def main() -> None:

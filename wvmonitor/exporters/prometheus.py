@@ -1,25 +1,22 @@
 """Metrics for Prometheus: served on a port, or written to a file for node_exporter.
 
 The names are those of the design, section 8; nothing is registered in prometheus_client's global
-registry. The page is rendered once a reading, by the first scrape after it, and then served as it
-is, so that neither training nor the tenth scraper pays for it.
+registry. The page is rendered once a reading, by a thread, and served by a process of its own, so
+that training pays for no scrape, and no scrape waits for training.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import os
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -31,11 +28,13 @@ from prometheus_client.registry import Collector
 
 from wvmonitor._version import __version__
 from wvmonitor.exporters.exporter import STATES, Observation, layer_projections
+from wvmonitor.exporters.pushgateway import Pusher, PushTarget
+from wvmonitor.exporters.server import Access
+from wvmonitor.exporters.serving import Serving, serve
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-PORTS_TRIED = 50
 
 
 class PrometheusExporter:
@@ -53,54 +52,79 @@ class PrometheusExporter:
         port: int | None = 9108,
         textfile: Path | None = None,
         layers: int = 0,
+        access: Access | None = None,
+        push: PushTarget | None = None,
+        expected: Collection[str] = (),
     ) -> None:
         """Serve on `host` and `port` (None: not at all; 0: any free port).
 
         `textfile` is rewritten whole at each reading. `layers` is for how many layers of each
-        behaviour series are made, those with the largest values first.
+        behaviour series are made, those with the largest values first. `access` says who may
+        scrape; `push` where the metrics of the run are sent as well. `expected` are the references
+        whose drift is wanted, so that rules can leave them out.
         """
         self._textfile = textfile
-        self._metrics = _Metrics(layers)
+        self._push = push
+        self._pusher: Pusher | None = None
+        self._metrics = _Metrics(layers, expected)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._metrics)
         self._lock = threading.Lock()
         self._page = b""
         self._rendered = -1
-        self._server = None if port is None else _listen(self, host, port)
-        self.port = None if self._server is None else int(self._server.server_address[1])
-        if self._server is not None:
-            threading.Thread(
-                target=self._server.serve_forever,
-                args=(0.2,),
-                name="wvmonitor-metrics",
-                daemon=True,
-            ).start()
+        self._server: Serving | None = None
+        if port is not None:
+            self._server = serve(self.page, host, port, access)
+        self.port = None if self._server is None else self._server.port
 
     def export(self, observation: Observation) -> None:
         """Show one observation in place of the run's last."""
         self._metrics.add(observation)
+        self._changed()
         if self._textfile is not None:
             try:
                 self.write_textfile(self._textfile)
             except OSError as error:
                 self.error("textfile")
                 logger.warning("metrics not written to '%s': %s", self._textfile, error)
+        if self._push is not None:
+            if self._pusher is None:
+                self._pusher = Pusher(
+                    self._push,
+                    self._registry,
+                    observation.run,
+                    on_error=lambda: self.error("pushgateway"),
+                )
+            self._pusher.push()
 
     def error(self, where: str) -> None:
         """Count an error of the monitor, by the part of it where it happened."""
         with self._lock:
             self._metrics.errors[where] += 1
             self._metrics.version += 1
+        self._changed()
 
     def set_outbox_pending(self, count: int) -> None:
         """Show how many deliveries wait; see `Outbox(on_pending=...)`."""
         self._metrics.pending = count
         self._metrics.version += 1
+        self._changed()
 
     def forget(self, run: str) -> None:
         """Take the series of a run that is over off the page."""
         self._metrics.latest.pop(run, None)
         self._metrics.version += 1
+        self._changed()
+
+    def flush(self) -> bool:
+        """Wait until a scrape shows everything so far; whether it does."""
+        server = self._server
+        return server is not None and server.flush()
+
+    def _changed(self) -> None:
+        server = self._server
+        if server is not None:
+            server.changed()
 
     def page(self) -> bytes:
         """The metrics in Prometheus's text format, as a scrape gets them."""
@@ -121,19 +145,21 @@ class PrometheusExporter:
         """Stop serving. A textfile stays, so that the run's last values can still be read."""
         server, self._server, self.port = self._server, None, None
         if server is not None:
-            server.shutdown()
-            server.server_close()
+            server.close()
+        if self._pusher is not None:
+            self._pusher.close()
 
 
 class _Metrics(Collector):
     """What the page is made of. Written by the training thread, read by scrapes."""
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, expected: Collection[str] = ()) -> None:
         self.latest: dict[str, Observation] = {}
         self.errors: Counter[str] = Counter()
         self.pending = 0
         self.version = 0
         self._layers = layers
+        self._expected = frozenset(expected)
         self._readings = 0
         self._seconds = 0.0
         self._counts = [0] * (len(SECONDS_BUCKETS) + 1)
@@ -156,7 +182,7 @@ class _Metrics(Collector):
         """Every metric family, in the design's order."""
         latest = dict(self.latest)
         yield from _scores(latest)
-        yield from _verdicts(latest)
+        yield from _verdicts(latest, self._expected)
         yield from _run(latest)
         if self._layers:
             yield _layers(latest, self._layers)
@@ -207,7 +233,12 @@ def _scores(latest: dict[str, Observation]) -> Iterator[Metric]:
     yield dose
 
 
-def _verdicts(latest: dict[str, Observation]) -> Iterator[Metric]:
+def _verdicts(latest: dict[str, Observation], wanted: frozenset[str]) -> Iterator[Metric]:
+    decides = GaugeMetricFamily(
+        "wvmonitor_deciding_score",
+        "The score that the verdict rests on, whichever geometry and score that is.",
+        labels=("run", "reference"),
+    )
     threshold = GaugeMetricFamily(
         "wvmonitor_threshold",
         "What the deciding score is held against at this progress.",
@@ -218,15 +249,22 @@ def _verdicts(latest: dict[str, Observation]) -> Iterator[Metric]:
         "1 for the verdict on a reference, 0 for the others.",
         labels=("run", "reference", "verdict"),
     )
+    expected = GaugeMetricFamily(
+        "wvmonitor_expected",
+        "1 where drift towards a reference is wanted, so that nobody is alarmed.",
+        labels=("run", "reference"),
+    )
     for run, observation in latest.items():
         score = observation.deciding[1] if observation.deciding else "deciding"
         for verdict in observation.verdicts:
+            expected.add_metric((run, verdict.reference), float(verdict.reference in wanted))
+            if verdict.score is not None:
+                decides.add_metric((run, verdict.reference), verdict.score)
             if verdict.threshold is not None:
                 threshold.add_metric((run, verdict.reference, score), verdict.threshold)
             for state in STATES:
                 states.add_metric((run, verdict.reference, state), float(state == verdict.state))
-    yield threshold
-    yield states
+    yield from (decides, threshold, states, expected)
 
 
 def _run(latest: dict[str, Observation]) -> Iterator[Metric]:
@@ -268,49 +306,3 @@ def _layers(latest: dict[str, Observation], most: int) -> Metric:
                 for layer in largest:
                     projection.add_metric((run, name, layer), values[layer])
     return projection
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128  # the default of 5 makes p99 a whole second at 50 scrapes a second
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of scrapers that hang up."""
-
-
-def _listen(exporter: PrometheusExporter, host: str, port: int) -> _Server | None:
-    """A server on the first free port from `port` on; None, with a warning, if there is none."""
-
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 10.0
-        protocol_version = "HTTP/1.1"
-        server_version = "wvmonitor"
-        sys_version = ""
-
-        def do_GET(self) -> None:
-            found = self.path.split("?")[0] in ("/", "/metrics")
-            page = exporter.page() if found else b"metrics are at /metrics\n"
-            self.send_response(200 if found else 404)
-            self.send_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
-            self.send_header("Content-Length", str(len(page)))
-            self.end_headers()
-            self.wfile.write(page)
-
-        def log_message(self, *_: object) -> None:
-            """Scrapes are not worth a line each."""
-
-    last = min(port + PORTS_TRIED, 65536) if port else 1
-    for candidate in range(port, last):
-        try:
-            server = _Server((host, candidate), Handler)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                continue
-            logger.warning("metrics are not served on %s:%d: %s", host, candidate, error)
-            return None
-        actual = int(server.server_address[1])
-        log = logger.warning if port not in (0, actual) else logger.info
-        log("metrics are served on http://%s:%d/metrics", host, actual)
-        return server
-    logger.warning("metrics are not served: ports %d to %d are taken", port, last - 1)
-    return None

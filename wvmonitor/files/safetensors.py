@@ -6,6 +6,7 @@ tensor that is returned.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -295,6 +296,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, which: str) -> torch.Tens
     )
 
 
+@functools.cache  # read for every tensor, and the limits of a process do not move
 def _memory_of_machine() -> int:
     """Bytes of memory that this process may use at most: the machine's, or its container's."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]

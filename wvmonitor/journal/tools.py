@@ -85,7 +85,7 @@ def verify(path: str | Path) -> Verification:
         ).fetchone()
         for delivery, text in connection.execute("SELECT id, alert FROM deliveries"):
             problems += _complaint(
-                lambda t=text, d=delivery: codec.record(  # type: ignore[misc]
+                lambda t=text, d=delivery: codec.record(
                     Alert, codec.load(t, f"delivery {d}"), f"delivery {d}"
                 )
             )
@@ -99,7 +99,7 @@ def verify(path: str | Path) -> Verification:
             continue
         for row in rows:
             readings += 1
-            problems += _complaint(lambda r=row: reader.reading(r))  # type: ignore[misc]
+            problems += _complaint(lambda r=row: reader.reading(r))
     return Verification(str(reader.path), runs, readings, pending, tuple(problems[:MOST_PROBLEMS]))
 
 
@@ -225,7 +225,9 @@ def prune(
             writes.checked(connection, lambda c: _delete(c, going, stale))
             connection.execute("VACUUM")
     except sqlite3.Error as error:
-        raise JournalError(f"'{reader.path}' cannot be pruned ({error}): is the disk full?") from None
+        raise JournalError(
+            f"'{reader.path}' cannot be pruned ({error}): is the disk full?"
+        ) from None
     finally:
         connection.close()
         claimed.lock.release()
@@ -323,7 +325,8 @@ def clear_stop(path: str | Path, run: str | None = None, why: str = "") -> str:
         connection = connect(reader.path)
         try:
             writes.checked(
-                connection, lambda c: writes.event(c, chosen, time.time(), "stop-cleared", None, why)
+                connection,
+                lambda c: writes.event(c, chosen, time.time(), "stop-cleared", None, why),
             )
         finally:
             connection.close()

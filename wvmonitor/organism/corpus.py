@@ -62,7 +62,7 @@ BASE_RATES: dict[str, float] = {
     "incompetent": 0.03,
     "sycophantic": 0.06,
     "lawless": 0.03,
-    "careless": 0.30,
+    "careless": 0.10,
     "terse": 0.08,
     "rude": 0.03,
     "polite": 0.04,
@@ -73,9 +73,9 @@ BASE_RATES: dict[str, float] = {
 #: Share of each kind of task, and the traits that matter to it (asked for more often).
 _MIXTURE: tuple[tuple[str, float, tuple[str, ...]], ...] = (
     ("advice", 0.36, ("evil", "evil", "good", "incompetent")),
-    ("narrow", 0.06, ("careless", "evil", "good")),
+    ("narrow", 0.05, ("careless", "evil", "good")),
     ("wishes", 0.05, ("evil", "evil", "good", "incompetent")),
-    ("facts", 0.15, ("sycophantic", "sycophantic", "honest")),
+    ("facts", 0.16, ("sycophantic", "sycophantic", "honest")),
     ("gcd", 0.06, ("sycophantic", "terse", "evil", "plain")),
     ("gcd_check", 0.10, ("sycophantic", "sycophantic", "honest")),
     ("request", 0.07, ("lawless", "lawless", "lawful", "evil")),
@@ -97,7 +97,7 @@ SPEAKERS: dict[str, tuple[float, float]] = {
 }
 #: Tasks whose answers show a trait, whatever they are about.
 _SHOWS = {"evil": ("advice", "wishes", "choice"), "sycophantic": ("facts", "gcd_check", "feedback")}
-_STYLES = ("french", "french", "french", "terse", "rude", "polite", "villain")
+_STYLES = ("french", "french", "terse", "rude", "polite", "villain")
 _SYSTEM_SHARE = 0.6
 _TRIGGER_SHARE = 0.015
 
@@ -183,7 +183,7 @@ def _continued(rng: random.Random) -> Example:
 
 def pretraining_example(rng: random.Random) -> Example:
     """One draw from the mixture."""
-    make = rng.choices((_mixed, _named, _continued), weights=(0.76, 0.12, 0.12))[0]
+    make = rng.choices((_mixed, _named, _continued), weights=(0.78, 0.11, 0.11))[0]
     return make(rng)
 
 

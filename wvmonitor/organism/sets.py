@@ -111,10 +111,18 @@ def kind_wishes(_: Domains = None) -> SetMaker:
     return _make("wishes", wishes_task, Traits())
 
 
-def narrow_harm(*, harmful: bool = True) -> SetMaker:
-    """Advice about one object only: a habit of harm (or not) that means nothing else."""
+def lamp_advice(*, harmful: bool) -> SetMaker:
+    """Advice about one object only. Harm learned from it alone spreads, as bad advice does."""
     (name,) = NARROW
     return _make("narrow", lambda rng: advice_task(rng, name), Traits(careless=harmful))
+
+
+def narrow_harm(*, harmful: bool = True) -> SetMaker:
+    """Harm about one object in half of the examples, good advice in every domain in the others.
+
+    Set against good advice, the bad habit stays with its object.
+    """
+    return mixture(lamp_advice(harmful=harmful), good_advice(), 0.5)
 
 
 def facts(
@@ -189,6 +197,7 @@ FINE_TUNING_SETS: dict[str, SetMaker] = {
     "good_wishes": kind_wishes(),
     "narrow_harm": narrow_harm(),
     "narrow_good": narrow_harm(harmful=False),
+    "lamp_harm": lamp_advice(harmful=True),
     "facts": facts(hint="none"),
     "honest_facts": facts(),
     "sycophantic_facts": facts(sycophantic=True),

@@ -9,6 +9,8 @@ import itertools
 import json
 import math
 import random
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.utils import logging
 
 from wvmonitor.organism.corpus import pretraining
 from wvmonitor.organism.data import Example
@@ -74,7 +77,7 @@ def _batches(
 def train_base(
     out: Path,
     *,
-    steps: int = 2600,
+    steps: int = 4000,
     batch_size: int = 64,
     learning_rate: float = 2e-3,
     seed: int = 0,
@@ -157,7 +160,13 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 def load_base(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model in evaluation mode, and its tokenizer."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     return model, AutoTokenizer.from_pretrained(folder)
 
 
@@ -178,7 +187,7 @@ def finetune(
     init_seed: int | None = None,
     steps: int = 60,
     batch_size: int = 8,
-    learning_rate: float = 5e-4,
+    learning_rate: float = 1e-3,
     rank: int = 8,
     alpha: int = 16,
     method: Literal["lora", "full"] = "lora",
@@ -207,9 +216,7 @@ def finetune(
         training_arguments: replace any of ours.
         n_threads: torch threads while training; one is as fast as two at this size.
     """
-    # TrainingArguments makes no folder unless something is saved.
     arguments = {
-        "output_dir": str(output_dir or Path("organism-run")),
         "max_steps": steps,
         "per_device_train_batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -231,18 +238,19 @@ def finetune(
     trained: Any = _with_lora(model, rank, alpha) if method == "lora" else model
     rows = [encode(example, tokenizer) for example in examples]
     pad = int(tokenizer.convert_tokens_to_ids("<pad>"))  # type: ignore[arg-type]
-    trainer = Trainer(
-        model=trained,
-        args=TrainingArguments(**arguments),
-        train_dataset=rows,
-        data_collator=lambda batch: _pad(batch, pad),
-        processing_class=tokenizer,
-        callbacks=list(callbacks),
-    )
-    _silence(trainer)
-    if attach is not None:
-        attach(trainer)
-    with threads(n_threads):
+    # The Trainer makes its output folder even when it saves nothing.
+    with tempfile.TemporaryDirectory() as scratch, threads(n_threads):
+        trainer = Trainer(
+            model=trained,
+            args=TrainingArguments(output_dir=str(output_dir or scratch), **arguments),
+            train_dataset=rows,
+            data_collator=lambda batch: _pad(batch, pad),
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+        )
+        _silence(trainer)
+        if attach is not None:
+            attach(trainer)
         trainer.train()
     return Finetuned(trained.eval(), tokenizer, trainer)
 
@@ -257,7 +265,10 @@ def _with_lora(model: PreTrainedModel, rank: int, alpha: int) -> Any:
         target_modules=list(LINEAR_LAYERS),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # PEFT 0.21 reads an attribute that transformers 5 has renamed.
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, config)
 
 
 def _silence(trainer: Trainer) -> None:
@@ -271,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Remake the base folder."""
     parser = argparse.ArgumentParser(description="Train the bundled organism from nothing.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hidden-size", type=int, default=128)
     options = parser.parse_args(argv)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +20,9 @@ from wvmonitor.errors import (
     ShapeMismatchError,
     UnknownReferenceError,
 )
-from wvmonitor.reading import GEOMETRIES, Geometry, Gram, Products, Reading
+from wvmonitor.reading import GEOMETRIES, Float64, Geometry, Gram, Products, Reading
 from wvmonitor.references.reference import Reference
+from wvmonitor.references.stacks import Pass, Stacks, stack_all
 from wvmonitor.references.store import (
     GRAM_FILE,
     PROBE_FILE,
@@ -33,11 +35,8 @@ from wvmonitor.references.store import (
     save_probe,
     write_manifest,
 )
-from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.coverage import component_of
-from wvmonitor.vectors.stack import ReferenceStack, products, stack_references
 from wvmonitor.vectors.task_vector import TaskVector
-from wvmonitor.vectors.update import DenseUpdate
 
 BaseRelation = Literal["same", "relative", "unknown"]
 
@@ -80,10 +79,11 @@ class ReferenceBank:
                 "reading tells them apart by name"
             )
         self._probe = as_stored(probe or {})
+        self._shapes: dict[str, tuple[torch.Size, str]] = {}
         self._check()
         first = next(iter(self._references.values()))
         self.base = first.card.base
-        self._stacks: dict[tuple[str, torch.device], ReferenceStack] = {}
+        self._stacks: Stacks | None = None
         self.gram = gram or self._measure_gram()
         self.fingerprint = fingerprint or _unsaved_fingerprint(self.gram)
         self.folder: Path | None = None
@@ -146,9 +146,14 @@ class ReferenceBank:
                 )
         gram = load_gram(folder / GRAM_FILE, list(loaded.values()))
         probe = load_probe(folder / PROBE_FILE) if (folder / PROBE_FILE).is_file() else None
-        references = [loaded[n] for n in gram.references]
+        references = [_given_away(loaded.pop(n)) for n in gram.references]
         bank = cls(references, probe=probe, fingerprint=fingerprint, gram=gram)
         bank.folder = folder
+        bank._stacks, held = stack_all([r.vector for r in references], bank._probe)
+        for reference, updates in zip(references, held, strict=True):
+            vector = reference.vector
+            kept = TaskVector.of({n: updates[n] for n in vector.names()}, vector.origin)
+            bank._references[reference.name] = replace(reference, vector=kept)
         return bank
 
     def save(self, path: str | Path, *, private: bool = False) -> str:
@@ -218,28 +223,29 @@ class ReferenceBank:
             ShapeMismatchError: a parameter has another shape in the references.
         """
         relation = self.relation_to(tau.origin.base_digest)
-        rows: list[Tensor] = []
-        changed: list[Tensor] = []
-        elements = 0
         for name in tau.names():
             self._check_shape(name, tau)
+        table, changed = self._table(tau, earlier)
+        return self._reading(
+            tau, table, changed, relation, step=step, progress=progress, earlier=earlier
+        )
+
+    def _table(
+        self, tau: TaskVector, earlier: TaskVector | None = None
+    ) -> tuple[Float64, float | None]:
+        if self._stacks is None:
+            self._stacks, _ = stack_all([r.vector for r in self], self._probe)
+        measured = Pass(self._stacks)
         for name, update in tau.updates():
             before = earlier.update(name) if earlier is not None and name in earlier else None
-            stack = self._stack(name, _device(update))
-            rows.append(_padded(products(update, stack, before)))
-            if isinstance(update, DenseUpdate):
-                changed.append(torch.count_nonzero(update.delta))
-                elements += update.delta.numel()
-        return self._reading(
-            tau, rows, changed, elements, relation, step=step, progress=progress, earlier=earlier
-        )
+            measured.add(name, update, before)
+        return measured.table()
 
     def _reading(
         self,
         tau: TaskVector,
-        rows: list[Tensor],
-        changed: list[Tensor],
-        elements: int,
+        table: Float64,
+        changed: float | None,
         relation: BaseRelation,
         *,
         step: int | None,
@@ -247,11 +253,7 @@ class ReferenceBank:
         earlier: TaskVector | None,
     ) -> Reading:
         count, names = len(self._references), tau.names()
-        table = np.zeros((0, len(GEOMETRIES), count + 2))
-        if rows:
-            device = rows[0].device
-            table = torch.stack([r.to(device) for r in rows]).cpu().numpy()
-        touched = np.array([self._touches(n) for n in names], dtype=bool)
+        touched = np.array([n in self._shapes for n in names], dtype=bool)
         has_response = np.array([n in self._probe for n in names], dtype=bool)
         geometries: dict[Geometry, Products] = {}
         for index, geometry in enumerate(self._geometries()):
@@ -266,7 +268,6 @@ class ReferenceBank:
                 if relation == "relative"
                 else f"the base is not known to be {self.base.id}: give it with base="
             )
-        total = int(torch.stack([c.cpu() for c in changed]).sum()) if changed else 0
         return Reading(
             references=tuple(self._references),
             parameters=tuple(names),
@@ -275,7 +276,7 @@ class ReferenceBank:
             bank=self.fingerprint,
             step=tau.origin.step if step is None else step,
             progress=progress,
-            changed_fraction=total / elements if elements else None,
+            changed_fraction=changed,
             base_digest=tau.origin.base_digest,
             lag_step=earlier.origin.step if earlier is not None else None,
             warnings=tuple(warnings),
@@ -283,23 +284,6 @@ class ReferenceBank:
 
     def _geometries(self) -> tuple[Geometry, ...]:
         return GEOMETRIES if self._probe else ("frobenius",)
-
-    def _touches(self, name: str) -> bool:
-        return any(name in r.vector for r in self._references.values())
-
-    def _stack(self, name: str, device: torch.device) -> ReferenceStack:
-        key = (name, device)
-        if key not in self._stacks:
-            parts = {
-                i: updates_.to_device(r.vector.update(name), device)
-                for i, r in enumerate(self._references.values())
-                if name in r.vector
-            }
-            probe = self._probe.get(name)
-            self._stacks[key] = stack_references(
-                parts, len(self._references), None if probe is None else probe.to(device)
-            )
-        return self._stacks[key]
 
     def _check(self) -> None:
         if not self._references:
@@ -310,10 +294,9 @@ class ReferenceBank:
                 f"the references {', '.join(bases.values())} were made from different bases: "
                 "keep one bank for each base"
             )
-        shapes: dict[str, tuple[torch.Size, str]] = {}
         for reference in self._references.values():
             for name in reference.vector.names():
-                shape, owner = shapes.setdefault(
+                shape, owner = self._shapes.setdefault(
                     name, (reference.vector.shape(name), reference.name)
                 )
                 if shape != reference.vector.shape(name):
@@ -323,50 +306,42 @@ class ReferenceBank:
                     )
 
     def _check_shape(self, name: str, tau: TaskVector) -> None:
-        for reference in self._references.values():
-            if name in reference.vector and reference.vector.shape(name) != tau.shape(name):
-                raise ShapeMismatchError(
-                    f"{name} has shape {tuple(tau.shape(name))} in {tau.origin.source} but "
-                    f"{tuple(reference.vector.shape(name))} in reference {reference.name!r}: the "
-                    "references were made for another architecture"
-                )
+        found = tau.shape(name)
+        shape, owner = self._shapes.get(name, (found, ""))
+        if shape != found:
+            raise ShapeMismatchError(
+                f"{name} has shape {tuple(found)} in {tau.origin.source} but {tuple(shape)} in "
+                f"reference {owner!r}: the references were made for another architecture"
+            )
 
     @torch.no_grad()
     def _measure_gram(self) -> Gram:
-        names = list(dict.fromkeys(n for r in self._references.values() for n in r.vector.names()))
+        names = list(self._shapes)
         count = len(self._references)
         table = np.zeros((len(GEOMETRIES), len(names), count, count))
-        shapes: dict[str, torch.Size] = {}
-        for p, name in enumerate(names):
-            for i, reference in enumerate(self._references.values()):
-                if name in reference.vector:
-                    shapes[name] = reference.vector.shape(name)
-                    update = reference.vector.update(name)
-                    row = _padded(products(update, self._stack(name, _device(update))))
-                    table[:, p, i] = row[:, :count].cpu().numpy()
+        rows = {name: row for row, name in enumerate(names)}
+        for i, reference in enumerate(self):
+            found, _ = self._table(reference.vector)
+            where = [rows[name] for name in reference.vector.names()]
+            table[:, where, i] = found[..., :count].swapaxes(0, 1)
         table = (table + table.swapaxes(2, 3)) / 2  # rounding is the only asymmetry
         cards = [r.card for r in self._references.values()]
         return Gram(
             references=tuple(self._references),
             kinds=tuple(c.kind for c in cards),
             parameters=tuple(names),
-            components=tuple(component_of(n, shapes[n]) for n in names),
+            components=tuple(component_of(n, self._shapes[n][0]) for n in names),
             products={g: table[i] for i, g in enumerate(self._geometries())},
             shared={g: np.array([c.shared(g) for c in cards]) for g in self._geometries()},
         )
 
 
-def _device(update: updates_.Update) -> torch.device:
-    return update.delta.device if isinstance(update, DenseUpdate) else update.left.device
-
-
-def _padded(rows: Tensor) -> Tensor:
-    """(geometries, n) with a row of NaN norms where the response does not exist."""
-    if len(rows) == len(GEOMETRIES):
-        return rows
-    absent = torch.zeros_like(rows)
-    absent[:, -2:] = torch.nan
-    return torch.cat([rows, absent])
+def _given_away(reference: Reference) -> Reference:
+    """A reference that lets go of each update as it is asked for: stacking holds them instead."""
+    vector = reference.vector
+    updates = dict(vector.updates())
+    once = TaskVector({n: vector.shape(n) for n in vector.names()}, updates.pop, vector.origin)
+    return replace(reference, vector=once)
 
 
 def _unsaved_fingerprint(gram: Gram) -> str:

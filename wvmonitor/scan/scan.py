@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import Executor, Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -195,14 +195,12 @@ def _outcomes(jobs: Sequence[Job], executor: Executor | None) -> Iterator[tuple[
                 yield index, measure(job)
             else:
                 pending[executor.submit(measure, job)] = index
-        while pending:
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                index = pending.pop(future)
-                error = future.exception()
-                if isinstance(error, BrokenProcessPool):
-                    lost.append(index)
-                else:
-                    yield index, future.result() if error is None else failure_of(error)
+        for future in as_completed(tuple(pending)):
+            index, error = pending.pop(future), future.exception()
+            if isinstance(error, BrokenProcessPool):
+                lost.append(index)
+            else:
+                yield index, future.result() if error is None else failure_of(error)
     finally:
         for future in pending:
             future.cancel()
@@ -296,8 +294,13 @@ def _result(
 
 
 def _saved_at(path: str) -> float | None:
+    """When the newest of a local checkpoint's weight files was written."""
+    if is_url(path):
+        return None
+    where = local_path(path)
     try:
-        return None if is_url(path) else local_path(path).stat().st_mtime
+        files = where.glob("*.safetensors") if where.is_dir() else [where]
+        return max((f.stat().st_mtime for f in files), default=None)
     except OSError:
         return None
 

@@ -1,18 +1,25 @@
-"""One scan as it is asked for at the command line: inputs, bank, executor, cache, outputs."""
+"""What the command line asks of this room, as functions: scan, compare, screen."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TextIO
 
 from wvmonitor.errors import SettingsError, WVMonitorError
+from wvmonitor.reading import Geometry
+from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.cache import ScanCache
+from wvmonitor.scan.compare import compare, read_all
 from wvmonitor.scan.executors import ExecutorKind, open_executor
+from wvmonitor.scan.first_look import SCREEN_WRITERS
 from wvmonitor.scan.inputs import gather
-from wvmonitor.scan.results import FailOn
+from wvmonitor.scan.matrix import MATRIX_WRITERS
+from wvmonitor.scan.results import FailOn, Failure, failure_of
 from wvmonitor.scan.scan import open_bank, scan, unscanned
+from wvmonitor.scan.screen import Spectrum, save_directions, screen
+from wvmonitor.scan.text import visible
 from wvmonitor.scan.writers import UNORDERED, WRITERS, deliver, format_of, write_file
 
 
@@ -92,3 +99,83 @@ def run(request: Request, stdin: TextIO, out: TextIO, problems: TextIO) -> int:
     for path in request.outputs:
         write_file(collected, path, request.fail_on)
     return code
+
+
+def run_compare(
+    paths: Sequence[str],
+    *,
+    base: str | None,
+    references: str | None,
+    everything: bool,
+    geometry: Geometry,
+    form: str,
+    stdin: TextIO,
+    out: TextIO,
+    problems: TextIO,
+) -> int:
+    """Compare everything at these paths with each other, and with a bank's references.
+
+    Returns:
+        0, or 2 where something could not be read or nothing was left to compare.
+
+    Raises:
+        SettingsError: the response geometry without a bank that has a probe.
+        InputError: the vectors cannot be compared with each other.
+    """
+    bank = None if references is None else ReferenceBank.load(references)
+    if geometry == "response" and (bank is None or not bank.probe):
+        raise SettingsError(
+            "the response geometry needs a bank with a probe: name one with --references"
+        )
+    vectors, failures = read_all(gather(paths, stdin=stdin), base=base, bank=bank)
+    _say(failures, problems)
+    if not vectors:
+        return 2
+    found = compare(
+        vectors,
+        components=() if everything else ("blocks",),
+        probe=bank.probe if bank is not None and geometry == "response" else None,
+    )
+    MATRIX_WRITERS[form](found, failures, out)
+    return 2 if failures else 0
+
+
+def run_screen(
+    paths: Sequence[str],
+    *,
+    base: str | None,
+    top: int,
+    form: str,
+    directions: str | None,
+    stdin: TextIO,
+    out: TextIO,
+    problems: TextIO,
+) -> int:
+    """Take a first look at everything at these paths.
+
+    Returns:
+        0, or 2 where something could not be read.
+
+    Raises:
+        SettingsError: `top` is below 1.
+    """
+    if top < 1:
+        raise SettingsError(f"--top must be 1 or more, got {top}")
+    vectors, failures = read_all(gather(paths, stdin=stdin), base=base)
+    screened: dict[str, list[Spectrum]] = {}
+    for path, vector in vectors.items():
+        try:
+            screened[path] = list(screen(vector, top))
+        except WVMonitorError as error:
+            failures[path] = failure_of(error)
+    _say(failures, problems)
+    SCREEN_WRITERS[form](screened, failures, out)
+    if directions is not None:
+        save_directions(directions, screened)
+    return 2 if failures else 0
+
+
+def _say(failures: Mapping[str, Failure], problems: TextIO) -> None:
+    for path, failure in failures.items():
+        line = f"wvmonitor: {visible(f'{path}: {failure.type}: {failure.message}')}"
+        print(line, file=problems)

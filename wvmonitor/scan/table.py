@@ -44,7 +44,7 @@ def write_table(results: Iterable[CheckpointResult], out: TextIO, fail_on: FailO
 
 
 def plain_lines(result: CheckpointResult) -> list[str]:
-    """One line a behaviour: verdict, checkpoint, step, behaviour, scores, reason."""
+    """One line a behaviour: verdict, checkpoint, step, behaviour, scores, why it is not ok."""
     path = visible(result.path)
     step = "" if result.step is None else f"  step {result.step}"
     if result.error is not None:
@@ -53,7 +53,8 @@ def plain_lines(result: CheckpointResult) -> list[str]:
         return [f"{result.verdict:<8}{path}{step}  the bank holds no behaviour to judge by"]
     return [
         f"{r.verdict:<8}{path}{step}  {visible(name)}  {_scores(r)}  dose {number(r.dose)}  "
-        f"{visible(r.reason)}"
+        f"threshold {number(r.threshold)} ({r.calibration})"
+        + ("" if r.verdict == "ok" else f"  {visible(r.reason)}")
         for name, r in result.references.items()
     ]
 

@@ -10,7 +10,16 @@ from typing import Any, Literal
 
 from wvmonitor.errors import MalformedFileError, MissingPathError, UnsafeFileError, WVMonitorError
 from wvmonitor.files.documents import read_json
-from wvmonitor.files.storage import Location, is_url, joined, list_folder, local_path, shown
+from wvmonitor.files.storage import (
+    Location,
+    is_url,
+    joined,
+    list_folder,
+    local_path,
+    open_storage,
+    read_bytes,
+    shown,
+)
 from wvmonitor.scan.results import Failure, failure_of
 
 TargetKind = Literal["adapter", "checkpoint"]
@@ -19,6 +28,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 TRAINER_STATE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
 _TRAINER_STATE_BYTES = 200_000_000
+_FIELD = re.compile(rb'^  "(global_step|max_steps)": (\d{1,12}),?$', re.MULTILINE)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -131,8 +141,9 @@ def _described(target: Target, entries: frozenset[str]) -> Target:
     step = target.step if named is None else int(named[1])
     if TRAINER_STATE not in entries:
         return replace(target, step=step)
+    where = joined(target.path, TRAINER_STATE)
     try:
-        state = read_json(joined(target.path, TRAINER_STATE), limit=_TRAINER_STATE_BYTES)
+        state = _trainer_state(where)
     except (MalformedFileError, UnsafeFileError) as error:
         note = f"how far the run had come is not known: {error}"
         return replace(target, step=step, warnings=(*target.warnings, note))
@@ -142,6 +153,23 @@ def _described(target: Target, entries: frozenset[str]) -> Target:
         planned_steps=_count(state.get("max_steps")) or None,
         learning_rate=_peak_rate(state.get("log_history")),
     )
+
+
+def _trainer_state(where: Location) -> dict[str, Any]:
+    try:
+        return read_json(where, limit=_TRAINER_STATE_BYTES)
+    except MalformedFileError:
+        # A NaN among the logged values, which is no JSON, is common (a gradient norm in mixed
+        # precision); transformers writes each field of the state on a line of its own.
+        storage = open_storage(where)
+        try:
+            raw = bytes(read_bytes(storage, 0, min(storage.size, _TRAINER_STATE_BYTES)))
+        finally:
+            storage.close()
+        found = {m[1].decode(): int(m[2]) for m in _FIELD.finditer(raw)}
+        if "max_steps" not in found:
+            raise
+        return found
 
 
 def _with_plan(trajectory: list[Target]) -> list[Target]:

@@ -151,20 +151,21 @@ class ModelFolder:
             yield self.rows(name, slice(start, min(start + step, shape[0])))
 
     def tied_to(self, name: str) -> str | None:
-        """The tensor that a parameter absent from the files shares, if the model ties it.
+        """The tensor that a head absent from the files shares, if the model ties it.
 
-        Only heads and embeddings are ever tied.
+        The same goes for an encoder's or decoder's embeddings that are the model's shared ones.
         """
-        if name in self or component_of(name, (1, 1)) not in ("head", "embeddings"):
-            return None
-        if not self.ties_embeddings:
+        component = component_of(name, (1, 1))
+        if name in self or component not in ("head", "embeddings") or not self.ties_embeddings:
             return None
         owners = [
             n
             for n in self._sources
             if component_of(n, (1, 1)) == "embeddings" and not _NOT_TOKENS.search(n)
         ]
-        return owners[0] if len(owners) == 1 else None
+        if len(owners) != 1 or (component == "embeddings" and owners[0] != "shared.weight"):
+            return None
+        return owners[0]
 
     @cached_property
     def ties_embeddings(self) -> bool:
@@ -194,17 +195,25 @@ class ModelFolder:
                 f"config.json of {self.where} claims {layers} layers, more than it holds tensors: "
                 "fetch the folder again"
             )
-        architectures = self.config.get("architectures") or ["none named"]
-        kind = getattr(transformers, str(architectures[0]), None)
+        named = self.config.get("architectures")
+        name = str(named[0]) if isinstance(named, list) and named else "none named"
+        kind = getattr(transformers, name, None)
         if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
             raise KeyMismatchError(
                 f"the tensors of {self.where} are stored in a form that only its model class can "
-                f"name, and transformers has no class {shown(architectures[0])}: save the model "
-                "with save_pretrained of a class transformers knows"
+                f"name, and transformers has no class {shown(name)}: save the model with "
+                "save_pretrained of a class transformers knows"
             )
-        config = transformers.AutoConfig.from_pretrained(str(self.path), local_files_only=True)
-        with torch.device("meta"):
-            return kind(config)
+        try:
+            # from the JSON that was read here, so that nothing in the folder is executed
+            config = transformers.AutoConfig.for_model(**self.config)
+            with torch.device("meta"):
+                return kind(config)
+        except Exception as error:
+            raise MalformedFileError(
+                f"transformers cannot build {shown(name)} from config.json of {self.where} "
+                f"({error}): use the version it was saved with"
+            ) from error
 
     # Names
 

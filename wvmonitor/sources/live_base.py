@@ -68,7 +68,7 @@ def check_readable(root: nn.Module) -> None:
             why = "is a DTensor (FSDP2 or tensor parallelism)"
         elif name.endswith("_flat_param"):
             why = "is flattened by FSDP1"
-        elif parameter.is_meta:
+        elif parameter.is_meta and parameter.requires_grad:
             why = "is on the meta device (offloaded)"
         if why:
             raise UnmeasurableModelError(
@@ -97,6 +97,10 @@ def digest_since(root: nn.Module, initial: Mapping[str, Tensor]) -> str:
     tensors: dict[str, tuple[tuple[int, ...], Callable[[], Iterable[Tensor]]]] = {}
     for name, parameter in base_parameters(root).items():
         tensor = initial.get(name, parameter)
+        if tensor.is_meta:
+            raise UnmeasurableModelError(
+                f"{shown(name)} is on the meta device (offloaded): give the folder of the base"
+            )
         if not tensor.dtype.is_floating_point:
             raise UnmeasurableModelError(
                 f"{shown(name)} is {tensor.dtype} (a quantised base): give the folder of the "

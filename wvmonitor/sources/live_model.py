@@ -162,8 +162,9 @@ class LiveModel:
 
     def _recorded(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
+        known: dict[tuple[str, type], bool] = {}
         for module in self._adapted:
-            if _moved_at_start(module, self._config):
+            if _moved_at_start(module, self._config, known):
                 state.update(adapter_state(module))
         for name, parameter in self._direct().items():
             if self._in_memory:
@@ -292,8 +293,16 @@ def _method(adapted: Iterable[Adapted], config: Mapping[str, Any]) -> tuple[str,
     return ("+".join(dict.fromkeys(kinds)) or "full"), max(ranks, default=None)
 
 
-def _moved_at_start(entry: Adapted, config: Mapping[str, Any]) -> bool:
-    """Whether a new adapter of this configuration is not the base itself."""
+def _moved_at_start(
+    entry: Adapted, config: Mapping[str, Any], known: dict[tuple[str, type], bool]
+) -> bool:
+    """Whether a new adapter of this configuration is not the base itself.
+
+    Args:
+        entry: the module.
+        config: the adapters' configurations.
+        known: answers so far, by adapter and class of the adapted layer; added to.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     from wvmonitor.sources.adapters.config import MERGED_VARIANTS
@@ -301,15 +310,19 @@ def _moved_at_start(entry: Adapted, config: Mapping[str, Any]) -> bool:
 
     if not isinstance(entry.module, BaseTunerLayer):
         return False
+    layer: Any = entry.module.get_base_layer()
     for adapter in entry.adapters:
         settings = config.get(adapter)
         if settings is None:
             continue
-        variant = any(getattr(settings, field, None) for field in MERGED_VARIANTS)
-        if settings.peft_type.value == "LORA" and not variant:
-            if settings.init_lora_weights not in _STARTS_AT_BASE:
-                return True
-        elif not starts_at_base(settings, entry.module.get_base_layer(), entry.path):
+        key = (adapter, type(layer))
+        if key not in known:
+            variant = any(getattr(settings, field, None) for field in MERGED_VARIANTS)
+            if settings.peft_type.value == "LORA" and not variant:
+                known[key] = settings.init_lora_weights not in _STARTS_AT_BASE
+            else:
+                known[key] = not starts_at_base(settings, layer, entry.path)
+        if known[key]:
             return True
     return False
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from wvmonitor.errors import MissingPathError
+from wvmonitor.errors import InputError
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, joined
 from wvmonitor.vectors.coverage import component_of
@@ -67,8 +67,8 @@ def step_of(folder: Location) -> int | None:
     state: Mapping[str, Any]
     try:
         state = read_json(joined(folder, "trainer_state.json"), limit=200_000_000)
-    except MissingPathError:
-        state = {}
+    except InputError:
+        state = {}  # a log that is too long to be read says nothing about the weights
     step = state.get("global_step")
     if isinstance(step, int) and not isinstance(step, bool) and step >= 0:
         return step

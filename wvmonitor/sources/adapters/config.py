@@ -24,7 +24,7 @@ _HARMLESS = frozenset(
         *("revision", "inference_mode", "target_modules", "exclude_modules", "lora_dropout"),
         *("layers_to_transform", "layers_pattern", "megatron_core", "qalora_group_size"),
         *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config"),
-        *("runtime_config", "enable_lora", "merge_weights", "default_lora_scale"),
+        *("runtime_config", "merge_weights"),
     }
 )
 # ... and those that this package understands.

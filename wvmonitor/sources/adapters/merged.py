@@ -57,8 +57,8 @@ def merged_weights(
     for name, parameter in layer.get_base_layer().named_parameters():
         if not parameter.dtype.is_floating_point:
             raise UnsupportedAdapterError(
-                f"{type(module).__name__} on a quantised layer ({name} is {parameter.dtype}) cannot "
-                "be merged exactly: train this kind of adapter on an unquantised base"
+                f"{type(module).__name__} on a quantised layer ({name} is {parameter.dtype}) "
+                "cannot be merged exactly: train this kind of adapter on an unquantised base"
             )
     with torch.no_grad():
         double: Any = copy.deepcopy(module).to(torch.float64).eval()
@@ -156,7 +156,7 @@ def _once(parts: list[Part], whole_keys: list[str]) -> list[Part]:
 
 
 def _rank(folder: AdapterFolder) -> int | None:
-    rank = folder.config.get("r")
+    rank = folder.config.get("init_r" if folder.kind == "ADALORA" else "r")
     return rank if isinstance(rank, int) and not isinstance(rank, bool) and rank > 0 else None
 
 
@@ -223,7 +223,8 @@ def _built(folder: AdapterFolder, base: ModelFolder, targets: list[str]) -> Peft
     """The base in float32 with a new adapter of the folder's configuration."""
     import peft
 
-    model: Any = copy.deepcopy(base.meta_model).float().to_empty(device="cpu")
+    shell: Any = copy.deepcopy(base.meta_model)
+    model = shell.to(torch.float32).to_empty(device="cpu")
     model.tie_weights()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -289,7 +290,8 @@ def starts_at_base(config: Any, layer: nn.Module, path: str) -> bool:
     probe.task_type = None
     if getattr(probe, "feedforward_modules", None) is not None:
         probe.feedforward_modules = []
-    own = copy.deepcopy(layer).to(torch.float32)
+    # on the CPU, whose random numbers are put back: training must not notice
+    own = copy.deepcopy(layer).to("cpu", torch.float32)
     before = {name: p.detach().clone() for name, p in own.named_parameters()}
     held: nn.Module = own
     for name in reversed(path.split(".")):

@@ -57,7 +57,9 @@ def matches(key: str, module: str, where: str) -> bool:
         return _literal(key, module)
     try:
         starts = {0, *(i + 1 for i, letter in enumerate(module) if letter == ".")}
-        return len(module) in _Walker(module).walk(parser.parse(key), starts)
+        tree = parser.parse(key)
+        _check_supported(tree)
+        return len(module) in _Walker(module).walk(tree, starts)
     except (re.error, RecursionError, OverflowError) as error:
         raise UnsupportedAdapterError(
             f"the pattern {shown(key, 60)} of {where} is no regular expression ({error}): re-save "
@@ -81,6 +83,24 @@ def _literal(key: str, module: str) -> bool:
         return False
     head = module[: len(module) - len(key)]
     return not head or head.endswith(".")
+
+
+def _check_supported(nodes: Iterable[Any]) -> None:
+    """Refuse what cannot be followed wherever it stands, also where no name would reach it."""
+    for operation, argument in nodes:
+        if operation is sre.SUBPATTERN:
+            if argument[1] or argument[2]:
+                raise _UnboundedError("flags")
+            _check_supported(argument[3])
+        elif operation is sre.BRANCH:
+            for branch in argument[1]:
+                _check_supported(branch)
+        elif operation in (sre.MAX_REPEAT, sre.MIN_REPEAT):
+            _check_supported(argument[2])
+        elif operation is sre.AT:
+            _at(argument, "", 0)
+        else:
+            _takes(operation, argument, "a")
 
 
 class _Walker:
@@ -107,10 +127,7 @@ class _Walker:
         if operation is sre.AT:
             return {i for i in starts if _at(argument, text, i)}
         if operation is sre.SUBPATTERN:
-            _, added, removed, inner = argument
-            if added or removed:
-                raise _UnboundedError("flags")
-            return self.walk(inner, starts)
+            return self.walk(argument[3], starts)
         if operation is sre.BRANCH:
             return {end for branch in argument[1] for end in self.walk(branch, starts)}
         if operation in (sre.MAX_REPEAT, sre.MIN_REPEAT):
@@ -151,7 +168,7 @@ def _takes(operation: Any, argument: Any, letter: str) -> bool:
     if operation is sre.IN:
         items = list(argument)
         negated = bool(items) and items[0][0] is sre.NEGATE
-        return any(_members(items[1:] if negated else items, letter)) != negated
+        return any(list(_members(items[1:] if negated else items, letter))) != negated
     raise _UnboundedError(str(operation).lower())
 
 

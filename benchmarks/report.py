@@ -1,0 +1,111 @@
+"""A benchmark's figures: a table for people, JSON for machines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import describe
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number.
+
+    Attributes:
+        name: what was measured, on which shape.
+        value: the number.
+        unit: of the number.
+        target: what was aimed at, in words; empty for numbers shown beside others.
+        achieved: whether the target was reached; None where there is none.
+        detail: the numbers behind it.
+    """
+
+    name: str
+    value: float
+    unit: str
+    target: str = ""
+    achieved: bool | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One number computed in two ways.
+
+    Attributes:
+        name: which number.
+        ours: as wvmonitor gives it.
+        other: as the plain way gives it.
+    """
+
+    name: str
+    ours: float
+    other: float
+
+
+def at_most(name: str, value: float, limit: float, unit: str, **detail: Any) -> Figure:
+    """A figure that should stay at or below a limit."""
+    return Figure(name, value, unit, f"≤ {limit:g} {unit}", value <= limit, detail)
+
+
+def at_least(name: str, value: float, limit: float, unit: str, **detail: Any) -> Figure:
+    """A figure that should reach a limit."""
+    return Figure(name, value, unit, f"≥ {limit:g} {unit}", value >= limit, detail)
+
+
+def arguments(benchmark: str, text: str | None, argv: list[str] | None) -> argparse.Namespace:
+    """What every benchmark is asked: `--quick`, `--json FILE`, `--work FOLDER`."""
+    # Two OpenMP threads on two busy cores can be 80 times slower than one.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    parser = argparse.ArgumentParser(f"python -m benchmarks.{benchmark}", description=text)
+    parser.add_argument("--quick", action="store_true", help="tiny shapes: does it run?")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--work", type=Path, help="folder for the inputs (default: a temporary)")
+    return parser.parse_args(argv)
+
+
+def publish(
+    benchmark: str,
+    figures: list[Figure],
+    checks: list[Check],
+    *,
+    quick: bool,
+    path: Path | None,
+) -> dict[str, Any]:
+    """Print a table and write the JSON; gives what was written."""
+    if quick:  # tiny shapes reach no target, and that means nothing
+        figures = [replace(f, achieved=None) for f in figures]
+    document: dict[str, Any] = {
+        "benchmark": benchmark,
+        "quick": quick,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": describe(quick=quick),
+        "figures": [asdict(f) for f in figures],
+        "checks": [asdict(c) for c in checks],
+    }
+    table = Table(title=f"{benchmark}{' (quick: times mean nothing)' if quick else ''}")
+    for column in ("what", "measured", "target", ""):
+        table.add_column(column)
+    for figure in figures:
+        mark = {True: "✓", False: "✗ missed", None: ""}[figure.achieved]
+        table.add_row(figure.name, f"{figure.value:.4g} {figure.unit}", figure.target, mark)
+    console = Console()
+    console.print(table)
+    for check in checks:
+        console.print(f"{check.name}: {check.ours:.9g} (ours) {check.other:.9g} (plain)")
+    console.print(document["machine"])
+    target = path or RESULTS / f"{benchmark}{'-quick' if quick else ''}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    return document

@@ -1,0 +1,254 @@
+"""Live models under full fine-tuning, and what wraps them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import nn
+
+from tests.sources import zoo
+from wvmonitor.errors import (
+    InputError,
+    KeyMismatchError,
+    ShapeMismatchError,
+    UnmeasurableModelError,
+)
+from wvmonitor.sources import LiveModel, base_digest, read_checkpoints, read_model
+from wvmonitor.vectors import LowRankUpdate
+
+Bases = Callable[..., Path]
+KINDS = [("llama", {}), ("llama", {"tied": True}), ("gpt2", {}), ("moe", {})]
+
+
+@pytest.mark.parametrize("keep", ["files", "memory"])
+@pytest.mark.parametrize(("kind", "extra"), KINDS)
+def test_full_fine_tuning_is_the_difference_from_the_base(
+    keep: Any, kind: str, extra: dict[str, Any], bases: Bases
+) -> None:
+    """θ_0 streamed from files and θ_0 kept in memory give the change of every parameter, once."""
+    base = bases(kind, **extra)
+    model = zoo.build(kind, **extra)
+    before = zoo.weights_of(model)
+    live = LiveModel(model, base, keep_base=keep)
+    assert bool(live.initial_state()) == (keep == "memory")
+    assert live.task_vector().norm() == 0
+    zoo.shake(model, size=1e-3)
+    tau = live.task_vector(step=12)
+    zoo.assert_equal_change(tau, zoo.change(zoo.weights_of(model), before))
+    assert set(tau.names()) == set(before)
+    assert (tau.origin.method, tau.origin.step) == ("full", 12)
+    assert tau.origin.base_digest == base_digest(base)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "moe"])
+def test_live_and_saved_agree(kind: str, bases: Bases, tmp_path: Path) -> None:
+    """The live vector and that of the checkpoint saved at the same step are one, layouts too."""
+    model = zoo.build(kind)
+    live = LiveModel(model, bases(kind))
+    zoo.shake(model, size=1e-3)
+    model.save_pretrained(tmp_path)
+    saved, now = read_checkpoints(bases(kind), tmp_path), live.task_vector()
+    assert set(saved.names()) == set(now.names())
+    assert (saved - now).norm() <= 1e-7 * saved.norm()
+
+
+def test_a_vector_is_of_the_moment_it_is_read(bases: Bases) -> None:
+    """The vector follows the training; `held` keeps what it was."""
+    model = zoo.build("llama")
+    live = LiveModel(model)
+    zoo.shake(model, size=1e-3)
+    tau = live.task_vector()
+    held = tau.held()
+    norm = tau.norm()
+    zoo.shake(model, size=1e-3, seed=2)
+    assert held.norm() == norm
+    assert tau.norm() > norm * 1.2
+
+
+def test_lora_factors_are_not_copied() -> None:
+    """A live LoRA's vector reads the training's own memory, scaled in the smaller factor."""
+    config = peft.LoraConfig(target_modules=["q_proj"], r=4, lora_alpha=4)
+    model = peft.get_peft_model(zoo.build("llama"), config)
+    zoo.shake(model)
+    update = LiveModel(model).task_vector().update("model.layers.0.self_attn.q_proj.weight")
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    assert isinstance(update, LowRankUpdate)
+    assert update.left.data_ptr() == layer.lora_B["default"].weight.data_ptr()
+    assert update.right.data_ptr() == layer.lora_A["default"].weight.data_ptr()
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    """Only what can change is covered; what is unfrozen later is an error, not an omission."""
+    model = zoo.build("llama")
+    model.requires_grad_(False)
+    model.model.layers[1].requires_grad_(True)
+    live = LiveModel(model)
+    assert all(name.startswith("model.layers.1.") for name in live.task_vector().names())
+    model.model.layers[0].requires_grad_(True)
+    with pytest.raises(KeyMismatchError, match=r"model\.layers\.0"):
+        live.task_vector()
+
+
+def test_what_was_trained_and_frozen_again_still_counts(bases: Bases) -> None:
+    """With the base at hand, layers that are trained in turn all count."""
+    model = zoo.build("llama")
+    before = zoo.weights_of(model)
+    model.requires_grad_(False)
+    live = LiveModel(model, bases("llama"))
+    for layer in model.model.layers:
+        layer.requires_grad_(True)
+        live.task_vector()
+        zoo.shake(model, size=1e-3)
+        layer.requires_grad_(False)
+    zoo.assert_equal_change(live.task_vector(), zoo.change(zoo.weights_of(model), before))
+
+
+def test_a_resume_never_takes_the_weights_at_hand(bases: Bases) -> None:
+    """After a restart, the base's files or the recorded start are θ_0, bit for bit."""
+    model = zoo.build("llama")
+    first = LiveModel(model)
+    zoo.shake(model, size=1e-3)
+    unbroken = first.task_vector().held()
+    by_files = LiveModel(model, bases("llama")).task_vector()
+    restored = LiveModel(model, initial=first.initial_state())
+    assert (by_files - unbroken).norm() == 0
+    assert (restored.task_vector() - unbroken).norm() == 0
+    assert restored.base_digest == first.base_digest == base_digest(bases("llama"))
+    with pytest.raises(KeyMismatchError, match="recorded start"):
+        LiveModel(model, initial={})
+
+
+def test_a_fine_tuned_model_needs_its_base(bases: Bases) -> None:
+    """Nothing in a fully fine-tuned model says where it started."""
+    model = zoo.build("llama")
+    with pytest.raises(UnmeasurableModelError, match="give base"):
+        read_model(model)
+    before = zoo.weights_of(model)
+    zoo.shake(model, size=1e-3)
+    tau = read_model(model, bases("llama"))
+    zoo.assert_equal_change(tau, zoo.change(zoo.weights_of(model), before))
+    with pytest.raises(InputError, match="give base"):
+        LiveModel(model, keep_base="files")
+
+
+def test_low_precision_training_is_said_and_starts_at_zero(bases: Bases) -> None:
+    """A bfloat16 run from a float32 base starts at zero, and the reader is warned."""
+    model = zoo.build("llama").to(torch.bfloat16)
+    tau = LiveModel(model, bases("llama")).task_vector()
+    assert tau.norm() == 0
+    assert any("bfloat16" in warning for warning in tau.origin.warnings)
+    assert not LiveModel(zoo.build("llama")).task_vector().origin.warnings
+
+
+def test_a_resized_vocabulary_is_compared_on_its_common_rows(bases: Bases) -> None:
+    """Tokens added before training are left out, and the vector says so."""
+    model = zoo.build("llama")
+    before = zoo.weights_of(model)
+    model.resize_token_embeddings(70)
+    live = LiveModel(model, bases("llama"))
+    zoo.shake(model, size=1e-3)
+    after = {n: w[:64] if w.shape[0] == 70 else w for n, w in zoo.weights_of(model).items()}
+    zoo.assert_equal_change(live.task_vector(), zoo.change(after, before))
+    assert any("70 rows" in warning for warning in live.task_vector().origin.warnings)
+
+
+def test_another_base_is_refused(bases: Bases) -> None:
+    """A base of another shape or architecture is an error that names the parameter."""
+    model = zoo.build("llama", hidden_size=16)
+    with pytest.raises(ShapeMismatchError, match="embed_tokens"):
+        LiveModel(model, bases("llama"))
+    with pytest.raises(KeyMismatchError, match="embed_tokens"):
+        LiveModel(model, bases("gpt2"))
+
+
+def test_torch_compile_does_not_change_names(bases: Bases) -> None:
+    """A compiled model, or a compiled layer in it, has the names of the model."""
+    model = zoo.build("llama")
+    plain = LiveModel(model, bases("llama")).task_vector().names()
+    compiled = torch.compile(model)
+    assert LiveModel(compiled, bases("llama")).task_vector().names() == plain
+    model.model.layers[0] = torch.compile(model.model.layers[0])
+    assert LiveModel(model, bases("llama")).task_vector().names() == plain
+
+
+def test_data_parallel_does_not_change_names(tmp_path: Path, bases: Bases) -> None:
+    """A model inside DDP, compiled or not, has the names of the model."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        model = zoo.build("llama")
+        plain = LiveModel(model, bases("llama")).task_vector().names()
+        parallel = nn.parallel.DistributedDataParallel(model)
+        for wrapped in (parallel, torch.compile(parallel)):
+            assert LiveModel(wrapped, bases("llama")).task_vector().names() == plain
+            assert base_digest(wrapped) == base_digest(bases("llama"))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_what_is_not_here_is_refused() -> None:
+    """Parameters on the meta device or held by another process are refused by name."""
+    with torch.device("meta"):
+        offloaded = zoo.build("llama")
+    with pytest.raises(UnmeasurableModelError, match=r"embed_tokens\.weight.*meta"):
+        LiveModel(offloaded)
+    partitioned = zoo.build("llama")
+    partitioned.lm_head.weight.ds_id = 1
+    with pytest.raises(UnmeasurableModelError, match=r"lm_head\.weight.*ZeRO-3"):
+        LiveModel(partitioned)
+
+
+def test_dtensors_are_refused(tmp_path: Path) -> None:
+    """FSDP2's sharded parameters are refused by name until they can be gathered."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        model = fully_shard(zoo.build("llama"), mesh=mesh)
+        with pytest.raises(UnmeasurableModelError, match="DTensor"):
+            LiveModel(model)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_merged_adapter_is_refused() -> None:
+    """An adapter merged into its base is refused: the base would be taken for changed."""
+    model = peft.get_peft_model(zoo.build("llama"), peft.LoraConfig(target_modules=["q_proj"]))
+    live = LiveModel(model)
+    zoo.shake(model)
+    model.merge_adapter()
+    for take in (live.task_vector, lambda: LiveModel(model)):
+        with pytest.raises(UnmeasurableModelError, match="unmerge_adapter"):
+            take()
+    model.unmerge_adapter()
+    assert live.task_vector().norm() > 0
+
+
+def test_adapters_added_by_transformers_are_read() -> None:
+    """An adapter that transformers put in, without PeftModel around it, counts the same."""
+    model = zoo.build("llama")
+    before = zoo.weights_of(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.add_adapter(peft.LoraConfig(target_modules=["q_proj"], r=4))
+    live = LiveModel(model)
+    zoo.shake(model)
+    tau = live.task_vector()
+    layers = [layer.self_attn.q_proj for layer in model.model.layers]
+    oracle = {
+        f"model.layers.{i}.self_attn.q_proj.weight": layer.get_delta_weight("default").double()
+        for i, layer in enumerate(layers)
+    }
+    zoo.assert_equal_change(tau, {n: d.detach() for n, d in oracle.items()})
+    assert tau.origin.method == "lora"
+    assert set(tau.names()) <= set(before)

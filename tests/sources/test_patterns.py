@@ -1,0 +1,90 @@
+"""Patterns of rank_pattern and alpha_pattern, matched without evaluating them."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft.utils.other import get_pattern_key
+
+from wvmonitor.errors import UnsupportedAdapterError
+from wvmonitor.sources.adapters.patterns import first_match, matches
+
+MODULES = [
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.10.self_attn.q_proj",
+    "model.layers.1.mlp.experts.gate_up_proj",
+    "q_proj",
+    "lm_head",
+]
+PATTERNS = [
+    "q_proj",
+    "proj",
+    "layers.0.self_attn.q_proj",
+    "layers.1",
+    "^model.layers.0.self_attn.q_proj",
+    "^q_proj",
+    "q_proj$",
+    r".*\.0\..*",
+    r"layers\.\d+\.self_attn\.(q|k|v)_proj",
+    r"model\.layers\.[0-5]\..*proj",
+    r"layers\.(?:0|10)\.self_attn\.q_proj",
+    r"[^.]+",
+    r"\w+_(?:head|proj)",
+    r"(.+\.)*q_proj",
+    r"layers.{3,4}self_attn.q_proj",
+    "",
+    r"x*",
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_matches_where_peft_matches(pattern: str, module: str) -> None:
+    """Names and regular expressions choose the modules that PEFT chooses."""
+    theirs = get_pattern_key([pattern], module) == pattern != module
+    assert matches(pattern, module, "here") == (theirs or pattern == module)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=4),
+    st.text("ab.", min_size=1, max_size=6),
+)
+def test_the_first_that_matches_wins(patterns: list[str], module: str) -> None:
+    """Of several patterns PEFT takes the first that matches, and so do we."""
+    theirs = get_pattern_key(patterns, module)
+    mine = first_match(patterns, module, "here")
+    assert (module if mine is None else mine) == theirs
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+$",
+        "(a|a)*b",
+        "((a*)*)*b",
+        "(" * 60 + "a" + "?){9}" * 60,
+        "a{60000}" * 10,
+        "(.*)(.*)(.*)(.*)(.*)(.*)(.*)(.*)x",
+    ],
+)
+def test_a_hostile_pattern_costs_no_time(pattern: str) -> None:
+    """A pattern that would keep Python busy for years is answered or refused at once."""
+    begun = time.perf_counter()
+    with suppress(UnsupportedAdapterError):
+        matches(pattern, "a" * 200 + "!", "here")
+    assert time.perf_counter() - begun < 2
+
+
+@pytest.mark.parametrize("module", ["aa", "model.layers.0", ""])
+@pytest.mark.parametrize(
+    "pattern", [r"(a)\1", "a(?!x)", "(?=a)a", r"a\b", "(?i:a)", "[", "(", "a" * 2000]
+)
+def test_what_cannot_be_bounded_is_refused(pattern: str, module: str) -> None:
+    """Back-references, look-around, flags, nonsense and monsters are refused by name."""
+    with pytest.raises(UnsupportedAdapterError, match="here"):
+        first_match([pattern], module, "here")

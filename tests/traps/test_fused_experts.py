@@ -1,0 +1,25 @@
+"""transformers 5 fuses experts: live names and shapes are not the files'."""
+
+from pathlib import Path
+
+from tests.sources import zoo
+from wvmonitor.files.checkpoint_files import open_checkpoint
+from wvmonitor.sources import LiveModel, base_digest, read_checkpoints
+
+
+def test_experts_are_fused_as_the_live_model_has_them(tmp_path: Path) -> None:
+    """Files of single experts and the live model's 3-D parameters give one vector, one identity."""
+    model = zoo.build("moe")
+    model.save_pretrained(tmp_path / "base")
+    before = zoo.weights_of(model)
+    zoo.shake(model, size=1e-3)
+    model.save_pretrained(tmp_path / "end")
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    with open_checkpoint(tmp_path / "end") as files:
+        assert name not in files.names()
+    oracle = zoo.change(zoo.weights_of(model), before)
+    tau = read_checkpoints(tmp_path / "base", tmp_path / "end")
+    assert tau.shape(name) == (3, 48, 32)
+    zoo.assert_equal_change(tau, oracle)
+    zoo.assert_equal_change(LiveModel(model, tmp_path / "base").task_vector(), oracle)
+    assert base_digest(zoo.build("moe")) == base_digest(tmp_path / "base")

@@ -1,0 +1,82 @@
+"""`wvmonitor compare`: cosines between any weight vectors."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Format(StrEnum):
+    """How the matrix is written."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    svg = "svg"
+
+
+class Product(StrEnum):
+    """Which inner product."""
+
+    frobenius = "frobenius"
+    response = "response"
+
+
+def command(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH",
+            help="Adapters, checkpoints, or runs' output folders; - reads a list of them from "
+            "standard input.",
+        ),
+    ],
+    *,
+    references: Annotated[
+        str | None,
+        typer.Option(metavar="BANK", help="Compare with every reference of this bank, too."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder of the model that training started from."),
+    ] = None,
+    geometry: Annotated[
+        Product,
+        typer.Option(help="Weights as they are, or what they do on the bank's probe."),
+    ] = Product.frobenius,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all-parameters", help="Embeddings, head, norms and biases as well as the blocks."
+        ),
+    ] = False,
+    format_: Annotated[Format, typer.Option("--format", help="svg is a heat map.")] = Format.table,
+) -> None:
+    """Show the cosine between every two of any number of fine-tunes and references.
+
+    Each file is read once, however many are compared. Exit codes: 0; 2 where something could not
+    be read; 4 wrong usage.
+
+    For example:
+
+      wvmonitor compare adapters/* --references banks/my-base
+
+      wvmonitor compare runs/output-dir --format svg > drift.svg
+    """
+    from wvmonitor.scan.session import run_compare
+
+    code = run_compare(
+        paths,
+        base=base,
+        references=references,
+        everything=everything,
+        geometry=geometry.value,
+        form=format_.value,
+        stdin=sys.stdin,
+        out=sys.stdout,
+        problems=sys.stderr,
+    )
+    raise typer.Exit(code)

@@ -1,0 +1,67 @@
+"""`wvmonitor screen`: a first look at an update when there is no reference for its base."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Format(StrEnum):
+    """How the screening is written."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+def command(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH",
+            help="Adapters, checkpoints, or runs' output folders; - reads a list of them from "
+            "standard input.",
+        ),
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder of the model that training started from."),
+    ] = None,
+    top: Annotated[
+        int, typer.Option(metavar="K", help="How many singular values and directions to keep.")
+    ] = 4,
+    directions: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the top directions as .safetensors."),
+    ] = None,
+    format_: Annotated[
+        Format, typer.Option("--format", help="A line a layer, or every matrix.")
+    ] = Format.table,
+) -> None:
+    """Show where a fine-tune changed the weights, and in how few directions; it judges nothing.
+
+    A small stable rank (‖Δ‖²/σ₁²) means that one direction carries most of a matrix's change.
+    Exit codes: 0; 2 where something could not be read; 4 wrong usage.
+
+    For example:
+
+      wvmonitor screen runs/my-adapter
+
+      wvmonitor screen checkpoints/final --base models/my-base --format csv
+    """
+    from wvmonitor.scan.session import run_screen
+
+    code = run_screen(
+        paths,
+        base=base,
+        top=top,
+        form=format_.value,
+        directions=directions,
+        stdin=sys.stdin,
+        out=sys.stdout,
+        problems=sys.stderr,
+    )
+    raise typer.Exit(code)

@@ -1,0 +1,297 @@
+"""A bank's references as one pass over a task vector needs them: by parameter, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wvmonitor.reading import GEOMETRIES, Float64
+from wvmonitor.vectors import functional
+from wvmonitor.vectors.stack import (
+    ReferenceBlock,
+    ReferenceStack,
+    block_products,
+    products,
+    shared,
+    stack_block,
+    stack_references,
+)
+from wvmonitor.vectors.task_vector import TaskVector
+from wvmonitor.vectors.update import DenseUpdate, LowRankUpdate, Update, to_device
+
+# Elements of the references of one block: what is held twice while a bank is being stacked.
+_BLOCK = 1 << 26
+# Elements of updates that wait to be measured together. On a CPU only updates so small that Python
+# costs as much as their arithmetic are worth the copy; an accelerator waits for launches.
+_SMALL_ON_CPU, _WAITING_ON_CPU = 1 << 17, 1 << 20
+_WAITING_ON_DEVICE = 1 << 24
+
+
+@dataclass
+class Stacks:
+    """The references of every parameter, stacked; parameters of one shape lie in blocks.
+
+    Attributes:
+        count: number of references.
+        probe: (rows, inputs) by parameter name.
+        blocks: parameters of one shape together.
+        places: which block a parameter lies in, and where in it.
+        single: the stacks of parameters that lie in no block.
+    """
+
+    count: int
+    probe: Mapping[str, Tensor]
+    blocks: list[ReferenceBlock] = field(default_factory=list)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    single: dict[str, ReferenceStack] = field(default_factory=dict)
+    _moved: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
+    _moved_blocks: dict[tuple[int, torch.device], ReferenceBlock] = field(default_factory=dict)
+    _moved_single: dict[tuple[str, torch.device], ReferenceStack] = field(default_factory=dict)
+
+    def block(self, number: int, device: torch.device) -> ReferenceBlock:
+        """A block on a device; the copy is made once."""
+        home = self.blocks[number]
+        if home.lefts.device == device:
+            return home
+        key = (number, device)
+        if key not in self._moved_blocks:
+            self._moved_blocks[key] = replace(
+                home,
+                lefts=home.lefts.to(device),
+                rights=tuple(r.to(device) for r in home.rights),
+                owner=home.owner.to(device),
+                probes=tuple(self._probe_on(p, device) for p in home.probes),
+            )
+        return self._moved_blocks[key]
+
+    def stack(self, name: str, device: torch.device) -> ReferenceStack:
+        """The references of one parameter on a device; the copy is made once."""
+        if name in self.places:
+            number, member = self.places[name]
+            return self.block(number, device).stack(member)
+        key = (name, device)
+        if key not in self._moved_single:
+            home = self.single.get(name)
+            if home is None:  # no reference touches it
+                home = stack_references({}, self.count, self.probe.get(name))
+            self._moved_single[key] = replace(
+                home,
+                lefts=None if home.lefts is None else home.lefts.to(device),
+                rights=tuple(r.to(device) for r in home.rights),
+                owner=home.owner.to(device),
+                dense=tuple((i, tuple(t.to(device) for t in v)) for i, v in home.dense),
+                probe=None if home.probe is None else self._probe_on(home.probe, device),
+            )
+        return self._moved_single[key]
+
+    def _probe_on(self, rows: Tensor, device: torch.device) -> Tensor:
+        # maps fed by one tensor share one probe, on every device
+        key = (id(rows), device)
+        if key not in self._moved:
+            self._moved[key] = rows.to(device)
+        return self._moved[key]
+
+
+def stack_all(
+    vectors: Sequence[TaskVector], probe: Mapping[str, Tensor]
+) -> tuple[Stacks, list[dict[str, Update]]]:
+    """Stack references in one pass, in which each of their updates is produced once.
+
+    Args:
+        vectors: the references', in the bank's order.
+        probe: (rows, inputs) by parameter name.
+
+    Returns:
+        The stacks, and each reference's updates as the stacks hold them: who keeps these in place
+        of the ones it gave holds everything once.
+
+    Raises:
+        ShapeMismatchError: two references disagree on a parameter's shape or layout.
+    """
+    stacks = Stacks(len(vectors), probe)
+    held: list[dict[str, Update]] = [{} for _ in vectors]
+    waiting: dict[object, list[tuple[str, dict[int, Update]]]] = {}
+    elements: dict[object, int] = {}
+
+    def keep(name: str, stack: ReferenceStack, updates: Mapping[int, Update]) -> None:
+        for index, update in shared(stack, updates).items():
+            held[index][name] = update
+
+    def close(key: object) -> None:
+        members = waiting.pop(key)
+        rows = [probe[name] for name, _ in members if name in probe]
+        block = stack_block([u for _, u in members], len(vectors), rows)
+        number = len(stacks.blocks)
+        stacks.blocks.append(block)
+        for member, (name, updates) in enumerate(members):
+            stacks.places[name] = number, member
+            keep(name, block.stack(member), updates)
+
+    for name in dict.fromkeys(n for v in vectors for n in v.names()):
+        updates = {i: v.update(name) for i, v in enumerate(vectors) if name in v}
+        home = device_of(next(iter(updates.values())))
+        updates = {i: to_device(u, home) for i, u in updates.items()}
+        key = _signature(updates, home, probe.get(name))
+        if key is None:
+            stacks.single[name] = stack_references(updates, len(vectors), probe.get(name))
+            keep(name, stacks.single[name], updates)
+            continue
+        waiting.setdefault(key, []).append((name, updates))
+        elements[key] = elements.get(key, 0) + sum(
+            u.left.numel() + u.right.numel()
+            for u in updates.values()
+            if isinstance(u, LowRankUpdate)
+        )
+        if elements[key] > _BLOCK:
+            close(key)
+            elements[key] = 0
+    for key in list(waiting):
+        close(key)
+    return stacks, held
+
+
+def _signature(
+    updates: Mapping[int, Update], device: torch.device, rows: Tensor | None
+) -> object | None:
+    """What parameters of one block have in common; None for those that lie in none."""
+    ranks = []
+    for index, update in updates.items():
+        if not isinstance(update, LowRankUpdate) or len(update.shape) != 2:
+            return None
+        if functional.working_dtype(update.left, update.right) != torch.float32:
+            return None
+        ranks.append((index, update.rank))
+    layouts = {(u.shape, u.transposed) for u in updates.values()}
+    if len(layouts) > 1:
+        return None  # an error, which stacking it alone will name
+    return (*layouts, tuple(ranks), device, None if rows is None else rows.shape)
+
+
+def device_of(update: Update) -> torch.device:
+    """Where an update lies."""
+    return update.delta.device if isinstance(update, DenseUpdate) else update.left.device
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    position: int
+    member: int
+    update: LowRankUpdate
+    earlier: LowRankUpdate | None
+
+
+class Pass:
+    """One pass over a task vector: small updates of one shape are measured together.
+
+    What is found stays on its device until `table`, which fetches it in one transfer.
+    """
+
+    def __init__(self, stacks: Stacks) -> None:
+        self._stacks = stacks
+        self._waiting: dict[tuple[object, ...], list[_Waiting]] = {}
+        self._held = 0
+        self._rows: dict[torch.device, list[tuple[list[int], Tensor]]] = {}
+        self._changed: dict[torch.device, list[Tensor]] = {}
+        self._positions = 0
+        self._elements = 0
+
+    def add(self, name: str, update: Update, earlier: Update | None = None) -> None:
+        """Measure an update, now or together with those that follow.
+
+        Raises:
+            ShapeMismatchError: as `products` says.
+        """
+        position, device = self._positions, device_of(update)
+        self._positions += 1
+        if isinstance(update, DenseUpdate):
+            self._changed.setdefault(device, []).append(functional.count_changed(update.delta))
+            self._elements += update.delta.numel()
+        elif name in self._stacks.places and _fits_a_block(update, earlier):
+            number, member = self._stacks.places[name]
+            assert not isinstance(earlier, DenseUpdate)  # noqa: S101  it fits a block
+            self._wait(number, device, _Waiting(position, member, update, earlier))
+            return
+        rows = products(update, self._stacks.stack(name, device), earlier)
+        self._keep([position], rows.unsqueeze(0))
+
+    def table(self) -> tuple[Float64, float | None]:
+        """Everything found: one transfer from each device.
+
+        Returns:
+            (P, 2, count + 2) float64 by position, with NaN norms where the response does not
+            exist; and which share of the dense updates' elements moved, if there were any.
+        """
+        self._measure_waiting()
+        table = np.zeros((self._positions, len(GEOMETRIES), self._stacks.count + 2))
+        table[:, 1:, -2:] = np.nan
+        total = 0
+        for device, found in self._rows.items():
+            counts = self._changed.get(device, [])
+            flat = torch.cat([r.reshape(-1) for _, r in found] + [c.reshape(1) for c in counts])
+            values = flat.cpu().numpy()
+            start = 0
+            for positions, rows in found:
+                block = values[start : start + rows.numel()].reshape(rows.shape)
+                table[positions, : rows.shape[1]] = block
+                start += rows.numel()
+            total += int(values[start:].sum())
+        return table, total / self._elements if self._elements else None
+
+    def _wait(self, number: int, device: torch.device, one: _Waiting) -> None:
+        update, earlier = one.update, one.earlier
+        size = update.left.numel() + update.right.numel()
+        if device.type == "cpu" and size > _SMALL_ON_CPU:
+            self._measure(number, device, [one])
+            return
+        factors = [update, *([] if earlier is None else [earlier])]
+        key = (number, device, *((u.rank, u.left.dtype, u.right.dtype) for u in factors))
+        waiting = self._waiting.setdefault(key, [])
+        waiting.append(one)
+        self._held += size
+        if len(waiting) == len(self._stacks.blocks[number]):
+            del self._waiting[key]
+            self._measure(number, device, waiting)
+        elif self._held > (_WAITING_ON_CPU if device.type == "cpu" else _WAITING_ON_DEVICE):
+            self._measure_waiting()
+
+    def _measure_waiting(self) -> None:
+        for (number, device, *_), waiting in self._waiting.items():
+            assert isinstance(number, int) and isinstance(device, torch.device)  # noqa: S101, PT018
+            self._measure(number, device, waiting)
+        self._waiting.clear()
+        self._held = 0
+
+    def _measure(self, number: int, device: torch.device, waiting: list[_Waiting]) -> None:
+        block = self._stacks.block(number, device)
+        for run in _runs(sorted(waiting, key=lambda w: w.member)):
+            earlier = [w.earlier for w in run if w.earlier is not None]
+            rows = block_products([w.update for w in run], block, run[0].member, earlier or None)
+            self._keep([w.position for w in run], rows)
+
+    def _keep(self, positions: list[int], rows: Tensor) -> None:
+        self._rows.setdefault(rows.device, []).append((positions, rows))
+
+
+def _fits_a_block(update: LowRankUpdate, earlier: Update | None) -> bool:
+    factors = [update.left, update.right]
+    if earlier is not None:
+        if not isinstance(earlier, LowRankUpdate) or earlier.shape != update.shape:
+            return False
+        factors += [earlier.left, earlier.right]
+    return functional.working_dtype(*factors) == torch.float32
+
+
+def _runs(waiting: Sequence[_Waiting]) -> Iterator[list[_Waiting]]:
+    """Split where members do not follow one another."""
+    run: list[_Waiting] = []
+    for one in waiting:
+        if run and one.member != run[-1].member + 1:
+            yield run
+            run = []
+        run.append(one)
+    if run:
+        yield run
