@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test lint types format organism bank clean
+.PHONY: help demo test observability lint types format organism bank clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,14 @@ demo: $(INSTALLED) ## four watched fine-tunes of the bundled model, and a report
 
 test: $(INSTALLED) ## the test suite (at most ten minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations 15
+
+observability: $(INSTALLED) ## the real Prometheus, Alertmanager and Pushgateway (Debian's; needs root to install) beside a real run
+	@for p in promtool amtool prometheus-alertmanager prometheus-pushgateway; do command -v $$p >/dev/null || \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends \
+	    prometheus prometheus-alertmanager prometheus-pushgateway && break; } || \
+	  { echo "install prometheus, prometheus-alertmanager and prometheus-pushgateway first (apt-get failed)"; exit 1; }; done
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dashboard]'
+	OBSERVABILITY_SECONDS=60 $(BIN)/python -m pytest tests/observability tests/exporters tests/notifiers -s -rs
 
 lint: $(INSTALLED) ## ruff: lint and format check
 	$(BIN)/ruff check .
@@ -44,3 +52,12 @@ bank: $(INSTALLED) ## build the bundled model's references and calibration again
 
 clean: ## remove what the targets made
 	rm -rf build dist demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+BENCHMARKS := overhead offline growth scan
+
+.PHONY: bench bench-quick
+bench: $(INSTALLED) ## every benchmark in full (half an hour, 25 GB of disk, 16 GB of memory)
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+bench-quick: $(INSTALLED) ## every benchmark on tiny shapes: do they run, and agree?
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done

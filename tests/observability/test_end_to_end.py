@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -22,8 +23,10 @@ from tests.observability.programs import (
     require,
     wait_for,
 )
-from tests.observability.training import Until, drifting_run, scraper, told
+from tests.observability.training import Until, bank_with_doses, drifting_run, scraper, told
 from wvmonitor.cli.app import app
+from wvmonitor.exporters.exporter import Observation
+from wvmonitor.exporters.prometheus import PrometheusExporter
 
 Launch = Callable[..., str]
 
@@ -39,6 +42,8 @@ class Stack:
         webhook: who is told in the end.
         load: what fifty scrapes a second met with.
         steps: how many steps the run took meanwhile.
+        alive: a time at which it was being trained, seconds since 1970.
+        last: its last observation.
     """
 
     prometheus: str
@@ -47,10 +52,13 @@ class Stack:
     webhook: Receiver
     load: dict[str, float]
     steps: int
+    alive: float
+    last: Observation
 
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        """What Prometheus answers to an expression, now."""
-        asked = urllib.parse.urlencode({"query": expression})
+    def query(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
+        """What Prometheus answers to an expression, now or at a time."""
+        when = {} if at is None else {"time": f"{at:.3f}"}
+        asked = urllib.parse.urlencode({"query": expression, **when})
         answer = get_json(f"{self.prometheus}/api/v1/query?{asked}")
         found: list[dict[str, Any]] = answer["data"]["result"]
         return found
@@ -81,13 +89,12 @@ def port_of(url: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def stack(
-    tiny_base: Path, tiny_bank_folder: Path, folder: Path, launch: Launch, webhook: Receiver
-) -> Stack:
+def stack(tiny_base: Path, folder: Path, launch: Launch, webhook: Receiver) -> Stack:
     """Everything started, and a run trained, watched and scraped."""
     require("prometheus", "prometheus-alertmanager", "prometheus-pushgateway")
+    bank = bank_with_doses(tiny_base, folder / "bank")
     job = free_port()
-    configure(folder, tiny_bank_folder, webhook.url, alertmanager=1, job=job, pushgateway=1)
+    configure(folder, bank, webhook.url, alertmanager=1, job=job, pushgateway=1)
     alertmanager = launch(
         "prometheus-alertmanager",
         "--config.file=alertmanager.yml",
@@ -97,7 +104,7 @@ def stack(
     pushgateway = launch("prometheus-pushgateway")
     configure(
         folder,
-        tiny_bank_folder,
+        bank,
         webhook.url,
         alertmanager=port_of(alertmanager),
         job=job,
@@ -106,9 +113,9 @@ def stack(
     prometheus = launch(
         "prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=prometheus"
     )
-    run, _ = drifting_run(
+    run, callback = drifting_run(
         tiny_base,
-        tiny_bank_folder,
+        bank,
         folder / "run",
         steps=1_000_000,
         drift_from=40,
@@ -123,9 +130,12 @@ def stack(
     until = Until(load)
     run.add_callback(until)
     run.train()
-    found = told(load)
+    alive = time.time() - 1.5
+    found, last = told(load), callback.monitor.last
+    assert last is not None
     print(f"\n50 scrapes/s beside {run.state.global_step} steps: {json.dumps(found)}")
-    return Stack(prometheus, alertmanager, pushgateway, webhook, found, run.state.global_step)
+    steps = run.state.global_step
+    return Stack(prometheus, alertmanager, pushgateway, webhook, found, steps, alive, last)
 
 
 def test_a_rule_fires_and_someone_is_told(stack: Stack) -> None:
@@ -166,6 +176,42 @@ def test_fifty_scrapes_a_second_are_no_burden(stack: Stack) -> None:
     assert stack.load["seconds"] < 1.5 * SCRAPE_SECONDS + 1
     assert stack.load["p99"] < 0.5  # 0.05 is asked for where nobody else uses the machine
     assert stack.steps > 50
+
+
+def expressions() -> list[str]:
+    """Every expression of the dashboard, with "all" chosen."""
+    dashboard = json.loads((EXAMPLES / "grafana" / "wvmonitor.json").read_text())
+    found = [t["expr"] for panel in dashboard["panels"] for t in panel.get("targets", ())]
+    chosen = {
+        "$run": ".*",
+        "$reference": ".*",
+        "$__rate_interval": "10s",
+        "$__range": "10m",
+    }
+    for name, value in chosen.items():
+        found = [expression.replace(name, value) for expression in found]
+    return found
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_the_dashboard_shows_a_real_run(stack: Stack, expression: str) -> None:
+    """Every panel of the dashboard has something to show for a run that was really scraped."""
+    assert stack.query(expression, at=stack.alive)
+
+
+def test_a_scrape_passes_promtool(stack: Stack, folder: Path) -> None:
+    """Prometheus's own linter has nothing to say about names, types and help texts."""
+    require("promtool")
+    exporter = PrometheusExporter(port=None)
+    exporter.export(stack.last)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input=exporter.page(),
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
 def test_a_job_that_nobody_can_scrape_pushes(

@@ -14,7 +14,19 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from wvmonitor import WVMonitorCallback
-from wvmonitor.testing import random_rows
+from wvmonitor.references import Reference, ReferenceBank
+from wvmonitor.testing import planted_bank, random_rows
+
+
+def bank_with_doses(base: Path, folder: Path) -> Path:
+    """The tiny model's planted bank, as if each reference were the mean of two repeats."""
+    planted = planted_bank(base, probe=True)
+    repeats = {g: [[1.0, 0.5], [0.5, 1.0]] for g in planted.gram.products}
+    references = [
+        Reference(r.card.model_copy(update={"repeats": repeats}), r.vector) for r in planted
+    ]
+    ReferenceBank(references, probe=planted.probe).save(folder)
+    return folder
 
 
 def drifting_run(

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from wvmonitor._version import __version__
-from wvmonitor.cli import ack, compare, journal, report, rules, runs, scan, screen
+from wvmonitor.cli import ack, compare, journal, report, rules, runs, scan, screen, watch
 from wvmonitor.errors import SettingsError, WVMonitorError
 
 EXIT_FAILED = 2
@@ -135,6 +135,7 @@ app.command("rules")(rules.command)
 app.command("runs")(runs.command)
 app.command("scan")(scan.command)
 app.command("screen")(screen.command)
+app.command("watch")(watch.command)
 
 
 def main() -> None:

@@ -50,8 +50,8 @@ BASE_NAME = "tiny-organism"
 HELD_OUT_DOMAIN = "medical"
 EXAMPLES = 240
 STEPS = 60
-REFERENCE_RANK = 48
-BENIGN_RUNS = 80
+REFERENCE_RANK = 40
+BENIGN_RUNS = 120
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wvmonitor.errors import KeyMismatchError, NonFiniteError, ShapeMismatchError
-from wvmonitor.files.storage import Location, shown
+from wvmonitor.files.storage import Location, is_url, shown
 from wvmonitor.sources import identity
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import step_of
@@ -17,7 +17,8 @@ from wvmonitor.vectors import DenseUpdate, Origin, TaskVector
 from wvmonitor.vectors.coverage import component_of
 
 # Elements of each side that are in memory at once beside the difference itself.
-BLOCK_ELEMENTS = 1 << 22
+BLOCK_ELEMENTS = 1 << 16  # they stay in the core's cache from file to difference
+REMOTE_BLOCK_ELEMENTS = 1 << 22  # a request costs more than a cache miss
 _NAMED = 5
 
 
@@ -177,14 +178,17 @@ def _transposed(start: ModelFolder, end: ModelFolder, name: str) -> bool:
 def _difference(start: ModelFolder, end: ModelFolder, name: str, shape: tuple[int, ...]) -> Tensor:
     first, second = stored(start, name) or name, stored(end, name) or name
     wide = torch.float64 in (start.dtype(first), end.dtype(second))
-    delta = torch.zeros(shape, dtype=torch.float64 if wide else torch.float32)
+    delta = torch.empty(shape, dtype=torch.float64 if wide else torch.float32)
     if not shape:
         before = check_finite(start.read(first), first, start.where)
         after = check_finite(end.read(second), second, end.where)
         return delta.copy_(after).sub_(before)
     common = min(shape[0], end.shape(second)[0])
     whole = start.is_fused(first) or end.is_fused(second)
-    step = common if whole else max(1, BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
+    delta[common:] = 0
+    remote = is_url(start.path) or is_url(end.path)
+    block = REMOTE_BLOCK_ELEMENTS if remote else BLOCK_ELEMENTS
+    step = common if whole else max(1, block // max(1, math.prod(shape[1:])))
     for row in range(0, common, max(1, step)):
         rows = slice(row, min(row + step, common))
         before = check_finite(start.rows(first, rows), first, start.where)

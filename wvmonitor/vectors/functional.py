@@ -109,6 +109,9 @@ def dense_inners(delta: Tensor, others: Sequence[Tensor]) -> Tensor:
 
     One pass over `delta`: each chunk is multiplied with all the others while it is in the cache.
     """
+    if delta.ndim > 1 and not delta.is_contiguous() and delta.mT.is_contiguous():
+        # an (in, out) parameter turned round: flat as it lies, or `_chunks` would copy it whole
+        delta, others = delta.mT, [other.mT for other in others]
     dtype = working_dtype(delta, *others)
     dots: list[Tensor] = []
     for mine, *chunks in zip(_chunks(delta), *map(_chunks, others), strict=True):

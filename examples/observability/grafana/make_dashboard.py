@@ -6,6 +6,7 @@ the SDK of the oldest Grafana for the newest release.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def panel(
 def curves(title: str, words: str, *queries: Any, width: int = 12, unit: str = "short") -> Any:
     """A panel of curves; readings are rare, so a point is shown for each and gaps are bridged."""
     built = panel(timeseries, title, words, *queries, width=width).unit(unit).line_width(2)
-    built = built.show_points(kinds.VisibilityMode.AUTO).span_nulls(True)
+    built = built.show_points(kinds.VisibilityMode.AUTO).span_nulls(span_nulls=True)
     legend = common.VizLegendOptions().display_mode(kinds.LegendDisplayMode.LIST)
     tooltip = common.VizTooltipOptions().mode(kinds.TooltipDisplayMode.MULTI)
     return built.legend(legend.placement(kinds.LegendPlacement.BOTTOM)).tooltip(tooltip)
@@ -265,9 +266,9 @@ def variable(name: str, label: str, values: str) -> Any:
     """A choice above the dashboard, with "all" for the beginning."""
     everything = model.VariableOption(selected=True, text=["All"], value=["$__all"])
     built = dashboard.QueryVariable(name).label(label).query(values).datasource(SOURCE)
-    built = built.refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED).multi(True)
+    built = built.refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED).multi(multi=True)
     built = built.sort(model.VariableSort.ALPHABETICAL_ASC)
-    return built.include_all(True).all_value(".*").current(everything)
+    return built.include_all(include_all=True).all_value(".*").current(everything)
 
 
 def main() -> None:
@@ -281,15 +282,16 @@ def main() -> None:
     built = built.with_variable(
         variable("reference", "Behaviour", "label_values(wvmonitor_verdict, reference)")
     )
+    number = itertools.count(1)
     for title, panels in (
         ("Runs", sweep()),
         ("Drift", drift()),
         ("Where", place()),
         ("The monitor itself", health()),
     ):
-        built = built.with_row(dashboard.Row(title))
+        built = built.with_row(dashboard.Row(title).id(next(number)))
         for one in panels:
-            built = built.with_panel(one)
+            built = built.with_panel(one.id(next(number)))
     text = JSONEncoder(sort_keys=True, indent=2, ensure_ascii=False).encode(built.build()) + "\n"
     if sys.argv[1:] == ["-"]:
         sys.stdout.write(text)

@@ -1,0 +1,321 @@
+"""The sidecar: looks for checkpoints as they are saved, and monitors runs without touching them.
+
+Each poll picks the checkpoints that are complete and new, measures and judges them in the order of
+steps, and then does what a live monitor does: journal, metrics, alerts. All runs share one journal,
+from which a sidecar that is started again goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from wvmonitor.detection.scores import score
+from wvmonitor.detection.verdict import JudgeState, RunContext, judge
+from wvmonitor.errors import MissingPathError, SettingsError, UnmeasurableModelError
+from wvmonitor.exporters.exporter import Exporter, Observation
+from wvmonitor.exporters.prometheus import PrometheusExporter
+from wvmonitor.journal.journal import Journal
+from wvmonitor.journal.outbox import Outbox
+from wvmonitor.journal.reader import JournalReader
+from wvmonitor.references import ReferenceBank
+from wvmonitor.references.calibrated import calibration_of, ridges
+from wvmonitor.scan.arrivals import Arrivals
+from wvmonitor.scan.measure import find_base, read_target
+from wvmonitor.scan.targets import Target, find_targets
+from wvmonitor.scan.text import visible
+from wvmonitor.settings import MonitorSettings
+
+logger = logging.getLogger(__name__)
+
+STATE_FOLDER = ".wvmonitor"
+"""In the folder of runs, by default: the sidecar's journal."""
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """What can be set of a sidecar beside the monitor's own settings.
+
+    Attributes:
+        every: seconds between two polls.
+        settle: of `Arrivals`.
+        forget: seconds after its last reading at which a run leaves the metrics.
+        optimizer: the runs' optimiser, which files do not say.
+    """
+
+    every: float = 10.0
+    settle: float = 60.0
+    forget: float = 86_400.0
+    optimizer: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.every > 0:
+            raise SettingsError(f"every must be a positive number of seconds, got {self.every}")
+
+
+@dataclass
+class _Run:
+    """A run in the journal: its current attempt, and when the readings that count were made."""
+
+    times: dict[int, float]
+    attempt: int = 0
+
+
+class Watcher:
+    """Watches a folder of runs; a context manager.
+
+    Example:
+        with Watcher("runs", MonitorSettings(references="bank")) as watcher:
+            watcher.run(stop=threading.Event())
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: MonitorSettings,
+        options: WatchOptions | None = None,
+        *,
+        show: Callable[[Observation], None] | None = None,
+    ) -> None:
+        """Load the bank, open the journal, and show what it knows already.
+
+        Args:
+            folder: of the runs; a run is a folder that holds `checkpoint-STEP` folders.
+            settings: as of a live monitor. `journal_dir` is where the sidecar's journal goes.
+            options: of the sidecar itself.
+            show: called with each new observation.
+
+        Raises:
+            MissingPathError: there is no such folder.
+            WVMonitorError: the bank, its calibration or the journal cannot be used.
+        """
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise MissingPathError(f"there is no folder '{folder}' to watch: make it first")
+        if settings.references is None:
+            raise SettingsError("no references to measure against: give --references BANK")
+        self._settings, self._options = settings, options or WatchOptions()
+        self._show = show or (lambda _: None)
+        self._bank = ReferenceBank.load(settings.references)
+        self._calibration = calibration_of(self._bank, settings.calibration)
+        found = self._calibration
+        self._components = settings.components if found is None else found.components
+        self._deciding = None if found is None else (found.geometry, found.score)
+        self._ridge = ridges(self._bank, self._components, found)
+        self._runs: dict[str, _Run] = {}
+        self._shown: dict[str, float] = {}
+        self._arrivals = Arrivals(
+            self.folder, settle=self._options.settle, measured=self._measured_at
+        )
+        self._journal = Journal.open(
+            settings.journal_dir or self.folder / STATE_FOLDER, alerts=settings.alert_policy()
+        )
+        self._reader = JournalReader(self._journal.path)
+        self._exporters: list[Exporter] = settings.build_exporters()
+        senders = {name: n.send for name, n in settings.build_notifiers().items()}
+        self._outbox = Outbox(self._journal, senders, on_pending=self._pending) if senders else None
+        self._recall()
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def port(self) -> int | None:
+        """The port on which metrics are served, if they are."""
+        return next((e.port for e in self._exporters if isinstance(e, PrometheusExporter)), None)
+
+    def run(self, stop: threading.Event) -> None:
+        """Poll until `stop` is set. A poll that fails is counted and said, and the next one comes."""
+        while not stop.is_set():
+            try:
+                self.poll()
+            except Exception:  # a sidecar that dies would leave every run unwatched
+                logger.exception("a look at '%s' failed", self.folder)
+                self._failed("watch")
+            stop.wait(self._options.every)
+
+    def poll(self) -> int:
+        """Look once, and judge what is new and complete; returns how many checkpoints that were."""
+        if not self.folder.is_dir():
+            raise MissingPathError(f"the folder '{self.folder}' is gone")
+        count = 0
+        for folder, found in self._arrivals.look().items():
+            targets = {t.path: t for t in find_targets([folder])}
+            for step, path in found:
+                count += self._take(self._name(folder), step, path, targets.get(str(path)))
+        self._forget()
+        return count
+
+    def close(self) -> None:
+        """Deliver and write what is left, and let go of journal, ports and threads."""
+        if self._outbox is not None:
+            self._outbox.close()
+        self._journal.close()
+        for exporter in self._exporters:
+            exporter.close()
+
+    # One checkpoint
+
+    def _take(self, run: str, step: int, path: Path, target: Target | None) -> bool:
+        """Measure, judge and publish one checkpoint; whether that could be done."""
+        try:
+            if target is None:
+                raise MissingPathError("it is no checkpoint of its run any more")
+            if target.error is not None:
+                raise UnmeasurableModelError(target.error.message)
+            resume, state = self._before(run, step)
+            observation, state, context = self._observe(run, target, state)
+        except Exception as error:  # noqa: BLE001  one broken checkpoint must not hide the others
+            if path.is_dir():  # else it was deleted meanwhile, as save_total_limit does
+                again = self._arrivals.failed(path)
+                self._failed("checkpoint")
+                logger.error(  # noqa: TRY400  the sentence says it all
+                    "%s cannot be judged, and is %s: %s",
+                    visible(path),
+                    "tried again" if again else "left until its files change",
+                    visible(error),
+                )
+            return False
+        if not self._arrivals.unchanged(path):  # it was being written after all
+            return False
+        self._record(observation, state, context, resume)
+        self._arrivals.done(path)
+        return True
+
+    def _observe(
+        self, run: str, target: Target, state: JudgeState
+    ) -> tuple[Observation, JudgeState, RunContext]:
+        """One pass over a checkpoint, and what is thought of it after the readings before."""
+        began = time.perf_counter()
+        given = None if self._settings.base is None else str(self._settings.base)
+        base, _ = find_base(target, given, self._bank)
+        tau = read_target(target, given, base)
+        reading = self._bank.measure(tau, step=target.step, progress=target.progress)
+        known = {g: v for g, v in self._ridge.items() if g in reading.geometries}
+        scores = score(reading, self._bank.gram, components=self._components, ridge=known)
+        optimizer = self._options.optimizer
+        context = RunContext(
+            method=tau.origin.method,
+            rank=tau.origin.rank,
+            optimizer=optimizer,
+            learning_rate=target.learning_rate,
+            base=self._bank.relation_to(tau.origin.base_digest),
+            # as in a scan: without the optimiser each checkpoint is held to the band by itself
+            lone=self._calibration is not None and optimizer is None,
+            planned_steps=target.planned_steps,
+            readings_planned=target.readings,
+        )
+        verdicts, state = judge(scores, context, self._calibration, state)
+        observation = Observation(
+            run=run,
+            reading=reading,
+            scores=scores,
+            verdicts=tuple(verdicts.values()),
+            measure_seconds=time.perf_counter() - began,
+            wall_time=time.time(),
+            deciding=self._deciding,
+        )
+        return observation, state, context
+
+    # The journal
+
+    def _before(self, run: str, step: int) -> tuple[int, JudgeState]:
+        """The last step before this one that was read, and what the judge carried on from it."""
+        known = self._known(run)
+        before = max((s for s in known.times if s < step), default=0)
+        state = self._reader.latest_judge_state(run, at_step=before) if known.times else None
+        return before, state or JudgeState()
+
+    def _record(
+        self, observation: Observation, state: JudgeState, context: RunContext, before: int
+    ) -> None:
+        """Keep and show one observation; on disk before the next checkpoint is looked at."""
+        run, step = observation.run, observation.scores.step or 0
+        known = self._known(run)
+        self._journal.run, self._journal.attempt = run, known.attempt
+        # A step that is not beyond the last one: the run has gone back, and what followed is void.
+        if known.attempt == 0 or step <= max(known.times, default=-1):
+            known.attempt = self._journal.begin_attempt(
+                context, self._bank.fingerprint, self._settings.redacted_json(), resume_step=before
+            )
+            known.times = {s: t for s, t in known.times.items() if s <= before}
+        self._journal.record(
+            observation.reading,
+            observation.scores,
+            observation.verdicts,
+            state,
+            wall_time=observation.wall_time,
+            measure_seconds=observation.measure_seconds,
+        )
+        self._journal.flush()
+        known.times[step] = observation.wall_time
+        for exporter in self._exporters:
+            exporter.export(observation)
+        self._shown[run] = observation.wall_time
+        self._show(observation)
+
+    def _known(self, run: str) -> _Run:
+        if run not in self._runs:
+            times = {row.step: row.wall_time for row in self._reader.trajectory(run)}
+            self._runs[run] = _Run(times)
+        return self._runs[run]
+
+    def _measured_at(self, folder: Path, step: int) -> float | None:
+        return self._known(self._name(folder)).times.get(step)
+
+    def _name(self, folder: Path) -> str:
+        """A run's id: its folder, seen from the folder of runs."""
+        relative = folder.relative_to(self.folder)
+        return visible(self.folder.resolve().name if relative == Path() else relative.as_posix())
+
+    # What is shown
+
+    def _recall(self) -> None:
+        """After a restart, show what the journal last knew of each run."""
+        for run in self._reader.runs():
+            row = self._reader.latest(run)
+            if row is None or time.time() - row.wall_time > self._options.forget:
+                continue
+            observation = Observation(
+                run=run,
+                reading=self._reader.reading(row),
+                scores=row.scores,
+                verdicts=row.verdicts,
+                measure_seconds=float("nan"),
+                wall_time=row.wall_time,
+                deciding=self._deciding,
+            )
+            for exporter in self._exporters:
+                exporter.export(observation)
+            self._shown[run] = row.wall_time
+
+    def _forget(self) -> None:
+        """Take runs off the metrics that have had no reading for long."""
+        late = time.time() - self._options.forget
+        for run in [run for run, shown in self._shown.items() if shown < late]:
+            del self._shown[run]
+            for exporter in self._exporters:
+                if isinstance(exporter, PrometheusExporter):
+                    exporter.forget(run)
+
+    def _failed(self, where: str) -> None:
+        for exporter in self._exporters:
+            exporter.error(where)
+
+    def _pending(self, count: int) -> None:
+        for exporter in self._exporters:
+            if isinstance(exporter, PrometheusExporter):
+                exporter.set_outbox_pending(count)
