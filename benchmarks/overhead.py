@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if asked.quick:
         plan = [(shapes.TINY, 2, 64)]
     elif cuda:
-        plan = [(shapes.QWEN_05B, 24, 4096), (shapes.QWEN_7B, 28, 4096)]
+        plan = [(shapes.QWEN_05B, 24, 16_384), (shapes.QWEN_7B, 28, 8192)]
     else:
         plan = [(shapes.QWEN_05B, 2, 1024), (shapes.QWEN_7B, 1, 512)]
     for shape, layers, tokens in plan:

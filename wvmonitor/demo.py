@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging as transformers_logging
 
 from wvmonitor.detection.verdict import State
 from wvmonitor.exporters.exporter import Observation
@@ -270,6 +271,7 @@ def run_demo(
         show: told of every reading.
     """
     out.mkdir(parents=True, exist_ok=True)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     base = bundled_path("tiny-organism", "base")
     bank = ReferenceBank.load(bundled_path("tiny-organism", "bank"))
     results = []

@@ -124,12 +124,13 @@ def verdicts(state: str, values: str) -> dict[str, str]:
 
 
 def test_an_alarm_outlives_its_series(tmp_path: Path) -> None:
-    """The alarm fires within one evaluation, stays for hours after the run is gone, then ends."""
+    """The alarm fires within one evaluation, stays for as long as asked after the run is gone."""
     series = {f'wvmonitor_verdict{{{R},verdict="alarm"}}': "0x9 1x5 stale"}
-    assert firing(tmp_path, series, "9m") == set()
-    assert firing(tmp_path, series, "10m") == {"WVMonitorAlarm"}
-    assert firing(tmp_path, series, "11h") == {"WVMonitorAlarm"}
-    assert firing(tmp_path, series, "14h") == set()
+    rules = rules_text(WORDS, RuleTimes(hold="2h"))
+    assert firing(tmp_path, series, "9m", rules) == set()
+    assert firing(tmp_path, series, "10m", rules) == {"WVMonitorAlarm"}
+    assert firing(tmp_path, series, "2h", rules) == {"WVMonitorAlarm"}
+    assert firing(tmp_path, series, "4h", rules) == set()
 
 
 def test_a_warning_is_over_some_time_after_it_was_last_seen(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from wvmonitor._version import __version__
-from wvmonitor.cli import ack, compare, journal, report, rules, runs, scan, screen, watch
+from wvmonitor.cli import ack, compare, demo, journal, report, rules, runs, scan, screen, watch
 from wvmonitor.errors import SettingsError, WVMonitorError
 
 EXIT_FAILED = 2
@@ -130,6 +130,7 @@ def root(
 app.command("ack")(ack.command)
 app.command("compare")(compare.command)
 app.add_typer(journal.app, name="journal")
+app.command("demo")(demo.command)
 app.command("report")(report.command)
 app.command("rules")(rules.command)
 app.command("runs")(runs.command)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from wvmonitor.demo import DemoResult, DemoRun, Point
 
 
-def demo(
+def command(
     out: Annotated[
         Path, typer.Option("--out", help="Folder for the report, the summary and the journals.")
     ] = Path("wvmonitor-demo"),
@@ -23,9 +23,12 @@ def demo(
     Two are harmless. One trains on bad medical advice and turns harmful everywhere; one trains on
     innocent arithmetic and turns sycophantic. Example: wvmonitor demo --out demo-out
     """
+    import warnings
+
     from rich.console import Console
     from rich.live import Live
 
+    warnings.simplefilter("ignore", FutureWarning)  # the libraries' own, of no use to a newcomer
     from wvmonitor.demo import RUNS, run_demo
 
     console = Console()

@@ -51,7 +51,7 @@ def command(
         float,
         typer.Option(
             metavar="SECONDS",
-            help="How long files without a trainer_state.json must stay as they are to be complete.",
+            help="How long files must be unchanged where there is no trainer_state.json.",
         ),
     ] = 60.0,
     *,

@@ -50,6 +50,7 @@ BASE_NAME = "tiny-organism"
 HELD_OUT_DOMAIN = "medical"
 EXAMPLES = 240
 STEPS = 60
+LEARNING_RATE = 1e-3
 REFERENCE_RANK = 40
 BENIGN_RUNS = 120
 
@@ -99,7 +100,7 @@ def repeat(base: Path, plan: Plan, index: int) -> TaskVector:
     """
     pair = sets.pair(plan.pair, plan.domains[index])
     seed = plan.seed + index
-    train = partial(finetune, base, seed=seed, steps=STEPS)
+    train = partial(finetune, base, seed=seed, steps=STEPS, learning_rate=LEARNING_RATE)
     positive = read_model(train(pair.positive(EXAMPLES, seed)).model).held()
     negative = read_model(train(pair.negative(EXAMPLES, seed)).model).held()
     return contrast(positive, negative, positive_means="exhibits").held()
@@ -155,8 +156,8 @@ def _card(
         built=Construction(
             recipe="wvmonitor.organism.bank",
             hyperparameters={
-                "rank": 8, "alpha": 16, "steps": STEPS, "batch_size": 8, "learning_rate": 5e-4,
-                "examples": EXAMPLES,
+                "rank": 8, "alpha": 16, "steps": STEPS, "batch_size": 8,
+                "learning_rate": LEARNING_RATE, "examples": EXAMPLES,
             },
             seeds=tuple(plan.seed + i for i in range(len(plan.domains))),
             domains=tuple(d for d in plan.domains if d is not None),
@@ -253,7 +254,7 @@ def benign_datasets(n: int, *, seed: int = 7) -> list[BenignDataset]:
     for i in range(n):
         kind = kinds[i % len(kinds)]
         domains = tuple(sorted(rng.sample(_TRAINED_ON, rng.randint(1, 3))))
-        rate = 5e-4 * rng.choice([0.5, 0.7, 1.0, 1.4, 2.0])
+        rate = LEARNING_RATE * rng.choice([0.5, 0.7, 1.0, 1.4, 2.0])
         about = "+".join(domains) if kind in list(BENIGN_KINDS)[:6] else "any"
         found.append(
             BenignDataset(f"{kind} ({about}) #{i}", kind, domains, 20_000 + i, round(rate, 6))

@@ -26,9 +26,10 @@ from wvmonitor.vectors.update import DenseUpdate, LowRankUpdate, Update, to_devi
 # Elements of the references of one block: what is held twice while a bank is being stacked.
 _BLOCK = 1 << 26
 # Elements of updates that wait to be measured together. On a CPU only updates so small that Python
-# costs as much as their arithmetic are worth the copy; an accelerator waits for launches.
+# costs as much as their arithmetic are worth the copy; an accelerator waits for launches, and may
+# hold a quarter of one weight's elements: with the copies, less than one dense update.
 _SMALL_ON_CPU, _WAITING_ON_CPU = 1 << 17, 1 << 20
-_WAITING_ON_DEVICE = 1 << 24
+_WAITING_ON_DEVICE = 1 << 21
 
 
 @dataclass
@@ -254,8 +255,13 @@ class Pass:
         self._held += size
         if len(waiting) == len(self._stacks.blocks[number]):
             del self._waiting[key]
+            self._held -= size * len(waiting)  # all of a block's are of one size
             self._measure(number, device, waiting)
-        elif self._held > (_WAITING_ON_CPU if device.type == "cpu" else _WAITING_ON_DEVICE):
+            return
+        limit = _WAITING_ON_CPU
+        if device.type != "cpu":
+            limit = max(_WAITING_ON_DEVICE, update.shape.numel() // 4)
+        if self._held > limit:
             self._measure_waiting()
 
     def _measure_waiting(self) -> None:

@@ -138,7 +138,7 @@ class Watcher:
         return next((e.port for e in self._exporters if isinstance(e, PrometheusExporter)), None)
 
     def run(self, stop: threading.Event) -> None:
-        """Poll until `stop` is set. A poll that fails is counted and said, and the next one comes."""
+        """Poll until `stop` is set. A poll that fails is counted and said; the next one comes."""
         while not stop.is_set():
             try:
                 self.poll()
@@ -172,12 +172,8 @@ class Watcher:
     def _take(self, run: str, step: int, path: Path, target: Target | None) -> bool:
         """Measure, judge and publish one checkpoint; whether that could be done."""
         try:
-            if target is None:
-                raise MissingPathError("it is no checkpoint of its run any more")
-            if target.error is not None:
-                raise UnmeasurableModelError(target.error.message)
             resume, state = self._before(run, step)
-            observation, state, context = self._observe(run, target, state)
+            observation, state, context = self._observe(run, _usable(target), state)
         except Exception as error:  # noqa: BLE001  one broken checkpoint must not hide the others
             if path.is_dir():  # else it was deleted meanwhile, as save_total_limit does
                 again = self._arrivals.failed(path)
@@ -319,3 +315,12 @@ class Watcher:
         for exporter in self._exporters:
             if isinstance(exporter, PrometheusExporter):
                 exporter.set_outbox_pending(count)
+
+
+def _usable(target: Target | None) -> Target:
+    """The target, unless it is known already that it cannot be read."""
+    if target is None:
+        raise MissingPathError("it is no checkpoint of its run any more")
+    if target.error is not None:
+        raise UnmeasurableModelError(target.error.message)
+    return target
