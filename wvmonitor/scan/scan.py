@@ -22,7 +22,7 @@ from wvmonitor.files.storage import Location, is_url, local_path
 from wvmonitor.reading import Geometry
 from wvmonitor.references import ReferenceBank
 from wvmonitor.references.bundled import bundled_path
-from wvmonitor.references.store import CALIBRATION_FILE
+from wvmonitor.references.calibrated import calibration_of
 from wvmonitor.scan.cache import CacheView, ScanCache
 from wvmonitor.scan.executors import alone
 from wvmonitor.scan.measure import Job, Known, Measured, Outcome, SharedBank, measure
@@ -55,10 +55,7 @@ def open_bank(
     """
     folder = bundled_path("tiny-organism", "bank") if references is None else Path(references)
     bank = ReferenceBank.load(folder)
-    path = folder / CALIBRATION_FILE if calibration is None else Path(calibration)
-    if calibration is None and not path.is_file():
-        return bank, None
-    return bank, Calibration.load(path, bank=bank.fingerprint)
+    return bank, calibration_of(bank, calibration)
 
 
 def unscanned(targets: Iterable[Target], error: Exception) -> Iterator[CheckpointResult]:
