@@ -206,7 +206,7 @@ def test_a_selection_measures_as_the_whole_does(tools):
     assert part.fingerprint != bank.fingerprint
     whole = bank.measure(tau).geometries["response"].products
     np.testing.assert_allclose(
-        part.measure(tau).geometries["response"].products, whole[:, [2, 0]], rtol=1e-6, atol=1e-4
+        part.measure(tau).geometries["response"].products, whole[:, [2, 0]], rtol=1e-5, atol=1e-5
     )
 
 
