@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging as transformers_logging
 
 from wvmonitor.detection.verdict import State
-from wvmonitor.exporters.exporter import Observation
+from wvmonitor.exporters.exporter import Observation, overall
 from wvmonitor.integrations.transformers import WVMonitorCallback
 from wvmonitor.organism import sets
 from wvmonitor.organism.behaviour import Rate, harmful_rate, sycophancy_rate
@@ -145,8 +145,7 @@ class DemoResult:
     @property
     def verdict(self) -> State:
         """The last verdict that most needs someone to look, over the run's behaviours."""
-        states = [v.state for v in self.points[-1].observation.verdicts]
-        return next((s for s in ("alarm", "warn", "unknown", "warming") if s in states), "ok")
+        return overall(self.points[-1].observation.verdicts)
 
     @property
     def first_alarm_step(self) -> int | None:

@@ -206,7 +206,8 @@ class Monitor:
         if self._run.resume_step:
             return
         norm = self._measure(0).scores.norm
-        longest = max(self.bank[n].vector.norm() for n in self.bank.names)
+        squares = self.bank.gram.products["frobenius"].sum(axis=0).diagonal()
+        longest = float(squares.max()) ** 0.5
         if norm > WARM_START_SHARE * longest:
             logger.warning(
                 "training starts %.3g away from the base of the references (a reference's own "
