@@ -15,6 +15,7 @@ PACKAGE = Path(wvmonitor.__file__).parent
 ROOMS = [
     "cli",
     "demo",
+    "doctor",
     "testing",
     "integrations",
     "report",

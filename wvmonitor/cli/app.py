@@ -16,7 +16,19 @@ import typer
 from typer.core import TyperGroup
 
 from wvmonitor._version import __version__
-from wvmonitor.cli import ack, compare, demo, journal, report, rules, runs, scan, screen, watch
+from wvmonitor.cli import (
+    ack,
+    compare,
+    demo,
+    doctor,
+    journal,
+    report,
+    rules,
+    runs,
+    scan,
+    screen,
+    watch,
+)
 from wvmonitor.errors import SettingsError, WVMonitorError
 
 EXIT_FAILED = 2
@@ -131,6 +143,7 @@ app.command("ack")(ack.command)
 app.command("compare")(compare.command)
 app.add_typer(journal.app, name="journal")
 app.command("demo")(demo.command)
+app.command("doctor")(doctor.command)
 app.command("report")(report.command)
 app.command("rules")(rules.command)
 app.command("runs")(runs.command)
