@@ -29,6 +29,7 @@ from wvmonitor.reading import Geometry, Reading
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of, ridges
 from wvmonitor.settings import MonitorSettings
+from wvmonitor.sources.distributed import agreed, any_sharded, from_first, rank
 from wvmonitor.sources.live_model import LiveModel
 from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import TaskVector
@@ -154,6 +155,8 @@ class Monitor:
     def start(self, model: Any, run: Run | None = None, *, live: LiveModel | None = None) -> None:
         """Note where training starts from. Call before the first optimiser step.
 
+        Under distributed training, in every process and after the model has been wrapped.
+
         Args:
             model: the model to be trained.
             run: what is known of the run.
@@ -163,21 +166,29 @@ class Monitor:
             WVMonitorError: this model cannot be measured, or was made from another base.
         """
         self._run = run or Run()
-        self._live = live or LiveModel(model, base=self.settings.base)
-        origin = self._live.task_vector().origin
+        live = live or LiveModel(model, base=self.settings.base)
+        if live.sharded:
+            from_first(lambda: self._open(live))
+        elif rank() == 0:
+            self._open(live)
+        self._live = live
+        if live.sharded or rank() == 0:
+            self._observe_start()
+
+    def _open(self, live: LiveModel) -> None:
+        """Say what the run is, and open what keeps and shows its readings."""
         self.run_context = RunContext(
-            method=origin.method,
-            rank=origin.rank,
+            method=live.method,
+            rank=live.rank,
             optimizer=self._run.optimizer,
             learning_rate=self._run.learning_rate,
-            base=self.bank.relation_to(origin.base_digest),
+            base=self.bank.relation_to(live.base_digest),
             planned_steps=self._run.planned_steps,
             readings_planned=_readings_planned(self._run, self.settings.every_n_steps),
         )
         self._exporters += self.settings.build_exporters()
         self._open_journal()
         self._cadence = Cadence(self.settings.every_n_steps, self.settings.max_overhead)
-        self._observe_start()
 
     def _open_journal(self) -> None:
         folder = self.settings.journal_dir or self._run.folder
@@ -205,7 +216,10 @@ class Monitor:
         """Measure before the first step: far from 0 is a warm start or a wrong base."""
         if self._run.resume_step:
             return
-        norm = self._measure(0).scores.norm
+        observation = self._measure(0)
+        if observation is None:
+            return
+        norm = observation.scores.norm
         squares = self.bank.gram.products["frobenius"].sum(axis=0).diagonal()
         longest = float(squares.max()) ** 0.5
         if norm > WARM_START_SHARE * longest:
@@ -230,6 +244,9 @@ class Monitor:
     def observe(self, model: Any, step: int, *, force: bool = False) -> Observation | None:
         """Take a reading if one is due.
 
+        Under distributed training every process may call it: rank 0 takes the reading and keeps
+        the record. Where the model is sharded every process must, since all measure together.
+
         A failure in here never reaches training: it is logged and counted, and after
         `disable_after` of them the monitor gives up (`on_monitor_failure="stop"` raises instead).
 
@@ -239,24 +256,35 @@ class Monitor:
             force: take a reading whether one is due or not (the end of training).
 
         Returns:
-            The observation, or None where no reading was taken.
+            The observation, or None where no reading was taken, or in other processes than rank 0.
 
         Raises:
             MonitorFailedError: only with `on_monitor_failure="stop"`.
         """
-        if self.disabled or not (force or self._cadence.due(step)):
+        if not self._wanted(model, step, force=force):
             return None
         try:
             if self._live is None:
                 self.start(model)
-            if self.last is not None and self.last.scores.step == step:
-                return None
+                if self.last is not None and self.last.scores.step == step:
+                    return self.last
             observation = self._measure(step)
         except Exception as error:  # noqa: BLE001  training must not die of its monitor
             self.fail("reading", error)
             return None
         self._failures_in_a_row = 0
         return observation
+
+    def _wanted(self, model: Any, step: int, *, force: bool) -> bool:
+        """Whether to read now: rank 0 decides, and of a sharded model all processes take part."""
+        sharded = self._live.sharded if self._live else any_sharded(model)
+        if not sharded and rank():
+            return False
+        if sharded and not force and step % self.settings.every_n_steps:
+            return False
+        seen = self.last is not None and self.last.scores.step == step
+        wanted = not self.disabled and not seen and (force or self._cadence.due(step))
+        return bool(agreed(int(wanted))) if sharded else wanted
 
     def fail(self, where: str, error: Exception) -> None:
         """Count a failure and say it loudly; raise only where the settings ask for it."""
@@ -276,16 +304,23 @@ class Monitor:
                 self._failures_in_a_row,
             )
 
-    def _measure(self, step: int) -> Observation:
+    def _measure(self, step: int) -> Observation | None:
+        """Read, judge, keep and show; None in the processes that only take part in the reading."""
         assert self._live is not None  # noqa: S101  `observe` and `start` see to it
         began = time.perf_counter()
         planned = self._run.planned_steps
         progress = min(step / planned, 1.0) if planned else None
-        tau = self._live.task_vector(step)
         earlier = self._anchor if self._window_ends() else None
-        reading = self.bank.measure(
-            tau, step=step, progress=progress, earlier=earlier.vector if earlier else None
-        )
+        if self._live.sharded:
+            reading = self._live.measure(self.bank, step, progress=progress)
+            if rank():
+                return None
+        else:
+            tau = self._live.task_vector(step)
+            reading = self.bank.measure(
+                tau, progress=progress, earlier=earlier.vector if earlier else None
+            )
+            self._keep(tau, reading)
         scores = score(
             reading,
             self.bank.gram,
@@ -294,17 +329,15 @@ class Monitor:
             ridge=self._ridge,
         )
         verdicts, self._state = judge(scores, self.run_context, self.calibration, self._state)
-        seconds = time.perf_counter() - began
         observation = Observation(
             run=self.run_name,
             reading=reading,
             scores=scores,
             verdicts=tuple(verdicts.values()),
-            measure_seconds=seconds,
+            measure_seconds=time.perf_counter() - began,
             wall_time=time.time(),
             deciding=self._deciding(),
         )
-        self._keep(tau, reading)
         self._publish(observation)
         self._cadence.note(time.perf_counter() - began)
         return observation
@@ -318,7 +351,7 @@ class Monitor:
         """Begin the next window here, if one has just ended (windows do not overlap).
 
         One copy of the scored LoRA factors is kept, no more: a copy of dense weights is not a price
-        to pay unasked.
+        to pay unasked, and of a sharded model no process holds the whole.
         """
         if tau.origin.method == "lora" and (self._anchor is None or self._window_ends()):
             scored = set(self.settings.components)

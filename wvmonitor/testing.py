@@ -1,8 +1,19 @@
-"""For tests, users' and ours: a tiny model, a bank of planted references, a capturing exporter."""
+"""For tests, users' and ours: a tiny model, planted references, a capturing exporter, processes.
+
+`python -m wvmonitor.testing FILE FUNCTION ARGUMENTS OUT` is what `run_distributed` starts under
+torchrun: one process calls the function, and leaves what it returns in OUT.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +127,60 @@ def random_rows(count: int, *, length: int = 8, vocabulary: int = 32, seed: int 
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(1, vocabulary, (count, length), generator=generator)
     return [{"input_ids": row, "labels": row.clone()} for row in ids]
+
+
+def run_distributed(
+    function: Callable[..., Any], *, processes: int = 2, timeout: float = 180, **arguments: Any
+) -> list[Any]:
+    """Call a function in several processes that train together on gloo, through torchrun.
+
+    Args:
+        function: at the top level of its file; called once in each process, after the process
+            group is up. What it returns must be JSON.
+        processes: how many.
+        timeout: seconds after which all are ended.
+        arguments: passed on; must be JSON.
+
+    Returns:
+        What each process returned, by rank.
+
+    Raises:
+        RuntimeError: a process failed; with the end of what they wrote.
+        subprocess.TimeoutExpired: they did not end in time.
+    """
+    with tempfile.TemporaryDirectory() as out:
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", str(processes), "-m", "wvmonitor.testing"),
+            *(function.__code__.co_filename, function.__name__, json.dumps(arguments), out),
+        ]
+        done = subprocess.run(  # noqa: S603  our own interpreter, our own arguments
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        failures = [path.read_text() for path in sorted(Path(out).glob("*.error"))]
+        if done.returncode:
+            raise RuntimeError("a process failed:\n" + ("\n".join(failures) or done.stderr[-4000:]))
+        return [json.loads(Path(out, f"{rank}.json").read_text()) for rank in range(processes)]
+
+
+def _one_of_several(file: str, function: str, arguments: str, out: str) -> None:
+    distributed = torch.distributed
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    try:
+        result = runpy.run_path(file)[function](**json.loads(arguments))
+    except BaseException:
+        Path(out, f"{rank}.error").write_text(f"rank {rank}: {traceback.format_exc()}")
+        raise
+    Path(out, f"{rank}.json").write_text(json.dumps(result))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _one_of_several(*sys.argv[1:])

@@ -199,26 +199,6 @@ def test_what_is_not_here_is_refused() -> None:
         offloaded = zoo.build("llama")
     with pytest.raises(UnmeasurableModelError, match=r"embed_tokens\.weight.*meta"):
         LiveModel(offloaded)
-    partitioned = zoo.build("llama")
-    partitioned.lm_head.weight.ds_id = 1
-    with pytest.raises(UnmeasurableModelError, match=r"lm_head\.weight.*ZeRO-3"):
-        LiveModel(partitioned)
-
-
-def test_dtensors_are_refused(tmp_path: Path) -> None:
-    """FSDP2's sharded parameters are refused by name until they can be gathered."""
-    from torch.distributed.fsdp import fully_shard
-
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
-    )
-    try:
-        mesh = torch.distributed.init_device_mesh("cpu", (1,))
-        model = fully_shard(zoo.build("llama"), mesh=mesh)
-        with pytest.raises(UnmeasurableModelError, match="DTensor"):
-            LiveModel(model)
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def test_a_merged_adapter_is_refused() -> None:

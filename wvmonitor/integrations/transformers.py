@@ -13,18 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
 from wvmonitor.detection.verdict import State
-from wvmonitor.errors import MonitorFailedError
+from wvmonitor.errors import MonitorFailedError, UnmeasurableModelError
 from wvmonitor.exporters.trainer_log import log_values
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
 from wvmonitor.monitor import Action, Monitor, Run
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.settings import MonitorSettings
+from wvmonitor.sources.distributed import agreed, any_sharded
 from wvmonitor.sources.live_model import LiveModel
 
 logger = logging.getLogger(__name__)
@@ -91,18 +91,27 @@ class WVMonitorCallback(TrainerCallback):
         Raises:
             WVMonitorError: this model cannot be measured, or was made from another base.
         """
-        if trainer.is_world_process_zero():
+        if self._takes_part(trainer.state, trainer.model):
             self._look_at(trainer.model)
         callbacks = trainer.callback_handler.callbacks
         flow = [isinstance(c, DefaultFlowCallback) for c in callbacks]
         callbacks.insert(flow.index(True) + 1 if any(flow) else 0, self)
         self._attached = True
 
+    @staticmethod
+    def _takes_part(state: TrainerState, model: Any) -> bool:
+        """Whether this process measures: rank 0, and of a sharded model all of them."""
+        return state.is_world_process_zero or any_sharded(model)
+
     def _look_at(self, model: Any) -> None:
         """Note the model's starting point before a resumed checkpoint is loaded into it."""
         self._model = model
         self._live = LiveModel(model, base=self.monitor.settings.base)
-        self.monitor.bank.relation_to(self._live.task_vector().origin.base_digest)
+        self.monitor.bank.relation_to(self._live.base_digest)
+
+    def _starts_in_memory(self) -> bool:
+        live = self._live
+        return live is not None and live.method == "full" and self.monitor.settings.base is None
 
     # The Trainer's events
 
@@ -110,8 +119,9 @@ class WVMonitorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Look at the model, so that one that cannot be watched is an error before training."""
-        if state.is_world_process_zero and kwargs.get("model") is not None:
-            self._look_at(kwargs["model"])
+        model = kwargs.get("model")
+        if model is not None and self._takes_part(state, model):
+            self._look_at(model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -124,7 +134,7 @@ class WVMonitorCallback(TrainerCallback):
                 "WVMonitorCallback.attach(trainer, ...) for those"
             )
         decision: _Decision = "none"
-        if state.is_world_process_zero:
+        if self._takes_part(state, kwargs["model"]):
             decision = self._guarded(lambda: self._begin(args, state, kwargs["model"]))
         self._carry_out(decision, control)
 
@@ -144,8 +154,14 @@ class WVMonitorCallback(TrainerCallback):
         return "stop"
 
     def _start(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
-        if self._model is not model:  # made by `model_init`, or wrapped since
-            self._look_at(model)
+        sharded = any_sharded(model)
+        if self._live is None or self._model is not model or sharded:
+            self._look_at(model)  # made by `model_init`, or sharded since
+        if sharded and state.global_step and self._starts_in_memory():
+            raise UnmeasurableModelError(
+                "a sharded full fine-tune goes on from a checkpoint, and its weights say no longer "
+                "where it started: give base=FOLDER of the base model"
+            )
         folder = _checkpoint(args, state) if state.global_step else None
         if folder is not None and (folder / INITIAL).is_file():
             with SafetensorsFile(folder / INITIAL) as file:
@@ -174,7 +190,7 @@ class WVMonitorCallback(TrainerCallback):
         if step % self.monitor.settings.every_n_steps and not last:
             return
         decision: _Decision = "none"
-        if state.is_world_process_zero:
+        if self._takes_part(state, kwargs["model"]):
             decision = self._guarded(lambda: self._read(kwargs["model"], step, last, control))
         self._carry_out(decision, control)
 
@@ -200,14 +216,14 @@ class WVMonitorCallback(TrainerCallback):
 
     def _carry_out(self, decision: _Decision, control: TrainerControl) -> None:
         """Do on every rank what rank 0 has decided."""
-        agreed = _agreed(decision)
-        if agreed == "fail":
+        together = _DECISIONS[agreed(_DECISIONS.index(decision))]
+        if together == "fail":
             raise self._failure or MonitorFailedError(
                 "the monitor failed on rank 0, and on_monitor_failure='stop'"
             )
-        if agreed in ("save", "stop"):
+        if together in ("save", "stop"):
             control.should_save = True
-        if agreed == "stop":
+        if together == "stop":
             control.should_training_stop = True
 
     def on_log(
@@ -246,7 +262,7 @@ class WVMonitorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the last reading and close the journal."""
-        if state.is_world_process_zero:
+        if self._takes_part(state, kwargs["model"]):
             self.monitor.observe(kwargs["model"], state.global_step, force=True)
             self.monitor.close()
 
@@ -269,16 +285,3 @@ def _optimizer_name(args: TrainingArguments) -> str:
     """The optimiser's family: `adamw_torch_fused` is `adamw`."""
     name = str(getattr(args.optim, "value", args.optim)).lower()
     return name.split("_", maxsplit=1)[0]
-
-
-def _agreed(decision: _Decision) -> _Decision:
-    """Rank 0's decision, on every rank: what only one rank does hangs the others."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return decision
-    if distributed.get_world_size() == 1:
-        return decision
-    device = "cpu" if distributed.get_backend() == "gloo" else torch.cuda.current_device()
-    code = torch.tensor([_DECISIONS.index(decision)], device=device)
-    distributed.broadcast(code, src=0)
-    return _DECISIONS[int(code)]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wvmonitor.errors import UnmeasurableModelError
 from wvmonitor.files.storage import shown
+from wvmonitor.sources.distributed import memory_of
 from wvmonitor.sources.names import unwrapped
 
 _PREFIX = "base_model.model."
@@ -124,7 +125,7 @@ def counted_twice(adapted: Iterable[Adapted]) -> frozenset[str]:
     With `ensure_weight_tying` PEFT lets the head's factors share the embedding's memory. The change
     counts once, as it takes effect once in each place (PEFT's own merge adds it twice).
     """
-    seen: set[int] = set()
+    seen: set[object] = set()
     copies: set[str] = set()
     for entry in adapted:
         module = entry.module
@@ -136,7 +137,7 @@ def counted_twice(adapted: Iterable[Adapted]) -> frozenset[str]:
                 tensor = held[adapter] if name is None else getattr(held[adapter], name, None)
                 if not isinstance(tensor, Tensor):
                     continue
-                place = tensor.untyped_storage().data_ptr()
+                place = memory_of(tensor)
                 if place in seen:
                     copies.add(entry.path)
                 seen.add(place)

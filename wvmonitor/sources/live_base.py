@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from wvmonitor.errors import UnmeasurableModelError, UnsupportedAdapterError
 from wvmonitor.files.storage import shown
 from wvmonitor.sources import identity
+from wvmonitor.sources.distributed import full_shape, whole
 from wvmonitor.sources.names import unwrapped
 
 
@@ -53,27 +54,20 @@ def has_peft(model: nn.Module) -> bool:
 
 
 def check_readable(root: nn.Module) -> None:
-    """Refuse parameters that do not hold their values here.
-
-    This is where sharded parameters will be gathered by `sources.distributed`.
+    """Refuse parameters whose values no process can put together.
 
     Raises:
         UnmeasurableModelError: naming the first one.
     """
     for name, parameter in root.named_parameters():
         why = ""
-        if hasattr(parameter, "ds_id"):
-            why = "is partitioned by DeepSpeed ZeRO-3"
-        elif type(parameter).__name__ == "DTensor" or hasattr(parameter, "placements"):
-            why = "is a DTensor (FSDP2 or tensor parallelism)"
-        elif name.endswith("_flat_param"):
-            why = "is flattened by FSDP1"
+        if name.endswith("_flat_param"):
+            why = "is flattened by FSDP1; use FSDP2 (`fsdp_version: 2`), or measure"
         elif parameter.is_meta and parameter.requires_grad:
-            why = "is on the meta device (offloaded)"
+            why = "is on the meta device (offloaded), so its values are not here: measure"
         if why:
             raise UnmeasurableModelError(
-                f"{shown(unwrapped(name))} {why}, so its values are not in this process: measure "
-                "the saved checkpoints with `wvmonitor scan`"
+                f"{shown(unwrapped(name))} {why} the saved checkpoints with `wvmonitor scan`"
             )
 
 
@@ -86,6 +80,8 @@ def digest_of_model(model: nn.Module) -> str:
 
 def digest_since(root: nn.Module, initial: Mapping[str, Tensor]) -> str:
     """The digest of a live base, trained parameters replaced by their start.
+
+    A collective where parameters are sharded: every process must call it, without `initial`.
 
     Args:
         root: the base's module.
@@ -106,7 +102,8 @@ def digest_since(root: nn.Module, initial: Mapping[str, Tensor]) -> str:
                 f"{shown(name)} is {tensor.dtype} (a quantised base): give the folder of the "
                 "unquantised base"
             )
-        tensors[name] = (tuple(tensor.shape), lambda held=tensor: [held])  # type: ignore[misc]
+        shape = tuple(full_shape(tensor))
+        tensors[name] = (shape, lambda held=tensor: [whole(held)])  # type: ignore[misc]
     return identity.digest_of(tensors, "the live model")
 
 

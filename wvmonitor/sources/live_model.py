@@ -7,7 +7,8 @@ On resume, the weights at hand are never taken for θ_0: give the base, or the r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -20,10 +21,22 @@ from wvmonitor.errors import (
     UnmeasurableModelError,
 )
 from wvmonitor.files.storage import Location, shown
+from wvmonitor.reading import Reading
+from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.sources import identity
 from wvmonitor.sources.adapters.initialised import RECORD_IT
 from wvmonitor.sources.adapters.parts import Part, assembled
 from wvmonitor.sources.checkpoint import common_rows, resized_warning, stored
+from wvmonitor.sources.distributed import (
+    any_sharded,
+    from_first,
+    full_shape,
+    gathered,
+    has_master,
+    measure_together,
+    owns,
+    whole,
+)
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.live_adapter import (
     Adapted,
@@ -40,14 +53,14 @@ from wvmonitor.sources.live_base import (
     unwrapped_model,
 )
 from wvmonitor.sources.live_parts import difference, parts_of
+from wvmonitor.sources.live_shared import Collected, by_name, collecting
+from wvmonitor.sources.live_start import moved_at_start, moves_base
 from wvmonitor.sources.names import is_transposed, unwrapped
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
 from wvmonitor.vectors.coverage import component_of
 
 KeepBase = Literal["auto", "files", "memory"]
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
-# Starts of LoRA (`init_lora_weights`) at which B·A is zero, or zero up to rounding.
-_STARTS_AT_BASE = (True, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 class LiveModel:
@@ -57,8 +70,12 @@ class LiveModel:
 
     Attributes:
         method: "full", or the kind of adapter.
+        rank: largest rank of its adapters; None where they have none.
         base_digest: digest of θ_0, or None where it cannot be told (a quantised or changed base
             whose folder was not given).
+        sharded: whether parameters, or their float32 masters, are spread over processes: then
+            everything here is called in every process, and `measure` takes the place of
+            `task_vector`.
     """
 
     def __init__(
@@ -79,7 +96,7 @@ class LiveModel:
             initial: what `initial_state` gave at step 0 of this run.
 
         Raises:
-            UnmeasurableModelError: parameters are sharded, empty or on the meta device, or
+            UnmeasurableModelError: parameters are flattened by FSDP1 or on the meta device, or
                 adapters are merged.
             UnsupportedAdapterError: an adapter without a task vector.
             KeyMismatchError: the base lacks a trained parameter.
@@ -92,6 +109,7 @@ class LiveModel:
             raise InputError("keep_base='files' needs the folder of the base: give base")
         self._in_memory = keep_base == "memory" or self._folder is None
         check_readable(self._root)
+        self.sharded = any_sharded(self._root)
         self._conv1d = {
             f"{unwrapped(path)}.weight"
             for path, module in self._root.named_modules()
@@ -104,7 +122,8 @@ class LiveModel:
         self._directs = 0
         self._warned_of_precision = False
         self._parts: list[Part] | None = None
-        self.method, self._rank = _method(self._adapted, config)
+        self._collected: list[Collected] | None = None
+        self.method, self.rank = _method(self._adapted, config)
         self._initial = dict(initial) if initial is not None else self._recorded()
         self._warnings = self._check_direct(self._direct())
         self.base_digest = self._digest(base)
@@ -129,34 +148,101 @@ class LiveModel:
             UnmeasurableModelError: adapters are merged.
             UnsupportedAdapterError: an adapter without a task vector is active.
         """
+        if self.sharded:
+            raise UnmeasurableModelError(
+                "the model's parameters are spread over processes: call `LiveModel.measure` in "
+                "every one of them"
+            )
+        self._look_at_adapters()
+        if self._parts is None:
+            self._parts = [
+                part
+                for entry in self._counted()
+                for part in parts_of(entry, self._initial, self._owners)
+            ]
+        direct = self._checked_direct()
+        parts = self._parts + [self._direct_part(n, p, p.detach) for n, p in direct.items()]
+        return assembled(parts, self._origin(step))
+
+    def measure(
+        self,
+        bank: ReferenceBank,
+        step: int | None = None,
+        *,
+        progress: float | None = None,
+    ) -> Reading:
+        """Measure the model as it is now; in every process, where it is sharded.
+
+        Every process gets the reading of the whole model; warnings are those of its own share.
+
+        Args:
+            bank: the references.
+            step: the optimiser step.
+            progress: fraction of the planned steps, in [0, 1].
+
+        Raises:
+            WVMonitorError: as `task_vector` and `ReferenceBank.measure` say.
+        """
+        if not self.sharded:
+            return bank.measure(self.task_vector(step), progress=progress)
+        self._look_at_adapters()
+        if self._collected is None:
+            self._collected = []
+            for entry in self._counted():
+                collect = collecting(entry)
+                with collect():
+                    parts = parts_of(entry, self._initial, self._owners)
+                self._collected += [(part, collect) for part in parts]
+        collected = self._collected + [
+            self._shared_direct(n, p) for n, p in self._checked_direct().items()
+        ]
+        return measure_together(
+            bank, by_name(collected), self._origin(step), step=step, progress=progress
+        )
+
+    def _shared_direct(self, name: str, parameter: Tensor) -> Collected:
+        now: list[Tensor] = []
+
+        @contextmanager
+        def collect() -> Iterator[None]:
+            now.append(whole(parameter))
+            try:
+                yield
+            finally:
+                now.clear()
+
+        return self._direct_part(name, parameter, lambda: now[0]), collect
+
+    def _look_at_adapters(self) -> None:
+        """Notice adapters that were switched since, and refuse merged ones."""
         if any(a.adapters != tuple(a.module.active_adapters) for a in self._adapted):
             self._adapted = list(adapted_modules(self._root))
-            self._parts = None
+            self._parts = self._collected = None
         for entry in self._adapted:
             if getattr(entry.module, "merged_adapters", None):
                 raise merged_error(entry.path)
-        if self._parts is None:
-            copies = counted_twice(self._adapted)
-            self._parts = [
-                part
-                for entry in self._adapted
-                if entry.path not in copies
-                for part in parts_of(entry, self._initial, self._owners)
-            ]
+
+    def _counted(self) -> list[Adapted]:
+        """The adapted modules, those that share another one's factors left out."""
+        copies = counted_twice(self._adapted)
+        return [entry for entry in self._adapted if entry.path not in copies]
+
+    def _checked_direct(self) -> dict[str, Tensor]:
         direct = self._direct()
         if len(direct) != self._directs:
             self._warnings += self._check_direct(direct)
-        parts = self._parts + [self._direct_part(n, p) for n, p in direct.items()]
-        origin = Origin(
+        return direct
+
+    def _origin(self, step: int | None) -> Origin:
+        return Origin(
             source="the live model",
             base_digest=self.base_digest,
             base_name=self._base_name,
             method=self.method,
-            rank=self._rank,
+            rank=self.rank,
             step=step,
             warnings=tuple(self._warnings),
         )
-        return assembled(parts, origin)
 
     # The start
 
@@ -164,11 +250,14 @@ class LiveModel:
         state: dict[str, Tensor] = {}
         known: dict[tuple[str, type], bool] = {}
         for module in self._adapted:
-            if _moved_at_start(module, self._config, known):
-                state.update(adapter_state(module))
+            if moved_at_start(module, self._config, known):
+                with gathered(module.module, base=False):
+                    state.update(adapter_state(module))
         for name, parameter in self._direct().items():
             if self._in_memory:
-                state[name] = parameter.detach().to("cpu", copy=True)
+                now = whole(parameter) if self.sharded else parameter.detach()
+                if not self.sharded or owns(name):  # θ_0 once over all processes
+                    state[name] = now.to(parameter.dtype).to("cpu", copy=True)
         return state
 
     def _direct(self) -> dict[str, Tensor]:
@@ -182,6 +271,8 @@ class LiveModel:
         self._directs = len(direct)
         warnings = []
         for name, parameter in direct.items():
+            if self.sharded and self._in_memory and not owns(name):
+                continue
             if name in self._initial:
                 shape: tuple[int, ...] = tuple(self._initial[name].shape)
             elif self._folder is not None:
@@ -197,18 +288,19 @@ class LiveModel:
                     f"{shown(name)} is trained, but the recorded start of the run lacks it: "
                     "restore the state that was recorded at step 0 of this run"
                 )
-            if shape != tuple(parameter.shape):
+            now = full_shape(parameter)
+            if shape != tuple(now):
                 resized = component_of(name, shape) in ("embeddings", "head")
-                if not (resized and common_rows(shape, parameter.shape)):
+                if not (resized and common_rows(shape, now)):
                     raise ShapeMismatchError(
-                        f"{shown(name)} has shape {tuple(parameter.shape)} in the live model and "
+                        f"{shown(name)} has shape {tuple(now)} in the live model and "
                         f"{shape} at the start: give the base that training started from"
                     )
-                warnings.append(resized_warning(name, shape[0], parameter.shape[0]))
+                warnings.append(resized_warning(name, shape[0], now[0]))
         low = [
             p.dtype
             for p in self._root.parameters()
-            if p.requires_grad and p.dtype in _LOW_PRECISION
+            if p.requires_grad and p.dtype in _LOW_PRECISION and not has_master(p)
         ]
         if low and not self._warned_of_precision:
             self._warned_of_precision = True
@@ -218,22 +310,28 @@ class LiveModel:
             )
         return warnings
 
-    def _direct_part(self, name: str, parameter: Tensor) -> Part:
-        source = None if name in self._initial else self._folder
+    def _direct_part(self, name: str, parameter: Tensor, current: Callable[[], Tensor]) -> Part:
+        """The change of a parameter that is trained itself; `current` gives its value now."""
+        source = None if self._in_memory or name in self._initial else self._folder
         held = name if source is None else stored(source, name) or name
-        shape = tuple(self._initial[name].shape) if source is None else source.shape(held)
-        conv1d = name in self._conv1d and parameter.ndim == 2
+        if source is not None:
+            shape = source.shape(held)
+        else:  # of a sharded start in memory, each process holds its own share only
+            shape = tuple(
+                self._initial[name].shape if name in self._initial else full_shape(parameter)
+            )
+        conv1d = name in self._conv1d and len(shape) == 2
 
         def produce() -> Update:
             # θ_0 as the run held it: files of another precision were rounded when it began
             kept = self._initial[name] if source is None else source.read(held)
-            before = kept.to(parameter.dtype)
-            if before.shape == parameter.shape:
-                delta = difference(parameter.detach(), before)
+            before, now = kept.to(parameter.dtype), current()
+            if before.shape == now.shape:
+                delta = difference(now, before)
             else:
-                common = min(before.shape[0], parameter.shape[0])
-                delta = torch.zeros(before.shape, device=parameter.device)
-                delta[:common] = difference(parameter.detach()[:common], before[:common])
+                common = min(before.shape[0], now.shape[0])
+                delta = torch.zeros(before.shape, device=now.device)
+                delta[:common] = difference(now[:common], before[:common])
             return DenseUpdate(delta, is_transposed(name, shape, conv1d=conv1d))
 
         return Part(name, shape, produce)
@@ -242,15 +340,19 @@ class LiveModel:
 
     def _digest(self, base: Location | None) -> str | None:
         if base is not None:
-            return identity.base_digest(base)
-        if any(_moves_base(module, self._config) for module in self._adapted):
+            return (
+                from_first(lambda: identity.base_digest(base))
+                if self.sharded
+                else (identity.base_digest(base))
+            )
+        if any(moves_base(module, self._config) for module in self._adapted):
             self._warnings.append(
                 "the adapter's start changed the base's weights in memory: give the base's folder "
                 "to tell which base it is"
             )
             return None
         try:
-            return digest_since(self._root, self._initial)
+            return digest_since(self._root, {} if self.sharded else self._initial)
         except InputError as error:
             self._warnings.append(f"which base this is cannot be told: {error}")
             return None
@@ -291,49 +393,6 @@ def _method(adapted: Iterable[Adapted], config: Mapping[str, Any]) -> tuple[str,
             rank = own.get(adapter) if isinstance(own, dict) else None
             ranks += [rank] if isinstance(rank, int) else []
     return ("+".join(dict.fromkeys(kinds)) or "full"), max(ranks, default=None)
-
-
-def _moved_at_start(
-    entry: Adapted, config: Mapping[str, Any], known: dict[tuple[str, type], bool]
-) -> bool:
-    """Whether a new adapter of this configuration is not the base itself.
-
-    Args:
-        entry: the module.
-        config: the adapters' configurations.
-        known: answers so far, by adapter and class of the adapted layer; added to.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    from wvmonitor.sources.adapters.config import MERGED_VARIANTS
-    from wvmonitor.sources.adapters.merged import starts_at_base
-
-    if not isinstance(entry.module, BaseTunerLayer):
-        return False
-    layer: Any = entry.module.get_base_layer()
-    for adapter in entry.adapters:
-        settings = config.get(adapter)
-        if settings is None:
-            continue
-        key = (adapter, type(layer))
-        if key not in known:
-            variant = any(getattr(settings, field, None) for field in MERGED_VARIANTS)
-            if settings.peft_type.value == "LORA" and not variant:
-                known[key] = settings.init_lora_weights not in _STARTS_AT_BASE
-            else:
-                known[key] = not starts_at_base(settings, layer, entry.path)
-        if known[key]:
-            return True
-    return False
-
-
-def _moves_base(entry: Adapted, config: Mapping[str, Any]) -> bool:
-    settings = [config[a] for a in entry.adapters if config.get(a) is not None]
-    return any(
-        getattr(s, "kasa_config", None)
-        or (s.peft_type.value == "LORA" and s.init_lora_weights not in (*_STARTS_AT_BASE, False))
-        for s in settings
-    )
 
 
 def _name_of(root: nn.Module) -> str | None:

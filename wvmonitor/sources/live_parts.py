@@ -85,6 +85,19 @@ def parts_of(adapted: Adapted, initial: State, owners: Mapping[int, str]) -> lis
     return _lora_parts(adapted, present, initial, owners)
 
 
+def factors_alone(adapted: Adapted) -> bool:
+    """Whether the change is read from the adapters' factors, whatever the base's weights are."""
+    from peft.tuners.adalora import AdaLoraLayer
+    from peft.tuners.lora.layer import LoraLayer, MultiheadAttention, _ConvNd
+
+    module = adapted.module
+    if not isinstance(module, LoraLayer) or isinstance(
+        module, AdaLoraLayer | _ConvNd | MultiheadAttention
+    ):
+        return False
+    return all(_plain(module, a) for a in adapted.adapters if a in module.lora_variant)
+
+
 # LoRA
 
 
