@@ -25,9 +25,9 @@ demo: $(INSTALLED) ## four watched fine-tunes of the bundled model, and a report
 test: $(INSTALLED) ## the test suite (at most ten minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations 15
 
-test-engines: $(INSTALLED) ## the tests that need DeepSpeed, which has to be built
-	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt deepspeed setuptools
-	$(BIN)/python -m pytest tests/integrations/test_distributed.py tests/sources/test_distributed.py -rs
+test-engines: $(INSTALLED) ## the tests that need DeepSpeed and bitsandbytes
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt setuptools deepspeed bitsandbytes
+	$(BIN)/python -m pytest tests/integrations/test_distributed.py tests/integrations/test_engines.py -rs
 
 observability: $(INSTALLED) ## the real Prometheus, Alertmanager and Pushgateway (Debian's; needs root to install) beside a real run
 	@for p in promtool amtool prometheus-alertmanager prometheus-pushgateway; do command -v $$p >/dev/null || \

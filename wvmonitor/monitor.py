@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,6 +124,7 @@ class Monitor:
         self.last: Observation | None = None
         self.failures = 0
         self._failures_in_a_row = 0
+        self._given = tuple(exporters)
         self._exporters = list(exporters)
         self._outbox: Outbox | None = None
         self._live: LiveModel | None = None
@@ -165,6 +166,8 @@ class Monitor:
         Raises:
             WVMonitorError: this model cannot be measured, or was made from another base.
         """
+        if self._live is not None:
+            run = self._ended(run or Run())
         self._run = run or Run()
         live = live or LiveModel(model, base=self.settings.base)
         if live.sharded:
@@ -186,9 +189,19 @@ class Monitor:
             planned_steps=self._run.planned_steps,
             readings_planned=_readings_planned(self._run, self.settings.every_n_steps),
         )
-        self._exporters += self.settings.build_exporters()
+        self._exporters = [*self._given, *self.settings.build_exporters()]
         self._open_journal()
         self._cadence = Cadence(self.settings.every_n_steps, self.settings.max_overhead)
+
+    def _ended(self, run: Run) -> Run:
+        """End an attempt that never said so (a smaller batch size is tried): the run goes on."""
+        previous = self.journal.run if self.journal else None
+        self._close_record()
+        for exporter in self._exporters[len(self._given) :]:
+            exporter.close()
+        self.journal = self._outbox = self.last = self._anchor = None
+        self._state, self._acted_on = JudgeState(), set()
+        return run if run.run_id else replace(run, run_id=previous)
 
     def _open_journal(self) -> None:
         folder = self.settings.journal_dir or self._run.folder
@@ -412,6 +425,11 @@ class Monitor:
 
     def close(self) -> None:
         """Deliver and write what is left, and let go of journal, ports and threads."""
+        self._close_record()
+        for exporter in self._exporters:
+            exporter.close()
+
+    def _close_record(self) -> None:
         try:
             if self._outbox:
                 self._outbox.close()
@@ -419,8 +437,6 @@ class Monitor:
                 self.journal.close()
         except Exception as error:  # noqa: BLE001  training must not die of its monitor
             self.fail("close", error)
-        for exporter in self._exporters:
-            exporter.close()
 
     def _show_pending(self, count: int) -> None:
         for exporter in self._exporters:

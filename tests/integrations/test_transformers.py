@@ -47,6 +47,7 @@ def trainer(
         model=lora(base) if model is None else model,
         args=TrainingArguments(**settings),
         train_dataset=random_rows(16),
+        eval_dataset=random_rows(4, seed=1),
         callbacks=list(callbacks),
     )
 

@@ -1,0 +1,84 @@
+"""Ways to train the same run: each gives the plain run's readings, or the exact ones of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from tests.integrations.test_transformers import trainer
+from tests.sources import zoo
+from wvmonitor import WVMonitorCallback, read_adapter
+from wvmonitor.sources import LiveModel, base_digest
+from wvmonitor.testing import planted_bank, tiny_base
+
+
+def last_scores(base: Path, bank: Path, out: Path, **arguments: Any) -> tuple[float, float]:
+    run = trainer(base, out, **arguments)
+    callback = WVMonitorCallback.attach(run, bank, every_n_steps=2)
+    run.train()
+    assert callback.monitor.failures == 0
+    assert callback.monitor.last is not None
+    scores = callback.monitor.last.scores
+    return scores.norm, scores.references["evil"].values["frobenius"]["cosine"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"gradient_checkpointing": True},
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
+        {"torch_compile": True, "torch_compile_backend": "eager"},
+    ],
+    ids=["checkpointing", "accumulation", "compile"],
+)
+def test_the_way_of_training_does_not_change_the_reading(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path, arguments: dict[str, Any]
+) -> None:
+    """Steps are optimiser steps, and what wraps the model is looked through."""
+    plain = last_scores(tiny_base, tiny_bank_folder, tmp_path / "plain")
+    other = last_scores(tiny_base, tiny_bank_folder, tmp_path / "other", **arguments)
+    assert other == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_adapters_on_quantised_bases_are_exact(tmp_path: Path, bits: int, dora: bool) -> None:
+    """QLoRA, live and saved: the adapter's own change, whatever holds the base."""
+    pytest.importorskip("bitsandbytes", reason="`make test-engines` installs bitsandbytes")
+    from peft.utils.integrations import dequantize_module_weight
+    from transformers import BitsAndBytesConfig
+
+    base = tiny_base(tmp_path / "base", hidden_size=64)
+    quantised = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=quantised, device_map="cpu", dtype=torch.float32
+    )
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], use_dora=dora)
+    adapted = get_peft_model(model, config)
+    live = LiveModel(adapted, base=base)
+    assert live.base_digest == base_digest(base)
+    zoo.shake(adapted)
+    oracle = {}
+    for path, module in adapted.get_base_model().named_modules():
+        if not hasattr(module, "lora_A") or "default" not in module.lora_A:
+            continue
+        a, b = (m["default"].weight.detach().double() for m in (module.lora_A, module.lora_B))
+        delta = module.scaling["default"] * (b @ a)
+        if dora:
+            weight = dequantize_module_weight(module.get_base_layer()).detach().double()
+            whole = weight + delta
+            size = module.lora_magnitude_vector["default"].weight.detach().double()
+            delta = whole * (size / whole.norm(dim=1))[:, None] - weight
+        oracle[f"{path}.weight"] = delta
+    zoo.assert_equal_change(live.task_vector(), oracle)
+    reading = live.measure(planted_bank(base), 1)
+    assert reading.base_digest == base_digest(base)
+    assert not reading.warnings
+    if not dora:  # DoRA's change depends on the base as the run held it: quantised
+        adapted.save_pretrained(tmp_path / "adapter")
+        zoo.assert_equal_change(read_adapter(tmp_path / "adapter", base), oracle)
