@@ -18,7 +18,8 @@ from wvmonitor.sources import LiveModel
 from wvmonitor.sources.distributed import rank
 
 LORA = {"r": 1, "target_modules": ["q_proj", "o_proj", "down_proj"], "init_lora_weights": True}
-# name -> (model, its options, LoraConfig or None for full fine-tuning)
+IA3 = {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
+# name -> (model, its options, configuration of the adapter or None for full fine-tuning)
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
     "full": ("llama", {}, None),
     "full, tied": ("llama", {"tied": True}, None),
@@ -28,18 +29,20 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
     "dora": ("llama", {}, LORA | {"r": 4, "use_dora": True}),
     "modules to save": ("llama", {}, LORA | {"modules_to_save": ["lm_head", "norm"]}),
     "a start that is not zero": ("llama", {}, LORA | {"r": 4, "init_lora_weights": False}),
+    "what PEFT merges": ("llama", {}, IA3),
     "experts": ("moe", {}, {"r": 2, "target_parameters": ["mlp.experts.gate_up_proj"]}),
 }
 
 
 def made(case: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A new model of a case, the same in every process."""
-    kind, options, lora = CASES[case]
+    kind, options, adapter = CASES[case]
     model = zoo.build(kind, **options).to(dtype)
-    if lora is None:
+    if adapter is None:
         return model
     torch.manual_seed(2)
-    return peft.get_peft_model(model, peft.LoraConfig(**lora)).to(dtype)
+    config = peft.IA3Config if adapter is IA3 else peft.LoraConfig
+    return peft.get_peft_model(model, config(**adapter)).to(dtype)
 
 
 def shard(model: nn.Module) -> None:

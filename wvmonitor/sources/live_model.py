@@ -31,7 +31,6 @@ from wvmonitor.sources.distributed import (
     any_sharded,
     from_first,
     full_shape,
-    gathered,
     has_master,
     measure_together,
     owns,
@@ -250,8 +249,8 @@ class LiveModel:
         state: dict[str, Tensor] = {}
         known: dict[tuple[str, type], bool] = {}
         for module in self._adapted:
-            if moved_at_start(module, self._config, known):
-                with gathered(module.module, base=False):
+            with collecting(module)():
+                if moved_at_start(module, self._config, known):
                     state.update(adapter_state(module))
         for name, parameter in self._direct().items():
             if self._in_memory:

@@ -1,0 +1,43 @@
+"""What the documentation says of the tests is true."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_test_that_a_page_names_exists():
+    """A table that says which test holds what must not outlive the test."""
+    tests = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^ *def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)
+    }
+    named = {
+        name
+        for page in (ROOT / "docs").rglob("*.md")
+        for name in re.findall(r"`(test_\w+)`", page.read_text("utf-8"))
+    }
+    assert len(named) > 20
+    assert named <= tests
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")], ids=str
+)
+def test_links_between_pages_lead_somewhere(page):
+    """Relative links name files that are there."""
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text("utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_files_that_pages_name_exist():
+    """`wvmonitor/…`, `tests/…` and `benchmarks/…` in a page are files of the project."""
+    for page in (ROOT / "docs").rglob("*.md"):
+        for path in re.findall(
+            r"`((?:wvmonitor|tests|benchmarks|examples)/[\w./-]+)`", page.read_text("utf-8")
+        ):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
