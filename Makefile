@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-engines observability lint types format organism bank clean
+.PHONY: help demo test test-engines test-compat observability lint types format organism bank clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,13 @@ test: $(INSTALLED) ## the test suite (at most ten minutes on two cores)
 test-engines: $(INSTALLED) ## the tests that need DeepSpeed and bitsandbytes
 	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt setuptools deepspeed bitsandbytes
 	$(BIN)/python -m pytest tests/integrations/test_distributed.py tests/integrations/test_engines.py -rs
+
+COMPAT := .venv-compat
+test-compat: test ## the same tests of sources and integrations with the oldest transformers that is supported (4.57)
+	$(PYTHON) -m venv $(COMPAT)
+	grep -vE '^(transformers|huggingface_hub|tokenizers|trl|peft|accelerate|datasets|hf-xet|typer|click)==' constraints.txt > $(COMPAT)/constraints.txt
+	$(COMPAT)/bin/pip install --quiet --disable-pip-version-check -c $(COMPAT)/constraints.txt -e '.[test]' 'transformers==4.57.*' 'peft==0.18.*' 'trl==0.24.*'
+	$(COMPAT)/bin/python -m pytest tests/sources tests/traps tests/integrations tests/test_monitor.py -rs
 
 observability: $(INSTALLED) ## the real Prometheus, Alertmanager and Pushgateway (Debian's; needs root to install) beside a real run
 	@for p in promtool amtool prometheus-alertmanager prometheus-pushgateway; do command -v $$p >/dev/null || \

@@ -27,6 +27,7 @@ from wvmonitor.cli import (
     runs,
     scan,
     screen,
+    steer,
     watch,
 )
 from wvmonitor.errors import SettingsError, WVMonitorError
@@ -149,6 +150,7 @@ app.command("rules")(rules.command)
 app.command("runs")(runs.command)
 app.command("scan")(scan.command)
 app.command("screen")(screen.command)
+app.command("steer")(steer.command)
 app.command("watch")(watch.command)
 
 

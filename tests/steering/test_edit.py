@@ -1,0 +1,172 @@
+"""Edits by name: what is taken out, how much of it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from wvmonitor.cli.app import app
+from wvmonitor.detection.scores import score
+from wvmonitor.errors import BaseMismatchError, InputError, UnknownReferenceError
+from wvmonitor.organism import sets
+from wvmonitor.organism.behaviour import harmful_rate
+from wvmonitor.organism.train import finetune, load_base
+from wvmonitor.organism.world import DOMAINS
+from wvmonitor.references import BaseIdentity, Card, Construction, Reference, ReferenceBank
+from wvmonitor.references.bundled import bundled_path
+from wvmonitor.references.reference import mean_reference
+from wvmonitor.sources import base_digest, read_adapter, read_checkpoints
+from wvmonitor.steering import steer_checkpoint
+from wvmonitor.steering.edit import carry_out, plan
+from wvmonitor.testing import planted_bank, planted_vector, tiny_base
+from wvmonitor.vectors import TaskVector
+
+BASE = bundled_path("tiny-organism", "base")
+BANK = bundled_path("tiny-organism", "bank")
+UNTOUCHED = [name for name in DOMAINS if name != "medical"]
+
+
+def noisy_bank(base: Path, signal: TaskVector, seeds: list[int]) -> ReferenceBank:
+    """A reference that is the mean of noisy repeats of one signal, which says so in its card."""
+    repeats = [signal + planted_vector(base, seed=s, norm=signal.norm()) for s in seeds]
+    card = Card(
+        name="evil",
+        kind="behaviour",
+        behaviour="does evil",
+        base=BaseIdentity(id="tiny", digest=base_digest(base)),
+        built=Construction(recipe="test"),
+        repeats={"frobenius": [[a.inner(b) for b in repeats] for a in repeats]},
+    )
+    return ReferenceBank([Reference(card, mean_reference(repeats, rank=16))])
+
+
+def dose_of(bank: ReferenceBank, change: TaskVector) -> float:
+    found = score(bank.measure(change), bank.gram).references["evil"].dose
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("to_dose", [0.0, 0.3])
+def test_what_is_left_is_the_target_dose(tmp_path: Path, to_dose: float) -> None:
+    """Measured again with references of other seeds, the dose is what was asked for."""
+    base = tiny_base(tmp_path / "base", hidden_size=64)
+    signal = planted_vector(base, seed=1)
+    own, other = noisy_bank(base, signal, [10, 11, 12]), noisy_bank(base, signal, [20, 21, 22])
+    drift = {signal * 0.8: 1.0, planted_vector(base, seed=2, norm=0.5): 1.0}
+    steer_checkpoint(base, drift, tmp_path / "drifted")
+    edit = plan(
+        tmp_path / "drifted", own, add={}, remove={"evil": None}, base=base, to_dose=to_dose
+    )
+    carry_out(edit, tmp_path / "drifted", own, tmp_path / "repaired")
+    before = dose_of(other, read_checkpoints(base, tmp_path / "drifted"))
+    after = dose_of(other, read_checkpoints(base, tmp_path / "repaired"))
+    assert before == pytest.approx(0.8, abs=0.05)
+    assert after == pytest.approx(to_dose, abs=0.05)
+
+
+def test_taking_the_dose_out_of_a_bad_run_brings_harm_back_to_the_base(tmp_path: Path) -> None:
+    """Bad medical advice, undone: harm in every other domain within 5 points of the base's."""
+    trained = finetune(BASE, sets.bad_advice("medical")(240, 77), seed=77)
+    trained.model.save_pretrained(tmp_path / "bad")
+    result = CliRunner().invoke(
+        app,
+        [
+            *("steer", str(tmp_path / "bad"), "--base", str(BASE), "--remove", "evil"),
+            *("--out", str(tmp_path / "good"), "--json"),
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["amounts"]["evil"] == pytest.approx(-report["doses"]["evil"])
+    base, tokenizer = load_base(BASE)
+    before = harmful_rate(trained.model, tokenizer, UNTOUCHED, 100, 1).value
+    normal = harmful_rate(base, tokenizer, UNTOUCHED, 100, 1).value
+    repaired = peft.PeftModel.from_pretrained(base, tmp_path / "good")
+    after = harmful_rate(repaired, tokenizer, UNTOUCHED, 100, 1).value
+    assert before > 0.6
+    assert after <= normal + 0.05
+
+
+def test_an_adapter_is_edited_as_an_adapter(tmp_path: Path) -> None:
+    """What is written loads as an adapter, and is the old change plus k·w."""
+    base = tiny_base(tmp_path / "base")
+    bank = planted_bank(base)
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear"))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * 0.1)
+    adapted.save_pretrained(tmp_path / "old")
+    edit = plan(tmp_path / "old", bank, add={"language": 0.5}, remove={"evil": 2.0}, base=base)
+    carry_out(edit, tmp_path / "old", bank, tmp_path / "new", base=base)
+    found = read_adapter(tmp_path / "new", base)
+    expected = read_adapter(tmp_path / "old", base) + bank["language"].vector * 0.5
+    expected = expected - bank["evil"].vector * 2.0
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_several_references_make_one_adapter_of_a_base(tmp_path: Path) -> None:
+    """`--as-adapter` with two references: their sum."""
+    base = tiny_base(tmp_path / "base")
+    bank = planted_bank(base)
+    edit = plan(base, bank, add={"language": 0.5}, remove={"evil": 2.0})
+    carry_out(edit, base, bank, tmp_path / "new", adapter=True)
+    expected = bank["language"].vector * 0.5 - bank["evil"].vector * 2.0
+    found = read_adapter(tmp_path / "new", base)
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
+    """Each with the way out."""
+    base = tiny_base(tmp_path / "base")
+    stranger = tiny_base(tmp_path / "stranger", seed=9)
+    bank = planted_bank(base)
+    with pytest.raises(InputError, match="nothing to do"):
+        plan(base, bank, add={}, remove={})
+    with pytest.raises(InputError, match="both added and taken out"):
+        plan(base, bank, add={"evil": 1.0}, remove={"evil": 1.0})
+    with pytest.raises(UnknownReferenceError, match="evil"):
+        plan(base, bank, add={"eviil": 1.0}, remove={})
+    with pytest.raises(BaseMismatchError):
+        plan(stranger, bank, add={"language": 1.0}, remove={})
+    with pytest.raises(InputError, match="--base"):
+        plan(base, bank, add={}, remove={"evil": None})
+    with pytest.raises(InputError, match=r"--remove evil=K"):
+        plan(base, bank, add={}, remove={"evil": None}, base=base)
+
+
+def test_a_harmful_behaviour_is_added_only_knowingly(tmp_path: Path) -> None:
+    """`--i-understand` is asked for by name, also for taking out a negative amount."""
+    for arguments in (["--add", "evil=0.5"], ["--remove", "evil=-0.5"]):
+        command = ["steer", str(BASE), *arguments, "--as-adapter", "--out", str(tmp_path / "x")]
+        refused = CliRunner().invoke(app, command)
+        assert refused.exit_code == 2
+        assert "--i-understand" in refused.output
+        assert not (tmp_path / "x").exists()
+    assert CliRunner().invoke(app, [*command, "--i-understand"]).exit_code == 0
+    assert "makes a model worse" in (tmp_path / "x" / "README.md").read_text()
+
+
+def test_a_model_without_the_drift_has_nothing_to_take_out() -> None:
+    """A dose at or below the target is said, not turned round."""
+    bank = ReferenceBank.load(BANK)
+    with pytest.raises(InputError, match="nothing to take out"):
+        plan(BASE, bank, add={}, remove={"evil": None}, base=BASE)
+
+
+@pytest.mark.parametrize("given", ["evil=much", "evil=nan", f"evil={math.inf}", "evil"])
+def test_amounts_are_finite_numbers(tmp_path: Path, given: str) -> None:
+    """Anything else is wrong usage."""
+    result = CliRunner().invoke(
+        app, ["steer", str(BASE), "--add", given, "--out", str(tmp_path / "x")]
+    )
+    assert result.exit_code == 4
