@@ -9,6 +9,7 @@ optimiser step, and carry out the action that comes back.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -491,5 +492,5 @@ def _check_components(settings: MonitorSettings, calibration: Calibration | None
 
 
 def _readings_planned(run: Run, every_n_steps: int) -> int | None:
-    """The reading before the first step, one every `every_n_steps`, and the last."""
-    return None if run.planned_steps is None else run.planned_steps // every_n_steps + 2
+    """Readings that will be judged: one every `every_n_steps` and the last; none where τ is 0."""
+    return None if run.planned_steps is None else math.ceil(run.planned_steps / every_n_steps)

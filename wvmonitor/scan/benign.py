@@ -1,0 +1,131 @@
+"""Benign runs read back from disk, for calibrating: from their journals, or their checkpoints.
+
+A run's journal holds its readings to the last bit, so nothing is measured again. Without a journal
+the saved checkpoints of its output folder are measured, one reading each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from wvmonitor.detection.calibration import BenignRun
+from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.scores import score
+from wvmonitor.errors import CalibrationError, MissingPathError
+from wvmonitor.journal.reader import JournalReader
+from wvmonitor.reading import Geometry
+from wvmonitor.references.bank import ReferenceBank
+from wvmonitor.references.calibrated import ridges
+from wvmonitor.scan.measure import Job, Measured, SharedBank, measure
+from wvmonitor.scan.results import Failure
+from wvmonitor.scan.targets import Target, find_targets
+
+
+def benign_runs(
+    folders: Sequence[Path],
+    bank: ReferenceBank,
+    *,
+    datasets: Mapping[str, str] | None = None,
+    base: str | None = None,
+    optimizer: str | None = None,
+) -> list[BenignRun]:
+    """Read harmless runs back.
+
+    Args:
+        folders: runs' output folders, or folders of journals.
+        bank: the references that the calibration is for.
+        datasets: what each run was trained on, by the run's folder (as it was given, or its name)
+            or by its id; runs of one name are repeats of one dataset. None says that every run has
+            a dataset of its own.
+        base: folder of the base model, where checkpoints do not name it.
+        optimizer: of the runs that were saved without a journal: checkpoints do not say.
+
+    Raises:
+        MissingPathError: a folder holds neither a journal nor `checkpoint-*` folders.
+        CalibrationError: a run's dataset is not said, it was measured against another bank, or one
+            of its checkpoints cannot be measured.
+        JournalError: a journal cannot be read.
+    """
+    ridge = ridges(bank, ("blocks",), None)
+    runs: list[BenignRun] = []
+    for folder in folders:
+        journals = sorted(folder.rglob("wvmonitor.db")) if folder.is_dir() else []
+        found = (
+            _from_journals(journals, bank, ridge)
+            if journals
+            else _from_checkpoints(folder, bank, ridge, base, optimizer)
+        )
+        for name, run in found:
+            runs.append(replace(run, dataset=_dataset(folder, name, datasets)))
+    return runs
+
+
+def _dataset(folder: Path, run: str, datasets: Mapping[str, str] | None) -> str:
+    if datasets is None:
+        return f"{folder.name}/{run}"
+    for key in (run, str(folder), folder.name):
+        if key in datasets:
+            return datasets[key]
+    raise CalibrationError(
+        f"the run {run} in {folder} is not among the datasets: add a line for it (by its folder or "
+        "its id), because runs of one dataset count once"
+    )
+
+
+def _from_journals(
+    journals: Sequence[Path], bank: ReferenceBank, ridge: Mapping[Geometry, float]
+) -> Iterator[tuple[str, BenignRun]]:
+    for path in journals:
+        journal = JournalReader(path)
+        for run in journal.runs():
+            attempt = journal.attempts(run)[-1]
+            if attempt.bank != bank.fingerprint:
+                raise CalibrationError(
+                    f"the run {run} in '{path}' was measured against another bank "
+                    f"({attempt.bank[:12]}…, this one is {bank.fingerprint[:12]}…): give the bank "
+                    "it was watched with, or its checkpoints without the journal"
+                )
+            readings = [journal.reading(row) for row in journal.trajectory(run)]
+            scores = [score(r, bank.gram, ridge=ridge) for r in readings]
+            yield run, BenignRun(run, scores, attempt.context)
+
+
+def _from_checkpoints(
+    folder: Path,
+    bank: ReferenceBank,
+    ridge: Mapping[Geometry, float],
+    base: str | None,
+    optimizer: str | None,
+) -> Iterator[tuple[str, BenignRun]]:
+    trajectory = [t for t in find_targets([str(folder)]) if t.run is not None]
+    if not trajectory:
+        raise MissingPathError(
+            f"{folder} holds neither a journal (wvmonitor.db) nor checkpoint-* folders: give the "
+            "output folder of a run"
+        )
+    measured = [_measured(target, bank, ridge, base) for target in trajectory]
+    last = trajectory[-1]
+    context = RunContext(
+        method=measured[-1].method,
+        rank=measured[-1].rank,
+        optimizer=optimizer,
+        learning_rate=last.learning_rate,
+        base=measured[-1].relation,
+        planned_steps=last.planned_steps,
+        readings_planned=last.readings,
+    )
+    yield folder.name, BenignRun(folder.name, [m.scores for m in measured], context)
+
+
+def _measured(
+    target: Target, bank: ReferenceBank, ridge: Mapping[Geometry, float], base: str | None
+) -> Measured:
+    if target.error is not None:
+        raise CalibrationError(f"{target.path} cannot be measured: {target.error.message}")
+    outcome = measure(Job(target, SharedBank(bank), base, ridge=ridge))
+    if isinstance(outcome, Failure):
+        raise CalibrationError(f"{target.path} cannot be measured: {outcome.message}")
+    assert isinstance(outcome, Measured)  # noqa: S101  without a cache nothing is known before
+    return outcome
