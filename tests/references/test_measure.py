@@ -44,12 +44,12 @@ def test_a_reading_equals_the_dense_formula(tools, kind, tau_kind, with_probe):
         probe = bank.probe if geometry == "response" else None
         for i, reference in enumerate(bank):
             expected = list(tools.products(tau, reference.vector, probe).values())
-            np.testing.assert_allclose(products.products[:, i], expected, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(products.products[:, i], expected, rtol=1e-5, atol=1e-4)
         has = np.array([probe is None or n in probe for n in tau.names()])
         norms = np.array(list(tools.products(tau, tau, probe).values()))
         lagged = np.array(list(tools.products(tau, earlier, probe).values()))
-        np.testing.assert_allclose(products.squared_norms[has], norms[has], rtol=1e-4)
-        np.testing.assert_allclose(products.lagged[has], lagged[has], rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(products.squared_norms[has], norms[has], rtol=1e-5)
+        np.testing.assert_allclose(products.lagged[has], lagged[has], rtol=1e-5, atol=1e-3)
         assert np.isnan(products.squared_norms[~has]).all()
         assert (products.covered == has).all()
         assert products.products.dtype == np.float64
@@ -62,7 +62,7 @@ def test_low_precision_input_is_measured_in_float32(tools):
         tau = tools.vector("low-rank", dtype=dtype)
         found = bank.measure(tau).geometries["response"].products[:, 0]
         expected = list(tools.products(tau, bank["evil"].vector, bank.probe).values())
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_the_gram_is_the_references_own_products(tools):
@@ -78,10 +78,10 @@ def test_the_gram_is_the_references_own_products(tools):
                 found = dict(zip(bank.gram.parameters, table[:, i, j], strict=True))
                 expected = tools.products(a.vector, b.vector, probe)
                 for name, value in found.items():
-                    assert value == pytest.approx(expected.get(name, 0.0), rel=1e-4, abs=1e-4)
+                    assert value == pytest.approx(expected.get(name, 0.0), rel=1e-5, abs=1e-4)
     total = bank.gram.total("frobenius")
     blocks = bank["evil"].vector.select(lambda n: n.endswith(("q.weight", "c_attn.weight", "up")))
-    assert total[0, 0] == pytest.approx(blocks.norm() ** 2, rel=1e-4)
+    assert total[0, 0] == pytest.approx(blocks.norm() ** 2, rel=1e-5)
 
 
 def test_coverage_counts_what_no_reference_looks_at(tools):
@@ -95,13 +95,13 @@ def test_coverage_counts_what_no_reference_looks_at(tools):
     assert reading.geometries["frobenius"].covered.tolist() == [n in names[:2] for n in names]
     assert reading.norm() == pytest.approx(tau.norm(), rel=1e-5)
     share = sum(squares[n] for n in names[:2]) / total
-    assert reading.coverage() == pytest.approx(share, rel=1e-4)
-    assert reading.coverage(geometry="response") == pytest.approx(share, rel=1e-4)
+    assert reading.coverage() == pytest.approx(share, rel=1e-5)
+    assert reading.coverage(geometry="response") == pytest.approx(share, rel=1e-5)
     shares = reading.component_shares()
     assert sum(shares.values()) == pytest.approx(1)
-    assert shares["embeddings"] == pytest.approx(squares["model.embed_tokens.weight"] / total, 1e-4)
-    assert shares["head"] == pytest.approx(squares["lm_head.weight"] / total, rel=1e-4)
-    assert shares["norms"] == pytest.approx(squares[names[4]] / total, rel=1e-4)
+    assert shares["embeddings"] == pytest.approx(squares["model.embed_tokens.weight"] / total, 1e-5)
+    assert shares["head"] == pytest.approx(squares["lm_head.weight"] / total, rel=1e-5)
+    assert shares["norms"] == pytest.approx(squares[names[4]] / total, rel=1e-5)
 
 
 def test_changed_fraction_counts_elements(tools):

@@ -142,8 +142,8 @@ def gram_of(updates: Mapping[int, Update], count: int, probe: Tensor | None = No
 def _add_low_rank(gram: Tensor, low: Mapping[int, LowRankUpdate]) -> None:
     left, right, owner = _stacked(low)
     for rows in torch.split(torch.arange(len(owner)), _RANKS):
-        lefts = left[..., rows].mT @ left
-        rights = right[..., rows, :] @ right.mT
+        lefts = functional.matmul(left[..., rows].mT, left)
+        rights = functional.matmul(right[..., rows, :], right.mT)
         products = (lefts * rights).to(torch.float64).reshape(-1, len(rows), len(owner)).sum(0)
         by_row = torch.zeros(len(rows), len(gram), dtype=torch.float64)
         by_row.index_add_(1, owner, products)
@@ -157,7 +157,7 @@ def _add_mixed(
         return
     left, right, owner = _stacked(low)
     for index, update in dense.items():
-        products = (left.mT.to(update.delta.dtype) @ update.delta) * right
+        products = functional.matmul(left.mT.to(update.delta.dtype), update.delta) * right
         per_rank = products.sum(-1, dtype=torch.float64).reshape(-1, len(owner)).sum(0)
         row = torch.zeros(len(gram), dtype=torch.float64).index_add_(0, owner, per_rank)
         gram[index] += row
@@ -171,7 +171,7 @@ def _add_dense(gram: Tensor, dense: Mapping[int, DenseUpdate]) -> None:
     flat = [u.delta.reshape(-1) for u in dense.values()]
     for pieces in zip(*(torch.split(f, _ELEMENTS) for f in flat), strict=True):
         block = torch.stack(pieces)
-        gram[indices.unsqueeze(1), indices] += (block @ block.mT).to(torch.float64)
+        gram[indices.unsqueeze(1), indices] += functional.matmul(block, block.mT).to(torch.float64)
 
 
 def _stacked(low: Mapping[int, LowRankUpdate]) -> tuple[Tensor, Tensor, Tensor]:
