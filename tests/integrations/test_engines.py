@@ -30,7 +30,10 @@ def last_scores(base: Path, bank: Path, out: Path, **arguments: Any) -> tuple[fl
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"gradient_checkpointing": True},
+        {
+            "gradient_checkpointing": True,
+            "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        },
         {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
         {"torch_compile": True, "torch_compile_backend": "eager"},
     ],

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.sources import zoo
 from wvmonitor.files.checkpoint_files import open_checkpoint
 from wvmonitor.sources import LiveModel, base_digest, read_checkpoints
@@ -9,6 +11,7 @@ from wvmonitor.sources import LiveModel, base_digest, read_checkpoints
 
 def test_experts_are_fused_as_the_live_model_has_them(tmp_path: Path) -> None:
     """Files of single experts and the live model's 3-D parameters give one vector, one identity."""
+    pytest.importorskip("transformers.conversion_mapping", reason="transformers 4 fuses none")
     model = zoo.build("moe")
     model.save_pretrained(tmp_path / "base")
     before = zoo.weights_of(model)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -240,6 +241,8 @@ class ModelFolder:
         return bool(_CAUSAL_MASK.search(name)) and len(self.files.info(name).shape) == 4
 
     def _converted(self, kept: list[str]) -> dict[str, str | Fused]:
+        if find_spec("transformers.conversion_mapping") is None:
+            return self._prefixed(kept)
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import (
             WeightConverter,
@@ -277,6 +280,21 @@ class ModelFolder:
                     f"{self.where} holds {shown(parts[0][0])} and {shown(parts[1][0])}, which are "
                     f"both the parameter {shown(name)}: remove one of the two"
                 )
+        return sources
+
+    def _prefixed(self, kept: list[str]) -> dict[str, str | Fused]:
+        """Names by which transformers 4 loads tensors: the stored ones, but for a bare prefix."""
+        model = self.meta_model
+        live, prefix = model.state_dict(), f"{model.base_model_prefix}."
+        sources: dict[str, str | Fused] = {}
+        for key in kept:
+            name = next((n for n in (key, prefix + key, key.removeprefix(prefix)) if n in live), "")
+            if not name:
+                raise KeyMismatchError(
+                    f"{self.where} holds {shown(key)}, which {type(model).__name__} of the "
+                    "installed transformers does not have: use the version it was saved with"
+                )
+            sources[name] = key
         return sources
 
     def _fuse(self, name: str, fused: Fused) -> Tensor:
