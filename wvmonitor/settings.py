@@ -38,6 +38,7 @@ from wvmonitor.exporters.exporter import Exporter
 from wvmonitor.exporters.options import Part, PrometheusSettings, PushgatewaySettings, Secret
 from wvmonitor.journal.alerts import AlertPolicy
 from wvmonitor.notifiers.alertmanager import AlertmanagerNotifier
+from wvmonitor.notifiers.chat import ChatNotifier
 from wvmonitor.notifiers.http import SendPolicy
 from wvmonitor.notifiers.notifier import Notifier
 from wvmonitor.notifiers.webhook import WebhookNotifier
@@ -112,7 +113,20 @@ class WebhookSettings(_NotifierSettings):
         )
 
 
-NotifierSettings = Annotated[AlertmanagerSettings | WebhookSettings, Field(discriminator="kind")]
+class ChatSettings(Part):
+    """Alerts to Slack, mail and other services, through apprise."""
+
+    kind: Literal["chat"] = "chat"
+    url: Secret = Field(description="apprise's URL of the service; may be env:NAME or file:PATH.")
+
+    def build(self) -> Notifier:
+        """The notifier these settings describe."""
+        return ChatNotifier(self.url.get_secret_value())
+
+
+NotifierSettings = Annotated[
+    AlertmanagerSettings | WebhookSettings | ChatSettings, Field(discriminator="kind")
+]
 
 
 class MonitorSettings(BaseSettings):
@@ -331,6 +345,7 @@ def _complaint(found: Any) -> str:
 _KINDS: dict[object, type[BaseModel]] = {
     "alertmanager": AlertmanagerSettings,
     "webhook": WebhookSettings,
+    "chat": ChatSettings,
 }
 _SENSITIVE = frozenset({"url", "token", "secret"})
 
