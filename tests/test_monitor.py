@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from wvmonitor.errors import (
     SettingsError,
     UnknownReferenceError,
 )
+from wvmonitor.exporters.prometheus import PrometheusExporter
+from wvmonitor.journal.journal import acknowledge
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.monitor import Monitor, Run
 from wvmonitor.references import ReferenceBank
@@ -120,6 +123,43 @@ def test_the_journal_holds_every_reading(
     assert rows[0].scores.norm == 0
     assert {v.reference for v in rows[-1].verdicts} == {"evil", "sycophancy"}
     assert {v.calibration for v in rows[-1].verdicts} == {"uncalibrated"}
+
+
+def test_an_acknowledged_behaviour_is_quiet_everywhere(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """After `wvmonitor ack` the metrics that rules look at, and the actions, leave it alone."""
+    model, sent = lora_model(tiny_base), CapturingExporter()
+    shown = PrometheusExporter(port=None)
+    monitor = Monitor(
+        tiny_bank_folder,
+        every_n_steps=1,
+        journal_dir=tmp_path,
+        run="r1",
+        action="stop",
+        action_level="warn",
+        allow_uncalibrated_stop=True,
+        exporters=[sent, shown],
+    )
+    monitor.start(model, Run(planned_steps=9))
+    warned = {"evil": "warn"}
+    actions = []
+    for step in (1, 2):
+        push(model, seed=step)
+        observation = monitor.observe(model, step)
+        assert observation is not None
+        verdicts = tuple(
+            replace(v, state=warned.get(v.reference, v.state)) for v in observation.verdicts
+        )
+        actions.append(monitor.action(replace(observation, verdicts=verdicts)))
+        assert monitor.journal is not None
+        monitor.journal.flush()
+        if step == 1:
+            acknowledge(tmp_path, "r1", "evil", "we know")
+    monitor.close()
+    assert actions == ["stop", "none"]
+    assert [o.acknowledged for o in sent.observations] == [set(), set(), {"evil"}]
+    assert 'wvmonitor_expected{reference="evil",run="r1"} 1.0' in shown.page().decode()
 
 
 def test_the_window_score_is_the_cosine_of_what_changed_since(

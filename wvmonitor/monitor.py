@@ -351,6 +351,7 @@ class Monitor:
             measure_seconds=time.perf_counter() - began,
             wall_time=time.time(),
             deciding=self._deciding(),
+            acknowledged=self.journal.acknowledged() if self.journal else frozenset(),
         )
         self._publish(observation)
         self._cadence.note(time.perf_counter() - began)
@@ -403,7 +404,8 @@ class Monitor:
         reached = [
             v
             for v in observation.verdicts
-            if v.reference not in self.settings.expected and self._reaches_action(v)
+            if v.reference not in {*self.settings.expected, *observation.acknowledged}
+            and self._reaches_action(v)
         ]
         news = {v.reference for v in reached} - self._acted_on
         self._acted_on |= news

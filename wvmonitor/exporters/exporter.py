@@ -32,6 +32,7 @@ class Observation:
         measure_seconds: how long measuring and judging took.
         wall_time: when it was made, seconds since 1970.
         deciding: the geometry and score that verdicts rest on, where they rest on one.
+        acknowledged: behaviours that someone silenced in this run (`wvmonitor ack`).
     """
 
     run: str
@@ -41,6 +42,7 @@ class Observation:
     measure_seconds: float
     wall_time: float
     deciding: tuple[Geometry, ScoreName] | None = None
+    acknowledged: frozenset[str] = frozenset()
 
 
 class Exporter(Protocol):

@@ -251,13 +251,14 @@ def _verdicts(latest: dict[str, Observation], wanted: frozenset[str]) -> Iterato
     )
     expected = GaugeMetricFamily(
         "wvmonitor_expected",
-        "1 where drift towards a reference is wanted, so that nobody is alarmed.",
+        "1 where drift towards a reference is wanted or acknowledged, so that nobody is alarmed.",
         labels=("run", "reference"),
     )
     for run, observation in latest.items():
         score = observation.deciding[1] if observation.deciding else "deciding"
+        quiet = wanted | observation.acknowledged
         for verdict in observation.verdicts:
-            expected.add_metric((run, verdict.reference), float(verdict.reference in wanted))
+            expected.add_metric((run, verdict.reference), float(verdict.reference in quiet))
             if verdict.score is not None:
                 decides.add_metric((run, verdict.reference), verdict.score)
             if verdict.threshold is not None:

@@ -16,7 +16,7 @@
 
 A run's series vanish when it ends, and an alert on them would resolve just when someone comes to
 look. So drift is looked for in the last hours (`max_over_time`), and `keep_firing_for` bridges
-restarts of the training job. Behaviours declared `expected` raise no alert.
+restarts of the training job. Behaviours that are `expected` or acknowledged raise no alert.
 """
 
 from __future__ import annotations

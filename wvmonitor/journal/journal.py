@@ -227,6 +227,11 @@ class Journal:
         self._check()
         return None if self.run is None else self._reader.stop_latched(self.run)
 
+    def acknowledged(self) -> frozenset[str]:
+        """The behaviours that someone has silenced in this run."""
+        self._check()
+        return frozenset(() if self.run is None else self._reader.acknowledged(self.run))
+
     def clear_stop(self, why: str = "") -> None:
         """Let the run go on after a stop."""
         self._event("stop-cleared", None, why)

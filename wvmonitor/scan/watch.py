@@ -293,6 +293,7 @@ class Watcher:
                 measure_seconds=float("nan"),
                 wall_time=row.wall_time,
                 deciding=self._deciding,
+                acknowledged=frozenset(self._reader.acknowledged(run)),
             )
             for exporter in self._exporters:
                 exporter.export(observation)
