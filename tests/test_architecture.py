@@ -24,6 +24,8 @@ ROOMS = [
     "builder",
     "scan",
     "monitor",
+    "preflight",
+    "actions",
     "cadence",
     "settings",
     "notifiers",

@@ -14,14 +14,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from wvmonitor import preflight
+from wvmonitor.actions import Action, Actions
 from wvmonitor.cadence import Cadence
-from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.scores import ScoreName, score
 from wvmonitor.detection.verdict import JudgeState, Verdict, judge
-from wvmonitor.errors import MonitorFailedError, SettingsError, WVMonitorError
+from wvmonitor.errors import MonitorFailedError, WVMonitorError
 from wvmonitor.exporters.exporter import Exporter, Observation
 from wvmonitor.exporters.prometheus import PrometheusExporter
 from wvmonitor.journal.journal import Journal
@@ -36,9 +37,6 @@ from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import TaskVector
 
 logger = logging.getLogger(__name__)
-
-Action = Literal["none", "save", "stop"]
-"""What a framework is asked to do after a reading."""
 
 WARM_START_SHARE = 1e-3
 """‖τ‖ at the start above this share of ‖w‖ means a warm start, or a wrong base."""
@@ -110,16 +108,14 @@ class Monitor:
         """
         if not isinstance(references, ReferenceBank) and references is not None:
             overrides["references"] = references
-        self.settings = _settings(settings, overrides)
+        self.settings = preflight.replaced(settings, overrides)
         self.bank = (
             references
             if isinstance(references, ReferenceBank)
-            else ReferenceBank.load(_bank_folder(self.settings))
+            else ReferenceBank.load(preflight.bank_folder(self.settings))
         )
         self.calibration = calibration_of(self.bank, self.settings.calibration)
-        _check_components(self.settings, self.calibration)
-        self._check_expected()
-        self._check_stop()
+        preflight.check(self.settings, self.bank, self.calibration)
         self.run_context = RunContext()
         self.journal: Journal | None = None
         self.last: Observation | None = None
@@ -134,7 +130,7 @@ class Monitor:
         self._state = JudgeState()
         self._anchor: _Anchor | None = None
         self._readings = 0
-        self._acted_on: set[str] = set()
+        self._actions = Actions(self.settings, calibrated=self.calibration is not None)
         self._ridge = ridges(self.bank, self.settings.components, self.calibration)
 
     # The run
@@ -201,7 +197,8 @@ class Monitor:
         for exporter in self._exporters[len(self._given) :]:
             exporter.close()
         self.journal = self._outbox = self.last = self._anchor = None
-        self._state, self._acted_on = JudgeState(), set()
+        self._state = JudgeState()
+        self._actions = Actions(self.settings, calibrated=self.calibration is not None)
         return run if run.run_id else replace(run, run_id=previous)
 
     def _open_journal(self) -> None:
@@ -401,30 +398,13 @@ class Monitor:
         A checkpoint is asked for once for each behaviour that alarms; a stop is latched in the
         journal, so that it outlives the process.
         """
-        reached = [
-            v
-            for v in observation.verdicts
-            if v.reference not in {*self.settings.expected, *observation.acknowledged}
-            and self._reaches_action(v)
-        ]
-        news = {v.reference for v in reached} - self._acted_on
-        self._acted_on |= news
-        if not reached or self.settings.action == "log":
-            return "none"
-        if self.settings.action == "save":
-            return "save" if news else "none"
-        if news and self.journal:
+        action, reason = self._actions.after(observation)
+        if action == "stop" and reason and self.journal:
             try:
-                self.journal.latch_stop(reached[0].reason)
+                self.journal.latch_stop(reason)
             except WVMonitorError as error:
                 self.fail("stop latch", error)
-        return "stop"
-
-    def _reaches_action(self, verdict: Verdict) -> bool:
-        # an uncalibrated monitor never says more than warn: told to stop all the same, warn it is
-        lowered = self.calibration is None and self.settings.allow_uncalibrated_stop
-        level = "warn" if lowered else self.settings.action_level
-        return verdict.state == "alarm" or verdict.state == level
+        return action
 
     def close(self) -> None:
         """Deliver and write what is left, and let go of journal, ports and threads."""
@@ -446,51 +426,8 @@ class Monitor:
             if isinstance(exporter, PrometheusExporter):
                 exporter.set_outbox_pending(count)
 
-    def _check_expected(self) -> None:
-        for name in self.settings.expected:
-            self.bank[name]
-
-    def _check_stop(self) -> None:
-        if (
-            self.settings.action == "stop"
-            and self.calibration is None
-            and not self.settings.allow_uncalibrated_stop
-        ):
-            raise SettingsError(
-                "action='stop' without a calibration would stop runs on a rule of thumb: calibrate "
-                "with your own benign runs (`wvmonitor calibrate`), or set "
-                "allow_uncalibrated_stop=True"
-            )
-
     def _deciding(self) -> tuple[Geometry, ScoreName] | None:
         return (self.calibration.geometry, self.calibration.score) if self.calibration else None
-
-
-def _settings(settings: MonitorSettings | None, overrides: dict[str, Any]) -> MonitorSettings:
-    """The settings with single ones replaced."""
-    if settings is None:
-        return MonitorSettings(**overrides)
-    return MonitorSettings(
-        **{name: getattr(settings, name) for name in settings.model_fields_set} | overrides
-    )
-
-
-def _bank_folder(settings: MonitorSettings) -> Path:
-    if settings.references is None:
-        raise SettingsError(
-            "no references to measure against: give references=FOLDER (a bank built for your base "
-            "model), or set WVMONITOR_REFERENCES"
-        )
-    return settings.references
-
-
-def _check_components(settings: MonitorSettings, calibration: Calibration | None) -> None:
-    if calibration is not None and calibration.components != settings.components:
-        raise SettingsError(
-            f"the calibration is for scores over {', '.join(calibration.components)}, the settings "
-            f"ask for {', '.join(settings.components)}: calibrate again, or leave components as "
-            "they were"
-        )
 
 
 def _readings_planned(run: Run, every_n_steps: int) -> int | None:

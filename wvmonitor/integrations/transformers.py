@@ -16,12 +16,13 @@ from typing import Any, Literal
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
+from wvmonitor.actions import Action
 from wvmonitor.detection.verdict import State
 from wvmonitor.errors import MonitorFailedError, UnmeasurableModelError
 from wvmonitor.exporters.trainer_log import log_values
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
-from wvmonitor.monitor import Action, Monitor, Run
+from wvmonitor.monitor import Monitor, Run
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.settings import MonitorSettings
 from wvmonitor.sources.distributed import agreed, any_sharded
