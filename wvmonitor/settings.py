@@ -41,6 +41,7 @@ from wvmonitor.notifiers.alertmanager import AlertmanagerNotifier
 from wvmonitor.notifiers.chat import ChatNotifier
 from wvmonitor.notifiers.http import SendPolicy
 from wvmonitor.notifiers.notifier import Notifier
+from wvmonitor.notifiers.wandb import WandbNotifier
 from wvmonitor.notifiers.webhook import WebhookNotifier
 from wvmonitor.reading import Component
 
@@ -124,8 +125,19 @@ class ChatSettings(Part):
         return ChatNotifier(self.url.get_secret_value())
 
 
+class WandbSettings(Part):
+    """Alerts through the W&B run that is being logged to."""
+
+    kind: Literal["wandb"] = "wandb"
+
+    def build(self) -> Notifier:
+        """The notifier these settings describe."""
+        return WandbNotifier()
+
+
 NotifierSettings = Annotated[
-    AlertmanagerSettings | WebhookSettings | ChatSettings, Field(discriminator="kind")
+    AlertmanagerSettings | WebhookSettings | ChatSettings | WandbSettings,
+    Field(discriminator="kind"),
 ]
 
 
@@ -346,6 +358,7 @@ _KINDS: dict[object, type[BaseModel]] = {
     "alertmanager": AlertmanagerSettings,
     "webhook": WebhookSettings,
     "chat": ChatSettings,
+    "wandb": WandbSettings,
 }
 _SENSITIVE = frozenset({"url", "token", "secret"})
 
