@@ -27,6 +27,7 @@ from wvmonitor.exporters.exporter import Exporter, Observation
 from wvmonitor.exporters.prometheus import PrometheusExporter
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.outbox import Outbox
+from wvmonitor.notifiers.notifier import Attending
 from wvmonitor.reading import Geometry, Reading
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of, ridges
@@ -124,6 +125,7 @@ class Monitor:
         self._given = tuple(exporters)
         self._exporters = list(exporters)
         self._outbox: Outbox | None = None
+        self._attending: list[Attending] = []
         self._live: LiveModel | None = None
         self._run = Run()
         self._cadence = Cadence(self.settings.every_n_steps, self.settings.max_overhead)
@@ -219,7 +221,9 @@ class Monitor:
         if self._run.resume_step:
             state = self.journal.latest_judge_state(at_step=self._run.resume_step)
             self._state = state or self._state
-        senders = {name: n.send for name, n in self.settings.build_notifiers().items()}
+        notifiers = self.settings.build_notifiers()
+        self._attending = [n for n in notifiers.values() if isinstance(n, Attending)]
+        senders = {name: n.send for name, n in notifiers.items()}
         if senders:
             self._outbox = Outbox(self.journal, senders, on_pending=self._show_pending)
 
@@ -373,6 +377,8 @@ class Monitor:
 
     def _publish(self, observation: Observation) -> None:
         self.last = observation
+        for notifier in self._attending:
+            notifier.attend()
         if self.journal:
             self.journal.record(
                 observation.reading,

@@ -41,6 +41,7 @@ from wvmonitor.notifiers.alertmanager import AlertmanagerNotifier
 from wvmonitor.notifiers.chat import ChatNotifier
 from wvmonitor.notifiers.http import SendPolicy
 from wvmonitor.notifiers.notifier import Notifier
+from wvmonitor.notifiers.trackio import TrackioNotifier
 from wvmonitor.notifiers.wandb import WandbNotifier
 from wvmonitor.notifiers.webhook import WebhookNotifier
 from wvmonitor.reading import Component
@@ -135,8 +136,18 @@ class WandbSettings(Part):
         return WandbNotifier()
 
 
+class TrackioSettings(Part):
+    """Alerts on the Trackio run that is logged to."""
+
+    kind: Literal["trackio"] = "trackio"
+
+    def build(self) -> Notifier:
+        """The notifier these settings describe."""
+        return TrackioNotifier()
+
+
 NotifierSettings = Annotated[
-    AlertmanagerSettings | WebhookSettings | ChatSettings | WandbSettings,
+    AlertmanagerSettings | WebhookSettings | ChatSettings | WandbSettings | TrackioSettings,
     Field(discriminator="kind"),
 ]
 
@@ -359,6 +370,7 @@ _KINDS: dict[object, type[BaseModel]] = {
     "webhook": WebhookSettings,
     "chat": ChatSettings,
     "wandb": WandbSettings,
+    "trackio": TrackioSettings,
 }
 _SENSITIVE = frozenset({"url", "token", "secret"})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from wvmonitor.journal.alerts import Alert
 
@@ -20,3 +20,11 @@ class Notifier(Protocol):
         Raises:
             DeliveryError: it did not arrive; `retryable` says whether to try again.
         """
+
+
+@runtime_checkable
+class Attending(Protocol):
+    """A notifier that must see something on the training thread before it can deliver."""
+
+    def attend(self) -> None:
+        """Called on the training thread at each reading; returns at once."""
