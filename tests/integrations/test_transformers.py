@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from wvmonitor import WVMonitorCallback
-from wvmonitor.errors import BaseMismatchError, MonitorFailedError
+from wvmonitor.errors import BaseMismatchError, MonitorFailedError, UnsupportedAdapterError
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.testing import random_rows
 from wvmonitor.testing import tiny_base as make_base
@@ -220,6 +220,19 @@ def plant_drift(run: Trainer, callback: WVMonitorCallback) -> None:
                         module.lora_B["default"].weight.copy_(update.left)
 
     run.add_callback(Drift())
+
+
+def test_an_adapter_without_a_task_vector_is_an_error_before_training(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """Activated LoRA does what it does by its input: that is said when the callback is attached."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    config = LoraConfig(
+        r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", alora_invocation_tokens=[1]
+    )
+    run = trainer(tiny_base, tmp_path, model=get_peft_model(model, config))
+    with pytest.raises(UnsupportedAdapterError, match="depends on the input"):
+        WVMonitorCallback.attach(run, tiny_bank_folder)
 
 
 def test_a_model_of_another_base_is_an_error_before_training(

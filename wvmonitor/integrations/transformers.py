@@ -109,6 +109,8 @@ class WVMonitorCallback(TrainerCallback):
         self._model = model
         self._live = LiveModel(model, base=self.monitor.settings.base)
         self.monitor.bank.relation_to(self._live.base_digest)
+        if not self._live.sharded:
+            self._live.task_vector()  # what cannot be read is an error now, not at the first step
 
     def _starts_in_memory(self) -> bool:
         live = self._live
