@@ -38,6 +38,7 @@ test-compat: test ## the same tests of sources and integrations with the oldest 
 	  tests/sources/test_identity.py tests/sources/test_names.py tests/sources/test_distributed.py \
 	  tests/traps tests/integrations tests/test_monitor.py \
 	  --deselect 'tests/traps/test_stored_whole.py::test_what_is_stored_whole_counts_as_a_difference[options1]' \
+	  --deselect 'tests/sources/test_distributed.py::test_fsdp2_gives_the_single_process_reading[moe-float32-1e-06-False]' \
 	  --deselect tests/sources/test_checkpoint.py::test_a_configuration_that_cannot_be_built_is_named
 
 observability: $(INSTALLED) ## the real Prometheus, Alertmanager and Pushgateway (Debian's; needs root to install) beside a real run
