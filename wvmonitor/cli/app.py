@@ -29,6 +29,7 @@ from wvmonitor.cli import (
     scan,
     screen,
     steer,
+    trl,
     watch,
 )
 from wvmonitor.errors import SettingsError, WVMonitorError
@@ -153,6 +154,7 @@ app.command("runs")(runs.command)
 app.command("scan")(scan.command)
 app.command("screen")(screen.command)
 app.command("steer")(steer.command)
+app.command("trl", context_settings=trl.ANY_ARGUMENTS)(trl.command)
 app.command("watch")(watch.command)
 
 
