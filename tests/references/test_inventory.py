@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from wvmonitor.cli.app import app
 from wvmonitor.errors import AlteredBankError, MalformedFileError, MissingPathError
+from wvmonitor.monitor import Monitor
 from wvmonitor.references import ReferenceBank
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.inventory import (
@@ -21,6 +22,7 @@ from wvmonitor.references.inventory import (
     located,
     summarise,
 )
+from wvmonitor.scan.scan import open_bank
 
 BASE = bundled_path("tiny-organism", "base")
 
@@ -175,3 +177,13 @@ def test_verify_refuses_another_base(bank: ReferenceBank, tmp_path: Path) -> Non
     assert code == 2
     assert f"digest {'d' * 12}…" in error
     assert "digest 5b5aa68b8a46…" in error
+
+
+def test_a_pulled_bank_is_named_wherever_a_bank_is(bank: ReferenceBank, cache: Path) -> None:
+    """`hf://ORG/NAME` works for a monitor, a scan, and commands that turn it into a path."""
+    fingerprint = bank.save(cache / "team" / "bank" / "0123456")
+    name = "hf://team/bank"
+    assert Monitor(references=name).bank.fingerprint == fingerprint
+    assert open_bank(name)[0].fingerprint == fingerprint
+    assert ReferenceBank.load(Path(name)).fingerprint == fingerprint
+    assert run("verify", f"{name}@0123")[0] == 0
