@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
-from tests.references.hub_server import TOKEN, Hub
+from tests.references.hub_server import TOKEN, Hub, Repository
 from wvmonitor.cli.app import app
 from wvmonitor.errors import (
     AlteredBankError,
@@ -25,6 +25,7 @@ from wvmonitor.errors import (
     HubError,
     MissingPathError,
     SignatureError,
+    UnsafeFileError,
 )
 from wvmonitor.references import ReferenceBank
 from wvmonitor.references.bundled import bundled_path
@@ -133,6 +134,26 @@ def test_hidden_and_foreign_files_stay_here(hub: Hub, folder: Path) -> None:
     assert not [name for name in held if "/." in f"/{name}"]
 
 
+def test_a_link_is_not_followed_to_the_hub(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    """A calibration that is a link out of the bank's folder stops the push: it may be a secret."""
+    (tmp_path / "id_ed25519").write_text("key")
+    (folder / "calibration.json").symlink_to(tmp_path / "id_ed25519")
+    with pytest.raises(UnsafeFileError, match="leads out of its folder"):
+        push(folder, REPO)
+    assert hub.requests == []
+
+
+def test_a_hub_cannot_choose_where_files_go(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit's name that is no commit's name is refused before it becomes a path."""
+    push(folder, REPO)
+    monkeypatch.setattr(Repository, "resolve", lambda *_: "../../../elsewhere")
+    hub.repositories[REPO].commits["../../../elsewhere"] = {"manifest.json": b"{}"}
+    with pytest.raises(HubError, match="the Hub names no commit"):
+        pull(REPO)
+
+
 def test_public_takes_a_word(hub: Hub, folder: Path) -> None:
     """A harmful reference is published only by someone who says that they understand."""
     with pytest.raises(BankError, match=r"evil make a model worse.*--i-understand"):
@@ -232,7 +253,7 @@ def test_a_download_that_breaks_off_leaves_nothing(hub: Hub, folder: Path, tmp_p
     """When the Hub fails half-way, nothing that looks like a bank is left, and a retry works."""
     push(folder, REPO)
     hub.refusing = "gram.safetensors"
-    with pytest.raises(HubError, match="could not be reached, or refused"):
+    with pytest.raises(HubError, match="exchange with the Hub failed"):
         pull(REPO, tmp_path / "here")
     assert not list(tmp_path.glob("*here*"))
     hub.refusing = None
@@ -242,8 +263,11 @@ def test_a_download_that_breaks_off_leaves_nothing(hub: Hub, folder: Path, tmp_p
 def test_a_folder_in_use_is_left_alone(hub: Hub, folder: Path, tmp_path: Path) -> None:
     """A folder that holds something else is not written to; the same revision is kept as it is."""
     push(folder, REPO)
-    with pytest.raises(BankError, match="is not empty, and not team/references@"):
+    with pytest.raises(BankError, match="is there, and is not team/references@"):
         pull(REPO, folder)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BankError, match="is there, and is not team/references@"):
+        pull(REPO, tmp_path / "file")
     pull(REPO, tmp_path / "here")
     assert not pull(REPO, tmp_path / "here").downloaded
     (tmp_path / "here" / "gram.safetensors").write_bytes(b"")
@@ -286,7 +310,7 @@ def test_a_stranger_sees_nothing(hub: Hub, folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     with pytest.raises(HubError, match="not for you to see"):
         pull(REPO)
-    with pytest.raises(HubError, match="refused"):
+    with pytest.raises(HubError, match="exchange with the Hub failed"):
         push(folder, "team/other")
 
 

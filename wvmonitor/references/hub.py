@@ -1,7 +1,6 @@
 """Banks to and from the Hugging Face Hub: pinned, checked, and private unless told otherwise.
 
-Only these two functions go to the network, and only for what they are asked for. Of a repository,
-nothing but the files that a bank is made of is ever downloaded.
+Of a repository, only the files that a bank is made of are ever downloaded.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from wvmonitor.errors import BankError, HubError, MissingPathError
 from wvmonitor.files.documents import write_json
-from wvmonitor.files.storage import shown
+from wvmonitor.files.storage import open_storage, shown
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.inventory import (
     PROVENANCE_FILE,
@@ -35,6 +34,7 @@ from wvmonitor.references.store import (
     MANIFEST_FILE,
     PROBE_FILE,
     SIGNATURE_FILE,
+    read_manifest,
 )
 
 _AT_THE_TOP = (MANIFEST_FILE, GRAM_FILE, PROBE_FILE, CALIBRATION_FILE, SIGNATURE_FILE)
@@ -105,7 +105,7 @@ def pull(
             return _kept(kept, where.repo, where.revision, base_digest, public_key)
     commit, names, private = _contents(where)
     target = _in_cache(where.repo, commit) if out is None else Path(out)
-    if target.is_dir() and any(target.iterdir()):
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
         return _kept(target, where.repo, commit, base_digest, public_key)
     with _staging(target, private=private) as staging:
         documents = [n for n in names if n == MANIFEST_FILE or n.endswith(f"/{CARD_FILE}")]
@@ -165,7 +165,9 @@ def push(
             f"{', '.join(harmful)} make a model worse when they are added, and everybody could add "
             "them: push to a private repository, or say --i-understand"
         )
-    names = [n.relative_to(source).as_posix() for n in sorted(source.rglob("*")) if n.is_file()]
+    beside = [n for n in (CALIBRATION_FILE, SIGNATURE_FILE) if (source / n).exists()]
+    for name in beside:  # the manifest does not list them: a link must not lead elsewhere
+        open_storage(source / name, source).close()
     api = HfApi()
     with _asking(where.repo):
         api.create_repo(where.repo, private=not public, exist_ok=True)
@@ -180,7 +182,7 @@ def push(
         done = api.upload_folder(
             repo_id=where.repo,
             folder_path=source,
-            allow_patterns=[n for n in names if _BANK_FILE.fullmatch(n)],
+            allow_patterns=[MANIFEST_FILE, *read_manifest(source), *beside],
             delete_patterns=[*_AT_THE_TOP, *(f"*/{name}" for name in FILES)],
             commit_message=f"wvmonitor bank {bank.fingerprint[:12]}",
         )
@@ -194,11 +196,13 @@ def _contents(where: HubId) -> tuple[str, list[str], bool]:
     with _asking(str(where)):
         info = HfApi().model_info(where.repo, revision=where.revision)
     names = [s.rfilename for s in info.siblings or [] if _BANK_FILE.fullmatch(s.rfilename)]
-    if MANIFEST_FILE not in names or info.sha is None:
+    if not _COMMIT.fullmatch(info.sha or ""):
+        raise HubError(f"{where}: the Hub names no commit, but {shown(info.sha)}: try again")
+    if MANIFEST_FILE not in names:
         raise HubError(
             f"{where} holds no bank of references ({MANIFEST_FILE} is missing): check the name"
         )
-    return info.sha, names, info.private is not False
+    return str(info.sha), names, info.private is not False
 
 
 def _download(repo: str, commit: str, names: Iterable[str], folder: Path) -> None:
@@ -230,7 +234,7 @@ def _kept(
     record = provenance_of(folder)
     if record is None or (record.repo, record.revision) != (repo, commit):
         raise BankError(
-            f"{folder} is not empty, and not {repo}@{commit[:12]}: name another folder with --out"
+            f"{folder} is there, and is not {repo}@{commit[:12]}: name another folder with --out"
         )
     fingerprint = _checked(folder, base_digest, public_key)
     return Pulled(folder, repo, commit, fingerprint, downloaded=False)
@@ -287,6 +291,6 @@ def _asking(what: str) -> Iterator[None]:
         raise MissingPathError(f"{shown(what)} is no name for a repository: {error}") from error
     except (OSError, transport_error) as error:
         raise HubError(
-            f"{what}: the Hub could not be reached, or refused ({shown(error)}): nothing was "
-            "changed here; try again later"
+            f"{what}: the exchange with the Hub failed ({shown(error)}): nothing was changed here; "
+            "try again"
         ) from error
