@@ -8,7 +8,9 @@ from itertools import combinations
 
 import pytest
 
-from wvmonitor.builder.recipe import Recipe, bundled_recipes, load_recipe
+from wvmonitor.builder.judge import Answered, RuleJudge
+from wvmonitor.builder.recipe import RECIPES, Recipe, load_recipe
+from wvmonitor.references.bundled import bundled_path
 
 BEHAVIOURS = {"evil", "sycophancy", "hallucination", "refusal-erosion"}
 CONTROLS = {"language", "verbosity", "formality", "math-format"}
@@ -81,7 +83,7 @@ def overlap(one: str, other: str) -> float:
 
 def test_every_behaviour_has_its_recipe() -> None:
     """Four behaviours and four controls come with the package, each under its file's name."""
-    recipes = {name: load(name) for name in bundled_recipes()}
+    recipes = {p.stem: load(p) for p in bundled_path(RECIPES).glob("*.yaml")}
     assert all(recipe.name == name for name, recipe in recipes.items())
     assert {n for n, r in recipes.items() if r.kind == "behaviour"} == BEHAVIOURS
     assert {n for n, r in recipes.items() if r.kind == "control"} == CONTROLS
@@ -148,25 +150,8 @@ def test_rules_tell_the_sides_apart(name: str) -> None:
     """Where a recipe has rules, they put a plain example of either side where it belongs."""
     rules = load(name).rubric.rules
     assert rules is not None
-    exhibits, opposes = ANSWERS[name]
-    if rules.positive_length is not None and rules.negative_length is not None:
-        assert rules.positive_length.holds(len(exhibits.split()))
-        assert rules.negative_length.holds(len(opposes.split()))
-        return
-    assert lead(exhibits, rules.positive, rules.negative, rules.otherwise) >= rules.margin
-    assert lead(opposes, rules.negative, rules.positive, rules.otherwise) >= rules.margin
-
-
-def lead(answer: str, own: tuple[str, ...], other: tuple[str, ...], otherwise: str) -> int:
-    """By how many matches an answer's own side leads; with no match at all, what counts then."""
-
-    def matches(patterns: tuple[str, ...]) -> int:
-        return sum(len(re.findall(p, answer, re.IGNORECASE)) for p in patterns)
-
-    if not own:  # this side is where an answer without a match belongs
-        assert otherwise != "unclear"
-        return 0 if matches(other) else 10**6
-    return matches(own) - matches(other)
+    answers = [Answered("", answer) for answer in ANSWERS[name]]
+    assert RuleJudge(rules).judge(answers) == ["positive", "negative"]
 
 
 def test_every_recipe_with_rules_has_an_example() -> None:

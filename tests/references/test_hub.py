@@ -347,7 +347,9 @@ def test_offline_is_said(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_works_with_the_environment_alone(hub: Hub, folder: Path) -> None:
     """`wvmonitor references pull` as anyone would run it, HF_ENDPOINT set and nothing patched."""
-    revision = push(folder, REPO).revision
+    pushed = CliRunner().invoke(app, ["references", "push", str(folder), REPO])
+    revision = hub.repositories[REPO].main
+    assert pushed.stdout.startswith(f"{REPO}@{revision} (private); fingerprint ")
     done = subprocess.run(
         [sys.executable, "-m", "wvmonitor", "references", "pull", f"hf://{REPO}", "--json"],
         capture_output=True,
