@@ -126,10 +126,10 @@ def verify(
     from wvmonitor.scan.text import visible
 
     folder = located(bank)
-    checked = ReferenceBank.load(folder)
-    relation = checked.relation_to(_digest(base))
     if signature is not None:
         verify_signature(folder, signature)
+    checked = ReferenceBank.load(folder)
+    relation = checked.relation_to(_digest(base))
     unproven = [r.name for r in checked if not r.card.verified]
     if as_json:
         found = {
