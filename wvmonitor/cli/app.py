@@ -23,6 +23,7 @@ from wvmonitor.cli import (
     demo,
     doctor,
     journal,
+    references,
     report,
     rules,
     runs,
@@ -148,6 +149,7 @@ app.command("compare")(compare.command)
 app.add_typer(journal.app, name="journal")
 app.command("demo")(demo.command)
 app.command("doctor")(doctor.command)
+app.add_typer(references.app, name="references")
 app.command("report")(report.command)
 app.command("rules")(rules.command)
 app.command("runs")(runs.command)
