@@ -38,9 +38,9 @@ def command_line() -> str:
 
 def _exit_codes() -> list[str]:
     return [
-        "Exit codes: 0 all ok · 1 a verdict at or above what fails · 2 something could not be judged",
-        "or read · 4 wrong usage · 130 interrupted. `--install-completion` installs completion for",
-        "your shell.",
+        "Exit codes: 0 all ok · 1 a verdict at or above what fails · 2 something could not be",
+        "judged or read · 4 wrong usage · 130 interrupted. `--install-completion` installs",
+        "completion for your shell.",
         "",
     ]
 
@@ -66,10 +66,10 @@ def _prose(text: str) -> str:
 def _row(parameter: Any) -> str | None:
     if getattr(parameter, "hidden", False) or parameter.name == "help":
         return None
-    option = parameter.param_type_name == "option"
+    option = parameter.opts[0].startswith("-")
     name = ", ".join(parameter.opts) if option else (parameter.metavar or parameter.name.upper())
     if option and not parameter.is_flag:
-        name += f" {parameter.metavar or parameter.type.name.upper()}"
+        name += f" {parameter.metavar or parameter.name.upper()}"
     default = parameter.default
     shown = "" if default is None or default is False or callable(default) else _plain(default)
     shown = "required" if parameter.required else shown
@@ -89,9 +89,9 @@ def settings() -> str:
     lines = [
         "# Settings",
         "",
-        "Arguments of `WVMonitorCallback` and `Monitor`, keys of a YAML file, or `WVMONITOR_*` variables",
-        "(`WVMONITOR_EVERY_N_STEPS=20`, `WVMONITOR_PROMETHEUS__PORT=9200`). What is given more directly",
-        "wins; a key that is not known is an error naming the nearest one.",
+        "Arguments of `WVMonitorCallback` and `Monitor`, keys of a YAML file, or `WVMONITOR_*`",
+        "variables (`WVMONITOR_EVERY_N_STEPS=20`, `WVMONITOR_PROMETHEUS__PORT=9200`). What is",
+        "given more directly wins; a key that is not known is an error naming the nearest one.",
         "",
         *_table(MonitorSettings),
     ]
@@ -109,7 +109,9 @@ def settings() -> str:
 def _table(model: type[BaseModel]) -> list[str]:
     rows = ["| setting | default | is |", "|---|---|---|"]
     for name, field in model.model_fields.items():
-        default = "required" if field.is_required() else field.get_default(call_default_factory=True)
+        default = (
+            "required" if field.is_required() else field.get_default(call_default_factory=True)
+        )
         shown = "" if isinstance(default, BaseModel) or default in (None, (), {}) else default
         shown = f"`{shown}`" if shown != "" else ""
         rows.append(f"| `{name}` | {_cell(shown)} | {_cell(field.description or '')} |")
