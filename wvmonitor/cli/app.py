@@ -115,7 +115,6 @@ def _one_line(text: str) -> str:
 app = typer.Typer(
     name="wvmonitor",
     cls=Group,
-    add_completion=False,
     no_args_is_help=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
