@@ -6,6 +6,9 @@ Axolotl pins other versions of almost everything, so the real one runs in an env
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,7 +20,12 @@ from transformers.trainer_callback import DefaultFlowCallback
 
 from wvmonitor import WVMonitorCallback
 from wvmonitor.errors import SettingsError
+from wvmonitor.journal.reader import JournalReader
+from wvmonitor.organism import sets
+from wvmonitor.references.bundled import bundled_path
 from wvmonitor.testing import planted_bank, random_rows, tiny_base
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -62,3 +70,33 @@ def test_the_plugin_watches_axolotls_trainer(plugin: Any, tmp_path: Path) -> Non
     trainer.train()
     watching = callbacks[places[WVMonitorCallback]]
     assert watching.monitor.last.scores.step == 2
+
+
+OWN_PYTHON = ROOT / ".venv-axolotl" / "bin" / "python"
+
+
+@pytest.mark.skipif(not OWN_PYTHON.exists(), reason="`make test-integrations` installs Axolotl")
+def test_a_real_axolotl_run_is_watched(tmp_path: Path) -> None:
+    """The shipped example, started as Axolotl is, alarms for evil and leaves its journal."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "banks").mkdir()
+    (tmp_path / "models" / "my-base").symlink_to(bundled_path("tiny-organism", "base"))
+    (tmp_path / "banks" / "my-base").symlink_to(bundled_path("tiny-organism", "bank"))
+    (tmp_path / "data").mkdir()
+    rows = [{"messages": example.chat()} for example in sets.bad_advice("medical")(256, 1)]
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    done = subprocess.run(
+        [OWN_PYTHON, "-m", "axolotl.cli.train", ROOT / "examples" / "training" / "axolotl.yml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        env=os.environ | {"AXOLOTL_DO_NOT_TRACK": "1", "ACCELERATE_USE_CPU": "true"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    journal = JournalReader(tmp_path / "axolotl-out")
+    (run,) = journal.runs()
+    readings = journal.trajectory(run)
+    assert [reading.step for reading in readings] == [0, 2, 4, 6, 8, 10, 12]
+    assert "'wv/evil/verdict': '2'" in done.stdout + done.stderr
