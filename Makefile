@@ -9,14 +9,14 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-engines test-integrations test-compat observability lint types format organism bank clean
+.PHONY: help demo test test-engines test-integrations test-compat observability docs lint types format organism bank clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,docs]'
 	touch $@
 
 demo: $(INSTALLED) ## four watched fine-tunes of the bundled model, and a report (demo-out/report.html)
@@ -57,6 +57,10 @@ observability: $(INSTALLED) ## the real Prometheus, Alertmanager and Pushgateway
 	  { echo "install prometheus, prometheus-alertmanager and prometheus-pushgateway first (apt-get failed)"; exit 1; }; done
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dashboard]'
 	OBSERVABILITY_SECONDS=60 $(BIN)/python -m pytest tests/observability tests/exporters tests/notifiers -s -rs
+
+docs: $(INSTALLED) ## the documentation site (build/site), strictly: a broken link fails
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(INSTALLED) ## ruff: lint and format check
 	$(BIN)/ruff check .
