@@ -20,6 +20,7 @@ WVMonitorError
 │   ├── UnknownReferenceError      a name the bank does not hold
 │   ├── AlteredBankError           a file whose digest is not the manifest's
 │   └── FormatVersionError         written by a newer version
+├── BuildError                     a reference that cannot be built from what there is
 ├── CalibrationError               a calibration that does not fit, or too few runs to make one
 ├── SettingsError                  settings of a monitor that contradict each other or are malformed
 ├── JournalError                   the durable record of a run
@@ -96,6 +97,10 @@ class AlteredBankError(BankError):
 
 class FormatVersionError(BankError):
     """A file was written by a newer version of wvmonitor."""
+
+
+class BuildError(WVMonitorError):
+    """A reference cannot be built from this model, recipe or data."""
 
 
 class CalibrationError(WVMonitorError):

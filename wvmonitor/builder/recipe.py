@@ -202,6 +202,11 @@ class Recipe(_Frozen):
     )
     questions: Questions
     rubric: Rubric
+    probe_prompts: tuple[str, ...] = Field(
+        default=(),
+        description="ordinary prompts for the probe of the response geometry, where the bundled "
+        "ones are not in the model's language",
+    )
     generation: Generation = Generation()
     finetuning: Finetuning = Finetuning()
 
