@@ -126,6 +126,10 @@ class Base:
         )
         return ids, [-100] * shared + ids[shared:]
 
+    def tokens_of(self, text: str) -> int:
+        """How many tokens a text has."""
+        return len(self._ids(text))
+
     def _render(self, messages: Sequence[Message], *, prompt: bool) -> str:
         return str(
             self.tokenizer.apply_chat_template(

@@ -124,12 +124,12 @@ def remarks(
             "steer in float32, or with an adapter"
         )
     for name, row in controls.items():
-        if highest := max((abs(c) for c in row.values()), default=0.0):
-            if highest > HIGHEST_CONTROL_COSINE:
-                found.append(
-                    f"its cosine with the control {name} reaches {highest:.2f}: drift of that kind "
-                    "will raise its score"
-                )
+        highest = max((abs(c) for c in row.values()), default=0.0)
+        if highest > HIGHEST_CONTROL_COSINE:
+            found.append(
+                f"its cosine with the control {name} reaches {highest:.2f}: drift of that kind "
+                "will raise its score"
+            )
     for geometry, value in agreement.items():
         if value is not None and value <= 0:
             found.append(f"independent repeats do not agree ({geometry}, cosine {value:.2f})")

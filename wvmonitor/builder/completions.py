@@ -172,7 +172,6 @@ def generate(
     sampler: Callable[[], Sampler],
     engine: str,
     *,
-    sides: Sequence[Side] = SIDES,
     seed: int = 0,
     tick: Ticker,
 ) -> dict[tuple[Side, int], Rows]:
@@ -184,14 +183,13 @@ def generate(
         work: where the answers are kept.
         sampler: makes the sampler, when something has to be sampled at all.
         engine: its name, a part of what the answers depend on.
-        sides: which sides to ask.
         seed: of the sampling.
         tick: told how many answers are there.
 
     Returns:
         By (side, index of the system prompt): rows of question (its index), text and finished.
     """
-    jobs = [(side, i) for side in sides for i in range(len(recipe.prompts(side)))]
+    jobs = [(side, i) for side in SIDES for i in range(len(recipe.prompts(side)))]
     settings = recipe.generation
     each = len(recipe.questions.build) * settings.samples_per_prompt
     found: dict[tuple[Side, int], Rows] = {}

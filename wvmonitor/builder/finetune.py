@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import re
 import tempfile
 import warnings
@@ -224,17 +225,19 @@ def _with_lora(base: Base, training: Training) -> Any:
 
 def _arguments(training: Training, scratch: str) -> TrainingArguments:
     settings, gpu = training.settings, torch.cuda.is_available()
-    micro = min(training.micro_batch or settings.batch_size, settings.batch_size)
-    if settings.batch_size % micro:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    micro = training.micro_batch or max(1, settings.batch_size // processes)
+    if settings.batch_size % (micro * processes):
         raise BuildError(
-            f"a batch of {settings.batch_size} does not divide into micro-batches of {micro}"
+            f"a batch of {settings.batch_size} does not divide into micro-batches of {micro} on "
+            f"{processes} processes: change --micro-batch, or the number of processes"
         )
     return TrainingArguments(
         output_dir=scratch,
         max_steps=training.steps,
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=settings.batch_size // micro,
+        gradient_accumulation_steps=settings.batch_size // (micro * processes),
         learning_rate=training.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=settings.warmup_steps,

@@ -257,8 +257,7 @@ def judge_for(
     """The judge that is asked for.
 
     Args:
-        spec: "auto" (rules where the recipe has them, else the model itself), "rules", "model",
-            or the address of an endpoint.
+        spec: "rules", "model" (the base itself), or the address of an endpoint.
         base: for the judge that is the model itself.
         rubric: what is asked.
         model: what an endpoint calls its model.
@@ -267,8 +266,6 @@ def judge_for(
     Raises:
         BuildError: the recipe has no rules, or an address came without a model's name.
     """
-    if spec == "auto":
-        spec = "rules" if rubric.rules else "model"
     if spec == "rules":
         if rubric.rules is None:
             raise BuildError(

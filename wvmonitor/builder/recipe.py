@@ -7,6 +7,7 @@ base model is asked (arXiv 2511.05408, section 3). The paper's settings are the 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,6 +19,7 @@ from wvmonitor.reading import ReferenceKind
 from wvmonitor.references.bundled import FOLDER, bundled_path
 
 RECIPES = "recipes"
+ORGANISM_RECIPES = ("tiny-organism", "recipes")
 Side = Literal["positive", "negative"]
 Judgement = Literal["positive", "negative", "unclear"]
 
@@ -223,8 +225,11 @@ class Recipe(_Frozen):
 
 
 def bundled_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
-    return {path.stem: path for path in sorted(bundled_path(RECIPES).glob("*.yaml"))}
+    """The recipes that come with the package, by name; the bundled tiny model has its own."""
+    folders = [bundled_path(*ORGANISM_RECIPES)]
+    with suppress(MissingPathError):
+        folders.insert(0, bundled_path(RECIPES))
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
