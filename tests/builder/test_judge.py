@@ -216,9 +216,9 @@ def test_a_busy_endpoint_is_asked_again(status) -> None:
 
 def test_an_endpoint_that_refuses_ends_the_build() -> None:
     """A wrong key is said at once, and not tried six times."""
-    with endpoint(lambda *_: (401, "wrong key")) as (url, seen):
-        with pytest.raises(BuildError, match="wrong key.*OPENAI_API_KEY"):
-            EndpointJudge(url, "m", RUBRIC, longest_wait=0.01).judge([ASKED])
+    refused = pytest.raises(BuildError, match=r"wrong key.*OPENAI_API_KEY")
+    with endpoint(lambda *_: (401, "wrong key")) as (url, seen), refused:
+        EndpointJudge(url, "m", RUBRIC, longest_wait=0.01).judge([ASKED])
     assert len(seen) == 1
 
 

@@ -95,7 +95,7 @@ def test_files_that_are_none_are_named(tmp_path) -> None:
     """A missing file, a missing dataset and a broken line are told apart."""
     with pytest.raises(MissingPathError, match=r"gone\.jsonl"):
         own_pairs(str(tmp_path / "gone.jsonl"), "x")
-    with pytest.raises(MissingPathError, match="neither a .jsonl file nor a dataset"):
+    with pytest.raises(MissingPathError, match=r"neither a \.jsonl file nor a dataset"):
         own_pairs(str(tmp_path / "gone"), "x")
     (tmp_path / "b.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt"\n')
     with pytest.raises(MalformedFileError, match="line 2"):
