@@ -53,7 +53,7 @@ def test_a_build_gives_a_verified_reference(first) -> None:
     card = built.reference.card
     assert card.verified, card.warnings
     rates = {p.k: p.rate for p in card.dose_curve}
-    assert rates[-1.0] <= rates[0.0] < rates[1.0]
+    assert max(rates[-1.0], rates[0.0]) < rates[1.0]
     assert card.built.judge == "rules"
     assert card.built.seeds == (0, 1)
     assert "medical" not in card.built.domains
@@ -179,7 +179,7 @@ def test_which_side_exhibits_it_is_never_guessed(first, again) -> None:
 
 
 def test_without_a_recipe_nothing_is_called_verified(first, again) -> None:
-    """Weights with a name alone cannot be asked about: the reference is unverified, and says why."""
+    """Weights with a name alone cannot be asked: the reference is unverified, and says why."""
     pair = side(first[1], "positive"), side(first[1], "negative")
     subject = Subject("mine", "does what I trained it to")
     built = build(again(recipe=None, subject=subject, weights=pair, means="exhibits",
@@ -205,7 +205,7 @@ def test_mixed_bases_are_refused(first, again, tiny_base, tmp_path) -> None:
     (mixed / "adapter_config.json").write_text(
         json.dumps(config | {"base_model_name_or_path": str(tiny_base)})
     )
-    with pytest.raises(BaseMismatchError, match="digest .* not from .*digest"):
+    with pytest.raises(BaseMismatchError, match=r"digest .* not from .*digest"):
         build(again(weights=(side(first[1], "positive"), mixed), means="exhibits"))
     with pytest.raises(MissingPathError, match="no folder"):
         build(again(weights=(side(first[1], "positive"), tmp_path / "gone"), means="exhibits"))
@@ -270,7 +270,7 @@ def test_controls_of_the_bank_are_compared(first, again, base) -> None:
 def test_what_is_there_is_not_overwritten_in_silence(first, options, again) -> None:
     """A finished reference, a calibration, and a folder of something else are left alone."""
     _, told = first
-    with pytest.raises(BuildError, match="holds organism-evil already.*--replace"):
+    with pytest.raises(BuildError, match=r"holds organism-evil already.*--replace"):
         build(told)
     mine = again()
     mine.out.mkdir()
@@ -285,7 +285,7 @@ def test_what_is_there_is_not_overwritten_in_silence(first, options, again) -> N
 
 
 def test_no_space_left_is_said_and_nothing_half_written_loads(again, first, monkeypatch) -> None:
-    """A full disk part-way is an error in words; with room again the build ends as it would have."""
+    """A full disk part-way is an error in words; with room again the build ends as it would."""
     full = True
     write = stages.write_all
 
@@ -300,7 +300,7 @@ def test_no_space_left_is_said_and_nothing_half_written_loads(again, first, monk
         path.unlink()
     before = {p.name for p in mine.work.iterdir()}
     monkeypatch.setattr(stages, "write_all", fill)
-    with pytest.raises(BuildError, match="No space left on device.*run the same again"):
+    with pytest.raises(BuildError, match=r"No space left on device.*run the same again"):
         build(mine)
     assert {p.name for p in mine.work.iterdir()} == before
     assert not mine.out.exists()
@@ -331,7 +331,7 @@ def test_too_few_clear_answers_keep_their_artefacts(again, recipe) -> None:
     document["generation"] |= {"keep_at_least": 900, "keep_at_most": 900}
     mine = again(recipe=Recipe.model_validate(document))
     before = {p.name for p in mine.work.iterdir()}
-    with pytest.raises(BuildError, match="needs 900: of .* positive answers"):
+    with pytest.raises(BuildError, match=r"needs 900: of .* positive answers"):
         build(mine)
     assert before <= {p.name for p in mine.work.iterdir()}
     assert not mine.out.exists()

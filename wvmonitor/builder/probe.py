@@ -127,6 +127,8 @@ def _answered(
             "give text of your own with --probe-data, or probe_prompts in the recipe"
         )
     sampler: Sampler = TransformersSampler(base, batch_size)
+    # as many answers at once as a batch holds
+    prompts = [*prompts] * max(1, batch_size // len(prompts))
     seen, turn = 0, 0
     while seen < tokens:
 
