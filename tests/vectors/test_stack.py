@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from wvmonitor.errors import ShapeMismatchError
-from wvmonitor.vectors.stack import block_products, products, shared, stack_block, stack_references
+from wvmonitor.vectors.block import block_products, stack_block
+from wvmonitor.vectors.stack import products, shared, stack_references
 from wvmonitor.vectors.update import DenseUpdate, LowRankUpdate, to_dense
 
 OUT, IN, G = 7, 5, 4

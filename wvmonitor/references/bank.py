@@ -83,7 +83,7 @@ class ReferenceBank:
         self._check()
         first = next(iter(self._references.values()))
         self.base = first.card.base
-        self._stacks: Stacks | None = None
+        self._stacks = self._stacked()
         self.gram = gram or self._measure_gram()
         self.fingerprint = fingerprint or _unsaved_fingerprint(self.gram)
         self.folder: Path | None = None
@@ -149,11 +149,6 @@ class ReferenceBank:
         references = [_given_away(loaded.pop(n)) for n in gram.references]
         bank = cls(references, probe=probe, fingerprint=fingerprint, gram=gram)
         bank.folder = folder
-        bank._stacks, held = stack_all([r.vector for r in references], bank._probe)
-        for reference, updates in zip(references, held, strict=True):
-            vector = reference.vector
-            kept = TaskVector.of({n: updates[n] for n in vector.names()}, vector.origin)
-            bank._references[reference.name] = replace(reference, vector=kept)
         return bank
 
     def save(self, path: str | Path, *, private: bool = False) -> str:
@@ -233,8 +228,6 @@ class ReferenceBank:
     def _table(
         self, tau: TaskVector, earlier: TaskVector | None = None
     ) -> tuple[Float64, float | None]:
-        if self._stacks is None:
-            self._stacks, _ = stack_all([r.vector for r in self], self._probe)
         measured = Pass(self._stacks)
         for name, update in tau.updates():
             before = earlier.update(name) if earlier is not None and name in earlier else None
@@ -313,6 +306,16 @@ class ReferenceBank:
                 f"{name} has shape {tuple(found)} in {tau.origin.source} but {tuple(shape)} in "
                 f"reference {owner!r}: the references were made for another architecture"
             )
+
+    @torch.no_grad()
+    def _stacked(self) -> Stacks:
+        """The references side by side; from here on their updates are views of these."""
+        stacks, held = stack_all([r.vector for r in self], self._probe)
+        for reference, updates in zip(list(self), held, strict=True):
+            vector = reference.vector
+            kept = TaskVector.of({n: updates[n] for n in vector.names()}, vector.origin)
+            self._references[reference.name] = replace(reference, vector=kept)
+        return stacks
 
     @torch.no_grad()
     def _measure_gram(self) -> Gram:

@@ -11,17 +11,23 @@ from torch import Tensor
 
 from wvmonitor.reading import GEOMETRIES, Float64
 from wvmonitor.vectors import functional
+from wvmonitor.vectors.block import ReferenceBlock, block_products, stack_block
 from wvmonitor.vectors.stack import (
-    ReferenceBlock,
     ReferenceStack,
-    block_products,
+    dense_products,
+    lagged_products,
     products,
     shared,
-    stack_block,
     stack_references,
 )
 from wvmonitor.vectors.task_vector import TaskVector
-from wvmonitor.vectors.update import DenseUpdate, LowRankUpdate, Update, to_device
+from wvmonitor.vectors.update import (
+    Dense,
+    LowRankUpdate,
+    Update,
+    device_of,
+    to_device,
+)
 
 # Elements of the references of one block: what is held twice while a bank is being stacked.
 _BLOCK = 1 << 26
@@ -84,7 +90,8 @@ class Stacks:
                 lefts=None if home.lefts is None else home.lefts.to(device),
                 rights=tuple(r.to(device) for r in home.rights),
                 owner=home.owner.to(device),
-                dense=tuple((i, tuple(t.to(device) for t in v)) for i, v in home.dense),
+                dense=tuple((i, _dense_on(u, device)) for i, u in home.dense),
+                responses=tuple(r.to(device) for r in home.responses),
                 probe=None if home.probe is None else self._probe_on(home.probe, device),
             )
         return self._moved_single[key]
@@ -172,9 +179,10 @@ def _signature(
     return (*layouts, tuple(ranks), device, None if rows is None else rows.shape)
 
 
-def device_of(update: Update) -> torch.device:
-    """Where an update lies."""
-    return update.delta.device if isinstance(update, DenseUpdate) else update.left.device
+def _dense_on(update: Dense, device: torch.device) -> Dense:
+    moved = to_device(update, device)
+    assert not isinstance(moved, LowRankUpdate)  # noqa: S101  it stays of its kind
+    return moved
 
 
 @dataclass(frozen=True)
@@ -208,15 +216,20 @@ class Pass:
         """
         position, device = self._positions, device_of(update)
         self._positions += 1
-        if isinstance(update, DenseUpdate):
-            self._changed.setdefault(device, []).append(functional.count_changed(update.delta))
-            self._elements += update.delta.numel()
-        elif name in self._stacks.places and _fits_a_block(update, earlier):
-            number, member = self._stacks.places[name]
-            assert not isinstance(earlier, DenseUpdate)  # noqa: S101  it fits a block
-            self._wait(number, device, _Waiting(position, member, update, earlier))
-            return
-        rows = products(update, self._stacks.stack(name, device), earlier)
+        if isinstance(update, LowRankUpdate):
+            if name in self._stacks.places and _fits_a_block(update, earlier):
+                number, member = self._stacks.places[name]
+                assert earlier is None or isinstance(earlier, LowRankUpdate)  # noqa: S101  it fits
+                self._wait(number, device, _Waiting(position, member, update, earlier))
+                return
+            rows = products(update, self._stacks.stack(name, device), earlier)
+        else:
+            stack = self._stacks.stack(name, device)
+            rows, changed = dense_products(update, stack)
+            self._changed.setdefault(device, []).append(changed)
+            self._elements += update.shape.numel()
+            if earlier is not None:
+                rows[:, -1] = lagged_products(update, earlier, stack.probe)
         self._keep([position], rows.unsqueeze(0))
 
     def table(self) -> tuple[Float64, float | None]:
