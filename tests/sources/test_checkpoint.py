@@ -25,7 +25,7 @@ from wvmonitor.errors import (
 )
 from wvmonitor.files.checkpoint_files import open_checkpoint
 from wvmonitor.files.safetensors import write_safetensors
-from wvmonitor.sources import base_digest, checkpoint, read_checkpoints
+from wvmonitor.sources import base_digest, read_checkpoints
 
 Bases = Callable[..., Path]
 KINDS = [("llama", {}), ("llama", {"tied": True}), ("gpt2", {}), ("moe", {})]

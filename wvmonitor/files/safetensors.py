@@ -135,12 +135,17 @@ class SafetensorsFile:
         width = info.dtype.itemsize
         total = math.prod(info.shape) if count is None else count
         step = elements * max(1, self._storage.least // (elements * width))
-        buffer = _empty((min(total, step),), _raw(info.dtype), self._which(name))
+        part = _empty((min(total, step),), _raw(info.dtype), self._which(name))
+        memory = _bytes_of(part)
         for start in range(0, total, step):
-            part = buffer[: total - start]
-            offset = self._data_start + info.start + start * width
-            self._storage.read_into(_bytes_of(part), offset)
-            yield from torch.split(self._checked(name, part, info.dtype), elements)
+            if total - start < step:  # the last one
+                part, memory = part[: total - start], memory[: (total - start) * width]
+            self._storage.read_into(memory, self._data_start + info.start + start * width)
+            checked = self._checked(name, part, info.dtype) if info.dtype == torch.bool else part
+            if step == elements:
+                yield checked
+            else:
+                yield from torch.split(checked, elements)
 
     def close(self) -> None:
         """Let go of the descriptor; a later read opens it again if it is still the same file."""

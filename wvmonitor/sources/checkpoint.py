@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from wvmonitor.errors import KeyMismatchError, NonFiniteError, ShapeMismatchError
 from wvmonitor.files.storage import Location, shown
@@ -185,22 +186,26 @@ def _difference(
     common = min(total, math.prod(end.shape(second)))  # a resized vocabulary differs in its rows
 
     def stream(elements: int) -> Iterator[Tensor]:
-        before, after = (torch.zeros(min(elements, total), dtype=dtype) for _ in range(2))
-        sides = zip(
-            start.stream(first, elements, common), end.stream(second, elements, common), strict=True
-        )
-        for at, (a, b) in zip(range(0, total, elements), sides, strict=False):
-            delta = torch.sub(
-                after[: b.numel()].copy_(b), before[: a.numel()].copy_(a), out=after[: b.numel()]
-            )
+        kept, delta = (torch.empty(min(elements, common), dtype=dtype) for _ in range(2))
+        befores = start.stream(first, elements, common)
+        afters = end.stream(second, elements, common)
+        for before, after in zip(befores, afters, strict=True):
+            if before.numel() < delta.numel():  # the last one
+                kept, delta = kept[: before.numel()], delta[: before.numel()]
+            torch.sub(delta.copy_(after), kept.copy_(before), out=delta)
             if not sums_finitely(delta):
-                check_finite(a, first, start.where)
-                check_finite(b, second, end.where)
-            after[b.numel() :] = 0
-            yield after[: total - at]
-        beyond = range(-(-common // elements) * elements, total, elements)
-        after.zero_()
-        for at in beyond:
-            yield after[: total - at]
+                check_finite(before, first, start.where)
+                check_finite(after, second, end.where)
+            yield delta
 
-    return StreamedUpdate(torch.Size(shape), dtype, stream, _transposed(start, end, name))
+    padded = stream if common == total else lambda size: _padded(stream(size), size, total)
+    return StreamedUpdate(torch.Size(shape), dtype, padded, _transposed(start, end, name))
+
+
+def _padded(blocks: Iterable[Tensor], elements: int, total: int) -> Iterator[Tensor]:
+    """Blocks, and zeros behind them, in blocks of `elements` that are `total` together."""
+    starts = iter(range(0, total, elements))
+    for block, start in zip(blocks, starts, strict=False):
+        yield pad(block, (0, min(elements, total - start) - block.numel()))
+    for start in starts:
+        yield torch.zeros(min(elements, total - start))

@@ -75,7 +75,11 @@ def pass_over(
                 products.add(member, rows, part)
         start += mine.numel()
     sums = functional.sum_of_dots(dots, len(others) + 1).to(device)
-    count = torch.stack(changed).sum() if changed else torch.zeros((), dtype=torch.float64)
+    count = (
+        torch.stack(changed).sum(dtype=torch.float64)
+        if changed
+        else torch.zeros((), dtype=torch.float64)
+    )
     return DensePass(
         sums[:-1], sums[-1], count.to(device), products.per_rank, products.whole_response()
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 # A chunk of this many elements stays in a CPU core's cache; on an accelerator launches dominate.
-_CHUNK_ON_CPU = 1 << 16
+_CHUNK_ON_CPU = 1 << 17
 _CHUNK_ON_DEVICE = 1 << 26
 
 
@@ -129,11 +129,11 @@ def inners_of_pieces(pieces: Iterable[Sequence[Tensor]], others: int) -> Tensor:
 def dots_of_chunks(first: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
     """⟨first, other⟩ for each other, chunk after chunk, each while it is in the cache."""
     dtype = working_dtype(first, *others)
-    dots = []
-    for mine, *chunks in zip(_chunks(first), *map(_chunks, others), strict=True):
-        wide = mine.to(dtype)
-        dots += [torch.dot(wide, chunk.to(dtype)) for chunk in chunks]
-    return dots
+    if first.numel() > chunk_elements(first.device):
+        chunks = zip(*(_chunks(t) for t in (first, *others)), strict=True)
+        return [dot for mine, *theirs in chunks for dot in dots_of_chunks(mine, theirs)]
+    wide = first.to(dtype)
+    return [torch.dot(wide, other.to(dtype)) for other in others]
 
 
 def sum_of_dots(dots: Sequence[Tensor], others: int) -> Tensor:
@@ -144,13 +144,14 @@ def sum_of_dots(dots: Sequence[Tensor], others: int) -> Tensor:
 
 
 def count_changed(delta: Tensor) -> Tensor:
-    """How many elements are not 0, a float64 scalar tensor on the tensor's device."""
+    """How many elements are not 0, a scalar tensor on the tensor's device."""
     if delta.device.type != "cpu":
         return torch.count_nonzero(delta).to(torch.float64)
-    # comparing into a float32 chunk is twice as fast as count_nonzero, and as exact: 2¹⁶ < 2²⁴
-    ones = torch.empty(min(_CHUNK_ON_CPU, delta.numel()))
-    counts = [torch.ne(c, 0, out=ones[: c.numel()]).sum() for c in _chunks(delta.reshape(-1))]
-    return torch.stack(counts).sum(dtype=torch.float64)
+    if delta.numel() > _CHUNK_ON_CPU:
+        counts = [count_changed(chunk) for chunk in _chunks(delta.reshape(-1))]
+        return torch.stack(counts).sum(dtype=torch.float64)
+    # comparing into float32 is twice as fast as count_nonzero, and as exact: a chunk is below 2²⁴
+    return torch.ne(delta, 0, out=torch.empty(delta.shape)).sum()
 
 
 def low_rank_inner(left_OR: Tensor, right_RI: Tensor, left_OS: Tensor, right_SI: Tensor) -> Tensor:
