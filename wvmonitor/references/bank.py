@@ -21,7 +21,7 @@ from wvmonitor.errors import (
     UnknownReferenceError,
 )
 from wvmonitor.reading import GEOMETRIES, Float64, Geometry, Gram, Products, Reading
-from wvmonitor.references.reference import Reference
+from wvmonitor.references.reference import Reference, open_reference
 from wvmonitor.references.stacks import Pass, Stacks, stack_all
 from wvmonitor.references.store import (
     GRAM_FILE,
@@ -137,7 +137,7 @@ class ReferenceBank:
         """
         folder = Path(path)
         fingerprint, names = check_manifest(folder)
-        loaded = {n: Reference.load(folder / n) for n in names}
+        loaded = {n: open_reference(folder / n) for n in names}
         for name, reference in loaded.items():
             if reference.name != name:
                 raise AlteredBankError(
@@ -146,7 +146,7 @@ class ReferenceBank:
                 )
         gram = load_gram(folder / GRAM_FILE, list(loaded.values()))
         probe = load_probe(folder / PROBE_FILE) if (folder / PROBE_FILE).is_file() else None
-        references = [_given_away(loaded.pop(n)) for n in gram.references]
+        references = [loaded[n] for n in gram.references]
         bank = cls(references, probe=probe, fingerprint=fingerprint, gram=gram)
         bank.folder = folder
         return bank
@@ -337,14 +337,6 @@ class ReferenceBank:
             products={g: table[i] for i, g in enumerate(self._geometries())},
             shared={g: np.array([c.shared(g) for c in cards]) for g in self._geometries()},
         )
-
-
-def _given_away(reference: Reference) -> Reference:
-    """A reference that lets go of each update as it is asked for: stacking holds them instead."""
-    vector = reference.vector
-    updates = dict(vector.updates())
-    once = TaskVector({n: vector.shape(n) for n in vector.names()}, updates.pop, vector.origin)
-    return replace(reference, vector=once)
 
 
 def _unsaved_fingerprint(gram: Gram) -> str:

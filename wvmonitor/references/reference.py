@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -87,42 +87,60 @@ class Reference:
             MalformedFileError: the card or the tensors break their format.
             FormatVersionError: the card was written by a newer version.
         """
-        source = Path(folder)
-        card = read_card(source / CARD_FILE)
-        updates: dict[str, Update] = {}
-        file = SafetensorsFile(source / WEIGHTS_FILE)
-        transposed = set((file.metadata.get("transposed") or "").split("\n"))
-        for key in file.tensors:
-            name, _, part = key.rpartition(".")
-            if part == "right" and isinstance(updates.get(name), LowRankUpdate):
-                continue  # read with its .left
-            if name in updates:
-                raise MalformedFileError(
-                    f"{source / WEIGHTS_FILE} holds {name!r} twice, dense and low-rank: build "
-                    "or download the reference again"
-                )
-            if part == "delta":
-                updates[name] = _dense(file, key, transposed=name in transposed)
-            elif part == "left" and f"{name}.right" in file.tensors:
-                updates[name] = LowRankUpdate(
-                    file.read(key), file.read(f"{name}.right"), name in transposed
-                )
-            elif part != "right" or f"{name}.left" not in file.tensors:
-                raise MalformedFileError(
-                    f"{source / WEIGHTS_FILE} holds {key!r}, which is neither a .delta nor one "
-                    "of a .left/.right pair: build or download the reference again"
-                )
-        if not any(isinstance(u, StreamedUpdate) for u in updates.values()):
-            file.close()
-        origin = Origin(
-            source=str(source),
-            base_digest=card.base.digest,
-            base_name=card.base.id,
-            method=card.built.method,
-            rank=card.rank,
-            kept=card.kept,
+        opened = open_reference(folder)
+        return replace(
+            opened, vector=TaskVector.of(dict(opened.vector.updates()), opened.vector.origin)
         )
-        return cls(card, TaskVector.of(updates, origin))
+
+
+def open_reference(folder: str | Path) -> Reference:
+    """A reference whose updates are read from its folder whenever they are asked for.
+
+    Raises:
+        InputError: as `Reference.load` says.
+    """
+    source = Path(folder)
+    card = read_card(source / CARD_FILE)
+    file = SafetensorsFile(source / WEIGHTS_FILE)
+    transposed = set((file.metadata.get("transposed") or "").split("\n"))
+    shapes: dict[str, tuple[int, ...]] = {}
+    parts: dict[str, str] = {}
+    for key, info in file.tensors.items():
+        name, _, part = key.rpartition(".")
+        if {part, parts.get(name)} == {"left", "right"}:
+            continue  # both are there
+        if name in parts:
+            raise MalformedFileError(
+                f"{source / WEIGHTS_FILE} holds {name!r} twice, dense and low-rank: build "
+                "or download the reference again"
+            )
+        other = {"left": "right", "right": "left"}.get(part)
+        if part != "delta" and f"{name}.{other}" not in file.tensors:
+            raise MalformedFileError(
+                f"{source / WEIGHTS_FILE} holds {key!r}, which is neither a .delta nor one "
+                "of a .left/.right pair: build or download the reference again"
+            )
+        parts[name] = part
+        shapes[name] = info.shape
+        if part != "delta":
+            left, right = (file.info(f"{name}.{side}").shape for side in ("left", "right"))
+            shapes[name] = (*left[:-1], *right[-1:])
+
+    def produce(name: str) -> Update:
+        if parts[name] == "delta":
+            return _dense(file, f"{name}.delta", transposed=name in transposed)
+        left, right = (file.read(f"{name}.{side}") for side in ("left", "right"))
+        return LowRankUpdate(left, right, name in transposed)
+
+    origin = Origin(
+        source=str(source),
+        base_digest=card.base.digest,
+        base_name=card.base.id,
+        method=card.built.method,
+        rank=card.rank,
+        kept=card.kept,
+    )
+    return Reference(card, TaskVector(shapes, produce, origin))
 
 
 def _dense(file: SafetensorsFile, key: str, *, transposed: bool) -> Update:

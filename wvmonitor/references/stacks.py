@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wvmonitor.reading import GEOMETRIES, Float64
 from wvmonitor.vectors import functional
-from wvmonitor.vectors.block import ReferenceBlock, block_products, stack_block
+from wvmonitor.vectors.block import BlockBuilder, ReferenceBlock, block_products
 from wvmonitor.vectors.stack import (
     ReferenceStack,
     dense_products,
@@ -29,12 +29,12 @@ from wvmonitor.vectors.update import (
     to_device,
 )
 
-# Elements of the references of one block: what is held twice while a bank is being stacked.
+# Elements of the references of one block.
 _BLOCK = 1 << 26
 # Elements of updates that wait to be measured together. On a CPU only updates so small that Python
 # costs as much as their arithmetic are worth the copy; an accelerator waits for launches, and may
 # hold a quarter of one weight's elements: with the copies, less than one dense update.
-_SMALL_ON_CPU, _WAITING_ON_CPU = 1 << 17, 1 << 20
+_SMALL_ON_CPU, _WAITING_ON_CPU = 1 << 17, 1 << 22
 _WAITING_ON_DEVICE = 1 << 21
 
 
@@ -96,6 +96,11 @@ class Stacks:
             )
         return self._moved_single[key]
 
+    def close(self, builder: BlockBuilder | None) -> None:
+        """Keep a block that no more parameters come to."""
+        if builder is not None:
+            self.blocks.append(builder.block())
+
     def _probe_on(self, rows: Tensor, device: torch.device) -> Tensor:
         # maps fed by one tensor share one probe, on every device
         key = (id(rows), device)
@@ -122,44 +127,35 @@ def stack_all(
     """
     stacks = Stacks(len(vectors), probe)
     held: list[dict[str, Update]] = [{} for _ in vectors]
-    waiting: dict[object, list[tuple[str, dict[int, Update]]]] = {}
-    elements: dict[object, int] = {}
-
-    def keep(name: str, stack: ReferenceStack, updates: Mapping[int, Update]) -> None:
+    shapes = {n: (v.shape(n), n.split(".")[-2:]) for v in vectors for n in v.names()}
+    # parameters of one kind one after another: they lie together
+    names = sorted(shapes, key=shapes.__getitem__)
+    key: object | None = None
+    builder: BlockBuilder | None = None
+    for position, name in enumerate(names):
+        updates = {i: v.update(name) for i, v in enumerate(vectors) if name in v}
+        home, rows = device_of(next(iter(updates.values()))), probe.get(name)
+        updates = {i: to_device(u, home) for i, u in updates.items()}
+        found = _signature(updates, home, rows)
+        if found is None:
+            stack = stacks.single[name] = stack_references(updates, len(vectors), rows)
+        else:
+            if builder is None or builder.full or found != key:
+                stacks.close(builder)
+                room = max(1, _BLOCK // max(1, _elements(updates)))
+                alike = sum(shapes[n][0] == shapes[name][0] for n in names[position:][:room])
+                key, builder = found, BlockBuilder(updates, len(vectors), alike, rows)
+            stacks.places[name] = len(stacks.blocks), len(builder)
+            stack = builder.add(updates, rows)
         for index, update in shared(stack, updates).items():
             held[index][name] = update
-
-    def close(key: object) -> None:
-        members = waiting.pop(key)
-        rows = [probe[name] for name, _ in members if name in probe]
-        block = stack_block([u for _, u in members], len(vectors), rows)
-        number = len(stacks.blocks)
-        stacks.blocks.append(block)
-        for member, (name, updates) in enumerate(members):
-            stacks.places[name] = number, member
-            keep(name, block.stack(member), updates)
-
-    for name in dict.fromkeys(n for v in vectors for n in v.names()):
-        updates = {i: v.update(name) for i, v in enumerate(vectors) if name in v}
-        home = device_of(next(iter(updates.values())))
-        updates = {i: to_device(u, home) for i, u in updates.items()}
-        key = _signature(updates, home, probe.get(name))
-        if key is None:
-            stacks.single[name] = stack_references(updates, len(vectors), probe.get(name))
-            keep(name, stacks.single[name], updates)
-            continue
-        waiting.setdefault(key, []).append((name, updates))
-        elements[key] = elements.get(key, 0) + sum(
-            u.left.numel() + u.right.numel()
-            for u in updates.values()
-            if isinstance(u, LowRankUpdate)
-        )
-        if elements[key] > _BLOCK:
-            close(key)
-            elements[key] = 0
-    for key in list(waiting):
-        close(key)
+    stacks.close(builder)
     return stacks, held
+
+
+def _elements(updates: Mapping[int, Update]) -> int:
+    low = [u for u in updates.values() if isinstance(u, LowRankUpdate)]
+    return sum(u.left.numel() + u.right.numel() for u in low)
 
 
 def _signature(

@@ -62,31 +62,69 @@ class ReferenceBlock:
         )
 
 
-def stack_block(
-    members: Sequence[Mapping[int, Update]], count: int, probes: Sequence[Tensor]
-) -> ReferenceBlock:
-    """Lay the low-rank updates of several parameters of one shape side by side.
+class BlockBuilder:
+    """Lays the low-rank updates of parameters of one shape side by side, one after another.
 
-    Args:
-        members: each parameter's updates by index of the reference; all of the same references,
-            shape, layout and ranks, in float32 or less.
-        count: number of references in the bank.
-        probes: (N, I) rows of each parameter's inputs; empty where they have no response.
+    An update is copied as it comes and can be let go at once, so that nothing is held twice. Memory
+    for parameters that never come is not touched, and what is not touched takes no space.
     """
-    stacked = [by_kind(updates)[0] for updates in members]
-    some = next(iter(stacked[0].values()))
-    owner = owners(stacked[0], some.left.device)
-    outputs, inputs = some.shape
-    left_GSO = some.left.new_empty((len(members), len(owner), outputs), dtype=torch.float32)
-    right_GSI = some.left.new_empty((len(members), len(owner), inputs), dtype=torch.float32)
-    for left_SO, right_SI, low in zip(left_GSO, right_GSI, stacked, strict=True):
-        fill(left_SO, right_SI, low)
-    rights: tuple[Tensor, ...] = (right_GSI,)
-    if probes:
-        images = [views(r, p)[1] for r, p in zip(right_GSI, probes, strict=True)]
-        rights = right_GSI, torch.stack(images)
-    turned = next(iter(members[0].values())).transposed
-    return ReferenceBlock(count, left_GSO, rights, owner, tuple(probes), turned)
+
+    def __init__(
+        self,
+        first: Mapping[int, Update],
+        count: int,
+        capacity: int,
+        probe_NI: Tensor | None = None,
+    ) -> None:
+        """Make room.
+
+        Args:
+            first: one parameter's updates by index of the reference, in float32 or less. Those of
+                the others must be of the same references, shape, layout and ranks.
+            count: number of references in the bank.
+            capacity: the most parameters that will come.
+            probe_NI: rows of that parameter's inputs; None where they have no response.
+        """
+        low = by_kind(first)[0]
+        some = next(iter(low.values()))
+        self._count, self._transposed = count, next(iter(first.values())).transposed
+        self._owner = owners(low, some.left.device)
+        widths = [*some.shape, *([] if probe_NI is None else [len(probe_NI)])]
+        shape = capacity, len(self._owner)
+        self._left_GSO, *self._rights = (
+            some.left.new_empty((*shape, width), dtype=torch.float32) for width in widths
+        )
+        self._probes: list[Tensor] = []
+        self._members = 0
+
+    def __len__(self) -> int:
+        return self._members
+
+    @property
+    def full(self) -> bool:
+        """Whether no more parameters fit in."""
+        return self._members == len(self._left_GSO)
+
+    def add(self, updates: Mapping[int, Update], probe_NI: Tensor | None = None) -> ReferenceStack:
+        """Copy the updates of the next parameter; gives its references where they lie now."""
+        left_SO, right_SI = self._left_GSO[self._members], self._rights[0][self._members]
+        fill(left_SO, right_SI, by_kind(updates)[0])
+        if probe_NI is not None:
+            self._rights[1][self._members] = views(right_SI, probe_NI)[1]
+            self._probes.append(probe_NI)
+        self._members += 1
+        return self.block().stack(self._members - 1)
+
+    def block(self) -> ReferenceBlock:
+        """The parameters that have come."""
+        return ReferenceBlock(
+            self._count,
+            self._left_GSO[: self._members],
+            tuple(right[: self._members] for right in self._rights),
+            self._owner,
+            tuple(self._probes),
+            self._transposed,
+        )
 
 
 def block_products(
