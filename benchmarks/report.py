@@ -65,14 +65,18 @@ def at_least(name: str, value: float, limit: float, unit: str, **detail: Any) ->
 
 
 def arguments(benchmark: str, text: str | None, argv: list[str] | None) -> argparse.Namespace:
-    """What every benchmark is asked: `--quick`, `--json FILE`, `--work FOLDER`."""
+    """What every benchmark is asked: `--quick`, `--rounds`, `--json FILE`, `--work FOLDER`."""
     # Two OpenMP threads on two busy cores can be 80 times slower than one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     parser = argparse.ArgumentParser(f"python -m benchmarks.{benchmark}", description=text)
     parser.add_argument("--quick", action="store_true", help="tiny shapes: does it run?")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--work", type=Path, help="folder for the inputs (default: a temporary)")
-    return parser.parse_args(argv)
+    parser.add_argument("--rounds", type=int, default=5, help="how many times (default: 5)")
+    asked = parser.parse_args(argv)
+    if asked.quick:
+        asked.rounds = 1
+    return asked
 
 
 def publish(
