@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 # A chunk of this many elements stays in a CPU core's cache; on an accelerator launches dominate.
-_CHUNK_ON_CPU = 1 << 17
+_CHUNK_ON_CPU = 1 << 16
 _CHUNK_ON_DEVICE = 1 << 26
 
 
