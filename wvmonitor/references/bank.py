@@ -22,7 +22,7 @@ from wvmonitor.errors import (
 from wvmonitor.reading import GEOMETRIES, Float64, Geometry, Gram, Products, Reading
 from wvmonitor.references.card import BaseRelation
 from wvmonitor.references.inventory import located
-from wvmonitor.references.reference import Reference
+from wvmonitor.references.reference import Reference, open_reference
 from wvmonitor.references.stacks import Pass, Stacks, stack_all
 from wvmonitor.references.store import (
     GRAM_FILE,
@@ -82,7 +82,7 @@ class ReferenceBank:
         self._check()
         first = next(iter(self._references.values()))
         self.base = first.card.base
-        self._stacks: Stacks | None = None
+        self._stacks = self._stacked()
         self.gram = gram or self._measure_gram()
         self.fingerprint = fingerprint or _unsaved_fingerprint(self.gram)
         self.folder: Path | None = None
@@ -139,7 +139,7 @@ class ReferenceBank:
         """
         folder = located(path)
         fingerprint, names = check_manifest(folder)
-        loaded = {n: Reference.load(folder / n) for n in names}
+        loaded = {n: open_reference(folder / n) for n in names}
         for name, reference in loaded.items():
             if reference.name != name:
                 raise AlteredBankError(
@@ -148,14 +148,9 @@ class ReferenceBank:
                 )
         gram = load_gram(folder / GRAM_FILE, list(loaded.values()))
         probe = load_probe(folder / PROBE_FILE) if (folder / PROBE_FILE).is_file() else None
-        references = [_given_away(loaded.pop(n)) for n in gram.references]
+        references = [loaded[n] for n in gram.references]
         bank = cls(references, probe=probe, fingerprint=fingerprint, gram=gram)
         bank.folder = folder
-        bank._stacks, held = stack_all([r.vector for r in references], bank._probe)
-        for reference, updates in zip(references, held, strict=True):
-            vector = reference.vector
-            kept = TaskVector.of({n: updates[n] for n in vector.names()}, vector.origin)
-            bank._references[reference.name] = replace(reference, vector=kept)
         return bank
 
     def save(self, path: str | Path, *, private: bool = False) -> str:
@@ -225,8 +220,6 @@ class ReferenceBank:
     def _table(
         self, tau: TaskVector, earlier: TaskVector | None = None
     ) -> tuple[Float64, float | None]:
-        if self._stacks is None:
-            self._stacks, _ = stack_all([r.vector for r in self], self._probe)
         measured = Pass(self._stacks)
         for name, update in tau.updates():
             before = earlier.update(name) if earlier is not None and name in earlier else None
@@ -312,6 +305,16 @@ class ReferenceBank:
             )
 
     @torch.no_grad()
+    def _stacked(self) -> Stacks:
+        """The references side by side; from here on their updates are views of these."""
+        stacks, held = stack_all([r.vector for r in self], self._probe)
+        for reference, updates in zip(list(self), held, strict=True):
+            vector = reference.vector
+            kept = TaskVector.of({n: updates[n] for n in vector.names()}, vector.origin)
+            self._references[reference.name] = replace(reference, vector=kept)
+        return stacks
+
+    @torch.no_grad()
     def _measure_gram(self) -> Gram:
         names = list(self._shapes)
         count = len(self._references)
@@ -331,14 +334,6 @@ class ReferenceBank:
             products={g: table[i] for i, g in enumerate(self._geometries())},
             shared={g: np.array([c.shared(g) for c in cards]) for g in self._geometries()},
         )
-
-
-def _given_away(reference: Reference) -> Reference:
-    """A reference that lets go of each update as it is asked for: stacking holds them instead."""
-    vector = reference.vector
-    updates = dict(vector.updates())
-    once = TaskVector({n: vector.shape(n) for n in vector.names()}, updates.pop, vector.origin)
-    return replace(reference, vector=once)
 
 
 def _unsaved_fingerprint(gram: Gram) -> str:
