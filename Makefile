@@ -77,3 +77,7 @@ bench: $(INSTALLED) ## every benchmark in full (half an hour, 25 GB of disk, 16 
 
 bench-quick: $(INSTALLED) ## every benchmark on tiny shapes: do they run, and agree?
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+
+.PHONY: hostile
+hostile: $(INSTALLED) ## the corpus of hostile files: cases tried and correct, by family
+	$(BIN)/python -m tests.hostile.harness

@@ -90,8 +90,10 @@ def check_finite(tensor: Tensor, name: str, where: str) -> Tensor:
     Raises:
         NonFiniteError: it holds NaN or infinity.
     """
+    # torch does not sum numbers of eight bits
+    summed = tensor.to(torch.float32) if tensor.dtype.itemsize == 1 else tensor
     # A sum carries NaN and infinity along, in one pass; one that only overflowed is looked into.
-    if not math.isfinite(float(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
+    if not math.isfinite(float(summed.sum())) and not bool(torch.isfinite(summed).all()):
         raise NonFiniteError(
             f"{shown(name)} of {where} holds NaN or infinity: the run diverged or the file is "
             "damaged; take an earlier checkpoint"
