@@ -81,3 +81,7 @@ bench-quick: $(INSTALLED) ## every benchmark on tiny shapes: do they run, and ag
 .PHONY: hostile
 hostile: $(INSTALLED) ## the corpus of hostile files: cases tried and correct, by family
 	$(BIN)/python -m tests.hostile.harness
+
+.PHONY: kill
+kill: $(INSTALLED) ## kill -9 at 100 random moments of a watched training and of a scan
+	$(BIN)/python -m tests.kill.battery --points 100
