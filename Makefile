@@ -85,3 +85,7 @@ hostile: $(INSTALLED) ## the corpus of hostile files: cases tried and correct, b
 .PHONY: kill
 kill: $(INSTALLED) ## kill -9 at 100 random moments of a watched training and of a scan
 	$(BIN)/python -m tests.kill.battery --points 100
+
+.PHONY: properties
+properties: $(INSTALLED) ## the properties, each on 1,000 examples
+	PROPERTIES=long $(BIN)/python -m pytest tests/properties -q --timeout 1800

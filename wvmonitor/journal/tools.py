@@ -79,6 +79,7 @@ def verify(path: str | Path) -> Verification:
     with _reading(reader.path) as connection:
         found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check").fetchall()]
         problems += [f"SQLite: {line}" for line in found if line != "ok"]
+        problems += _missing_end(connection, reader.path)
         problems += _orphans(connection)
         (pending,) = connection.execute(
             "SELECT count(*) FROM deliveries WHERE status = 'pending'"
@@ -120,6 +121,14 @@ def _complaint(read: Any) -> list[str]:
     except (TypeError, ValueError, KeyError) as error:
         return [f"a record is damaged ({type(error).__name__}: {error})"]
     return []
+
+
+def _missing_end(connection: sqlite3.Connection, path: Path) -> list[str]:
+    """A file that lost less than its last page, which SQLite takes for zeros."""
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (size,) = connection.execute("PRAGMA page_size").fetchone()
+    missing = pages * size - path.stat().st_size
+    return [f"the file lacks its last {missing} bytes"] if missing > 0 else []
 
 
 def _orphans(connection: sqlite3.Connection) -> list[str]:
