@@ -89,3 +89,8 @@ kill: $(INSTALLED) ## kill -9 at 100 random moments of a watched training and of
 .PHONY: properties
 properties: $(INSTALLED) ## the properties, each on 1,000 examples
 	PROPERTIES=long $(BIN)/python -m pytest tests/properties -q --timeout 1800
+
+.PHONY: fuzz
+fuzz: $(INSTALLED) ## five readers on random files, guided by coverage, ten minutes each (FUZZ_SECONDS)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m fuzz

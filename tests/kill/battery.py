@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import select
 import shutil
 import signal
 import sys
@@ -15,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,16 @@ from tests.kill.jobs import Job, Scan, Tell, Training
 PATIENCE_SECONDS = 300.0
 
 
-def forked(work: Callable[[Tell], None], kill_after: float | None) -> tuple[int, list[str]]:
-    """Run `work` in a fork, perhaps killed after a time; its status and what it told."""
+@dataclass(frozen=True)
+class Moment:
+    """When work is killed: so many seconds after it has told so many things."""
+
+    told: int
+    seconds: float
+
+
+def forked(work: Callable[[Tell], None], moment: Moment | None) -> tuple[int, list[str]]:
+    """Run `work` in a fork, killed at a moment if one is given; its status and what it told."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -40,18 +50,23 @@ def forked(work: Callable[[Tell], None], kill_after: float | None) -> tuple[int,
         finally:
             os._exit(code)
     os.close(writing)
-    end = time.monotonic() + (PATIENCE_SECONDS if kill_after is None else kill_after)
+    said = bytearray()
+    end = time.monotonic() + PATIENCE_SECONDS
+    chosen = False
     while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            break
-        if time.monotonic() > end:
+        if moment is not None and not chosen and said.count(b"\n") >= moment.told:
+            end, chosen = time.monotonic() + moment.seconds, True
+        left = max(end - time.monotonic(), 0.0)
+        if not select.select([reading], [], [], left)[0]:
             os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
+            end = time.monotonic() + PATIENCE_SECONDS
+        more = os.read(reading, 4096)
+        if not more:
             break
-        time.sleep(0.001)
-    with os.fdopen(reading) as told:
-        return os.waitstatus_to_exitcode(status), told.read().split("\n")[:-1]
+        said += more
+    os.close(reading)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), said.decode().split("\n")[:-1]
 
 
 def receiver(heard: Path) -> tuple[int, str]:
@@ -80,10 +95,10 @@ def receiver(heard: Path) -> tuple[int, str]:
     return pid, url
 
 
-def point(job: Job, folder: Path, after: float) -> tuple[bool, list[str]]:
-    """Kill the work after a time, look, take it to its end, look; whether it was killed."""
+def point(job: Job, folder: Path, moment: Moment) -> tuple[bool, list[str]]:
+    """Kill the work at a moment, look, take it to its end, look; whether it was killed."""
     folder.mkdir()
-    status, told = forked(lambda tell: job.work(folder, tell), after)
+    status, told = forked(lambda tell: job.work(folder, tell), moment)
     killed = status == -signal.SIGKILL
     problems = [] if killed or status == 0 else [f"it ended by itself with {status}"]
     problems += job.problems(folder, told, whole=False)
@@ -110,13 +125,12 @@ def run(folder: Path, points: int, seed: int) -> int:
             (folder / "alone").mkdir()
             job.alone(folder / "alone")
             shutil.rmtree(folder / "alone")
-            longest, kills, problems = _undisturbed(job, folder / "whole"), 0, []
+            (gap, count), kills, problems = _undisturbed(job, folder / "whole"), 0, []
             for number in range(share):
-                # before the work begins there is nothing to lose: most kills go into it
-                after = rng.uniform(0.1, 1.05) * longest
-                killed, found = point(job, folder / f"{name}-{number}", after)
+                moment = Moment(rng.randrange(count), rng.uniform(0.0, gap))
+                killed, found = point(job, folder / f"{name}-{number}", moment)
                 kills += killed
-                problems += [f"{name}, killed after {after:.3f} s: {text}" for text in found]
+                problems += [f"{name}, killed at {moment}: {text}" for text in found]
             print(*problems, sep="\n", end="\n" if problems else "", flush=True)
             print(
                 f"{name}: {share} points, {kills} killed in the middle, {len(problems)} problems",
@@ -129,16 +143,16 @@ def run(folder: Path, points: int, seed: int) -> int:
         os.waitpid(pid, 0)
 
 
-def _undisturbed(job: Job, folder: Path) -> float:
-    """How long the work takes in a fork when it is left alone."""
+def _undisturbed(job: Job, folder: Path) -> tuple[float, int]:
+    """Seconds between two things that the undisturbed work tells, and how many it tells."""
     folder.mkdir()
     begun = time.monotonic()
     status, told = forked(lambda tell: job.work(folder, tell), None)
-    took = time.monotonic() - begun
+    gap = (time.monotonic() - begun) / len(told)
     found = list(job.problems(folder, told, whole=True)) if status == 0 else []
     assert (status, found) == (0, [])
     shutil.rmtree(folder)
-    return took
+    return gap, len(told)
 
 
 def main() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -204,9 +203,6 @@ class Scan:
             yield "measurements are doubled"
         if whole and (folder / "results.json").read_text() != self._expected:
             yield "the results are not those of the undisturbed scan"
-        left = [name for name in os.listdir(folder) if name.endswith(".tmp")]  # noqa: PTH208
-        if whole and left:
-            yield f"left over: {left}"
 
 
 def _key(line: bytes) -> str | None:

@@ -171,7 +171,8 @@ def export(path: str | Path, runs: Sequence[str] = ()) -> Iterator[str]:
     for run in wanted:
         for attempt in reader.attempts(run):
             values = codec.plain(attempt)
-            yield _line("attempt", {**values, "settings": json.loads(attempt.settings)})
+            settings = codec.plain(codec.load(attempt.settings, f"'{reader.path}'"))
+            yield _line("attempt", {**values, "settings": settings})
         for row in reader.trajectory(run):
             yield _line("reading", codec.plain(row))
         for event in reader.events(run):
@@ -185,7 +186,8 @@ def export(path: str | Path, runs: Sequence[str] = ()) -> Iterator[str]:
         names = ("target", "status", "attempts", "created", "done", "last_error")
         for *values, alert in deliveries:
             line = dict(zip(names, values, strict=True))
-            yield _line("delivery", {"run": run, **line, "alert": json.loads(alert)})
+            told = codec.plain(codec.load(alert, f"'{reader.path}'"))
+            yield _line("delivery", {"run": run, **line, "alert": told})
 
 
 def _line(kind: str, values: dict[str, Any]) -> str:
