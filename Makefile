@@ -90,3 +90,20 @@ bench: $(INSTALLED) ## every benchmark in full (half an hour, 25 GB of disk, 16 
 
 bench-quick: $(INSTALLED) ## every benchmark on tiny shapes: do they run, and agree?
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+
+.PHONY: hostile
+hostile: $(INSTALLED) ## the corpus of hostile files: cases tried and correct, by family
+	$(BIN)/python -m tests.hostile.harness
+
+.PHONY: kill
+kill: $(INSTALLED) ## kill -9 at 100 random moments of a watched training and of a scan
+	$(BIN)/python -m tests.kill.battery --points 100
+
+.PHONY: properties
+properties: $(INSTALLED) ## the properties, each on 1,000 examples
+	PROPERTIES=long $(BIN)/python -m pytest tests/properties -q --timeout 1800
+
+.PHONY: fuzz
+fuzz: $(INSTALLED) ## five readers on random files, guided by coverage, ten minutes each (FUZZ_SECONDS)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m fuzz

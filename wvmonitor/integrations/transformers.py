@@ -133,16 +133,14 @@ class WVMonitorCallback(TrainerCallback):
                 "WVMonitorCallback.attach(trainer, ...) for those"
             )
         model = kwargs["model"]
-        takes_part = self._takes_part(state, model)
         self._carry_out(
-            together((lambda: self._begin(args, state, model)) if takes_part else None), control
+            together(self.monitor, "start", lambda: self._begin(args, state, model)), control
         )
 
     def _begin(self, args: TrainingArguments, state: TrainerState, model: Any) -> Action:
-        try:
-            self._start(args, state, model)
-        except Exception as error:  # noqa: BLE001  training must not die of its monitor
-            self.monitor.fail("start", error)
+        if not self._takes_part(state, model):
+            return "none"
+        self.monitor.guarded("start", lambda: self._start(args, state, model), None)
         reason = self.monitor.stop_latched()
         if reason is None:
             return "none"
@@ -190,11 +188,12 @@ class WVMonitorCallback(TrainerCallback):
         if step % self.monitor.settings.every_n_steps and not last:
             return
         model = kwargs["model"]
-        takes_part = self._takes_part(state, model)
-        self._carry_out(
-            together((lambda: self._read(model, step, last, control)) if takes_part else None),
-            control,
-        )
+
+        def read() -> Action:
+            takes_part = self._takes_part(state, model)
+            return self._read(model, step, last, control) if takes_part else "none"
+
+        self._carry_out(together(self.monitor, "step", read), control)
 
     def _read(self, model: Any, step: int, last: bool, control: TrainerControl) -> Action:  # noqa: FBT001
         observation = self.monitor.observe(model, step, force=last)
@@ -224,36 +223,41 @@ class WVMonitorCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Let the latest values join the row that the Trainer is writing."""
-        if not self._pending or logs is None:
-            return
-        logs.update(self._pending)
-        if state.log_history:
-            state.log_history[-1].update(self._pending)
-        self._pending = {}
+        if self._pending and logs is not None:
+            self.monitor.guarded("log", lambda: self._join([logs, *state.log_history[-1:]]), None)
+
+    def _join(self, rows: list[dict[str, Any]]) -> None:
+        pending, self._pending = self._pending, {}
+        for row in rows:
+            row.update(pending)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave beside the checkpoint what resuming from it needs."""
         folder = _checkpoint(args, state)
-        if not state.is_world_process_zero or folder is None or not self.monitor.journal:
-            return
-        try:
-            write_json(folder / SIDECAR, {"format_version": 1, "run": self.monitor.run_name})
-            if self._live is not None and self._live.method != "full":
-                initial = self._live.initial_state()
-                if initial:
-                    write_safetensors(folder / INITIAL, initial)
-        except Exception as error:  # noqa: BLE001  training must not die of its monitor
-            self.monitor.fail("checkpoint", error)
+        if state.is_world_process_zero and folder is not None and self.monitor.journal:
+            self.monitor.guarded("checkpoint", lambda: self._leave(folder), None)
+
+    def _leave(self, folder: Path) -> None:
+        write_json(folder / SIDECAR, {"format_version": 1, "run": self.monitor.run_name})
+        if self._live is not None and self._live.method != "full":
+            initial = self._live.initial_state()
+            if initial:
+                write_safetensors(folder / INITIAL, initial)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the last reading and close the journal."""
-        if self._takes_part(state, kwargs["model"]):
-            self.monitor.observe(kwargs["model"], state.global_step, force=True)
-            self.monitor.close()
+        self.monitor.guarded("end", lambda: self._end(state, kwargs["model"]), None)
+
+    def _end(self, state: TrainerState, model: Any) -> None:
+        if self._takes_part(state, model):
+            try:
+                self.monitor.observe(model, state.global_step, force=True)
+            finally:
+                self.monitor.close()
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path | None:
