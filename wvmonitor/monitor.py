@@ -27,6 +27,7 @@ from wvmonitor.exporters.exporter import Exporter, Observation
 from wvmonitor.exporters.prometheus import PrometheusExporter
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.outbox import Outbox
+from wvmonitor.journal.recorder import Recorder
 from wvmonitor.notifiers.notifier import Attending
 from wvmonitor.reading import Geometry, Reading
 from wvmonitor.references.bank import ReferenceBank
@@ -125,6 +126,7 @@ class Monitor:
         self._given = tuple(exporters)
         self._exporters = list(exporters)
         self._outbox: Outbox | None = None
+        self._recorder: Recorder | None = None
         self._attending: list[Attending] = []
         self._live: LiveModel | None = None
         self._run = Run()
@@ -190,6 +192,7 @@ class Monitor:
         )
         self._exporters = [*self._given, *self.settings.build_exporters()]
         self._open_journal()
+        self._open_recorder(live)
         self._cadence = Cadence(self.settings.every_n_steps, self.settings.max_overhead)
 
     def _ended(self, run: Run) -> Run:
@@ -198,7 +201,7 @@ class Monitor:
         self._close_record()
         for exporter in self._exporters[len(self._given) :]:
             exporter.close()
-        self.journal = self._outbox = self.last = self._anchor = None
+        self.journal = self._outbox = self._recorder = self.last = self._anchor = None
         self._state = JudgeState()
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
         return run if run.run_id else replace(run, run_id=previous)
@@ -226,6 +229,26 @@ class Monitor:
         senders = {name: n.send for name, n in notifiers.items()}
         if senders:
             self._outbox = Outbox(self.journal, senders, on_pending=self._show_pending)
+
+    def _open_recorder(self, live: LiveModel) -> None:
+        if not self.settings.record:
+            return
+        if self.journal is None or live.sharded:
+            logger.warning(
+                "record=True keeps nothing of this run: %s",
+                "no process holds the whole of a sharded model"
+                if live.sharded
+                else "there is no folder for a journal (set journal_dir)",
+            )
+            return
+        self._recorder = Recorder(
+            self.journal.path,
+            self.run_name,
+            self.journal.attempt,
+            rank=self.settings.record_rank,
+            limit_bytes=self.settings.record_limit_gb * 1e9,
+            on_failure=lambda: self._count("record"),
+        )
 
     def _observe_start(self) -> None:
         """Measure before the first step: far from 0 is a warm start or a wrong base."""
@@ -305,8 +328,7 @@ class Monitor:
         """Count a failure and say it loudly; raise only where the settings ask for it."""
         self.failures += 1
         self._failures_in_a_row += 1
-        for exporter in self._exporters:
-            exporter.error(where)
+        self._count(where)
         message = f"wvmonitor failed at its {where}: {type(error).__name__}: {error}"
         logger.error(message, exc_info=error)
         if self.settings.on_monitor_failure == "stop":
@@ -318,6 +340,10 @@ class Monitor:
                 "wvmonitor gives up after %d failures: this run is NOT being watched any more",
                 self._failures_in_a_row,
             )
+
+    def _count(self, where: str) -> None:
+        for exporter in self._exporters:
+            exporter.error(where)
 
     def _measure(self, step: int) -> Observation | None:
         """Read, judge, keep and show; None in the processes that only take part in the reading."""
@@ -333,8 +359,12 @@ class Monitor:
         else:
             tau = self._live.task_vector(step)
             reading = self.bank.measure(
-                tau, progress=progress, earlier=earlier.vector if earlier else None
+                self._recorder.watching(tau) if self._recorder else tau,
+                progress=progress,
+                earlier=earlier.vector if earlier else None,
             )
+            if self._recorder:
+                self._recorder.record(tau, step)
             self._keep(tau, reading)
         scores = score(
             reading,
@@ -420,6 +450,8 @@ class Monitor:
 
     def _close_record(self) -> None:
         try:
+            if self._recorder:
+                self._recorder.close()
             if self._outbox:
                 self._outbox.close()
             if self.journal:

@@ -204,6 +204,19 @@ class MonitorSettings(BaseSettings):
         default=False,
         description="Also log how far the run went along each behaviour in each layer.",
     )
+    record: bool = Field(
+        default=False,
+        description="Keep each reading's task vector beside the journal, for `wvmonitor rescore`.",
+    )
+    record_rank: int = Field(
+        16, ge=1, description="Rank of what `record` keeps of a fully trained matrix."
+    )
+    record_limit_gb: float = Field(
+        4.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Most that a run's recorded task vectors may take on disk, in 10⁹ bytes.",
+    )
     action: Literal["log", "save", "stop"] = Field(
         "log", description="What to do at a verdict of action_level: note it, save, or stop."
     )

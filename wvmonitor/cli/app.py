@@ -24,6 +24,7 @@ from wvmonitor.cli import (
     doctor,
     journal,
     report,
+    rescore,
     rules,
     runs,
     scan,
@@ -148,6 +149,7 @@ app.add_typer(journal.app, name="journal")
 app.command("demo")(demo.command)
 app.command("doctor")(doctor.command)
 app.command("report")(report.command)
+app.command("rescore")(rescore.command)
 app.command("rules")(rules.command)
 app.command("runs")(runs.command)
 app.command("scan")(scan.command)

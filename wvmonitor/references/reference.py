@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import ValidationError
 
 from wvmonitor.errors import BankError, BaseMismatchError, FormatVersionError, MalformedFileError
 from wvmonitor.files.atomic import replacing, write_all
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
+from wvmonitor.files.updates import as_tensors, read_updates
 from wvmonitor.references.card import CARD_FORMAT, Card, model_card
 from wvmonitor.vectors.task_vector import Origin, TaskVector
-from wvmonitor.vectors.update import DenseUpdate, LowRankUpdate, Update
 
 WEIGHTS_FILE = "reference.safetensors"
 CARD_FILE = "card.json"
@@ -48,17 +47,8 @@ class Reference:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         mode = 0o600 if private else 0o644
-        tensors: dict[str, torch.Tensor] = {}
-        transposed = []
-        for name, update in self.vector.updates():
-            if update.transposed:
-                transposed.append(name)
-            if isinstance(update, LowRankUpdate):
-                tensors[f"{name}.left"] = update.left.detach().contiguous()
-                tensors[f"{name}.right"] = update.right.detach().contiguous()
-            else:
-                tensors[f"{name}.delta"] = update.delta.detach().contiguous()
-        metadata = {"format": "wvmonitor.reference", "transposed": "\n".join(transposed)}
+        tensors, layout = as_tensors(self.vector.updates())
+        metadata = {"format": "wvmonitor.reference", **layout}
         write_safetensors(target / WEIGHTS_FILE, tensors, metadata, mode=mode)
         write_json(target / CARD_FILE, self.card.model_dump(mode="json"), mode=mode)
         with replacing(target / README_FILE, mode) as descriptor:
@@ -75,29 +65,8 @@ class Reference:
         """
         source = Path(folder)
         card = read_card(source / CARD_FILE)
-        updates: dict[str, Update] = {}
         with SafetensorsFile(source / WEIGHTS_FILE) as file:
-            transposed = set((file.metadata.get("transposed") or "").split("\n"))
-            for key in file.tensors:
-                name, _, part = key.rpartition(".")
-                if part == "right" and isinstance(updates.get(name), LowRankUpdate):
-                    continue  # read with its .left
-                if name in updates:
-                    raise MalformedFileError(
-                        f"{source / WEIGHTS_FILE} holds {name!r} twice, dense and low-rank: build "
-                        "or download the reference again"
-                    )
-                if part == "delta":
-                    updates[name] = DenseUpdate(file.read(key), name in transposed)
-                elif part == "left" and f"{name}.right" in file.tensors:
-                    updates[name] = LowRankUpdate(
-                        file.read(key), file.read(f"{name}.right"), name in transposed
-                    )
-                elif part != "right" or f"{name}.left" not in file.tensors:
-                    raise MalformedFileError(
-                        f"{source / WEIGHTS_FILE} holds {key!r}, which is neither a .delta nor one "
-                        "of a .left/.right pair: build or download the reference again"
-                    )
+            updates = read_updates(file, "build or download the reference again")
         origin = Origin(
             source=str(source),
             base_digest=card.base.digest,

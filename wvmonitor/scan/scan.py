@@ -97,7 +97,7 @@ def scan(
         UnknownReferenceError: one of `behaviours` is none of the bank's.
         CalibrationError: the calibration belongs to another bank.
     """
-    wanted = _wanted(bank, behaviours)
+    wanted = wanted_behaviours(bank, behaviours)
     if calibration is not None:
         calibration.require_bank(bank.fingerprint)
     judges = _Judges(calibration, optimizer, wanted)
@@ -143,7 +143,12 @@ def _found(targets: Iterable[Location | Target]) -> list[Target]:
     return found
 
 
-def _wanted(bank: ReferenceBank, behaviours: Sequence[str] | None) -> frozenset[str]:
+def wanted_behaviours(bank: ReferenceBank, behaviours: Sequence[str] | None) -> frozenset[str]:
+    """The references to pass verdicts on: those asked for, or every behaviour of the bank.
+
+    Raises:
+        UnknownReferenceError: one of them is no behaviour of the bank's.
+    """
     if behaviours is None:
         return frozenset(bank.behaviours)
     for name in behaviours:
@@ -229,7 +234,7 @@ class _Judges:
         verdicts, state = judge(scores, context, self.calibration, state)
         if target.run is not None:
             self._states[target.run] = state
-        return _result(
+        return result_of(
             target, outcome, scores, {n: v for n, v in verdicts.items() if n in self._wanted}
         )
 
@@ -250,9 +255,10 @@ class _Judges:
         )
 
 
-def _result(
+def result_of(
     target: Target, measured: Measured, scores: Scores, verdicts: dict[str, Verdict]
 ) -> CheckpointResult:
+    """What was measured and what is thought of it, as one record of a scan."""
     references: dict[str, ReferenceResult] = {}
     controls: dict[str, ControlResult] = {}
     for name, reference in scores.references.items():
