@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from wvmonitor._version import __version__
 from wvmonitor.cli import (
     ack,
+    blame,
     calibrate,
     compare,
     demo,
@@ -143,6 +144,7 @@ def root(
 
 
 app.command("ack")(ack.command)
+app.command("blame")(blame.command)
 app.command("calibrate")(calibrate.command)
 app.command("compare")(compare.command)
 app.add_typer(journal.app, name="journal")
