@@ -19,7 +19,9 @@ from typing import Any
 from wvmonitor import preflight
 from wvmonitor.actions import Action, Actions
 from wvmonitor.cadence import Cadence
+from wvmonitor.detection.account import accounted, in_full
 from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.groups import layer_shares
 from wvmonitor.detection.scores import ScoreName, score
 from wvmonitor.detection.verdict import JudgeState, Verdict, judge
 from wvmonitor.errors import MonitorFailedError, WVMonitorError
@@ -30,6 +32,7 @@ from wvmonitor.journal.outbox import Outbox
 from wvmonitor.journal.recorder import Recorder
 from wvmonitor.notifiers.notifier import Attending
 from wvmonitor.reading import Geometry, Reading
+from wvmonitor.references.background import background_of
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of, ridges
 from wvmonitor.settings import MonitorSettings
@@ -135,6 +138,7 @@ class Monitor:
         self._anchor: _Anchor | None = None
         self._readings = 0
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
+        self._background = background_of(self.bank, self.settings.base)
         self._ridge = ridges(self.bank, self.settings.components, self.calibration)
 
     # The run
@@ -374,6 +378,14 @@ class Monitor:
             ridge=self._ridge,
         )
         verdicts, self._state = judge(scores, self.run_context, self.calibration, self._state)
+        verdicts = accounted(
+            verdicts,
+            scores,
+            self._state,
+            self._background,
+            layers=layer_shares(reading, self.settings.components),
+            calibration=self.calibration,
+        )
         observation = Observation(
             run=self.run_name,
             reading=reading,
@@ -406,6 +418,7 @@ class Monitor:
         self._readings += 1
 
     def _publish(self, observation: Observation) -> None:
+        self._log(observation)
         self.last = observation
         for notifier in self._attending:
             notifier.attend()
@@ -419,6 +432,18 @@ class Monitor:
             )
         for exporter in self._exporters:
             exporter.export(observation)
+
+    def _log(self, observation: Observation) -> None:
+        """Say each verdict that has become graver, once; the journal keeps them all."""
+        quiet = {*self.settings.expected, *observation.acknowledged}
+        for verdict in observation.verdicts:
+            before = self.verdicts.get(verdict.reference)
+            risen = verdict.account and (before is None or before.state != verdict.state)
+            if risen and verdict.reference not in quiet:
+                words = in_full(verdict.reason, verdict.account)
+                logger.warning(
+                    "%s: %s at step %s: %s", verdict.state, verdict.reference, verdict.step, words
+                )
 
     # Consequences
 

@@ -43,6 +43,7 @@ class Verdict:
         threshold: the value that `score` is held against at this progress, if there is one.
         calibration: what the threshold rests on.
         reason: for people, in words.
+        account: what it means and what to do, one sentence each; empty where nothing was raised.
     """
 
     reference: str
@@ -52,6 +53,7 @@ class Verdict:
     threshold: float | None
     calibration: CalibrationStatus
     step: int | None = None
+    account: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,16 @@ class JudgeState:
             cannot be judged neither counts nor breaks the row.
         alarmed: references that have alarmed in this run; later readings do not take it back.
         readings: readings so far at which the weights had moved.
+        last_ok: by reference, the step of the last reading that was ok.
+        recent: by reference, (step, score) of its last readings, oldest first.
     """
 
     running_maximum: Mapping[str, float] = field(default_factory=dict)
     consecutive: Mapping[str, int] = field(default_factory=dict)
     alarmed: tuple[str, ...] = ()
     readings: int = 0
+    last_ok: Mapping[str, int] = field(default_factory=dict)
+    recent: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,9 @@ Response: benign at most 0.03, the weakest bad run 0.24; Frobenius: 0.01 and 0.1
 controls reach 0.24 and 0.08 there, so the margin asks that no control fits better. They are guesses
 for any other model: cosines shrink with width, and a quiet uncalibrated monitor proves little.
 """
+
+RECENT = 6
+"""So many readings back an account looks for where a score is heading."""
 
 CONSECUTIVE = 2
 """Readings in a row above the rule before a trajectory warns; a lone checkpoint needs one."""
@@ -143,6 +152,7 @@ def judge(
         status = "transferred"
     maxima, rows = dict(state.running_maximum), dict(state.consecutive)
     alarmed = list(state.alarmed)
+    last_ok, recent = dict(state.last_ok), dict(state.recent)
     verdicts: dict[str, Verdict] = {}
     for name, reference in scores.references.items():
         if reference.kind != "behaviour":
@@ -165,7 +175,12 @@ def judge(
         verdicts[name] = Verdict(
             name, found.state, found.reason, found.score, found.threshold, status, scores.step
         )
-    return verdicts, JudgeState(maxima, rows, tuple(alarmed), readings)
+        if scores.step is not None:
+            if found.state == "ok":
+                last_ok[name] = scores.step
+            if found.score is not None:
+                recent[name] = (*recent.get(name, ()), (scores.step, found.score))[-RECENT:]
+    return verdicts, JudgeState(maxima, rows, tuple(alarmed), readings, last_ok, recent)
 
 
 def overall(verdicts: Mapping[str, Verdict]) -> State:

@@ -162,10 +162,13 @@ def _panel(
         "state": outcome.state,
         "claim": outcome.claim,
         "reason": outcome.reason,
+        "account": outcome.account,
         "doses": [
             sentence(when + words)
             for f in (outcome.drifting or ((leading,) if leading else ()))
-            if f.kind == "behaviour" and (words := dose_words(f.dose, f.reference))
+            if f.kind == "behaviour"
+            and not (f is leading and outcome.account)
+            and (words := dose_words(f.dose, f.reference))
         ],
         "lead": _lead_words(outcome),
         "calibration": leading.last.calibration if leading and leading.last else None,

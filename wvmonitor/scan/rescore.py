@@ -12,12 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+from wvmonitor.detection.account import accounted
 from wvmonitor.detection.calibration import Calibration
+from wvmonitor.detection.groups import layer_shares
 from wvmonitor.detection.scores import score
 from wvmonitor.detection.verdict import JudgeState, RunContext, judge
 from wvmonitor.errors import InputError, MissingPathError, WVMonitorError
 from wvmonitor.journal.reader import JournalReader, JournalRow
 from wvmonitor.journal.snapshots import folder_of, path_of, read_snapshot
+from wvmonitor.references.background import background_of
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import ridges
 from wvmonitor.scan.measure import Measured
@@ -83,7 +86,7 @@ def _rescored(
     wanted: frozenset[str],
 ) -> Iterator[CheckpointResult]:
     contexts = {a.attempt: a.context for a in reader.attempts(run)}
-    state = JudgeState()
+    state, background = JudgeState(), background_of(bank)
     for row in reader.trajectory(run):
         path = path_of(reader.path, run, row.attempt, row.step)
         target = Target(str(path), run=run, step=row.step)
@@ -93,6 +96,14 @@ def _rescored(
             yield failed(target.path, failure_of(error), run=run, step=row.step)
             continue
         verdicts, state = judge(measured.scores, context, calibration, state)
+        verdicts = accounted(
+            verdicts,
+            measured.scores,
+            state,
+            background,
+            layers=measured.layers,
+            calibration=calibration,
+        )
         kept = {n: v for n, v in verdicts.items() if n in wanted}
         yield result_of(target, measured, measured.scores, kept)
 
@@ -121,6 +132,7 @@ def _measured(
         relation=relation,
         method=tau.origin.method,
         rank=tau.origin.rank,
+        layers=layer_shares(reading, components),
     )
     return measured, replace(context, base=relation)
 

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
+from wvmonitor.detection.account import Background, accounted
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.scores import ReferenceScores, Scores
 from wvmonitor.detection.verdict import JudgeState, RunContext, Verdict, judge, overall
@@ -21,6 +22,7 @@ from wvmonitor.errors import UnknownReferenceError
 from wvmonitor.files.storage import Location, is_url, local_path
 from wvmonitor.reading import Geometry
 from wvmonitor.references import ReferenceBank
+from wvmonitor.references.background import background_of
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.calibrated import calibration_of
 from wvmonitor.scan.cache import CacheView, ScanCache
@@ -100,7 +102,7 @@ def scan(
     wanted = wanted_behaviours(bank, behaviours)
     if calibration is not None:
         calibration.require_bank(bank.fingerprint)
-    judges = _Judges(calibration, optimizer, wanted)
+    judges = _Judges(calibration, optimizer, wanted, background_of(bank, base))
     return _scan(targets, bank, base, judges, executor, cache, ordered=ordered)
 
 
@@ -216,8 +218,13 @@ class _Judges:
     """Passes verdicts; remembers of each run what was read of it so far."""
 
     def __init__(
-        self, calibration: Calibration | None, optimizer: str | None, wanted: frozenset[str]
+        self,
+        calibration: Calibration | None,
+        optimizer: str | None,
+        wanted: frozenset[str],
+        background: Background,
     ) -> None:
+        self._background = background
         self.calibration = calibration
         self._optimizer = optimizer
         self._wanted = wanted
@@ -232,6 +239,14 @@ class _Judges:
         context = self._context(target, outcome)
         state = self._states.get(target.run or "", JudgeState())
         verdicts, state = judge(scores, context, self.calibration, state)
+        verdicts = accounted(
+            verdicts,
+            scores,
+            state,
+            self._background,
+            layers=outcome.layers,
+            calibration=self.calibration,
+        )
         if target.run is not None:
             self._states[target.run] = state
         return result_of(
@@ -273,6 +288,7 @@ def result_of(
                 calibration=verdict.calibration,
                 verdict=verdict.state,
                 reason=verdict.reason,
+                account=verdict.account,
             )
         elif reference.kind == "control":
             controls[name] = ControlResult(values, dose)
