@@ -1,9 +1,9 @@
 """`wvmonitor blame` on the bundled model: does it find bad examples, and what does it cost?
 
 AUROC of the push at 5 % bad examples, with the loss alone beside it (which needs no reference), for
-mixtures the references were built on other domains than (advice: medical) or other tasks; what it
-finds in innocent data that makes the model sycophantic; and the time of a ranking over that of one
-evaluation pass in the same batches.
+mixtures of other domains or tasks than the references were built on; what it finds in innocent data
+that makes the model sycophantic; and a ranking's processor time over that of one evaluation pass in
+the same batches.
 """
 
 from __future__ import annotations
@@ -125,17 +125,17 @@ def _shown(b: Blamed) -> dict[str, Any]:
 def _cost(
     model: Any, bank: ReferenceBank, examples: list[TrainingExample], *, repeats: int
 ) -> Figure:
-    """A ranking's time over one evaluation pass of the same examples in the same batches."""
+    """A ranking's processor time over that of one evaluation pass in the same batches."""
     batches = list(in_batches(examples, BATCH_TOKENS))
     passes, rankings = [], []
     for _ in range(repeats + 1):  # the first warms up
-        began = time.perf_counter()
+        began = time.process_time()
         with torch.no_grad():
             mean_losses(model, batches)
-        middle = time.perf_counter()
+        middle = time.process_time()
         blame(model, examples, bank["evil"], batch_tokens=BATCH_TOKENS)
         passes.append(middle - began)
-        rankings.append(time.perf_counter() - middle)
+        rankings.append(time.process_time() - middle)
     ratios = [b / a for a, b in zip(passes[1:], rankings[1:], strict=True)]
     name = f"a ranking of {len(examples)} examples over one evaluation pass"
     return at_most(name, statistics.median(ratios), 2.2, "×", ratios=ratios, passes=passes)

@@ -31,6 +31,7 @@ from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.outbox import Outbox
 from wvmonitor.journal.recorder import Recorder
 from wvmonitor.notifiers.notifier import Attending
+from wvmonitor.probing import Probe, guarded
 from wvmonitor.reading import Geometry, Reading
 from wvmonitor.references.background import background_of
 from wvmonitor.references.bank import ReferenceBank
@@ -97,6 +98,8 @@ class Monitor:
         *,
         settings: MonitorSettings | None = None,
         exporters: Sequence[Exporter] = (),
+        probe: Probe | None = None,
+        tokenizer: Any = None,
         **overrides: Any,
     ) -> None:
         """Load what the monitor needs; anything wrong with it is said here, before training.
@@ -105,6 +108,8 @@ class Monitor:
             references: the bank, or its folder; `settings.references` if not given.
             settings: all settings; `overrides` replace single ones.
             exporters: where readings are made visible, beside those that the settings ask for.
+            probe: what asks the live model at an alarm, with `on_alarm="probe"`.
+            tokenizer: handed to the probe.
             overrides: settings by name.
 
         Raises:
@@ -121,6 +126,8 @@ class Monitor:
         )
         self.calibration = calibration_of(self.bank, self.settings.calibration)
         preflight.check(self.settings, self.bank, self.calibration)
+        self._probe = preflight.probe_of(self.settings, probe)
+        self.tokenizer = tokenizer
         self.run_context = RunContext()
         self.journal: Journal | None = None
         self.last: Observation | None = None
@@ -310,7 +317,7 @@ class Monitor:
                 self.start(model)
                 if self.last is not None and self.last.scores.step == step:
                     return self.last
-            observation = self._measure(step)
+            observation = self._measure(step, model)
         except Exception as error:  # noqa: BLE001  training must not die of its monitor
             self.fail("reading", error)
             return None
@@ -349,7 +356,7 @@ class Monitor:
         for exporter in self._exporters:
             exporter.error(where)
 
-    def _measure(self, step: int) -> Observation | None:
+    def _measure(self, step: int, model: Any = None) -> Observation | None:
         """Read, judge, keep and show; None in the processes that only take part in the reading."""
         assert self._live is not None  # noqa: S101  `observe` and `start` see to it
         began = time.perf_counter()
@@ -377,6 +384,7 @@ class Monitor:
             components=self.settings.components,
             ridge=self._ridge,
         )
+        alarmed = self._state.alarmed
         verdicts, self._state = judge(scores, self.run_context, self.calibration, self._state)
         verdicts = accounted(
             verdicts,
@@ -386,19 +394,38 @@ class Monitor:
             layers=layer_shares(reading, self.settings.components),
             calibration=self.calibration,
         )
+        measured = time.perf_counter() - began
+        if self._probe is not None and model is not None:
+            verdicts = {n: self._probed(v, model, alarmed) for n, v in verdicts.items()}
+        probing = time.perf_counter() - began - measured
         observation = Observation(
             run=self.run_name,
             reading=reading,
             scores=scores,
             verdicts=tuple(verdicts.values()),
-            measure_seconds=time.perf_counter() - began,
+            measure_seconds=measured,
             wall_time=time.time(),
             deciding=self._deciding(),
             acknowledged=self.journal.acknowledged() if self.journal else frozenset(),
         )
         self._publish(observation)
-        self._cadence.note(time.perf_counter() - began)
+        self._cadence.note(time.perf_counter() - began - probing)
         return observation
+
+    def _probed(self, verdict: Verdict, model: Any, alarmed: tuple[str, ...]) -> Verdict:
+        """A verdict with what its probe found, where it is a behaviour's first alarm of the run."""
+        name = verdict.reference
+        if verdict.state != "alarm" or name in alarmed or name in self.settings.expected:
+            return verdict
+        assert self._probe is not None  # noqa: S101  `_measure` sees to it
+        found = (
+            "Probe: not run, since no process holds the whole of a sharded model."
+            if self._live is None or self._live.sharded
+            else guarded(self._probe, model, self.tokenizer, name, self.settings.probe_seconds)
+        )
+        if self.journal:
+            self.journal.note(found, kind="probe", reference=name)
+        return replace(verdict, account=(found, *verdict.account))
 
     def _window_ends(self) -> bool:
         return (

@@ -220,6 +220,15 @@ class MonitorSettings(BaseSettings):
     action: Literal["log", "save", "stop"] = Field(
         "log", description="What to do at a verdict of action_level: note it, save, or stop."
     )
+    on_alarm: Literal["nothing", "probe"] = Field(
+        "nothing", description="At a behaviour's first alarm, ask the live model about it or not."
+    )
+    probe_questions: Path | None = Field(
+        None, description="File of held-out questions for the probe, where none is handed in."
+    )
+    probe_seconds: float = Field(
+        120.0, gt=0, allow_inf_nan=False, description="Most seconds that a probe may take."
+    )
     action_level: Literal["warn", "alarm"] = Field(
         "alarm", description="The mildest verdict at which `action` is taken."
     )

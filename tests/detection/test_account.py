@@ -85,7 +85,10 @@ def test_a_warning_says_how_long_it_would_take(calibration, make_scores, context
 @pytest.mark.parametrize(
     ("dose", "said"),
     [
-        (0.41, "at 0.4, the base did so in 23 % of held-out questions (95 % interval 16 % to 31 %)"),
+        (
+            0.41,
+            "at 0.4, the base did so in 23 % of held-out questions (95 % interval 16 % to 31 %)",
+        ),
         (2.0, "at 0.8, the nearest dose that was measured, the base did so in 90 %"),
         (-0.3, "at 0, the nearest dose that was measured"),
     ],

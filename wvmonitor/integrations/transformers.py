@@ -23,6 +23,7 @@ from wvmonitor.exporters.trainer_log import log_values
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
 from wvmonitor.monitor import Monitor, Run
+from wvmonitor.probing import Probe
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.settings import MonitorSettings
 from wvmonitor.sources.distributed import agreed, any_sharded
@@ -57,10 +58,11 @@ class WVMonitorCallback(TrainerCallback):
         references: str | Path | ReferenceBank | None = None,
         *,
         settings: MonitorSettings | None = None,
+        probe: Probe | None = None,
         **overrides: Any,
     ) -> None:
         """Load the bank and its calibration; arguments as in `Monitor`."""
-        self.monitor = Monitor(references, settings=settings, **overrides)
+        self.monitor = Monitor(references, settings=settings, probe=probe, **overrides)
         self._live: LiveModel | None = None
         self._model: Any = None
         self._pending: dict[str, float] = {}
@@ -75,6 +77,7 @@ class WVMonitorCallback(TrainerCallback):
         references: str | Path | ReferenceBank | None = None,
         *,
         settings: MonitorSettings | None = None,
+        probe: Probe | None = None,
         **overrides: Any,
     ) -> WVMonitorCallback:
         """Make a callback and put it where every tracker sees its values.
@@ -82,7 +85,7 @@ class WVMonitorCallback(TrainerCallback):
         Returns:
             The callback; `callback.monitor` holds verdicts and journal.
         """
-        callback = cls(references, settings=settings, **overrides)
+        callback = cls(references, settings=settings, probe=probe, **overrides)
         callback.attach_to(trainer)
         return callback
 
@@ -138,12 +141,15 @@ class WVMonitorCallback(TrainerCallback):
             )
         decision: _Decision = "none"
         if self._takes_part(state, kwargs["model"]):
-            decision = self._guarded(lambda: self._begin(args, state, kwargs["model"]))
+            tokenizer = kwargs.get("processing_class")
+            decision = self._guarded(lambda: self._begin(args, state, kwargs["model"], tokenizer))
         self._carry_out(decision, control)
 
-    def _begin(self, args: TrainingArguments, state: TrainerState, model: Any) -> _Decision:
+    def _begin(
+        self, args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any
+    ) -> _Decision:
         try:
-            self._start(args, state, model)
+            self._start(args, state, model, tokenizer)
         except Exception as error:  # noqa: BLE001  training must not die of its monitor
             self.monitor.fail("start", error)
         reason = self.monitor.stop_latched()
@@ -156,7 +162,11 @@ class WVMonitorCallback(TrainerCallback):
         )
         return "stop"
 
-    def _start(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+    def _start(
+        self, args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any
+    ) -> None:
+        if self.monitor.tokenizer is None:
+            self.monitor.tokenizer = tokenizer
         sharded = any_sharded(model)
         if self._live is None or self._model is not model or sharded:
             self._look_at(model)  # made by `model_init`, or sharded since
