@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from wvmonitor import preflight
-from wvmonitor.actions import Action, Actions
+from wvmonitor.actions import Action, Actions, log_raised
 from wvmonitor.cadence import Cadence
-from wvmonitor.detection.account import accounted, in_full
+from wvmonitor.detection.account import accounted
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.groups import layer_shares
 from wvmonitor.detection.scores import ScoreName, score
@@ -31,7 +31,7 @@ from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.outbox import Outbox
 from wvmonitor.journal.recorder import Recorder
 from wvmonitor.notifiers.notifier import Attending
-from wvmonitor.probing import Probe, guarded
+from wvmonitor.probing import Probe, with_probe
 from wvmonitor.reading import Geometry, Reading
 from wvmonitor.references.background import background_of
 from wvmonitor.references.bank import ReferenceBank
@@ -395,7 +395,7 @@ class Monitor:
             calibration=self.calibration,
         )
         measured = time.perf_counter() - began
-        if self._probe is not None and model is not None:
+        if model is not None:
             verdicts = {n: self._probed(v, model, alarmed) for n, v in verdicts.items()}
         probing = time.perf_counter() - began - measured
         observation = Observation(
@@ -415,17 +415,14 @@ class Monitor:
     def _probed(self, verdict: Verdict, model: Any, alarmed: tuple[str, ...]) -> Verdict:
         """A verdict with what its probe found, where it is a behaviour's first alarm of the run."""
         name = verdict.reference
-        if verdict.state != "alarm" or name in alarmed or name in self.settings.expected:
+        news = verdict.state == "alarm" and name not in (*alarmed, *self.settings.expected)
+        if self._probe is None or self._live is None or not news:
             return verdict
-        assert self._probe is not None  # noqa: S101  `_measure` sees to it
-        found = (
-            "Probe: not run, since no process holds the whole of a sharded model."
-            if self._live is None or self._live.sharded
-            else guarded(self._probe, model, self.tokenizer, name, self.settings.probe_seconds)
-        )
+        whole = None if self._live.sharded else model
+        found = with_probe(verdict, self._probe, whole, self.tokenizer, self.settings.probe_seconds)
         if self.journal:
-            self.journal.note(found, kind="probe", reference=name)
-        return replace(verdict, account=(found, *verdict.account))
+            self.journal.note(found.account[0], kind="probe", reference=name)
+        return found
 
     def _window_ends(self) -> bool:
         return (
@@ -445,7 +442,7 @@ class Monitor:
         self._readings += 1
 
     def _publish(self, observation: Observation) -> None:
-        self._log(observation)
+        log_raised(observation, self.verdicts, {*self.settings.expected, *observation.acknowledged})
         self.last = observation
         for notifier in self._attending:
             notifier.attend()
@@ -459,18 +456,6 @@ class Monitor:
             )
         for exporter in self._exporters:
             exporter.export(observation)
-
-    def _log(self, observation: Observation) -> None:
-        """Say each verdict that has become graver, once; the journal keeps them all."""
-        quiet = {*self.settings.expected, *observation.acknowledged}
-        for verdict in observation.verdicts:
-            before = self.verdicts.get(verdict.reference)
-            risen = verdict.account and (before is None or before.state != verdict.state)
-            if risen and verdict.reference not in quiet:
-                words = in_full(verdict.reason, verdict.account)
-                logger.warning(
-                    "%s: %s at step %s: %s", verdict.state, verdict.reference, verdict.step, words
-                )
 
     # Consequences
 

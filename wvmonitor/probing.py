@@ -13,13 +13,14 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from wvmonitor.detection.verdict import Verdict
 from wvmonitor.errors import MalformedFileError, UnknownReferenceError
 from wvmonitor.files.documents import read_json
 
@@ -105,6 +106,26 @@ def guarded(probe: Probe, model: Any, tokenizer: Any, behaviour: str, seconds: f
         return f"Probe: failed ({type(error).__name__}: {error})."
     finally:
         hook.remove()
+
+
+def with_probe(
+    verdict: Verdict, probe: Probe, model: Any, tokenizer: Any, seconds: float
+) -> Verdict:
+    """An alarm with what the probe found as the first sentence of its account.
+
+    Args:
+        verdict: the alarm.
+        probe: as for `guarded`.
+        model: as for `guarded`; None where no process holds the whole of a sharded model.
+        tokenizer: as for `guarded`.
+        seconds: as for `guarded`.
+    """
+    found = (
+        "Probe: not run, since no process holds the whole of a sharded model."
+        if model is None
+        else guarded(probe, model, tokenizer, verdict.reference, seconds)
+    )
+    return replace(verdict, account=(found, *verdict.account))
 
 
 @contextmanager

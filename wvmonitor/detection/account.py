@@ -181,7 +181,7 @@ def _back(last_ok: int | None, step: int | None) -> str:
     if step is None:
         return ""
     if last_ok is None:
-        return "No earlier reading was ok: go back to the base."
+        return "No earlier reading is known to be ok: go back to the base."
     return (
         f"The last reading that was ok is at step {last_ok}: go back to a checkpoint of that step "
         "or before."

@@ -15,7 +15,7 @@ each other; it only grows while the run goes on, and it passes 1/α as soon as o
 M_(k). So the chance that a benign run ever alarms is at most α (Markov).
 
 n runs can set no level below 1/(n + 1): K = ⌊α(n + 1)⌋ blocks, 3 for 60 runs at 5 %, and after them
-the run can't be judged any more. Nothing distribution-free does better with n runs.
+the run can't be judged any more.
 Dimension names: W windows of a run, R behaviours.
 """
 
