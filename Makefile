@@ -82,7 +82,7 @@ bank: $(INSTALLED) ## build the bundled model's references and calibration again
 clean: ## remove what the targets made
 	rm -rf build dist demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-BENCHMARKS := overhead offline growth scan
+BENCHMARKS := overhead offline growth scan blame record
 
 .PHONY: bench bench-quick
 bench: $(INSTALLED) ## every benchmark in full (half an hour, 25 GB of disk, 16 GB of memory)

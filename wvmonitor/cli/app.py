@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from wvmonitor._version import __version__
 from wvmonitor.cli import (
     ack,
+    blame,
     build,
     calibrate,
     compare,
@@ -26,6 +27,7 @@ from wvmonitor.cli import (
     journal,
     references,
     report,
+    rescore,
     rules,
     runs,
     scan,
@@ -144,6 +146,7 @@ def root(
 
 
 app.command("ack")(ack.command)
+app.command("blame")(blame.command)
 app.command("build")(build.command)
 app.command("calibrate")(calibrate.command)
 app.command("compare")(compare.command)
@@ -152,6 +155,7 @@ app.command("demo")(demo.command)
 app.command("doctor")(doctor.command)
 app.add_typer(references.app, name="references")
 app.command("report")(report.command)
+app.command("rescore")(rescore.command)
 app.command("rules")(rules.command)
 app.command("runs")(runs.command)
 app.command("scan")(scan.command)

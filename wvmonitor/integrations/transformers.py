@@ -23,6 +23,7 @@ from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
 from wvmonitor.integrations.decision import together
 from wvmonitor.monitor import Monitor, Run
+from wvmonitor.probing import Probe
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.settings import MonitorSettings
 from wvmonitor.sources.distributed import any_sharded
@@ -54,10 +55,11 @@ class WVMonitorCallback(TrainerCallback):
         references: str | Path | ReferenceBank | None = None,
         *,
         settings: MonitorSettings | None = None,
+        probe: Probe | None = None,
         **overrides: Any,
     ) -> None:
         """Load the bank and its calibration; arguments as in `Monitor`."""
-        self.monitor = Monitor(references, settings=settings, **overrides)
+        self.monitor = Monitor(references, settings=settings, probe=probe, **overrides)
         self._live: LiveModel | None = None
         self._model: Any = None
         self._pending: dict[str, float] = {}
@@ -71,6 +73,7 @@ class WVMonitorCallback(TrainerCallback):
         references: str | Path | ReferenceBank | None = None,
         *,
         settings: MonitorSettings | None = None,
+        probe: Probe | None = None,
         **overrides: Any,
     ) -> WVMonitorCallback:
         """Make a callback and put it where every tracker sees its values.
@@ -78,7 +81,7 @@ class WVMonitorCallback(TrainerCallback):
         Returns:
             The callback; `callback.monitor` holds verdicts and journal.
         """
-        callback = cls(references, settings=settings, **overrides)
+        callback = cls(references, settings=settings, probe=probe, **overrides)
         callback.attach_to(trainer)
         return callback
 
@@ -132,15 +135,18 @@ class WVMonitorCallback(TrainerCallback):
                 "and the exporters, but not W&B, TensorBoard or other trackers; use "
                 "WVMonitorCallback.attach(trainer, ...) for those"
             )
-        model = kwargs["model"]
+        model, tokenizer = kwargs["model"], kwargs.get("processing_class")
         self._carry_out(
-            together(self.monitor, "start", lambda: self._begin(args, state, model)), control
+            together(self.monitor, "start", lambda: self._begin(args, state, model, tokenizer)),
+            control,
         )
 
-    def _begin(self, args: TrainingArguments, state: TrainerState, model: Any) -> Action:
+    def _begin(
+        self, args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any
+    ) -> Action:
         if not self._takes_part(state, model):
             return "none"
-        self.monitor.guarded("start", lambda: self._start(args, state, model), None)
+        self.monitor.guarded("start", lambda: self._start(args, state, model, tokenizer), None)
         reason = self.monitor.stop_latched()
         if reason is None:
             return "none"
@@ -151,7 +157,11 @@ class WVMonitorCallback(TrainerCallback):
         )
         return "stop"
 
-    def _start(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+    def _start(
+        self, args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any
+    ) -> None:
+        if self.monitor.tokenizer is None:
+            self.monitor.tokenizer = tokenizer
         sharded = any_sharded(model)
         if self._live is None or self._model is not model or sharded:
             self._look_at(model)  # made by `model_init`, or sharded since
