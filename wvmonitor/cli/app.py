@@ -22,6 +22,7 @@ from wvmonitor.cli import (
     compare,
     demo,
     doctor,
+    evaluate,
     journal,
     report,
     rules,
@@ -147,6 +148,7 @@ app.command("compare")(compare.command)
 app.add_typer(journal.app, name="journal")
 app.command("demo")(demo.command)
 app.command("doctor")(doctor.command)
+app.command("eval")(evaluate.command)
 app.command("report")(report.command)
 app.command("rules")(rules.command)
 app.command("runs")(runs.command)
