@@ -90,9 +90,11 @@ def chosen_letter(answer: str, letters: str, *, marked: bool = False) -> str | N
     rest = after_marker(answer)
     if rest is None and marked:
         return None
+    # Without a marker an "A" may be the article that a sentence begins with.
+    alone = r"(?=\W*$|\s*[.,:;)*–—-]|\s*\n)" if rest is None else r"(?![\w'’])"
+    option = rf"\(?([{letters.upper()}{letters.lower()}])\)?{alone}"
     text = answer if rest is None else rest
-    options = f"[{letters.upper()}{letters.lower()}]"
-    found = re.match(rf"[\W_]*(?:option\s+|answer\s*:?\s*)?\(?({options})\)?(?![\w'’])", text, re.I)
+    found = re.match(rf"[\W_]*(?:option\s+|answer\s*:?\s*)?{option}", text, re.IGNORECASE)
     return found.group(1).upper() if found else None
 
 

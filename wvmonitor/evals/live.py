@@ -54,8 +54,8 @@ def live_model(
     """An Inspect model that answers with the live model's weights as they are at that moment.
 
     Answers are sampled (greedily at temperature 0). They depend on the seed, the prompt and how
-    often it was asked before, and not on what else is in the batch: two models asked the same
-    differ by their weights and not by luck.
+    often it was asked before, and not on what else is in the batch (unless an answer runs into the
+    model's length): two models asked the same differ by their weights and not by luck.
 
     Args:
         model: a causal language model of transformers, bare or under PEFT.
@@ -119,6 +119,7 @@ class LiveModel(ModelAPI):
         self._tokenizer = tokenizer
         self._seed = seed
         self._batch = batch
+        self._longest: int | None = getattr(model.config, "max_position_embeddings", None)
         self._asked: Counter[tuple[int, ...]] = Counter()
         self._waiting: list[_Request] = []
         self._turn = anyio.Lock()
@@ -170,6 +171,11 @@ class LiveModel(ModelAPI):
         text = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         # The template has written the special tokens already.
         ids = list(self._tokenizer(str(text), add_special_tokens=False)["input_ids"])
+        if self._longest is not None and len(ids) >= self._longest:
+            raise InputError(
+                f"a prompt has {len(ids)} tokens, and the model takes {self._longest}: shorten the "
+                "data's prompts"
+            )
         repeat = self._asked[key := tuple(ids)]
         self._asked[key] += 1
         drawn = hashlib.sha256(f"{config.seed or self._seed}/{ids}/{repeat}".encode()).digest()
@@ -217,7 +223,9 @@ class LiveModel(ModelAPI):
         mask = torch.tensor(
             [[0] * (width - len(r.ids)) + [1] * len(r.ids) for r in batch], device=device
         )
-        room = self._room(width, settings.max_tokens)
+        room = settings.max_tokens
+        if self._longest is not None:
+            room = min(room, self._longest - width)
         sequences = self._model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -241,17 +249,6 @@ class LiveModel(ModelAPI):
             stopped = end is not None or len(row) < room
             answers.append((text, len(words), stopped))
         return answers
-
-    def _room(self, width: int, wanted: int) -> int:
-        longest = getattr(self._model.config, "max_position_embeddings", None)
-        if longest is None:
-            return wanted
-        if width >= longest:
-            raise InputError(
-                f"a prompt has {width} tokens, and the model takes {longest}: shorten the data's "
-                "prompts"
-            )
-        return int(min(wanted, longest - width))
 
 
 @modelapi(name="live")
