@@ -19,6 +19,8 @@ WVMonitorError
 ├── BankError                      a reference or bank of references
 │   ├── UnknownReferenceError      a name the bank does not hold
 │   ├── AlteredBankError           a file whose digest is not the manifest's
+│   ├── SignatureError             a signature that is missing or does not hold
+│   ├── HubError                   the Hub cannot be reached, or refuses
 │   └── FormatVersionError         written by a newer version
 ├── CalibrationError               a calibration that does not fit, or too few runs to make one
 ├── SettingsError                  settings of a monitor that contradict each other or are malformed
@@ -92,6 +94,14 @@ class UnknownReferenceError(BankError):
 
 class AlteredBankError(BankError):
     """A file of a bank is not the one its manifest describes."""
+
+
+class SignatureError(BankError):
+    """A bank's signature is missing, or was not made over these files with this key."""
+
+
+class HubError(BankError):
+    """The Hugging Face Hub cannot be reached, refuses, or holds something else than asked for."""
 
 
 class FormatVersionError(BankError):

@@ -24,12 +24,14 @@ from wvmonitor.cli import (
     doctor,
     evaluate,
     journal,
+    references,
     report,
     rules,
     runs,
     scan,
     screen,
     steer,
+    trl,
     watch,
 )
 from wvmonitor.errors import SettingsError, WVMonitorError
@@ -114,7 +116,6 @@ def _one_line(text: str) -> str:
 app = typer.Typer(
     name="wvmonitor",
     cls=Group,
-    add_completion=False,
     no_args_is_help=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -149,12 +150,14 @@ app.add_typer(journal.app, name="journal")
 app.command("demo")(demo.command)
 app.command("doctor")(doctor.command)
 app.command("eval")(evaluate.command)
+app.add_typer(references.app, name="references")
 app.command("report")(report.command)
 app.command("rules")(rules.command)
 app.command("runs")(runs.command)
 app.command("scan")(scan.command)
 app.command("screen")(screen.command)
 app.command("steer")(steer.command)
+app.command("trl", context_settings=trl.ANY_ARGUMENTS)(trl.command)
 app.command("watch")(watch.command)
 
 

@@ -38,7 +38,7 @@ def command(
         str | None, typer.Option(metavar="DIR", help="What MODEL was made from.")
     ] = None,
     references: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="BANK", help="Folder of references; the bundled ones if left out."),
     ] = None,
     steer: Annotated[

@@ -9,23 +9,23 @@ after the trackers: scores reach `log_history`, `trainer_state.json`, the journa
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
 from wvmonitor.actions import Action
 from wvmonitor.detection.verdict import State
-from wvmonitor.errors import MonitorFailedError, UnmeasurableModelError
+from wvmonitor.errors import UnmeasurableModelError
 from wvmonitor.exporters.trainer_log import log_values
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
+from wvmonitor.integrations.decision import together
 from wvmonitor.monitor import Monitor, Run
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.settings import MonitorSettings
-from wvmonitor.sources.distributed import agreed, any_sharded
+from wvmonitor.sources.distributed import any_sharded
 from wvmonitor.sources.live_model import LiveModel
 
 logger = logging.getLogger(__name__)
@@ -35,9 +35,6 @@ SIDECAR = "wvmonitor.json"
 
 INITIAL = "wvmonitor.safetensors"
 """Beside a checkpoint's weights: how its adapter started, where that was not at the base."""
-
-_Decision = Action | Literal["fail"]
-_DECISIONS: tuple[_Decision, ...] = ("none", "save", "stop", "fail")
 
 
 class WVMonitorCallback(TrainerCallback):
@@ -66,7 +63,6 @@ class WVMonitorCallback(TrainerCallback):
         self._pending: dict[str, float] = {}
         self._attached = False
         self._shown: dict[str, State] = {}
-        self._failure: MonitorFailedError | None = None
 
     @classmethod
     def attach(
@@ -136,12 +132,13 @@ class WVMonitorCallback(TrainerCallback):
                 "and the exporters, but not W&B, TensorBoard or other trackers; use "
                 "WVMonitorCallback.attach(trainer, ...) for those"
             )
-        decision: _Decision = "none"
-        if self._takes_part(state, kwargs["model"]):
-            decision = self._guarded(lambda: self._begin(args, state, kwargs["model"]))
-        self._carry_out(decision, control)
+        model = kwargs["model"]
+        takes_part = self._takes_part(state, model)
+        self._carry_out(
+            together((lambda: self._begin(args, state, model)) if takes_part else None), control
+        )
 
-    def _begin(self, args: TrainingArguments, state: TrainerState, model: Any) -> _Decision:
+    def _begin(self, args: TrainingArguments, state: TrainerState, model: Any) -> Action:
         try:
             self._start(args, state, model)
         except Exception as error:  # noqa: BLE001  training must not die of its monitor
@@ -192,12 +189,14 @@ class WVMonitorCallback(TrainerCallback):
         last = step >= state.max_steps
         if step % self.monitor.settings.every_n_steps and not last:
             return
-        decision: _Decision = "none"
-        if self._takes_part(state, kwargs["model"]):
-            decision = self._guarded(lambda: self._read(kwargs["model"], step, last, control))
-        self._carry_out(decision, control)
+        model = kwargs["model"]
+        takes_part = self._takes_part(state, model)
+        self._carry_out(
+            together((lambda: self._read(model, step, last, control)) if takes_part else None),
+            control,
+        )
 
-    def _read(self, model: Any, step: int, last: bool, control: TrainerControl) -> _Decision:  # noqa: FBT001
+    def _read(self, model: Any, step: int, last: bool, control: TrainerControl) -> Action:  # noqa: FBT001
         observation = self.monitor.observe(model, step, force=last)
         if observation is None:
             return "none"
@@ -209,24 +208,11 @@ class WVMonitorCallback(TrainerCallback):
             self._shown = shown
         return self.monitor.action(observation)
 
-    def _guarded(self, decide: Callable[[], _Decision]) -> _Decision:
-        """A failure that is to stop training is a decision, so that it stops every rank."""
-        try:
-            return decide()
-        except MonitorFailedError as error:
-            self._failure = error
-            return "fail"
-
-    def _carry_out(self, decision: _Decision, control: TrainerControl) -> None:
-        """Do on every rank what rank 0 has decided."""
-        together = _DECISIONS[agreed(_DECISIONS.index(decision))]
-        if together == "fail":
-            raise self._failure or MonitorFailedError(
-                "the monitor failed on rank 0, and on_monitor_failure='stop'"
-            )
-        if together in ("save", "stop"):
+    @staticmethod
+    def _carry_out(action: Action, control: TrainerControl) -> None:
+        if action in ("save", "stop"):
             control.should_save = True
-        if together == "stop":
+        if action == "stop":
             control.should_training_stop = True
 
     def on_log(

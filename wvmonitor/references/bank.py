@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +20,8 @@ from wvmonitor.errors import (
     UnknownReferenceError,
 )
 from wvmonitor.reading import GEOMETRIES, Float64, Geometry, Gram, Products, Reading
+from wvmonitor.references.card import BaseRelation
+from wvmonitor.references.inventory import located
 from wvmonitor.references.reference import Reference
 from wvmonitor.references.stacks import Pass, Stacks, stack_all
 from wvmonitor.references.store import (
@@ -37,8 +38,6 @@ from wvmonitor.references.store import (
 )
 from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import TaskVector
-
-BaseRelation = Literal["same", "relative", "unknown"]
 
 
 class ReferenceBank:
@@ -130,12 +129,15 @@ class ReferenceBank:
     def load(cls, path: str | Path) -> ReferenceBank:
         """Read a bank's folder; every file is checked against the manifest first.
 
+        Args:
+            path: the folder, or `hf://ORG/NAME[@COMMIT]` for a copy that was pulled before.
+
         Raises:
             MissingPathError: there is no bank at this path.
             AlteredBankError: a file is not the one the manifest describes.
             MalformedFileError: a file breaks its format.
         """
-        folder = Path(path)
+        folder = located(path)
         fingerprint, names = check_manifest(folder)
         loaded = {n: Reference.load(folder / n) for n in names}
         for name, reference in loaded.items():
@@ -186,17 +188,7 @@ class ReferenceBank:
         Raises:
             BaseMismatchError: it is known to be another base.
         """
-        if base_digest is None:
-            return "unknown"
-        if base_digest == self.base.digest:
-            return "same"
-        if base_digest in self.base.relatives:
-            return "relative"
-        raise BaseMismatchError(
-            f"the references were made for {self.base.id} (digest {self.base.digest[:12]}…), these "
-            f"weights start from a base with digest {base_digest[:12]}…: use references built for "
-            "that base"
-        )
+        return self.base.relation_to(base_digest)
 
     @torch.no_grad()
     def measure(

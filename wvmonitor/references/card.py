@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wvmonitor.errors import BaseMismatchError
 from wvmonitor.reading import Geometry, ReferenceKind
 
 CARD_FORMAT = 1
+BaseRelation = Literal["same", "relative", "unknown"]
 
 
 class _Frozen(BaseModel):
@@ -25,6 +27,24 @@ class BaseIdentity(_Frozen):
     relatives: tuple[str, ...] = Field(
         default=(), description="digests of declared relatives: scores are shown, capped at warn"
     )
+
+    def relation_to(self, digest: str | None) -> BaseRelation:
+        """Whether a base is this one, a declared relative, or not known.
+
+        Raises:
+            BaseMismatchError: it is known to be another base.
+        """
+        if digest is None:
+            return "unknown"
+        if digest == self.digest:
+            return "same"
+        if digest in self.relatives:
+            return "relative"
+        raise BaseMismatchError(
+            f"the references were made for {self.id} (digest {self.digest[:12]}…), these "
+            f"weights start from a base with digest {digest[:12]}…: use references built for "
+            "that base"
+        )
 
 
 class Construction(_Frozen):
