@@ -24,6 +24,7 @@ from wvmonitor.cli import (
     compare,
     demo,
     doctor,
+    evaluate,
     journal,
     references,
     report,
@@ -153,6 +154,7 @@ app.command("compare")(compare.command)
 app.add_typer(journal.app, name="journal")
 app.command("demo")(demo.command)
 app.command("doctor")(doctor.command)
+app.command("eval")(evaluate.command)
 app.add_typer(references.app, name="references")
 app.command("report")(report.command)
 app.command("rescore")(rescore.command)
