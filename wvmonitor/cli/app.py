@@ -122,8 +122,11 @@ app = typer.Typer(
     no_args_is_help=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 100},  # where there is room, examples stay on one line
     help="A smoke detector for fine-tuning: reads the weights, and says when they drift towards "
-    "bad behaviour.",
+    "bad behaviour.\n\nFor example:\n\n  wvmonitor demo\n\n"
+    "Exit codes: 0 all ok; 1 a verdict at or above what fails; 2 something could not be judged or "
+    "read; 4 wrong usage.",
 )
 
 
