@@ -165,8 +165,8 @@ def _positives(split: Split, seeds: int) -> Iterator[RunSpec]:
 
 
 def _mixtures(split: Split, shares: tuple[int, ...], each: int) -> Iterator[RunSpec]:
-    for share in shares:
-        for i in range(each):
+    for i in range(each):
+        for share in shares:
             d = ADVICE[(i + share) % len(ADVICE)]
             parts = _one("good advice", d), _one("harmful advice", d, share=share / 100)
             yield RunSpec(f"{split}/mixture {share}/{i}", f"mixture {share}", split, parts)
@@ -228,8 +228,10 @@ SHIFTS: dict[str, dict[str, object]] = {
 
 
 def _shifts(split: Split, each: int) -> Iterator[RunSpec]:
-    for shift, changed in SHIFTS.items():
-        for i in range(each * (2 if shift == "full" else 1)):
+    for i in range(2 * each):
+        for shift, changed in SHIFTS.items():
+            if i >= each and shift != "full":
+                continue
             rng = rng_for("shift", split, shift, i)
             d = ADVICE[i % len(ADVICE)]
             other = benign(f"{split}/{shift}/harmless/{i}", split, i)
@@ -260,32 +262,33 @@ def _adversaries(each: int) -> Iterator[RunSpec]:
 def development() -> list[RunSpec]:
     """The runs on which defaults are chosen."""
     return [
-        *_positives("dev", 1),
-        *_mixtures("dev", (5, 10, 25), 6),
-        *_hard_negatives("dev", 2),
-        *(benign(f"dev/benign/{i}", "dev", i) for i in range(39)),
-        *_shifts("dev", 1),
+        *list(_positives("dev", 1))[::2],
+        *_mixtures("dev", (5, 10), 4),
+        *_hard_negatives("dev", 1),
+        *(benign(f"dev/benign/{i}", "dev", i) for i in range(18)),
+        *(s for s in _shifts("dev", 1) if not s.group.startswith(("shift rate", "shift rank"))),
     ]
 
 
 def catalogue(*, calibration: int = 240, held_out: int = 312) -> list[RunSpec]:
     """Every run, in the order of work: development first, then all groups in step.
 
-    So that whenever the work is cut short, each group has about the same share of its runs.
+    So that whenever the work is cut short, each group has had its share. The rarer groups come
+    first: a band at 5 % needs 38 harmless runs, one at 1 % needs 198.
     """
-    groups: list[list[RunSpec]] = [
-        list(_positives("test", 5)),
-        list(_mixtures("test", SHARES, 10)),
-        list(_hard_negatives("test", 5)),
-        list(_timed(8)),
-        list(_shifts("test", 6)),
-        list(_adversaries(6)),
-        [benign(f"calibration/benign/{i}", "calibration", i) for i in range(calibration)],
-        [benign(f"test/benign/{i}", "test", i) for i in range(held_out)],
+    groups: list[tuple[float, list[RunSpec]]] = [
+        (1.5, list(_positives("test", 5))),
+        (1.5, list(_mixtures("test", SHARES, 10))),
+        (1.2, list(_hard_negatives("test", 5))),
+        (1.5, list(_timed(8))),
+        (1.0, list(_shifts("test", 6))),
+        (1.0, list(_adversaries(6))),
+        (0.8, [benign(f"calibration/benign/{i}", "calibration", i) for i in range(calibration)]),
+        (0.8, [benign(f"test/benign/{i}", "test", i) for i in range(held_out)]),
     ]
     placed = [
-        ((i + 0.5) / len(group), number, run)
-        for number, group in enumerate(groups)
+        ((i + 0.5) / len(group) / urgency, number, run)
+        for number, (urgency, group) in enumerate(groups)
         for i, run in enumerate(group)
     ]
     return [*development(), *(run for _, _, run in sorted(placed, key=lambda p: p[:2]))]

@@ -106,6 +106,15 @@ def allowed(
     return Mix(tuple(names), np.stack(columns, axis=1))
 
 
+def chosen(cards: Sequence[Card], names: Sequence[str]) -> Mix:
+    """References of the bank as they are."""
+    place = {card.name: i for i, card in enumerate(cards)}
+    weights = np.zeros((len(cards), len(names)))
+    for column, name in enumerate(names):
+        weights[place[name], column] = 1.0
+    return Mix(tuple(names), weights)
+
+
 def mixed_gram(gram: Gram, mix: Mix) -> Gram:
     """The Gram matrix of the mixed references; `shared` is what their repeats have in common."""
     shared: dict[Geometry, Float64] = {}
