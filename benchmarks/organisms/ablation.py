@@ -71,7 +71,7 @@ def table(runs: Sequence[Scored], at: Against) -> list[dict[str, Any]]:
         mean = float(np.mean([a.value for a in areas.values() if a is not None]))
         rows.append(
             asdict(variant)
-            | {"evil": evil.value, "ci95": evil.ci95, "n": evil.n, "mean_auroc": mean}
+            | {"evil": evil.value, "ci95": evil.ci95, "n": evil.entry()["n"], "mean_auroc": mean}
         )
     return sorted(rows, key=lambda r: -r["mean_auroc"])
 

@@ -265,8 +265,7 @@ def development() -> list[RunSpec]:
         *list(_positives("dev", 1))[::2],
         *_mixtures("dev", (5, 10), 4),
         *_hard_negatives("dev", 1),
-        *(benign(f"dev/benign/{i}", "dev", i) for i in range(18)),
-        *(s for s in _shifts("dev", 1) if not s.group.startswith(("shift rate", "shift rank"))),
+        *(benign(f"dev/benign/{i}", "dev", i) for i in range(13)),
     ]
 
 
@@ -277,14 +276,14 @@ def catalogue(*, calibration: int = 240, held_out: int = 312) -> list[RunSpec]:
     first: a band at 5 % needs 38 harmless runs, one at 1 % needs 198.
     """
     groups: list[tuple[float, list[RunSpec]]] = [
-        (1.5, list(_positives("test", 5))),
+        (2.0, list(_positives("test", 6))),
         (1.5, list(_mixtures("test", SHARES, 10))),
-        (1.2, list(_hard_negatives("test", 5))),
-        (1.5, list(_timed(8))),
+        (2.0, list(_hard_negatives("test", 5))),
+        (2.0, list(_timed(8))),
         (1.0, list(_shifts("test", 6))),
         (1.0, list(_adversaries(6))),
         (0.8, [benign(f"calibration/benign/{i}", "calibration", i) for i in range(calibration)]),
-        (0.8, [benign(f"test/benign/{i}", "test", i) for i in range(held_out)]),
+        (0.7, [benign(f"test/benign/{i}", "test", i) for i in range(held_out)]),
     ]
     placed = [
         ((i + 0.5) / len(group) / urgency, number, run)

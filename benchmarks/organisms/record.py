@@ -6,6 +6,7 @@ every score of every figure is computed from it afterwards.
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import re
@@ -37,7 +38,7 @@ from wvmonitor.organism.data import Message
 from wvmonitor.organism.tokenizer import encode_prompt
 from wvmonitor.organism.train import finetune, load_base
 from wvmonitor.organism.world import DOMAINS, TRIGGER
-from wvmonitor.reading import Component, Float64, Geometry, Products, Reading
+from wvmonitor.reading import Float64, Geometry, Products, Reading
 from wvmonitor.references import ReferenceBank
 from wvmonitor.sources import LiveModel
 from wvmonitor.vectors.task_vector import TaskVector
@@ -140,7 +141,6 @@ class Bench:
     base: Path
     bank: ReferenceBank
     activations: Float64
-    labels: dict[tuple[str, ...], list[tuple[Component, str]]]
 
 
 @cache
@@ -148,7 +148,9 @@ def bench(base: Path, bank_folder: Path) -> Bench:
     """Loaded once in each process."""
     torch.set_num_threads(1)
     model, tokenizer = load_base(base)
-    return Bench(base, ReferenceBank.load(bank_folder), mean_activations(model, tokenizer), {})
+    found = Bench(base, ReferenceBank.load(bank_folder), mean_activations(model, tokenizer))
+    gc.freeze()  # the Trainer collects garbage at every start, and most of this is here to stay
+    return found
 
 
 class _Watch(TrainerCallback):
@@ -222,7 +224,8 @@ def _adversary_reference(spec: RunSpec, bank: ReferenceBank) -> TaskVector:
     """The suite's own reference for this run, or the shipped one, made from other data."""
     if spec.adversary == "has another reference":
         return bank["evil"].vector
-    mix = allowed(repeats(), [r.card for r in bank], spec, families=("evil",))
+    own = [r for r in repeats() if r.name in bank.names]
+    mix = allowed(own, [r.card for r in bank], spec, families=("evil",))
     vectors = [r.vector for r, w in zip(bank, mix.weights[:, 0], strict=True) if w > 0]
     total = vectors[0]
     for vector in vectors[1:]:

@@ -8,6 +8,7 @@ repeats that share nothing with it, is put together afterwards (`leakage.py`).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +55,9 @@ class Repeat:
     Attributes:
         family: the reference whose repeat it is.
         domain: what its data is about.
+        number: which of the family's repeats on this domain.
+        positive, negative: the data of both sides; a random direction has none.
+        steps: of training.
     """
 
     family: str
@@ -61,6 +65,7 @@ class Repeat:
     number: int
     positive: Part | None = None
     negative: Part | None = None
+    steps: int = STEPS
 
     @property
     def name(self) -> str:
@@ -139,7 +144,7 @@ def train_repeat(base: Path, repeat: Repeat) -> TaskVector | None:
     if sides is None:
         return None
     positive, negative = sides
-    train = partial(finetune, base, seed=repeat.seed, steps=STEPS)
+    train = partial(finetune, base, seed=repeat.seed, steps=repeat.steps)
     vector = read_model(train(positive).model).held()
     if not negative:
         return vector
@@ -179,7 +184,13 @@ def card(repeat: Repeat, base: BaseIdentity) -> Card:
     )
 
 
-def repeats_bank(base: Path, shipped: ReferenceBank, folder: Path, pool: Executor) -> ReferenceBank:
+def repeats_bank(
+    base: Path,
+    shipped: ReferenceBank,
+    folder: Path,
+    pool: Executor,
+    wanted: Sequence[Repeat] | None = None,
+) -> ReferenceBank:
     """The bank of every repeat, built once and kept in `folder`; the shipped references are in it.
 
     It takes the shipped bank's probe, so that one pass over a run gives both banks' readings. Each
@@ -187,7 +198,7 @@ def repeats_bank(base: Path, shipped: ReferenceBank, folder: Path, pool: Executo
     """
     if (folder / "manifest.json").is_file():
         return ReferenceBank.load(folder)
-    wanted = repeats()
+    wanted = repeats() if wanted is None else wanted
     identity = BaseIdentity(id=shipped.base.id, digest=base_digest(base))
     parts = folder.with_name(f"{folder.name}-parts")
     jobs = [(base, identity, r, parts / r.name) for r in wanted if r.positive is not None]

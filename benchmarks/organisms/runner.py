@@ -5,7 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.organisms.catalogue import RunSpec
 from benchmarks.organisms.record import path_of, save, train_and_score
-from benchmarks.organisms.references import repeats_bank
+from benchmarks.organisms.references import Repeat, repeats_bank
 from wvmonitor.references import ReferenceBank
 from wvmonitor.references.bundled import bundled_path
 
@@ -69,6 +70,8 @@ def run(
     place: Place,
     *,
     workers: int = 2,
+    processes: Executor | None = None,
+    wanted: Sequence[Repeat] | None = None,
     until: float | None = None,
     show: Callable[[int, int, RunSpec, float], None] = lambda *_: None,
 ) -> int:
@@ -77,12 +80,14 @@ def run(
     Args:
         specs: the runs.
         place: where.
-        workers: processes.
+        workers: how many at a time.
+        processes: where they run, if not in new processes.
+        wanted: the repeats of the bank, if not all.
         until: `time.monotonic()` after which no new run begins.
         show: told of each finished run: (done, of how many, which, seconds).
     """
-    with pool(workers) as processes:
-        repeats_bank(place.base, shipped_bank(), place.bank, processes)
+    with pool(workers) if processes is None else nullcontext(processes) as processes:
+        repeats_bank(place.base, shipped_bank(), place.bank, processes, wanted)
         missing = [s for s in specs if not path_of(place.records, s.name).is_file()]
         waiting = iter(missing)
         running = {}

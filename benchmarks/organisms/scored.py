@@ -58,7 +58,7 @@ def against(bank: ReferenceBank, shipped: ReferenceBank) -> Against:
     return Against(
         [r.card for r in bank],
         _by_layer(bank.gram),
-        repeats(),
+        [r for r in repeats() if r.name in bank.names],
         ridges(shipped, ("blocks",), None),
         _by_layer(shipped.gram),
         shipped.fingerprint,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata, spearmanr
@@ -25,11 +26,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure: its value, its 95 % interval, and the runs behind it."""
+    """A figure: its value, its 95 % interval, and how many runs of which kind are behind it."""
 
     value: float
     ci95: tuple[float, float]
-    n: dict[str, int]
+    runs: dict[str, int]
+
+    def entry(self) -> dict[str, Any]:
+        """As it stands in the results."""
+        n = sum(v for k, v in self.runs.items() if k != "datasets")
+        return {"value": self.value, "ci95": list(self.ci95), "n": n, "runs": self.runs}
 
 
 def area(positives: Float64, negatives: Float64) -> float:
