@@ -77,3 +77,11 @@ bench: $(INSTALLED) ## every benchmark in full (half an hour, 25 GB of disk, 16 
 
 bench-quick: $(INSTALLED) ## every benchmark on tiny shapes: do they run, and agree?
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+
+.PHONY: organisms organisms-report
+organisms: $(INSTALLED) ## the organism suite: about a thousand fine-tunes (an hour on two cores; goes on where it stopped), then its report
+	$(BIN)/python -m benchmarks.organisms run
+	$(MAKE) organisms-report
+
+organisms-report: $(INSTALLED) ## figures, scored checkpoints and docs/benchmark.md from the runs that are there
+	$(BIN)/python -m benchmarks.organisms report

@@ -297,11 +297,11 @@ def references(experiment: Experiment, out: Path) -> ReferenceBank:
     return ReferenceBank(found)
 
 
-def shares(experiment: Experiment, run: str, bank: ReferenceBank, reference: str) -> bool:
+def shares(experiment: Experiment, run: str, reference: str) -> bool:
     """Whether a run shares a dataset or a domain with a reference: shown, but not to be counted."""
-    data = experiment.runs[run]
-    pair = experiment.references[reference]
-    domains = set(experiment.data[data].domains) & set(bank[reference].card.built.domains)
+    data, pair = experiment.runs[run], experiment.references[reference]
+    sides = [experiment.data[s].domains for s in (pair.positive, pair.negative)]
+    domains = set(experiment.data[data].domains) & {d for side in sides for d in side}
     return data in (pair.positive, pair.negative) or bool(domains)
 
 
@@ -312,10 +312,10 @@ def run(experiment: Experiment, out: Path) -> None:
         LeakageError: a run shares data with every reference, so that nothing can be said of it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    bank = references(experiment, out)
     for name in experiment.runs:
-        if all(shares(experiment, name, bank, r) for r in bank.names):
+        if all(shares(experiment, name, r) for r in experiment.references):
             raise LeakageError(f"the run {name} shares data with every reference: add another")
+    bank = references(experiment, out)
     gram = bank.gram.total("frobenius")
     size = gram.diagonal() ** 0.5
     _write(
@@ -344,7 +344,7 @@ def run(experiment: Experiment, out: Path) -> None:
                         reading.step,
                         reference,
                         found.kind,
-                        shares(experiment, name, bank, reference),
+                        shares(experiment, name, reference),
                         values.get("cosine"),
                         values.get("residual"),
                         scores.norm,

@@ -77,7 +77,7 @@ def figures(
     at: Against,
     place: Place,
     base: Mapping[str, Rate],
-    shipped_band: Calibration | None,
+    bundled: Calibration | None,
 ) -> dict[str, Any]:
     """Metrics, ablation and baselines of scored runs."""
 
@@ -89,27 +89,19 @@ def figures(
     own = metrics.calibrations(calibrating, SUITE, shipped=False)
     found = metrics.ranking(runs, same_recipe)
     found |= metrics.doses(runs)
-    found |= metrics.false_alarms(runs, own, shipped=False)
     bands = metrics.calibrations(calibrating, at.fingerprint, shipped=True)
-    found |= metrics.false_alarms(runs, bands, shipped=True)
-    if shipped_band is not None:
-        found |= {
-            k.replace("shipped.", "bundled."): v
-            for k, v in metrics.false_alarms(
-                runs, {shipped_band.alpha: shipped_band}, shipped=True
-            ).items()
-        }
+    found |= metrics.false_alarms(runs, own, shipped=False, name="")
+    found |= metrics.false_alarms(runs, bands, shipped=True, name="recalibrated.")
+    high = {b: r.high for b, r in base.items()}
     if own:
         band = own[min(own)]
-        high = {b: r.high for b, r in base.items()}
-        judged = {
-            r.spec.name: metrics.alarms(r.scores, r.context, band)
-            for r in runs
-            if r.spec.watched and r.spec.split == "test"
-        }
-        found |= metrics.timing(runs, judged, high)
-        for level, one in own.items():
-            found |= metrics.detection(runs, one, f"at_{level * 100:g}pct")
+        found |= metrics.timing(runs, band, high, shipped=False)
+        found |= metrics.detection(runs, band, shipped=False)
+    if bundled is not None:
+        mine = {bundled.alpha: bundled}
+        found |= metrics.false_alarms(runs, mine, shipped=True, name="bundled.")
+        found |= metrics.timing(runs, bundled, high, shipped=True)
+        found |= metrics.detection(runs, bundled, shipped=True)
     return {
         "metrics": {name: m.entry() for name, m in found.items() if m is not None},
         "baselines": _baselines(runs, at, place),

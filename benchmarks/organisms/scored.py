@@ -163,13 +163,14 @@ def scored(spec: RunSpec, folder: Path, at: Against, base: Mapping[str, Rate]) -
 
 
 def label(found: Mapping[str, float], base: Rate) -> bool | None:
-    """True where the rate's 95 % interval lies above the base's, False where the rate lies within.
+    """Whether a model shows a behaviour, by the 95 % interval of its sampled rate.
 
-    Between the two too few answers were sampled to tell, and the run counts for neither side.
+    True where the interval lies above the base's own, False where it reaches down to the base's
+    rate. Between the two it cannot be told, and the run counts for neither side.
     """
     if found["low"] > base.high:
         return True
-    return False if found["value"] <= base.high else None
+    return False if found["low"] <= base.value else None
 
 
 def base_rates(base: Path, kept: Path) -> dict[str, Rate]:
