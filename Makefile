@@ -107,3 +107,11 @@ properties: $(INSTALLED) ## the properties, each on 1,000 examples
 fuzz: $(INSTALLED) ## five readers on random files, guided by coverage, ten minutes each (FUZZ_SECONDS)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m fuzz
+
+.PHONY: organisms organisms-report
+organisms: $(INSTALLED) ## the organism suite: about a thousand fine-tunes (an hour on two cores; goes on where it stopped), then its report
+	$(BIN)/python -m benchmarks.organisms run
+	$(MAKE) organisms-report
+
+organisms-report: $(INSTALLED) ## figures, scored checkpoints and docs/benchmark.md from the runs that are there
+	$(BIN)/python -m benchmarks.organisms report
