@@ -21,7 +21,7 @@ from wvmonitor.errors import NonFiniteError
 from wvmonitor.journal.snapshots import Snapshot, folder_of, write_snapshot
 from wvmonitor.vectors.sketch import sketch
 from wvmonitor.vectors.task_vector import TaskVector
-from wvmonitor.vectors.update import LowRankUpdate, Update, clone
+from wvmonitor.vectors.update import LowRankUpdate, Update, clone, held
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,7 @@ class Recorder:
         if self._broken is not None:
             return
         try:
+            update = held(update)
             if isinstance(update, LowRankUpdate):
                 self._updates[name] = clone(update)
                 return
