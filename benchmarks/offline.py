@@ -61,11 +61,12 @@ def dense(work: Path, rounds: int, *, quick: bool) -> tuple[list[Figure], list[C
     asked: dict[str, Any] = {"base": base, "runs": runs, "pair": pair, "bank": bank}
     found: dict[str, list[dict[str, Any]]] = {"ours": [], "plain": [], "read": []}
     for _ in range(rounds):
-        for way, results in found.items():
-            results.append(machine.alone(f"benchmarks.offline:dense_{way}", asked))
+        for way in ("ours", "plain"):
+            found[way].append(machine.alone(f"benchmarks.offline:dense_{way}", asked))
+        found["read"].append(dense_read(asked))
     each = {w: [s for r in results for s in r["each"]] for w, results in found.items()}
     middle = {way: statistics.median(seconds) for way, seconds in each.items()}
-    peak = {w: max(r["peak_bytes"] for r in results) / 1e6 for w, results in found.items()}
+    peak = {w: max(r["peak_bytes"] for r in found[w]) / 1e6 for w in ("ours", "plain")}
     digest = statistics.median(r["digest_seconds"] for r in found["ours"])
     name = f"dense {shape.name}, {shape.layers} layers, {CHECKPOINTS} checkpoints"
     all_of_them = digest + CHECKPOINTS * middle["ours"]
