@@ -82,7 +82,7 @@ bank: $(INSTALLED) ## build the bundled model's references and calibration again
 clean: ## remove what the targets made
 	rm -rf build dist demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-BENCHMARKS := overhead offline growth scan
+BENCHMARKS := overhead offline growth scan blame record
 
 .PHONY: bench bench-quick
 bench: $(INSTALLED) ## every benchmark in full (half an hour, 10 GB of disk, 8 GB of memory)
@@ -90,3 +90,28 @@ bench: $(INSTALLED) ## every benchmark in full (half an hour, 10 GB of disk, 8 G
 
 bench-quick: $(INSTALLED) ## every benchmark on tiny shapes: do they run, and agree?
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+
+.PHONY: hostile
+hostile: $(INSTALLED) ## the corpus of hostile files: cases tried and correct, by family
+	$(BIN)/python -m tests.hostile.harness
+
+.PHONY: kill
+kill: $(INSTALLED) ## kill -9 at 100 random moments of a watched training and of a scan
+	$(BIN)/python -m tests.kill.battery --points 100
+
+.PHONY: properties
+properties: $(INSTALLED) ## the properties, each on 1,000 examples
+	PROPERTIES=long $(BIN)/python -m pytest tests/properties -q --timeout 1800
+
+.PHONY: fuzz
+fuzz: $(INSTALLED) ## five readers on random files, guided by coverage, ten minutes each (FUZZ_SECONDS)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m fuzz
+
+.PHONY: organisms organisms-report
+organisms: $(INSTALLED) ## the organism suite: about a thousand fine-tunes (an hour on two cores; goes on where it stopped), then its report
+	$(BIN)/python -m benchmarks.organisms run
+	$(MAKE) organisms-report
+
+organisms-report: $(INSTALLED) ## figures, scored checkpoints and docs/benchmark.md from the runs that are there
+	$(BIN)/python -m benchmarks.organisms report

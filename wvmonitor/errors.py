@@ -22,6 +22,7 @@ WVMonitorError
 │   ├── SignatureError             a signature that is missing or does not hold
 │   ├── HubError                   the Hub cannot be reached, or refuses
 │   └── FormatVersionError         written by a newer version
+├── BuildError                     a reference that cannot be built from what there is
 ├── CalibrationError               a calibration that does not fit, or too few runs to make one
 ├── SettingsError                  settings of a monitor that contradict each other or are malformed
 ├── JournalError                   the durable record of a run
@@ -106,6 +107,10 @@ class HubError(BankError):
 
 class FormatVersionError(BankError):
     """A file was written by a newer version of wvmonitor."""
+
+
+class BuildError(WVMonitorError):
+    """A reference cannot be built from this model, recipe or data."""
 
 
 class CalibrationError(WVMonitorError):

@@ -32,8 +32,7 @@ def command(
 
     For example:
 
-      wvmonitor trl sft --wv-references banks/my-base --model_name_or_path my-base
-      --dataset_name my-data --use_peft --output_dir runs/sft
+      wvmonitor trl sft --wv-references banks/my-base --config sft.yaml
     """
     from wvmonitor.integrations.trl import run_script
     from wvmonitor.settings import MonitorSettings

@@ -68,16 +68,15 @@ class WVMonitorCallback(Callback):
         if stage != "fit":
             return
         model = self._model(pl_module)
-        if rank() == 0 or any_sharded(model):
+        if self._takes_part(model):
             self._look_at(model)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the journal and take the reading before the first step."""
         model = self._model(pl_module)
-        takes_part = rank() == 0 or any_sharded(model)
         self._last_step = trainer.global_step
         self._carry_out(
-            together((lambda: self._begin(trainer, model)) if takes_part else None), trainer
+            together(self.monitor, "start", lambda: self._begin(trainer, model)), trainer
         )
 
     def on_train_batch_end(
@@ -89,17 +88,14 @@ class WVMonitorCallback(Callback):
             return  # gradients are being accumulated, or no reading is due
         self._last_step = step
         model = self._model(pl_module)
-        takes_part = rank() == 0 or any_sharded(model)
         self._carry_out(
-            together((lambda: self._read(trainer, model, step)) if takes_part else None), trainer
+            together(self.monitor, "step", lambda: self._read(trainer, model, step)), trainer
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the last reading and close the journal."""
         model = self._model(pl_module)
-        if rank() == 0 or any_sharded(model):
-            self._show(trainer, self.monitor.observe(model, trainer.global_step, force=True))
-            self.monitor.close()
+        self.monitor.guarded("end", lambda: self._end(trainer, model), None)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -134,10 +130,9 @@ class WVMonitorCallback(Callback):
         self.monitor.bank.relation_to(self._live.base_digest)
 
     def _begin(self, trainer: Trainer, model: Any) -> Action:
-        try:
-            self._start(trainer, model)
-        except Exception as error:  # noqa: BLE001  training must not die of its monitor
-            self.monitor.fail("start", error)
+        if not self._takes_part(model):
+            return "none"
+        self.monitor.guarded("start", lambda: self._start(trainer, model), None)
         reason = self.monitor.stop_latched()
         if reason is None:
             return "none"
@@ -168,9 +163,23 @@ class WVMonitorCallback(Callback):
         )
 
     def _read(self, trainer: Trainer, model: Any, step: int) -> Action:
+        if not self._takes_part(model):
+            return "none"
         observation = self.monitor.observe(model, step)
         self._show(trainer, observation)
         return self.monitor.action(observation) if observation else "none"
+
+    def _end(self, trainer: Trainer, model: Any) -> None:
+        if self._takes_part(model):
+            try:
+                self._show(trainer, self.monitor.observe(model, trainer.global_step, force=True))
+            finally:
+                self.monitor.close()
+
+    @staticmethod
+    def _takes_part(model: Any) -> bool:
+        """Whether this process measures: rank 0, and of a sharded model all of them."""
+        return rank() == 0 or any_sharded(model)
 
     def _show(self, trainer: Trainer, observation: Any) -> None:
         if observation is None:

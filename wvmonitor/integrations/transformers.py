@@ -23,6 +23,7 @@ from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
 from wvmonitor.integrations.decision import together
 from wvmonitor.monitor import Monitor, Run
+from wvmonitor.probing import Probe
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.settings import MonitorSettings
 from wvmonitor.sources.distributed import any_sharded
@@ -54,10 +55,11 @@ class WVMonitorCallback(TrainerCallback):
         references: str | Path | ReferenceBank | None = None,
         *,
         settings: MonitorSettings | None = None,
+        probe: Probe | None = None,
         **overrides: Any,
     ) -> None:
         """Load the bank and its calibration; arguments as in `Monitor`."""
-        self.monitor = Monitor(references, settings=settings, **overrides)
+        self.monitor = Monitor(references, settings=settings, probe=probe, **overrides)
         self._live: LiveModel | None = None
         self._model: Any = None
         self._pending: dict[str, float] = {}
@@ -71,6 +73,7 @@ class WVMonitorCallback(TrainerCallback):
         references: str | Path | ReferenceBank | None = None,
         *,
         settings: MonitorSettings | None = None,
+        probe: Probe | None = None,
         **overrides: Any,
     ) -> WVMonitorCallback:
         """Make a callback and put it where every tracker sees its values.
@@ -78,7 +81,7 @@ class WVMonitorCallback(TrainerCallback):
         Returns:
             The callback; `callback.monitor` holds verdicts and journal.
         """
-        callback = cls(references, settings=settings, **overrides)
+        callback = cls(references, settings=settings, probe=probe, **overrides)
         callback.attach_to(trainer)
         return callback
 
@@ -132,17 +135,18 @@ class WVMonitorCallback(TrainerCallback):
                 "and the exporters, but not W&B, TensorBoard or other trackers; use "
                 "WVMonitorCallback.attach(trainer, ...) for those"
             )
-        model = kwargs["model"]
-        takes_part = self._takes_part(state, model)
+        model, tokenizer = kwargs["model"], kwargs.get("processing_class")
         self._carry_out(
-            together((lambda: self._begin(args, state, model)) if takes_part else None), control
+            together(self.monitor, "start", lambda: self._begin(args, state, model, tokenizer)),
+            control,
         )
 
-    def _begin(self, args: TrainingArguments, state: TrainerState, model: Any) -> Action:
-        try:
-            self._start(args, state, model)
-        except Exception as error:  # noqa: BLE001  training must not die of its monitor
-            self.monitor.fail("start", error)
+    def _begin(
+        self, args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any
+    ) -> Action:
+        if not self._takes_part(state, model):
+            return "none"
+        self.monitor.guarded("start", lambda: self._start(args, state, model, tokenizer), None)
         reason = self.monitor.stop_latched()
         if reason is None:
             return "none"
@@ -153,7 +157,11 @@ class WVMonitorCallback(TrainerCallback):
         )
         return "stop"
 
-    def _start(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+    def _start(
+        self, args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any
+    ) -> None:
+        if self.monitor.tokenizer is None:
+            self.monitor.tokenizer = tokenizer
         sharded = any_sharded(model)
         if self._live is None or self._model is not model or sharded:
             self._look_at(model)  # made by `model_init`, or sharded since
@@ -190,11 +198,12 @@ class WVMonitorCallback(TrainerCallback):
         if step % self.monitor.settings.every_n_steps and not last:
             return
         model = kwargs["model"]
-        takes_part = self._takes_part(state, model)
-        self._carry_out(
-            together((lambda: self._read(model, step, last, control)) if takes_part else None),
-            control,
-        )
+
+        def read() -> Action:
+            takes_part = self._takes_part(state, model)
+            return self._read(model, step, last, control) if takes_part else "none"
+
+        self._carry_out(together(self.monitor, "step", read), control)
 
     def _read(self, model: Any, step: int, last: bool, control: TrainerControl) -> Action:  # noqa: FBT001
         observation = self.monitor.observe(model, step, force=last)
@@ -224,36 +233,41 @@ class WVMonitorCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Let the latest values join the row that the Trainer is writing."""
-        if not self._pending or logs is None:
-            return
-        logs.update(self._pending)
-        if state.log_history:
-            state.log_history[-1].update(self._pending)
-        self._pending = {}
+        if self._pending and logs is not None:
+            self.monitor.guarded("log", lambda: self._join([logs, *state.log_history[-1:]]), None)
+
+    def _join(self, rows: list[dict[str, Any]]) -> None:
+        pending, self._pending = self._pending, {}
+        for row in rows:
+            row.update(pending)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave beside the checkpoint what resuming from it needs."""
         folder = _checkpoint(args, state)
-        if not state.is_world_process_zero or folder is None or not self.monitor.journal:
-            return
-        try:
-            write_json(folder / SIDECAR, {"format_version": 1, "run": self.monitor.run_name})
-            if self._live is not None and self._live.method != "full":
-                initial = self._live.initial_state()
-                if initial:
-                    write_safetensors(folder / INITIAL, initial)
-        except Exception as error:  # noqa: BLE001  training must not die of its monitor
-            self.monitor.fail("checkpoint", error)
+        if state.is_world_process_zero and folder is not None and self.monitor.journal:
+            self.monitor.guarded("checkpoint", lambda: self._leave(folder), None)
+
+    def _leave(self, folder: Path) -> None:
+        write_json(folder / SIDECAR, {"format_version": 1, "run": self.monitor.run_name})
+        if self._live is not None and self._live.method != "full":
+            initial = self._live.initial_state()
+            if initial:
+                write_safetensors(folder / INITIAL, initial)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the last reading and close the journal."""
-        if self._takes_part(state, kwargs["model"]):
-            self.monitor.observe(kwargs["model"], state.global_step, force=True)
-            self.monitor.close()
+        self.monitor.guarded("end", lambda: self._end(state, kwargs["model"]), None)
+
+    def _end(self, state: TrainerState, model: Any) -> None:
+        if self._takes_part(state, model):
+            try:
+                self.monitor.observe(model, state.global_step, force=True)
+            finally:
+                self.monitor.close()
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path | None:

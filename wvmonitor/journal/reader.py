@@ -72,7 +72,7 @@ class Event:
     Attributes:
         run: the run's id.
         time: seconds since 1970.
-        kind: "ack", "stop", "stop-cleared", "note" or "end".
+        kind: "ack", "stop", "stop-cleared", "note", "probe" or "end".
         reference: the behaviour it is about, if it is about one.
         detail: the words given for it.
     """
@@ -273,8 +273,9 @@ class JournalReader:
             try:
                 connection.row_factory = sqlite3.Row
                 connection.execute("BEGIN")
-                check_schema(connection, self.path)
-                yield connection
+                with codec.whole(f"'{self.path}'"):
+                    check_schema(connection, self.path)
+                    yield connection
             finally:
                 connection.close()
         except sqlite3.Error as error:

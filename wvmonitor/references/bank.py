@@ -253,6 +253,11 @@ class ReferenceBank:
                 if relation == "relative"
                 else f"the base is not known to be {self.base.id}: give it with base="
             )
+        warnings += [
+            f"the reference {r.name} is unverified: it failed its own checks, or had none"
+            for r in self
+            if not r.card.verified
+        ]
         return Reading(
             references=tuple(self._references),
             parameters=tuple(names),

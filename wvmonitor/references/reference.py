@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import ValidationError
 
 from wvmonitor.errors import BankError, BaseMismatchError, FormatVersionError, MalformedFileError
 from wvmonitor.files.atomic import replacing, write_all
 from wvmonitor.files.documents import read_json, write_json
-from wvmonitor.files.safetensors import (
-    PlannedTensor,
-    SafetensorsFile,
-    Writable,
-    write_safetensors,
-)
+from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
+from wvmonitor.files.updates import as_tensors, open_updates
 from wvmonitor.references.card import CARD_FORMAT, Card, model_card
-from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.task_vector import Origin, TaskVector
-from wvmonitor.vectors.update import DenseUpdate, LowRankUpdate, StreamedUpdate, Update
 
 WEIGHTS_FILE = "reference.safetensors"
 CARD_FILE = "card.json"
@@ -56,20 +48,8 @@ class Reference:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         mode = 0o600 if private else 0o644
-        tensors: dict[str, Writable] = {}
-        transposed = []
-        for name, update in self.vector.updates():
-            if update.transposed:
-                transposed.append(name)
-            if isinstance(update, LowRankUpdate):
-                tensors[f"{name}.left"] = update.left.detach().contiguous()
-                tensors[f"{name}.right"] = update.right.detach().contiguous()
-            elif isinstance(update, DenseUpdate):
-                tensors[f"{name}.delta"] = update.delta.detach().contiguous()
-            else:
-                make = functools.partial(updates_.whole, update)
-                tensors[f"{name}.delta"] = PlannedTensor(update.dtype, tuple(update.shape), make)
-        metadata = {"format": "wvmonitor.reference", "transposed": "\n".join(transposed)}
+        tensors, layout = as_tensors(self.vector.updates())
+        metadata = {"format": "wvmonitor.reference", **layout}
         write_safetensors(target / WEIGHTS_FILE, tensors, metadata, mode=mode)
         write_json(target / CARD_FILE, self.card.model_dump(mode="json"), mode=mode)
         with replacing(target / README_FILE, mode) as descriptor:
@@ -101,37 +81,9 @@ def open_reference(folder: str | Path) -> Reference:
     """
     source = Path(folder)
     card = read_card(source / CARD_FILE)
-    file = SafetensorsFile(source / WEIGHTS_FILE)
-    transposed = set((file.metadata.get("transposed") or "").split("\n"))
-    shapes: dict[str, tuple[int, ...]] = {}
-    parts: dict[str, str] = {}
-    for key, info in file.tensors.items():
-        name, _, part = key.rpartition(".")
-        if {part, parts.get(name)} == {"left", "right"}:
-            continue  # both are there
-        if name in parts:
-            raise MalformedFileError(
-                f"{source / WEIGHTS_FILE} holds {name!r} twice, dense and low-rank: build "
-                "or download the reference again"
-            )
-        other = {"left": "right", "right": "left"}.get(part)
-        if part != "delta" and f"{name}.{other}" not in file.tensors:
-            raise MalformedFileError(
-                f"{source / WEIGHTS_FILE} holds {key!r}, which is neither a .delta nor one "
-                "of a .left/.right pair: build or download the reference again"
-            )
-        parts[name] = part
-        shapes[name] = info.shape
-        if part != "delta":
-            left, right = (file.info(f"{name}.{side}").shape for side in ("left", "right"))
-            shapes[name] = (*left[:-1], *right[-1:])
-
-    def produce(name: str) -> Update:
-        if parts[name] == "delta":
-            return _dense(file, f"{name}.delta", transposed=name in transposed)
-        left, right = (file.read(f"{name}.{side}") for side in ("left", "right"))
-        return LowRankUpdate(left, right, name in transposed)
-
+    shapes, produce = open_updates(
+        SafetensorsFile(source / WEIGHTS_FILE), "build or download the reference again", held=_SMALL
+    )
     origin = Origin(
         source=str(source),
         base_digest=card.base.digest,
@@ -141,14 +93,6 @@ def open_reference(folder: str | Path) -> Reference:
         kept=card.kept,
     )
     return Reference(card, TaskVector(shapes, produce, origin))
-
-
-def _dense(file: SafetensorsFile, key: str, *, transposed: bool) -> Update:
-    info = file.info(key)
-    if info.size <= _SMALL:
-        return DenseUpdate(file.read(key), transposed)
-    stream = functools.partial(file.stream, key)
-    return StreamedUpdate(torch.Size(info.shape), info.dtype, stream, transposed)
 
 
 def read_card(path: Path) -> Card:

@@ -87,7 +87,7 @@ def check_finite(tensor: Tensor, name: str, where: str) -> Tensor:
     Raises:
         NonFiniteError: it holds NaN or infinity.
     """
-    if not sums_finitely(tensor) and not bool(torch.isfinite(tensor).all()):
+    if not sums_finitely(tensor) and not bool(torch.isfinite(_summable(tensor)).all()):
         raise NonFiniteError(
             f"{shown(name)} of {where} holds NaN or infinity: the run diverged or the file is "
             "damaged; take an earlier checkpoint"
@@ -97,7 +97,12 @@ def check_finite(tensor: Tensor, name: str, where: str) -> Tensor:
 
 def sums_finitely(tensor: Tensor) -> bool:
     """False if there is a NaN or infinity, found in one pass; also if the sum only overflows."""
-    return math.isfinite(float(tensor.sum()))
+    return math.isfinite(float(_summable(tensor).sum()))
+
+
+def _summable(tensor: Tensor) -> Tensor:
+    # torch does not sum numbers of eight bits
+    return tensor.to(torch.float32) if tensor.dtype.itemsize == 1 else tensor
 
 
 def _paired_names(start: ModelFolder, end: ModelFolder) -> list[str]:

@@ -48,6 +48,12 @@ _LOW_PRECISION = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m
 _CONSTANTS = re.compile(
     r"(?:^|\.)(?:rotary_emb\.inv_freq|position_ids|masked_bias|rotary_pos_emb\.inv_freq)$"
 )
+# Fields by which configurations say how many layers there are, at any depth.
+_LAYER_COUNTS = re.compile(
+    r"(?:n|num)_(?:hidden_|encoder_|decoder_)?layers?|(?:encoder|decoder)_layers|depth"
+)
+_MODULES_PER_TENSOR = 10
+_FEWEST_MODULES = 1000
 _NOT_TOKENS = re.compile(r"pos|type|wpe")
 _CAUSAL_MASK = re.compile(r"(?:^|\.)(?:attn|attention)\.bias$")
 
@@ -189,12 +195,13 @@ class ModelFolder:
         """The model that transformers would build of this folder, on the meta device."""
         import transformers
 
-        layers = self.config.get("num_hidden_layers", 0)
-        if isinstance(layers, int) and layers > len(self.files.names()):
-            raise MalformedFileError(
-                f"config.json of {self.where} claims {layers} layers, more than it holds tensors: "
-                "fetch the folder again"
-            )
+        held = len(self.files.names())
+        for field, layers in _layer_counts(self.config):
+            if layers > held:
+                raise MalformedFileError(
+                    f"config.json of {self.where} claims {layers} layers ({field}), more than it "
+                    "holds tensors: fetch the folder again"
+                )
         named = self.config.get("architectures")
         name = str(named[0]) if isinstance(named, list) and named else "none named"
         kind = getattr(transformers, name, None)
@@ -207,12 +214,12 @@ class ModelFolder:
         try:
             # from the JSON that was read here, so that nothing in the folder is executed
             config = transformers.AutoConfig.for_model(**self.config)
-            with torch.device("meta"):
+            with torch.device("meta"), _at_most(_FEWEST_MODULES + _MODULES_PER_TENSOR * held):
                 return kind(config)
         except Exception as error:
             raise MalformedFileError(
                 f"transformers cannot build {shown(name)} from config.json of {self.where} "
-                f"({error}): use the version it was saved with"
+                f"({shown(error)}): use the version it was saved with"
             ) from error
 
     # Names
@@ -335,6 +342,37 @@ class ModelFolder:
                 f"{self.where} is quantised ({reason}), and rounding would drown what training "
                 "changed: give the unquantised weights it was made from"
             )
+
+
+def _layer_counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Every number of layers that a configuration names, those of its parts included."""
+    for field, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _layer_counts(value)
+        elif isinstance(value, int) and _LAYER_COUNTS.fullmatch(field):
+            yield field, value
+
+
+@contextmanager
+def _at_most(modules: int) -> Iterator[None]:
+    """End the building of a model that would have more modules than its files could fill.
+
+    Which fields of a configuration make modules is each architecture's own affair, so the modules
+    are counted.
+    """
+    made = 0
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += 1
+        if made > modules:
+            raise ValueError(f"it describes more than {modules} modules")
+
+    handle = torch.nn.modules.module.register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
