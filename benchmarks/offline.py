@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     checks: list[Check] = []
     for part in (dense, lora):
         with tempfile.TemporaryDirectory(dir=asked.work) as work:
-            found, others = part(Path(work), asked.rounds, quick=asked.quick)
+            found, others = part(Path(work), asked.rounds, asked.part, quick=asked.quick)
         figures += found
         checks += others
     return publish("offline", figures, checks, quick=asked.quick, path=asked.json)
@@ -45,10 +45,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 # Dense
 
 
-def dense(work: Path, rounds: int, *, quick: bool) -> tuple[list[Figure], list[Check]]:
+def dense(work: Path, rounds: int, part: int, *, quick: bool) -> tuple[list[Figure], list[Check]]:
     """Four dense checkpoints against one dense reference."""
     # half of the layers: with all of them (i) would need 12 GB
-    shape = shapes.TINY if quick else shapes.QWEN_05B.with_layers(12)
+    shape = shapes.TINY if quick else shapes.QWEN_05B.with_layers(12).part(part)
     tensors = shape.tensors()
     names = [*map(str, range(1, CHECKPOINTS + 1)), "positive", "negative"]
     base = str(inputs.write_checkpoint(work / "base", tensors, 0))
@@ -61,11 +61,12 @@ def dense(work: Path, rounds: int, *, quick: bool) -> tuple[list[Figure], list[C
     asked: dict[str, Any] = {"base": base, "runs": runs, "pair": pair, "bank": bank}
     found: dict[str, list[dict[str, Any]]] = {"ours": [], "plain": [], "read": []}
     for _ in range(rounds):
-        for way, results in found.items():
-            results.append(machine.alone(f"benchmarks.offline:dense_{way}", asked))
+        for way in ("ours", "plain"):
+            found[way].append(machine.alone(f"benchmarks.offline:dense_{way}", asked))
+        found["read"].append(dense_read(asked))
     each = {w: [s for r in results for s in r["each"]] for w, results in found.items()}
     middle = {way: statistics.median(seconds) for way, seconds in each.items()}
-    peak = {w: max(r["peak_bytes"] for r in results) / 1e6 for w, results in found.items()}
+    peak = {w: max(r["peak_bytes"] for r in found[w]) / 1e6 for w in ("ours", "plain")}
     digest = statistics.median(r["digest_seconds"] for r in found["ours"])
     name = f"dense {shape.name}, {shape.layers} layers, {CHECKPOINTS} checkpoints"
     all_of_them = digest + CHECKPOINTS * middle["ours"]
@@ -169,9 +170,9 @@ def dense_read(asked: dict[str, Any]) -> dict[str, Any]:
 # LoRA
 
 
-def lora(work: Path, rounds: int, *, quick: bool) -> tuple[list[Figure], list[Check]]:
+def lora(work: Path, rounds: int, part: int, *, quick: bool) -> tuple[list[Figure], list[Check]]:
     """One LoRA adapter against eight references that both ways hold in memory."""
-    shape = shapes.TINY if quick else shapes.QWEN_7B
+    shape = shapes.TINY if quick else shapes.QWEN_7B.part(part)
     rank, count = (4, 8) if quick else (32, 8)
     linears = shape.linears()
     adapter = inputs.write_adapter(work / "adapter", linears, rank, 1)
@@ -206,7 +207,7 @@ def lora(work: Path, rounds: int, *, quick: bool) -> tuple[list[Figure], list[Ch
         "gflop": flop / 1e9,
         "references_gb": stacked / 1e9,
     }
-    name = f"LoRA r={rank} {shape.name}, 1 run × {count} references"
+    name = f"LoRA r={rank} {shape.name}, {shape.layers} layers, 1 run × {count} references"
     figures = [
         at_least(
             f"{name}: times faster than (ii)", middle["plain"] / middle["ours"], 3, "×", **detail

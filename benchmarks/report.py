@@ -73,7 +73,7 @@ def at_least(name: str, value: float, limit: float, unit: str, **detail: Any) ->
 
 
 def arguments(benchmark: str, text: str | None, argv: list[str] | None) -> argparse.Namespace:
-    """What every benchmark is asked: `--quick`, `--rounds`, `--json FILE`, `--work FOLDER`."""
+    """What every benchmark is asked; `--part` is for machines with little time or memory."""
     # Two OpenMP threads on two busy cores can be 80 times slower than one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     parser = argparse.ArgumentParser(f"python -m benchmarks.{benchmark}", description=text)
@@ -81,6 +81,7 @@ def arguments(benchmark: str, text: str | None, argv: list[str] | None) -> argpa
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--work", type=Path, help="folder for the inputs (default: a temporary)")
     parser.add_argument("--rounds", type=int, default=5, help="how many times (default: 5)")
+    parser.add_argument("--part", type=int, default=1, help="1/PART of the layers of each shape")
     asked = parser.parse_args(argv)
     if asked.quick:
         asked.rounds = 1

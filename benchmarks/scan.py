@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     checks: list[Check] = []
     for part in (_small, _matrix):
         with tempfile.TemporaryDirectory(dir=asked.work) as work:
-            found, others = part(Path(work), asked.rounds, quick=asked.quick)
+            found, others = part(Path(work), asked.rounds, asked.part, quick=asked.quick)
         figures += found
         checks += others
     return publish("scan", figures, checks, quick=asked.quick, path=asked.json)
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 # Many small adapters
 
 
-def _small(work: Path, rounds: int, *, quick: bool) -> tuple[list[Figure], list[Check]]:
+def _small(work: Path, rounds: int, _part: int, *, quick: bool) -> tuple[list[Figure], list[Check]]:
     count = 8 if quick else 1000
     linears = (shapes.TINY if quick else shapes.QWEN_05B.with_layers(1)).linears()
     bank = ReferenceBank.load(inputs.write_bank(work / "bank", linears, 4, 16))
@@ -100,8 +100,10 @@ def _descriptors(bank: ReferenceBank, folders: list[Path]) -> int:
 # A matrix of cosines
 
 
-def _matrix(work: Path, _rounds: int, *, quick: bool) -> tuple[list[Figure], list[Check]]:
-    shape = shapes.TINY if quick else shapes.QWEN_30B_MOE
+def _matrix(
+    work: Path, _rounds: int, part: int, *, quick: bool
+) -> tuple[list[Figure], list[Check]]:
+    shape = shapes.TINY if quick else shapes.QWEN_30B_MOE.part(part)
     linears = shape.linears()
     folders = [work / f"a{i}" for i in range(8)]
     for seed, folder in enumerate(folders[:2]):

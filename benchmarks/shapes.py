@@ -70,6 +70,10 @@ class Shape:
         """Parameters of a dense checkpoint."""
         return sum(math.prod(s) for s in self.tensors().values())
 
+    def part(self, part: int) -> Shape:
+        """The same model with 1/part of its blocks, at least one."""
+        return self.with_layers(max(1, self.layers // part))
+
     def with_layers(self, layers: int) -> Shape:
         """The same model with another number of blocks."""
         return replace(self, layers=layers)

@@ -118,6 +118,32 @@ def test_rows_equal_the_same_rows_of_the_whole(tmp_path: Path, shape: tuple[int,
                 assert same(found.read_rows("w", start, stop), whole[start:stop])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.bool])
+@pytest.mark.parametrize("shape", [(), (7,), (6, 4), (3, 2, 5), (6, 0)])
+def test_a_stream_is_the_tensor_in_pieces(
+    tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Blocks of any size are the flat tensor or its beginning, all but the last of that size."""
+    path = tmp_path / "model.safetensors"
+    whole = filled(dtype, shape)
+    write_safetensors(path, {"before": torch.ones(3), "w": whole, "z": torch.ones(1)})
+    with SafetensorsFile(path) as found:
+        for elements in (1, 4, 1000):
+            for count in (None, 0, whole.numel() // 2):
+                blocks = [block.clone() for block in found.stream("w", elements, count)]
+                assert all(b.numel() == elements for b in blocks[:-1])
+                assert same(torch.cat([whole.new_empty(0), *blocks]), whole.reshape(-1)[:count])
+
+
+def test_a_stream_holds_one_block(tmp_path: Path) -> None:
+    """All blocks of a stream lie in one buffer: memory is bounded by what is read at once."""
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, {"w": torch.ones(64, 16)})
+    with SafetensorsFile(path) as found:
+        places = {block.data_ptr() for block in found.stream("w", 128)}
+    assert len(places) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "start", "stop"), [("w", -1, 2), ("w", 3, 2), ("w", 0, 7), ("scalar", 0, 1)]
 )
@@ -152,8 +178,10 @@ def test_booleans_are_zero_or_one(tmp_path: Path) -> None:
     header = b'{"m":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}}'
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\x01\x02")
-    with SafetensorsFile(path) as found, pytest.raises(MalformedFileError, match=r"'m'.*BOOL"):
-        found.read("m")
+    with SafetensorsFile(path) as found:
+        for ask in (found.read, lambda name: next(found.stream(name, 2))):
+            with pytest.raises(MalformedFileError, match=r"'m'.*BOOL"):
+                ask("m")
 
 
 def test_a_terabyte_with_nothing_in_it_is_refused(

@@ -155,6 +155,10 @@ def test_a_url_reads_as_the_file(
         asked.clear()
         assert torch.equal(found.read_rows("w", 2, 4), local.read("w")[2:4])
         assert asked == [32]
+        asked.clear()
+        streamed = [block.clone() for block in found.stream("w", 1)]
+        assert torch.equal(torch.cat(streamed), local.read("w").reshape(-1))
+        assert asked == [local.info("w").size]  # not a request for each block
         assert all(torch.equal(found.read(name), local.read(name)) for name in local.tensors)
     assert sha256_file(remote) == sha256_file(weights)
 

@@ -123,8 +123,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
-    """Walking a checkpoint holds one difference and blocks of both sides, never a model."""
+def test_memory_is_bounded_by_blocks(tmp_path: Path) -> None:
+    """Walking a checkpoint holds blocks of both sides, never a whole tensor's difference."""
     for seed, folder in enumerate(("base", "end")):
         generator = torch.Generator().manual_seed(seed)
         (tmp_path / folder).mkdir()
@@ -138,8 +138,7 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
         del tensors
     walk = [sys.executable, "-c", _WALK, str(tmp_path / "base"), str(tmp_path / "end")]
     grown = int(subprocess.run(walk, check=True, capture_output=True, text=True).stdout) * 1024
-    one, all_of_them = 2048 * 1024 * 4, 30 * 2048 * 1024 * 2
-    assert grown < 4 * one < all_of_them / 2
+    assert grown < 2048 * 1024 * 4  # one difference
 
 
 def test_a_resized_vocabulary_is_compared_on_its_common_rows(bases: Bases, tmp_path: Path) -> None:
