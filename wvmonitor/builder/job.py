@@ -110,7 +110,8 @@ class Job:
             raise BuildError(f"--seeds must be at least 1, got {o.seeds}")
         if o.sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise BuildError(
-                "--sweep runs in one process: find the rate there first, and write it into the recipe"
+                "--sweep runs in one process: find the rate there first, and write it into the "
+                "recipe"
             )
         if o.qlora:
             if self.method != "lora":
