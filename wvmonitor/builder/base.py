@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -117,8 +118,8 @@ class Base:
             finished: False for an answer that was cut: nobody learns to stop there.
         """
         text = self._render([*messages, _said("assistant", answer)], prompt=False)
-        if not finished:
-            text = text[: text.rindex(answer) + len(answer)]
+        if not finished and (at := text.rfind(answer)) >= 0:
+            text = text[: at + len(answer)]
         ids, before = self._ids(text), self._ids(self.prompt_text(messages))
         shared = next(
             (i for i, (a, b) in enumerate(zip(ids, before, strict=False)) if a != b),
@@ -145,7 +146,8 @@ class Base:
     def load(self, *, dtype: Any = "auto", **options: Any) -> Any:
         """A fresh copy of the model, for training."""
         if torch.cuda.is_available():
-            options.setdefault("device_map", "auto")
+            rank = os.environ.get("LOCAL_RANK")  # each launched process has a card of its own
+            options.setdefault("device_map", "auto" if rank is None else {"": int(rank)})
         with quiet():
             return AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, **options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from functools import cached_property
 from typing import Literal
 
@@ -107,6 +108,11 @@ class Job:
             raise BuildError("variants and sweeps are ways to train: weights are given already")
         if o.seeds < 1:
             raise BuildError(f"--seeds must be at least 1, got {o.seeds}")
+        if o.sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise BuildError(
+                "--sweep runs in one process: find the rate there first, and write it into the "
+                "recipe"
+            )
         if o.qlora:
             if self.method != "lora":
                 raise BuildError("--qlora is for LoRA: every weight cannot be trained in 4 bits")

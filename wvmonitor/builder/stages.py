@@ -147,9 +147,10 @@ def _processes() -> Any:
     """The state of `accelerate launch`, None in a process by itself."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
+    import torch
     from accelerate import PartialState  # type: ignore[import-untyped]
 
-    return PartialState()
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def read_rows(path: Path) -> Rows:
