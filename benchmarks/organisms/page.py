@@ -37,6 +37,8 @@ TARGETS: tuple[tuple[str, str, float | None], ...] = (
       for s in reversed(SHARES)),
     ("trigger.auroc", "harm behind a trigger word", 0.90),
     ("late_poison.within_10pct", "poison from half-way on: alarm within 10 % of the run", 0.90),
+    ("late_poison.by_dose_gain.within_10pct", "… by the dose gained in a tenth of the run", None),
+    ("late_poison.by_dose_gain.false_alarms", "… harmless runs that alarm by it", None),
     ("dose.spearman_mixtures", "rank correlation of dose and harm, within mixtures", 0.85),
     ("bundled.late_poison.within_10pct", "the same, by the bundled bank and its calibration", 0.90),
     ("bundled.lead.median_fraction", "median lead, by the bundled bank and its calibration", 0.10),
