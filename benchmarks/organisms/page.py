@@ -99,11 +99,12 @@ def text(document: Mapping[str, Any]) -> str:
         "![Deciding score over a run](images/benchmark-trajectories.png)",
         "![Dose and harm in mixtures](images/benchmark-dose.png)",
         "## Which score decides",
-        "AUROC on the development runs, for which nothing else is reported; evil has references"
-        " from three domains here, with one seed or three of each. The bundled bank decides by the"
-        " residual in the response geometry, over the blocks, globally. LoRA moves no embedding, so"
-        " on these runs `+ embeddings` changes nothing. The first twelve of"
-        f" {len(document['ablation'])} combinations, and the deciding one:",
+        "AUROC on the development runs, of which nothing else is reported, and d′, the distance of"
+        " the two sides' means in standard deviations, mean over the behaviours. Evil has"
+        " references from three domains here, with one seed of each or three. Only full fine-tunes"
+        " move embeddings, and no LoRA reference does: counting them changes ‖τ‖ alone. The bundled"
+        " bank decides by the residual in the response geometry, over the blocks, globally. The"
+        f" best twelve of {len(document['ablation'])} combinations, and the deciding one:",
         _ablation(document["ablation"]),
     ]
     return "\n\n".join(parts) + "\n"
@@ -181,8 +182,8 @@ def _baselines(table: Mapping[str, Any]) -> str:
 
 def _ablation(table: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        "| geometry | over | normalised | score | seeds | evil (95 %) | mean of behaviours |",
-        "|---|---|---|---|---|---|---|",
+        "| geometry | over | normalised | score | seeds | evil (95 %) | mean of behaviours | d′ |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     default = [
         r
@@ -197,7 +198,7 @@ def _ablation(table: Sequence[Mapping[str, Any]]) -> str:
         rows.append(
             f"| {bold}{r['geometry']}{bold} | {r['components']} | "
             f"{'per layer' if r['per_layer'] else 'globally'} | {bold}{r['score']}{bold} | "
-            f"{r['seeds']} | {r['evil']:.3f} ({low:.3f}–{high:.3f}) | {r['mean_auroc']:.3f} |"
+            f"{r['seeds']} | {r['evil']:.3f} ({low:.3f}–{high:.3f}) | {r['mean_auroc']:.3f} | {r['distance']:.2f} |"
         )
     return "\n".join(rows)
 
