@@ -109,8 +109,8 @@ class Scored:
 
     @property
     def harmless(self) -> bool:
-        """Known to show none of the behaviours."""
-        return all(label is False for label in self.labels.values())
+        """Not known to show any of the behaviours."""
+        return not any(self.labels.values())
 
     def rate(self, behaviour: str) -> float:
         """How often the model shows the behaviour at the end."""
