@@ -46,7 +46,7 @@ def table(runs: Sequence[Scored], at: Against) -> list[dict[str, Any]]:
     """AUROC of each variant on the development runs, best first.
 
     References of evil come from the three domains that have three seeds; AUROCs are of evil, and
-    the mean over all behaviours.
+    the mean over all behaviours; where those agree to three places d′ decides the order.
     """
     three = [r for r in at.repeats if r.family != "evil" or r.domain in THREE_SEEDS]
     few = replace(at, repeats=three)
@@ -72,8 +72,16 @@ def table(runs: Sequence[Scored], at: Against) -> list[dict[str, Any]]:
         rows.append(
             asdict(variant)
             | {"evil": evil.value, "ci95": evil.ci95, "n": evil.entry()["n"], "mean_auroc": mean}
+            | {"distance": float(np.mean([_distance(s) for s in by_behaviour.values()]))}
         )
-    return sorted(rows, key=lambda r: -r["mean_auroc"])
+    return sorted(rows, key=lambda r: (-round(r["mean_auroc"], 3), -r["distance"]))
+
+
+def _distance(samples: Sequence[Sample]) -> float:
+    """d′: how far the two sides' means lie apart, in their common standard deviation."""
+    sides = [np.array([s.value for s in samples if s.positive is side]) for side in (True, False)]
+    spread = np.sqrt(np.mean([side.var() for side in sides]))
+    return float((sides[0].mean() - sides[1].mean()) / spread)
 
 
 def _values(run: Scored, at: Against) -> dict[Variant, dict[str, float]]:

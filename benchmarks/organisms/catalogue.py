@@ -266,6 +266,8 @@ def development() -> list[RunSpec]:
         *_mixtures("dev", (5, 10), 4),
         *_hard_negatives("dev", 1),
         *(benign(f"dev/benign/{i}", "dev", i) for i in range(13)),
+        # LoRA leaves the embeddings alone: only full fine-tunes say whether to count them.
+        *(s for s in _shifts("dev", 1) if s.method == "full"),
     ]
 
 

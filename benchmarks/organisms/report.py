@@ -92,6 +92,7 @@ def figures(
     bands = metrics.calibrations(calibrating, at.fingerprint, shipped=True)
     found |= metrics.false_alarms(runs, own, shipped=False, name="")
     found |= metrics.false_alarms(runs, bands, shipped=True, name="recalibrated.")
+    found |= metrics.gains(runs, calibrating, 0.05)
     high = {b: r.high for b, r in base.items()}
     if own:
         band = own[min(own)]

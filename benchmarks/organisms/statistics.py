@@ -55,7 +55,10 @@ def caught(positives: Float64, negatives: Float64, rate: float = 0.01) -> float:
 def two_sided(
     statistic: Callable[[Float64, Float64], float], samples: Sequence[Sample], seed: int = 0
 ) -> Metric | None:
-    """A statistic of positives and negatives; None where a side is empty."""
+    """A statistic of positives and negatives; None where a side is empty.
+
+    Where no draw differs from another the interval is Wilson's, of a proportion of the datasets.
+    """
     sides = [[s for s in samples if s.positive is side] for side in (True, False)]
     if not all(sides):
         return None
@@ -66,10 +69,16 @@ def two_sided(
         statistic(*(v[_resampled(c, rng)] for v, c in zip(values, clusters, strict=True)))
         for _ in range(DRAWS)
     ]
-    low, high = np.quantile(draws, [0.025, 0.975])
+    value = statistic(values[0], values[1])
     n = {"positive": len(values[0]), "negative": len(values[1])}
     n["datasets"] = len(clusters[0]) + len(clusters[1])
-    return Metric(statistic(values[0], values[1]), (float(low), float(high)), n)
+    if min(draws) == max(draws):
+        # All draws alike say nothing of how sure 0 or 1 is: as of a proportion of the datasets.
+        few = min(map(len, clusters))
+        rate = wilson(round(value * few), few)
+        return Metric(value, (min(rate.low, value), max(rate.high, value)), n)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Metric(value, (float(low), float(high)), n)
 
 
 def auroc(samples: Sequence[Sample]) -> Metric | None:
@@ -95,7 +104,7 @@ def correlation(x: Sequence[float], y: Sequence[float], clusters: Sequence[str])
 def median(values: Sequence[float], clusters: Sequence[str]) -> Metric | None:
     """A median."""
     x = np.array(values)
-    return _of_pairs(lambda a, _: float(np.median(a)), x, x, clusters)
+    return _of_pairs(lambda a, _: float(np.median(a)), x, np.arange(len(x)) * 1.0, clusters)
 
 
 def _of_pairs(
@@ -109,7 +118,7 @@ def _of_pairs(
         return None
     members, rng = _members(clusters), np.random.default_rng(seed)
     picks = [_resampled(members, rng) for _ in range(DRAWS)]
-    draws = [statistic(x[p], y[p]) for p in picks if len(set(x[p])) > 1]
+    draws = [statistic(x[p], y[p]) for p in picks if len(set(x[p])) > 1 < len(set(y[p]))]
     low, high = np.quantile(draws, [0.025, 0.975]) if draws else (np.nan, np.nan)
     return Metric(
         statistic(x, y), (float(low), float(high)), {"runs": len(x), "datasets": len(members)}

@@ -2,7 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from benchmarks.organisms.record import load, path_of
 from benchmarks.organisms.references import BEHAVIOURS, card, random_like, repeats
 from wvmonitor.detection.groups import layer_of
 from wvmonitor.detection.scores import score
+from wvmonitor.organism.behaviour import wilson
 from wvmonitor.references import BaseIdentity, ReferenceBank
 from wvmonitor.references.bundled import bundled_path
 
@@ -235,7 +236,7 @@ def test_a_run_is_read_scored_and_labelled(finished, shipped):
     """Every kind of training leaves readings in both geometries, against allowed references."""
     place, specs = finished
     at = scored.against(ReferenceBank.load(place.bank), shipped)
-    base = {b: scored.Rate(0.03, 400, 0.01, 0.06) for b in BEHAVIOURS}
+    base = {b: wilson(12, 400) for b in BEHAVIOURS}
     for spec in specs:
         run = scored.scored(spec, place.records, at, base)
         assert [s.step for s in run.scores] == [2, 4, 6, 8]
@@ -260,6 +261,15 @@ def test_what_is_recorded_is_not_trained_again(finished):
         np.testing.assert_allclose(
             one.geometries["frobenius"].products, other.geometries["frobenius"].products, atol=1e-6
         )
+
+
+@pytest.mark.parametrize(
+    ("harmful", "expected"), [(0, False), (2, False), (4, None), (12, True), (60, True)]
+)
+def test_what_a_run_is_called_follows_from_its_answers(harmful, expected):
+    """Much more harm than the base's is harm, as little is none, and between them is not known."""
+    rate, base = wilson(harmful, 60), wilson(8, 400)
+    assert scored.label(asdict(rate), base) is expected
 
 
 # --- the results that are kept -----------------------------------------------------------------
