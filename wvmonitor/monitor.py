@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wvmonitor import preflight
 from wvmonitor.actions import Action, Actions, log_raised
@@ -43,6 +43,8 @@ from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import TaskVector
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 WARM_START_SHARE = 1e-3
 """‖τ‖ at the start above this share of ‖w‖ means a warm start, or a wrong base."""
@@ -211,7 +213,7 @@ class Monitor:
         previous = self.journal.run if self.journal else None
         self._close_record()
         for exporter in self._exporters[len(self._given) :]:
-            exporter.close()
+            self.guarded("close", exporter.close, None)
         self.journal = self._outbox = self._recorder = self.last = self._anchor = None
         self._state = JudgeState()
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
@@ -310,17 +312,16 @@ class Monitor:
         Raises:
             MonitorFailedError: only with `on_monitor_failure="stop"`.
         """
+        return self.guarded("reading", lambda: self._observed(model, step, force=force), None)
+
+    def _observed(self, model: Any, step: int, *, force: bool) -> Observation | None:
         if not self._wanted(model, step, force=force):
             return None
-        try:
-            if self._live is None:
-                self.start(model)
-                if self.last is not None and self.last.scores.step == step:
-                    return self.last
-            observation = self._measure(step, model)
-        except Exception as error:  # noqa: BLE001  training must not die of its monitor
-            self.fail("reading", error)
-            return None
+        if self._live is None:
+            self.start(model)
+            if self.last is not None and self.last.scores.step == step:
+                return self.last
+        observation = self._measure(step, model)
         self._failures_in_a_row = 0
         return observation
 
@@ -335,7 +336,26 @@ class Monitor:
         wanted = not self.disabled and not seen and (force or self._cadence.due(step))
         return bool(agreed(int(wanted))) if sharded else wanted
 
-    def fail(self, where: str, error: Exception) -> None:
+    def guarded(self, where: str, work: Callable[[], T], otherwise: T) -> T:
+        """What `work` gives, or `otherwise` where it fails: training must not die of its monitor.
+
+        Args:
+            where: what failed, for the log and the metrics.
+            work: anything that the monitor does while training waits.
+            otherwise: what training gets in its place.
+
+        Raises:
+            MonitorFailedError: only with `on_monitor_failure="stop"`.
+        """
+        try:
+            return work()
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, MonitorFailedError):
+            raise  # meant for training itself
+        except BaseException as error:  # noqa: BLE001  a panic in a library of Rust is no Exception
+            self.fail(where, error)
+            return otherwise
+
+    def fail(self, where: str, error: BaseException) -> None:
         """Count a failure and say it loudly; raise only where the settings ask for it."""
         self.failures += 1
         self._failures_in_a_row += 1
@@ -354,7 +374,10 @@ class Monitor:
 
     def _count(self, where: str) -> None:
         for exporter in self._exporters:
-            exporter.error(where)
+            try:
+                exporter.error(where)
+            except Exception:
+                logger.exception("%s cannot count a failure", type(exporter).__name__)
 
     def _measure(self, step: int, model: Any = None) -> Observation | None:
         """Read, judge, keep and show; None in the processes that only take part in the reading."""
@@ -406,11 +429,14 @@ class Monitor:
             measure_seconds=measured,
             wall_time=time.time(),
             deciding=self._deciding(),
-            acknowledged=self.journal.acknowledged() if self.journal else frozenset(),
+            acknowledged=self.guarded("journal", self._acknowledged, frozenset()),
         )
         self._publish(observation)
         self._cadence.note(time.perf_counter() - began - probing)
         return observation
+
+    def _acknowledged(self) -> frozenset[str]:
+        return self.journal.acknowledged() if self.journal else frozenset()
 
     def _probed(self, verdict: Verdict, model: Any, alarmed: tuple[str, ...]) -> Verdict:
         """A verdict with what its probe found, where it is a behaviour's first alarm of the run."""
@@ -442,10 +468,16 @@ class Monitor:
         self._readings += 1
 
     def _publish(self, observation: Observation) -> None:
+        """Keep and show a reading; whoever fails at that keeps it from nobody else."""
         log_raised(observation, self.verdicts, {*self.settings.expected, *observation.acknowledged})
         self.last = observation
         for notifier in self._attending:
-            notifier.attend()
+            self.guarded("notifier", notifier.attend, None)
+        self.guarded("journal", lambda: self._record(observation), None)
+        for exporter in self._exporters:
+            self.guarded("exporter", lambda e=exporter: e.export(observation), None)  # type: ignore[misc]
+
+    def _record(self, observation: Observation) -> None:
         if self.journal:
             self.journal.record(
                 observation.reading,
@@ -454,8 +486,6 @@ class Monitor:
                 self._state,
                 measure_seconds=observation.measure_seconds,
             )
-        for exporter in self._exporters:
-            exporter.export(observation)
 
     # Consequences
 
@@ -481,20 +511,16 @@ class Monitor:
 
     def close(self) -> None:
         """Deliver and write what is left, and let go of journal, ports and threads."""
-        self._close_record()
-        for exporter in self._exporters:
-            exporter.close()
+        try:
+            self._close_record()
+        finally:
+            for exporter in self._exporters:
+                self.guarded("close", exporter.close, None)
 
     def _close_record(self) -> None:
-        try:
-            if self._recorder:
-                self._recorder.close()
-            if self._outbox:
-                self._outbox.close()
-            if self.journal:
-                self.journal.close()
-        except Exception as error:  # noqa: BLE001  training must not die of its monitor
-            self.fail("close", error)
+        for record in (self._recorder, self._outbox, self.journal):
+            if record:
+                self.guarded("close", record.close, None)
 
     def _show_pending(self, count: int) -> None:
         for exporter in self._exporters:

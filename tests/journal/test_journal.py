@@ -420,3 +420,16 @@ def test_damage_inside_a_row_is_told(tmp_path: Path, make_entry: Entry) -> None:
         raw.execute("UPDATE readings SET scores = '{'")
     with pytest.raises(JournalError, match="holds a damaged record"):
         reader.trajectory("r")
+
+
+def test_a_file_destroyed_while_it_is_written_is_said_at_once(
+    tmp_path: Path, make_entry: Entry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A journal that something else wrote over loses its readings loudly, and never hangs."""
+    journal = begun(tmp_path)
+    journal.flush()
+    journal.path.write_bytes(b"something else entirely" * 1000)
+    journal.record(*make_entry(1))
+    with pytest.raises(JournalError, match="lacks the reading of step 1"):
+        journal.close(timeout=20)
+    assert "the reading of step 1 is not in" in caplog.text

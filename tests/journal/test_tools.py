@@ -87,6 +87,15 @@ def test_a_truncated_file_never_verifies(journal_folder: Path) -> None:
     assert "Traceback" not in done.output
 
 
+def test_a_journal_without_its_last_bytes_never_verifies(journal_folder: Path) -> None:
+    """Also a few bytes that SQLite would take for zeros are missed."""
+    file = journal_folder / "wvmonitor.db"
+    file.write_bytes(file.read_bytes()[:-4])
+    done = run_command("journal", "verify", file)
+    assert done.exit_code == 2
+    assert "lacks its last 4 bytes" in done.stdout
+
+
 def test_a_newer_journal_is_refused_with_the_way_out(journal_folder: Path) -> None:
     """A journal of a later version is not misread: one line says what to do."""
     with sqlite3.connect(journal_folder / "wvmonitor.db") as connection:

@@ -9,24 +9,24 @@ after the trackers: scores reach `log_history`, `trainer_state.json`, the journa
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
 from wvmonitor.actions import Action
 from wvmonitor.detection.verdict import State
-from wvmonitor.errors import MonitorFailedError, UnmeasurableModelError
+from wvmonitor.errors import UnmeasurableModelError
 from wvmonitor.exporters.trainer_log import log_values
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
+from wvmonitor.integrations.decision import together
 from wvmonitor.monitor import Monitor, Run
 from wvmonitor.probing import Probe
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.settings import MonitorSettings
-from wvmonitor.sources.distributed import agreed, any_sharded
+from wvmonitor.sources.distributed import any_sharded
 from wvmonitor.sources.live_model import LiveModel
 
 logger = logging.getLogger(__name__)
@@ -36,9 +36,6 @@ SIDECAR = "wvmonitor.json"
 
 INITIAL = "wvmonitor.safetensors"
 """Beside a checkpoint's weights: how its adapter started, where that was not at the base."""
-
-_Decision = Action | Literal["fail"]
-_DECISIONS: tuple[_Decision, ...] = ("none", "save", "stop", "fail")
 
 
 class WVMonitorCallback(TrainerCallback):
@@ -68,7 +65,6 @@ class WVMonitorCallback(TrainerCallback):
         self._pending: dict[str, float] = {}
         self._attached = False
         self._shown: dict[str, State] = {}
-        self._failure: MonitorFailedError | None = None
 
     @classmethod
     def attach(
@@ -139,19 +135,18 @@ class WVMonitorCallback(TrainerCallback):
                 "and the exporters, but not W&B, TensorBoard or other trackers; use "
                 "WVMonitorCallback.attach(trainer, ...) for those"
             )
-        decision: _Decision = "none"
-        if self._takes_part(state, kwargs["model"]):
-            tokenizer = kwargs.get("processing_class")
-            decision = self._guarded(lambda: self._begin(args, state, kwargs["model"], tokenizer))
-        self._carry_out(decision, control)
+        model, tokenizer = kwargs["model"], kwargs.get("processing_class")
+        self._carry_out(
+            together(self.monitor, "start", lambda: self._begin(args, state, model, tokenizer)),
+            control,
+        )
 
     def _begin(
         self, args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any
-    ) -> _Decision:
-        try:
-            self._start(args, state, model, tokenizer)
-        except Exception as error:  # noqa: BLE001  training must not die of its monitor
-            self.monitor.fail("start", error)
+    ) -> Action:
+        if not self._takes_part(state, model):
+            return "none"
+        self.monitor.guarded("start", lambda: self._start(args, state, model, tokenizer), None)
         reason = self.monitor.stop_latched()
         if reason is None:
             return "none"
@@ -202,12 +197,15 @@ class WVMonitorCallback(TrainerCallback):
         last = step >= state.max_steps
         if step % self.monitor.settings.every_n_steps and not last:
             return
-        decision: _Decision = "none"
-        if self._takes_part(state, kwargs["model"]):
-            decision = self._guarded(lambda: self._read(kwargs["model"], step, last, control))
-        self._carry_out(decision, control)
+        model = kwargs["model"]
 
-    def _read(self, model: Any, step: int, last: bool, control: TrainerControl) -> _Decision:  # noqa: FBT001
+        def read() -> Action:
+            takes_part = self._takes_part(state, model)
+            return self._read(model, step, last, control) if takes_part else "none"
+
+        self._carry_out(together(self.monitor, "step", read), control)
+
+    def _read(self, model: Any, step: int, last: bool, control: TrainerControl) -> Action:  # noqa: FBT001
         observation = self.monitor.observe(model, step, force=last)
         if observation is None:
             return "none"
@@ -219,24 +217,11 @@ class WVMonitorCallback(TrainerCallback):
             self._shown = shown
         return self.monitor.action(observation)
 
-    def _guarded(self, decide: Callable[[], _Decision]) -> _Decision:
-        """A failure that is to stop training is a decision, so that it stops every rank."""
-        try:
-            return decide()
-        except MonitorFailedError as error:
-            self._failure = error
-            return "fail"
-
-    def _carry_out(self, decision: _Decision, control: TrainerControl) -> None:
-        """Do on every rank what rank 0 has decided."""
-        together = _DECISIONS[agreed(_DECISIONS.index(decision))]
-        if together == "fail":
-            raise self._failure or MonitorFailedError(
-                "the monitor failed on rank 0, and on_monitor_failure='stop'"
-            )
-        if together in ("save", "stop"):
+    @staticmethod
+    def _carry_out(action: Action, control: TrainerControl) -> None:
+        if action in ("save", "stop"):
             control.should_save = True
-        if together == "stop":
+        if action == "stop":
             control.should_training_stop = True
 
     def on_log(
@@ -248,36 +233,41 @@ class WVMonitorCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Let the latest values join the row that the Trainer is writing."""
-        if not self._pending or logs is None:
-            return
-        logs.update(self._pending)
-        if state.log_history:
-            state.log_history[-1].update(self._pending)
-        self._pending = {}
+        if self._pending and logs is not None:
+            self.monitor.guarded("log", lambda: self._join([logs, *state.log_history[-1:]]), None)
+
+    def _join(self, rows: list[dict[str, Any]]) -> None:
+        pending, self._pending = self._pending, {}
+        for row in rows:
+            row.update(pending)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave beside the checkpoint what resuming from it needs."""
         folder = _checkpoint(args, state)
-        if not state.is_world_process_zero or folder is None or not self.monitor.journal:
-            return
-        try:
-            write_json(folder / SIDECAR, {"format_version": 1, "run": self.monitor.run_name})
-            if self._live is not None and self._live.method != "full":
-                initial = self._live.initial_state()
-                if initial:
-                    write_safetensors(folder / INITIAL, initial)
-        except Exception as error:  # noqa: BLE001  training must not die of its monitor
-            self.monitor.fail("checkpoint", error)
+        if state.is_world_process_zero and folder is not None and self.monitor.journal:
+            self.monitor.guarded("checkpoint", lambda: self._leave(folder), None)
+
+    def _leave(self, folder: Path) -> None:
+        write_json(folder / SIDECAR, {"format_version": 1, "run": self.monitor.run_name})
+        if self._live is not None and self._live.method != "full":
+            initial = self._live.initial_state()
+            if initial:
+                write_safetensors(folder / INITIAL, initial)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the last reading and close the journal."""
-        if self._takes_part(state, kwargs["model"]):
-            self.monitor.observe(kwargs["model"], state.global_step, force=True)
-            self.monitor.close()
+        self.monitor.guarded("end", lambda: self._end(state, kwargs["model"]), None)
+
+    def _end(self, state: TrainerState, model: Any) -> None:
+        if self._takes_part(state, model):
+            try:
+                self.monitor.observe(model, state.global_step, force=True)
+            finally:
+                self.monitor.close()
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path | None:

@@ -12,7 +12,8 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -66,20 +67,34 @@ def load(text: str, where: str) -> Any:
     Raises:
         JournalError: the text is not JSON; `where` says which row held it.
     """
-    try:
+    with whole(where):
         return revived(json.loads(text))
-    except (ValueError, TypeError) as error:
+
+
+@contextmanager
+def whole(where: str) -> Iterator[None]:
+    """In here, values that only a damaged file can hold are errors in words.
+
+    Raises:
+        JournalError: in place of what Python says to a value of the wrong kind.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
         raise JournalError(
-            f"{where} holds a damaged record ({error}): restore the file from a copy"
+            f"{where} holds a damaged record ({type(error).__name__}: {error}): restore the file "
+            "from a copy"
         ) from None
 
 
-def record(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+def record(kind: type[T], values: Any, where: str) -> T:
     """Build the dataclass `kind` from what was kept of it; fields it no longer has are left out.
 
     Raises:
-        JournalError: a field without a default is missing.
+        JournalError: what was kept is no record, or a field without a default is missing.
     """
+    if not isinstance(values, Mapping):
+        raise JournalError(f"{where} holds no {kind.__name__} where one should be: it is damaged")
     names = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]  # T is a dataclass
     missing = [
         name

@@ -340,8 +340,10 @@ class Journal:
         while batch:
             try:
                 outcomes = writes.transaction(connection, [job for job, _ in batch])
-            except sqlite3.OperationalError as error:
-                if time.monotonic() >= self._deadline:
+            except sqlite3.Error as error:
+                # a disk that is full or away may come back, a file that is damaged does not
+                lasting = not isinstance(error, sqlite3.OperationalError)
+                if lasting or time.monotonic() >= self._deadline:
                     outcomes = [error] * len(batch)
                 else:
                     if delay == 0.05:

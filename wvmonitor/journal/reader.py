@@ -273,8 +273,9 @@ class JournalReader:
             try:
                 connection.row_factory = sqlite3.Row
                 connection.execute("BEGIN")
-                check_schema(connection, self.path)
-                yield connection
+                with codec.whole(f"'{self.path}'"):
+                    check_schema(connection, self.path)
+                    yield connection
             finally:
                 connection.close()
         except sqlite3.Error as error:

@@ -79,6 +79,7 @@ def verify(path: str | Path) -> Verification:
     with _reading(reader.path) as connection:
         found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check").fetchall()]
         problems += [f"SQLite: {line}" for line in found if line != "ok"]
+        problems += _missing_end(connection, reader.path)
         problems += _orphans(connection)
         (pending,) = connection.execute(
             "SELECT count(*) FROM deliveries WHERE status = 'pending'"
@@ -122,6 +123,14 @@ def _complaint(read: Any) -> list[str]:
     return []
 
 
+def _missing_end(connection: sqlite3.Connection, path: Path) -> list[str]:
+    """A file that lost less than its last page, which SQLite takes for zeros."""
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (size,) = connection.execute("PRAGMA page_size").fetchone()
+    missing = pages * size - path.stat().st_size
+    return [f"the file lacks its last {missing} bytes"] if missing > 0 else []
+
+
 def _orphans(connection: sqlite3.Connection) -> list[str]:
     """Rows that belong to nothing, which only a foreign hand can leave."""
     found = []
@@ -162,7 +171,8 @@ def export(path: str | Path, runs: Sequence[str] = ()) -> Iterator[str]:
     for run in wanted:
         for attempt in reader.attempts(run):
             values = codec.plain(attempt)
-            yield _line("attempt", {**values, "settings": json.loads(attempt.settings)})
+            settings = codec.plain(codec.load(attempt.settings, f"'{reader.path}'"))
+            yield _line("attempt", {**values, "settings": settings})
         for row in reader.trajectory(run):
             yield _line("reading", codec.plain(row))
         for event in reader.events(run):
@@ -176,7 +186,8 @@ def export(path: str | Path, runs: Sequence[str] = ()) -> Iterator[str]:
         names = ("target", "status", "attempts", "created", "done", "last_error")
         for *values, alert in deliveries:
             line = dict(zip(names, values, strict=True))
-            yield _line("delivery", {"run": run, **line, "alert": json.loads(alert)})
+            told = codec.plain(codec.load(alert, f"'{reader.path}'"))
+            yield _line("delivery", {"run": run, **line, "alert": told})
 
 
 def _line(kind: str, values: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,13 +12,14 @@ from wvmonitor.errors import BankError, BaseMismatchError, FormatVersionError, M
 from wvmonitor.files.atomic import replacing, write_all
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
-from wvmonitor.files.updates import as_tensors, read_updates
+from wvmonitor.files.updates import as_tensors, open_updates
 from wvmonitor.references.card import CARD_FORMAT, Card, model_card
 from wvmonitor.vectors.task_vector import Origin, TaskVector
 
 WEIGHTS_FILE = "reference.safetensors"
 CARD_FILE = "card.json"
 README_FILE = "README.md"
+_SMALL = 1 << 18  # bytes: what is no larger is held in memory
 FILES = (WEIGHTS_FILE, CARD_FILE, README_FILE)
 
 
@@ -56,26 +57,42 @@ class Reference:
 
     @classmethod
     def load(cls, folder: str | Path) -> Reference:
-        """Read a reference's folder into memory.
+        """Read a reference's folder.
+
+        Low-rank updates are read into memory. Dense ones stay in their file, which is held open,
+        and are read block by block whenever they are measured: they are as large as the model.
 
         Raises:
             MissingPathError: a file is missing.
             MalformedFileError: the card or the tensors break their format.
             FormatVersionError: the card was written by a newer version.
         """
-        source = Path(folder)
-        card = read_card(source / CARD_FILE)
-        with SafetensorsFile(source / WEIGHTS_FILE) as file:
-            updates = read_updates(file, "build or download the reference again")
-        origin = Origin(
-            source=str(source),
-            base_digest=card.base.digest,
-            base_name=card.base.id,
-            method=card.built.method,
-            rank=card.rank,
-            kept=card.kept,
+        opened = open_reference(folder)
+        return replace(
+            opened, vector=TaskVector.of(dict(opened.vector.updates()), opened.vector.origin)
         )
-        return cls(card, TaskVector.of(updates, origin))
+
+
+def open_reference(folder: str | Path) -> Reference:
+    """A reference whose updates are read from its folder whenever they are asked for.
+
+    Raises:
+        InputError: as `Reference.load` says.
+    """
+    source = Path(folder)
+    card = read_card(source / CARD_FILE)
+    shapes, produce = open_updates(
+        SafetensorsFile(source / WEIGHTS_FILE), "build or download the reference again", held=_SMALL
+    )
+    origin = Origin(
+        source=str(source),
+        base_digest=card.base.digest,
+        base_name=card.base.id,
+        method=card.built.method,
+        rank=card.rank,
+        kept=card.kept,
+    )
+    return Reference(card, TaskVector(shapes, produce, origin))
 
 
 def read_card(path: Path) -> Card:

@@ -16,7 +16,7 @@ from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import is_url, joined, local_path, shown
 from wvmonitor.reading import Component, Geometry, Reading
 from wvmonitor.references import ReferenceBank
-from wvmonitor.references.bank import BaseRelation
+from wvmonitor.references.card import BaseRelation
 from wvmonitor.scan.cache import CacheView, content_key
 from wvmonitor.scan.results import Failure, failure_of
 from wvmonitor.scan.targets import ADAPTER_CONFIG, Target

@@ -8,7 +8,6 @@ they are.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,6 +48,12 @@ _LOW_PRECISION = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m
 _CONSTANTS = re.compile(
     r"(?:^|\.)(?:rotary_emb\.inv_freq|position_ids|masked_bias|rotary_pos_emb\.inv_freq)$"
 )
+# Fields by which configurations say how many layers there are, at any depth.
+_LAYER_COUNTS = re.compile(
+    r"(?:n|num)_(?:hidden_|encoder_|decoder_)?layers?|(?:encoder|decoder)_layers|depth"
+)
+_MODULES_PER_TENSOR = 10
+_FEWEST_MODULES = 1000
 _NOT_TOKENS = re.compile(r"pos|type|wpe")
 _CAUSAL_MASK = re.compile(r"(?:^|\.)(?:attn|attention)\.bias$")
 
@@ -130,26 +135,26 @@ class ModelFolder:
         source = self._source(name)
         return self._fuse(name, source) if isinstance(source, Fused) else self.files.read(source)
 
+    def row(self, name: str, index: int) -> Tensor:
+        """Row `index` of one tensor, of which nothing else is read where it is not fused."""
+        source = self._source(name)
+        if isinstance(source, Fused):
+            return self._fuse(name, source)[index]
+        return self.files.read_rows(source, index, index + 1)[0]
+
     def is_fused(self, name: str) -> bool:
         """Whether the files hold the tensor in parts, so that it can only be read whole."""
         return isinstance(self._source(name), Fused)
 
-    def rows(self, name: str, rows: slice) -> Tensor:
-        """Rows of one tensor, of which nothing else is read where it is not fused."""
+    def stream(self, name: str, elements: int, count: int | None = None) -> Iterator[Tensor]:
+        """One tensor's first `count` elements in flat blocks, as `SafetensorsFile.stream`.
+
+        A fused tensor can only be made whole.
+        """
         source = self._source(name)
         if isinstance(source, Fused):
-            return self._fuse(name, source)[rows]
-        return self.files.read_rows(source, rows.start, rows.stop)
-
-    def blocks(self, name: str, elements: int) -> Iterator[Tensor]:
-        """One tensor in blocks of rows of about `elements` elements, in order."""
-        shape = self.shape(name)
-        if self.is_fused(name) or math.prod(shape) <= elements:
-            yield self.read(name)
-            return
-        step = max(1, elements // max(1, math.prod(shape[1:])))
-        for start in range(0, shape[0], step):
-            yield self.rows(name, slice(start, min(start + step, shape[0])))
+            return iter(torch.split(self._fuse(name, source).reshape(-1)[:count], elements))
+        return self.files.stream(source, elements, count)
 
     def tied_to(self, name: str) -> str | None:
         """The tensor that a head absent from the files shares, if the model ties it.
@@ -190,12 +195,13 @@ class ModelFolder:
         """The model that transformers would build of this folder, on the meta device."""
         import transformers
 
-        layers = self.config.get("num_hidden_layers", 0)
-        if isinstance(layers, int) and layers > len(self.files.names()):
-            raise MalformedFileError(
-                f"config.json of {self.where} claims {layers} layers, more than it holds tensors: "
-                "fetch the folder again"
-            )
+        held = len(self.files.names())
+        for field, layers in _layer_counts(self.config):
+            if layers > held:
+                raise MalformedFileError(
+                    f"config.json of {self.where} claims {layers} layers ({field}), more than it "
+                    "holds tensors: fetch the folder again"
+                )
         named = self.config.get("architectures")
         name = str(named[0]) if isinstance(named, list) and named else "none named"
         kind = getattr(transformers, name, None)
@@ -208,12 +214,12 @@ class ModelFolder:
         try:
             # from the JSON that was read here, so that nothing in the folder is executed
             config = transformers.AutoConfig.for_model(**self.config)
-            with torch.device("meta"):
+            with torch.device("meta"), _at_most(_FEWEST_MODULES + _MODULES_PER_TENSOR * held):
                 return kind(config)
         except Exception as error:
             raise MalformedFileError(
                 f"transformers cannot build {shown(name)} from config.json of {self.where} "
-                f"({error}): use the version it was saved with"
+                f"({shown(error)}): use the version it was saved with"
             ) from error
 
     # Names
@@ -336,6 +342,37 @@ class ModelFolder:
                 f"{self.where} is quantised ({reason}), and rounding would drown what training "
                 "changed: give the unquantised weights it was made from"
             )
+
+
+def _layer_counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Every number of layers that a configuration names, those of its parts included."""
+    for field, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _layer_counts(value)
+        elif isinstance(value, int) and _LAYER_COUNTS.fullmatch(field):
+            yield field, value
+
+
+@contextmanager
+def _at_most(modules: int) -> Iterator[None]:
+    """End the building of a model that would have more modules than its files could fill.
+
+    Which fields of a configuration make modules is each architecture's own affair, so the modules
+    are counted.
+    """
+    made = 0
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += 1
+        if made > modules:
+            raise ValueError(f"it describes more than {modules} modules")
+
+    handle = torch.nn.modules.module.register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -38,6 +38,10 @@ _CHOOSERS = (
     *("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
     *("trainable_token_indices", "target_parameters"),
 )
+# Beyond this, no number in a configuration is a size unless a tensor has it, ...
+_LARGEST_UNSEEN_SIZE = 1024
+# ... except for those that are no sizes at all.
+_NO_SIZES = re.compile(r"seed|prng_key|alpha|step|warmup|interval|deltaT|tinit|tfinal")
 
 
 def merged_weights(
@@ -223,6 +227,7 @@ def _built(folder: AdapterFolder, base: ModelFolder, targets: list[str]) -> Peft
     """The base in float32 with a new adapter of the folder's configuration."""
     import peft
 
+    _check_sizes(folder)
     shell: Any = copy.deepcopy(base.meta_model)
     model = shell.to(torch.float32).to_empty(device="cpu")
     model.tie_weights()
@@ -240,6 +245,24 @@ def _built(folder: AdapterFolder, base: ModelFolder, targets: list[str]) -> Peft
             f"PEFT cannot make the {folder.kind} adapter of {folder.config_where} on "
             f"{base.where} ({error}): check that they belong together, or upgrade PEFT"
         ) from error
+
+
+def _check_sizes(folder: AdapterFolder) -> None:
+    """Refuse sizes that no tensor of the adapter has, before PEFT allocates them.
+
+    Raises:
+        AdapterError: naming the field.
+    """
+    dimensions = (n for key in folder.files.names() for n in folder.files.info(key).shape)
+    largest = max(_LARGEST_UNSEEN_SIZE, *dimensions)
+    for field, value in folder.config.items():
+        table = value if isinstance(value, Mapping) else {field: value}
+        for size in table.values():
+            if isinstance(size, int) and size > largest and not _NO_SIZES.search(field):
+                raise AdapterError(
+                    f"{field} of {folder.config_where} is {shown(size, 60)}, and no tensor of the "
+                    "adapter is as large: re-save the adapter with its configuration"
+                )
 
 
 def _explicit(folder: AdapterFolder, targets: list[str]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Fuzzing: random files against every reader, guided by coverage; `python -m fuzz` runs all."""

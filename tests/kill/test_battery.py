@@ -1,0 +1,27 @@
+"""kill −9: the short form; `make kill` is the long one."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_killed_work_loses_nothing_and_goes_on() -> None:
+    """After kill −9 at a random moment of a watched training or a scan, everything that was said to
+    be done is there once, every alert is delivered, and the end is that of undisturbed work.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kill.battery", "--points", "8", "--seed", "3"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert re.findall(r"(\w+): (\d+) points, .* 0 problems", done.stdout) == [
+        ("training", "6"),
+        ("scan", "2"),
+    ]
