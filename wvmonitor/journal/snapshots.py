@@ -63,7 +63,7 @@ def write_snapshot(snapshot: Snapshot, journal: Path) -> Path:
     """
     target = path_of(journal, snapshot.run, snapshot.attempt, snapshot.step)
     target.parent.mkdir(parents=True, exist_ok=True)
-    tensors, layout = as_tensors((n, u) for n, u in snapshot.vector.updates())
+    tensors, layout = as_tensors(snapshot.vector.updates())
     origin = snapshot.vector.origin
     about = {
         "version": FORMAT_VERSION,
@@ -96,8 +96,8 @@ def read_snapshot(path: Path) -> Snapshot:
     kept = float(about["kept"])
     if kept < 1:
         warnings.append(
-            f"measured on a sketch that holds {kept:.2%} of ‖τ‖²: a cosine is off by at most "
-            f"{(1 - kept) ** 0.5 + (1 - kept**0.5):.2g}, mostly by far less"
+            f"measured on a sketch that holds {kept:.2%} of ‖τ‖²: a Frobenius cosine is off by at "
+            f"most {(1 - kept) ** 0.5 + (1 - kept**0.5):.2g}, mostly by far less"
         )
     origin = Origin(
         source=str(path),
@@ -109,9 +109,8 @@ def read_snapshot(path: Path) -> Snapshot:
         kept=kept,
         warnings=tuple(warnings),
     )
-    return Snapshot(
-        str(about["run"]), int(about["attempt"]), origin.step or 0, TaskVector.of(updates, origin)
-    )
+    run, attempt, step = str(about["run"]), int(about["attempt"]), int(about["step"])
+    return Snapshot(run, attempt, step, TaskVector.of(updates, origin))
 
 
 def _about(file: SafetensorsFile) -> dict[str, Any]:
