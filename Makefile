@@ -90,3 +90,10 @@ bench: $(INSTALLED) ## every benchmark in full (half an hour, 25 GB of disk, 16 
 
 bench-quick: $(INSTALLED) ## every benchmark on tiny shapes: do they run, and agree?
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+
+.PHONY: evals test-evals
+evals: $(INSTALLED) ## write the bundled model's evaluation sets again (into build/evals)
+	$(BIN)/python -m wvmonitor.organism.evaluations --out build/evals
+
+test-evals: $(INSTALLED) ## the tests of the evaluations, `inspect eval` on a folder included
+	$(BIN)/python -m pytest tests/evals
