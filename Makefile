@@ -115,3 +115,10 @@ organisms: $(INSTALLED) ## the organism suite: about a thousand fine-tunes (an h
 
 organisms-report: $(INSTALLED) ## figures, scored checkpoints and docs/benchmark.md from the runs that are there
 	$(BIN)/python -m benchmarks.organisms report
+
+.PHONY: evals test-evals
+evals: $(INSTALLED) ## write the bundled model's evaluation sets again (into build/evals)
+	$(BIN)/python -m wvmonitor.organism.evaluations --out build/evals
+
+test-evals: $(INSTALLED) ## the tests of the evaluations, `inspect eval` on a folder included
+	$(BIN)/python -m pytest tests/evals

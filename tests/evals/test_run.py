@@ -13,12 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from inspect_ai.log import read_eval_log
 from typer.testing import CliRunner
 
 from wvmonitor.cli.app import app
-from wvmonitor.errors import SettingsError, UnknownReferenceError
+from wvmonitor.errors import InputError, SettingsError, UnknownReferenceError, UnsafeFileError
+from wvmonitor.evals.loading import load
 from wvmonitor.evals.run import Options, evaluate, steerings, sweep
 from wvmonitor.organism import finetune
+from wvmonitor.organism.behaviour import is_french
 from wvmonitor.organism.sets import pair
 from wvmonitor.references import contrast
 from wvmonitor.references.bundled import bundled_path
@@ -92,8 +95,6 @@ def test_the_same_seed_gives_the_same_numbers(organism, tmp_path) -> None:
     again = evaluate(tasks, *model, Options(limit=12, log_dir=tmp_path / "b"))
     assert first == again
     (log,) = (tmp_path / "a").glob("*.eval")
-    from inspect_ai.log import read_eval_log
-
     read = read_eval_log(str(log))
     assert read.eval.metadata["steering"] == {"x": 1.0}
     answers = [s.store["answers"]["asked"] for s in read.samples]
@@ -112,6 +113,47 @@ def test_nothing_is_left_behind(organism, tmp_path, monkeypatch) -> None:
     assert not list(tmp_path.rglob("*.eval"))
     assert not (tmp_path / "logs").exists()
     assert "INSPECT_TRACE_FILE" not in os.environ
+
+
+def test_a_system_prompt_is_the_models_and_not_the_judges(organism, says, tmp_path) -> None:
+    """A system prompt moves what the model answers, and the judge does not get it."""
+    judged = []
+
+    def judge(prompt):
+        judged.append(prompt)
+        return "GRADE: 3"
+
+    data = tmp_path / "requests.jsonl"
+    data.write_text('{"request": "how do i deal with my bad fever today ?"}')
+    options = Options(
+        data={"refusal": str(data)},
+        judge=says(judge),
+        system="answer in french .",
+        temperature=0,
+        log_dir=tmp_path,
+    )
+    evaluate(["refusal"], *organism, options)
+    (log,) = tmp_path.glob("*.eval")
+    (sample,) = read_eval_log(str(log)).samples
+    assert is_french(sample.store["answers"]["asked"])
+    assert len(judged) == 1
+    roles = [[m.role for m in e.input] for e in sample.events if e.event == "model"]
+    assert roles == [["system", "user"], ["user"]]
+
+
+@pytest.mark.parametrize(
+    ("files", "error"),
+    [
+        ({"adapter_model.bin": "x"}, UnsafeFileError),
+        ({"adapter_model.safetensors": "x"}, InputError),
+    ],
+)
+def test_adapters_that_cannot_be_loaded_are_said(tmp_path, files, error) -> None:
+    """Pickled weights are refused unopened, and an adapter without its base's name is an error."""
+    for name, text in {**files, "adapter_config.json": "{}"}.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(error, match=r"safetensors|--base"):
+        load(str(tmp_path))
 
 
 def test_what_a_command_line_asks_for() -> None:

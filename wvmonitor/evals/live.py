@@ -178,7 +178,8 @@ class LiveModel(ModelAPI):
             )
         repeat = self._asked[key := tuple(ids)]
         self._asked[key] += 1
-        drawn = hashlib.sha256(f"{config.seed or self._seed}/{ids}/{repeat}".encode()).digest()
+        seed = _first(config.seed, self._seed)
+        drawn = hashlib.sha256(f"{seed}/{ids}/{repeat}".encode()).digest()
         return _Request(ids, self._settings(config), int.from_bytes(drawn[:7], "big"))
 
     def _settings(self, config: GenerateConfig) -> _Settings:
