@@ -94,3 +94,7 @@ properties: $(INSTALLED) ## the properties, each on 1,000 examples
 fuzz: $(INSTALLED) ## five readers on random files, guided by coverage, ten minutes each (FUZZ_SECONDS)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m fuzz
+
+.PHONY: soak
+soak: $(INSTALLED) ## long runs: readings, a hostile archive, scrapes, a receiver that never answers (three hours)
+	$(BIN)/python -m benchmarks.soak
