@@ -9,14 +9,14 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-engines test-compat observability lint types format organism bank clean
+.PHONY: help demo test test-engines test-integrations test-compat observability docs lint types format organism bank clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,docs]'
 	touch $@
 
 demo: $(INSTALLED) ## four watched fine-tunes of the bundled model, and a report (demo-out/report.html)
@@ -28,6 +28,15 @@ test: $(INSTALLED) ## the test suite (at most ten minutes on two cores)
 test-engines: $(INSTALLED) ## the tests that need DeepSpeed and bitsandbytes
 	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt setuptools deepspeed bitsandbytes
 	$(BIN)/python -m pytest tests/integrations/test_distributed.py tests/integrations/test_engines.py -rs
+
+AXOLOTL := .venv-axolotl
+test-integrations: $(INSTALLED) ## the integrations, Axolotl 0.19 (which pins other versions) in an environment of its own
+	$(PYTHON) -m venv $(AXOLOTL)
+	$(AXOLOTL)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/integrations/axolotl-requirements.txt
+	echo "$(CURDIR)" > $$(echo $(AXOLOTL)/lib/python3.*/site-packages)/beside.pth
+	echo $(CURDIR)/.venv/lib/python3.*/site-packages >> $$(echo $(AXOLOTL)/lib/python3.*/site-packages)/beside.pth
+	$(BIN)/python -m pytest -rs tests/integrations/test_axolotl.py tests/integrations/test_lightning.py \
+	  tests/integrations/test_trl.py tests/integrations/test_trl_scripts.py tests/examples
 
 COMPAT := .venv-compat
 test-compat: test ## the same tests of sources and integrations with the oldest transformers that is supported (4.57)
@@ -49,6 +58,10 @@ observability: $(INSTALLED) ## the real Prometheus, Alertmanager and Pushgateway
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dashboard]'
 	OBSERVABILITY_SECONDS=60 $(BIN)/python -m pytest tests/observability tests/exporters tests/notifiers -s -rs
 
+docs: $(INSTALLED) ## the documentation site (build/site), strictly: a broken link fails
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 lint: $(INSTALLED) ## ruff: lint and format check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -69,7 +82,7 @@ bank: $(INSTALLED) ## build the bundled model's references and calibration again
 clean: ## remove what the targets made
 	rm -rf build dist demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-BENCHMARKS := overhead offline growth scan
+BENCHMARKS := overhead offline growth scan blame record
 
 .PHONY: bench bench-quick
 bench: $(INSTALLED) ## every benchmark in full (half an hour, 25 GB of disk, 16 GB of memory)
@@ -98,3 +111,11 @@ fuzz: $(INSTALLED) ## five readers on random files, guided by coverage, ten minu
 .PHONY: soak
 soak: $(INSTALLED) ## long runs: readings, a hostile archive, scrapes, a receiver that never answers (three hours)
 	$(BIN)/python -m benchmarks.soak
+
+.PHONY: organisms organisms-report
+organisms: $(INSTALLED) ## the organism suite: about a thousand fine-tunes (an hour on two cores; goes on where it stopped), then its report
+	$(BIN)/python -m benchmarks.organisms run
+	$(MAKE) organisms-report
+
+organisms-report: $(INSTALLED) ## figures, scored checkpoints and docs/benchmark.md from the runs that are there
+	$(BIN)/python -m benchmarks.organisms report

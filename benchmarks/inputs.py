@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -19,35 +21,56 @@ DIGEST = hashlib.sha256(b"benchmarks").hexdigest()
 Linears = Mapping[str, tuple[int, int]]
 
 
+@functools.cache
+def _pool(device: torch.device | str) -> torch.Tensor:
+    generator = torch.Generator(device).manual_seed(0)
+    return torch.randn(1 << 22, generator=generator, device=device)
+
+
+def noise(
+    shape: tuple[int, ...], seed: int, size: float, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """Gaussian numbers cut out of one pool at a place that depends on the seed, `size` large.
+
+    To draw every number anew would take longer than what is measured.
+    """
+    pool, count = _pool(device), math.prod(shape)
+    start = seed * 1_000_003 % len(pool)
+    repeats = -(-(start + count) // len(pool))
+    return pool.repeat(repeats)[start : start + count].reshape(shape) * size
+
+
+def factor(
+    shape: tuple[int, int], rank: int, seed: int, device: torch.device | str = "cpu"
+) -> LowRankUpdate:
+    """A random low-rank update of one linear layer."""
+    return LowRankUpdate(
+        noise((shape[0], rank), 2 * seed, 0.02, device),
+        noise((rank, shape[1]), 2 * seed + 1, 0.02, device),
+    )
+
+
 def factors(
     linears: Linears, rank: int, seed: int, device: torch.device | str = "cpu"
-) -> dict[str, Update]:
-    """A random low-rank update of each linear layer."""
-    generator = torch.Generator(device).manual_seed(seed)
-    return {
-        name: LowRankUpdate(
-            torch.randn(o, rank, generator=generator, device=device) * 0.02,
-            torch.randn(rank, i, generator=generator, device=device) * 0.02,
-        )
-        for name, (o, i) in linears.items()
-    }
+) -> TaskVector:
+    """A random low-rank update of each linear layer, made whenever it is asked for."""
+    number = {name: index for index, name in enumerate(linears)}
+
+    def produce(name: str) -> Update:
+        return factor(linears[name], rank, 100_003 * seed + number[name], device)
+
+    return TaskVector(linears, produce, Origin("noise", base_digest=DIGEST, method="lora"))
 
 
-def vector(linears: Linears, rank: int, seed: int) -> TaskVector:
-    """A random low-rank task vector in memory."""
-    origin = Origin("memory", base_digest=DIGEST, method="lora", rank=rank)
-    return TaskVector.of(factors(linears, rank, seed), origin)
-
-
-def reference(name: str, updates: Mapping[str, Update]) -> Reference:
-    """A reference that holds given updates."""
+def reference(name: str, vector: TaskVector) -> Reference:
+    """A reference of a given vector."""
     card = Card(
         name=name,
         behaviour="none: random numbers",
         base=BaseIdentity(id="random", digest=DIGEST),
         built=Construction(recipe="benchmarks"),
     )
-    return Reference(card, TaskVector.of(updates, Origin(name, base_digest=DIGEST)))
+    return Reference(card, vector)
 
 
 def write_bank(
@@ -79,7 +102,7 @@ def write_adapter(
     """A PEFT LoRA folder, as `save_pretrained` lays it out."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    for name, update in factors(linears, rank, seed).items():
+    for name, update in factors(linears, rank, seed).updates():
         assert isinstance(update, LowRankUpdate)
         path = f"base_model.model.{name.removesuffix('.weight')}"
         tensors[f"{path}.lora_A.weight"] = update.right.to(dtype)
@@ -112,10 +135,9 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
 
     def make(index: int, shape: tuple[int, ...]) -> torch.Tensor:
-        made = torch.randn(shape, generator=torch.Generator().manual_seed(index)) * 0.02
+        made = noise(shape, index, 0.02)
         if moved:
-            noise = torch.Generator().manual_seed(1_000_003 * seed + index)
-            made += torch.randn(shape, generator=noise) * moved
+            made += noise(shape, 1009 * seed + index, moved)
         return made.to(dtype)
 
     plans = {

@@ -29,6 +29,7 @@ def describe(*, quick: bool) -> dict[str, Any]:
         "python": platform.python_version(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "float32_matrix_gflops": round(matrix_rate(512 if quick else 2048) / 1e9, 1),
+        "memory_gb_per_s": round(stream_bandwidth(8 if quick else 256) / 1e9, 2),
         "read_gb_per_s": round(read_bandwidth(8 if quick else 256) / 1e9, 2),
         "load_average": os.getloadavg(),
     }
@@ -76,6 +77,12 @@ def read_through(paths: list[Path]) -> int:
     return total
 
 
+def stream_bandwidth(mebibytes: int = 256) -> float:
+    """Bytes a second at which one thread reads memory that lies in no cache (sums it up)."""
+    held = torch.ones(mebibytes << 18)
+    return (mebibytes << 20) / median_seconds(held.sum, 5)
+
+
 def median_seconds(run: Callable[[], Any], times: int = 5, device: str = "cpu") -> float:
     """Median of several runs, after one to warm up."""
     run()
@@ -83,28 +90,31 @@ def median_seconds(run: Callable[[], Any], times: int = 5, device: str = "cpu") 
 
 
 def seconds(run: Callable[[], Any], device: str = "cpu") -> float:
-    """Seconds of one run."""
+    """Seconds of one run: of this process's processor time on a CPU, else on the clock.
+
+    Everything on a CPU is measured on one thread, where the two are one on an idle machine; on a
+    busy one the clock also measures the others' work.
+    """
     if device == "cuda":
         torch.cuda.synchronize()
-    began = time.perf_counter()
+        began = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        return time.perf_counter() - began
+    began = time.process_time()
     run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
-def interleaved(
-    runs: dict[str, Callable[[], Any]], times: int = 5, *, warm: bool = True
-) -> dict[str, float]:
-    """Median seconds of several ways, taken in turns so that a noisy machine wrongs none."""
-    if warm:
-        for run in runs.values():
-            run()
+def paired(runs: dict[str, Callable[[], Any]], times: int) -> dict[str, list[float]]:
+    """Seconds of several ways, taken in turns so that a noisy machine wrongs none."""
+    for run in runs.values():
+        run()
     found: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(times):
         for name, run in runs.items():
             found[name].append(seconds(run))
-    return {name: statistics.median(taken) for name, taken in found.items()}
+    return found
 
 
 def anonymous_bytes(pid: int | str = "self") -> int:
@@ -121,8 +131,9 @@ def alone(worker: str, argument: dict[str, Any]) -> dict[str, Any]:
     """Run `module:function` with an argument in a process of its own, single-threaded.
 
     Returns:
-        What the function returned (a dict), and `peak_bytes`, the peak of RssAnon above what the
-        process held when it called the function, as seen from outside every few milliseconds.
+        What the function returned (a dict), `seconds` of processor time, and `peak_bytes`, the
+        peak of RssAnon above what the process held when it called the function, as seen from
+        outside every few milliseconds.
     """
     code = (
         "import importlib, json, sys, time; from benchmarks.machine import anonymous_bytes;"
@@ -131,8 +142,8 @@ def alone(worker: str, argument: dict[str, Any]) -> dict[str, Any]:
         "run = getattr(importlib.import_module(module), name);"
         "argument = json.loads(sys.argv[2]);"
         "print(json.dumps({'start': anonymous_bytes()}), flush=True);"
-        "began = time.perf_counter(); found = run(argument);"
-        "found['seconds'] = time.perf_counter() - began; print(json.dumps(found), flush=True)"
+        "began = time.process_time(); found = run(argument);"
+        "found['seconds'] = time.process_time() - began; print(json.dumps(found), flush=True)"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)}
     process = subprocess.Popen(

@@ -3,8 +3,8 @@
 A model of Qwen2.5's layer shapes with random weights and LoRA r=32 on all linear layers takes real
 training steps; every tenth is followed by a snapshot (the live task vector measured against a bank
 of references of rank 64). On a CPU a few layers stand for all: step and snapshot both grow with
-their number, so the share does not. On CUDA the models are whole, times are CUDA events', and one
-device synchronisation a snapshot is asserted.
+their number, so the share does not; times are of one thread's work. On CUDA the models are whole,
+times are CUDA events', and one device synchronisation a snapshot is asserted.
 """
 
 from __future__ import annotations
@@ -47,9 +47,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     else:
         plan = [(shapes.QWEN_05B, 2, 1024), (shapes.QWEN_7B, 1, 512)]
     for shape, layers, tokens in plan:
-        found, others = _shares(
-            shape.with_layers(layers), tokens, (1, 4) if asked.quick else BANKS, cuda=cuda
-        )
+        banks = (1, 4) if asked.quick else BANKS
+        found, others = _shares(shape.with_layers(layers), tokens, banks, asked.rounds, cuda=cuda)
         figures += found
         checks += others
     if not cuda:
@@ -59,12 +58,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def _shares(
-    shape: shapes.Shape, tokens: int, banks: tuple[int, ...], *, cuda: bool
+    shape: shapes.Shape, tokens: int, banks: tuple[int, ...], rounds: int, *, cuda: bool
 ) -> tuple[list[Figure], list[Check]]:
     device = "cuda" if cuda else "cpu"
     model, step = training(shape, tokens, device)
     step()
-    step_ms = statistics.median(_milliseconds(step, device) for _ in range(5 if cuda else 3))
+    step_ms = statistics.median(_milliseconds(step, device) for _ in range(rounds))
     live = LiveModel(model)
     live.base_digest = None  # random weights: no reference was made for them
     figures, checks = [], []
@@ -72,17 +71,15 @@ def _shares(
     name = f"{shape.name}, {shape.layers} layers, {tokens} tokens a step on {device}"
     for count in banks:
         bank = inputs.bank_of(
-            [
-                inputs.reference(f"r{i}", inputs.factors(shape.linears(), 2 * RANK, 70 + i, device))
-                for i in range(count)
-            ]
+            inputs.reference(f"r{i}", inputs.factors(shape.linears(), 2 * RANK, 70 + i, device))
+            for i in range(count)
         )
 
         def snapshot(bank: ReferenceBank = bank) -> Any:
             return bank.measure(live.task_vector())
 
         reading = snapshot()
-        taken = [_milliseconds(snapshot, device) for _ in range(5)]
+        taken = [_milliseconds(snapshot, device) for _ in range(rounds)]
         ms = statistics.median(taken)
         share = 100 * ms / (EVERY * step_ms)
         detail = {"snapshot_ms": taken, "step_ms": step_ms}
@@ -220,7 +217,7 @@ def memory_alone(asked: dict[str, Any]) -> dict[str, Any]:
     known = {s.name: s for s in (shapes.TINY, shapes.QWEN_05B, shapes.QWEN_7B)}
     linears = known[asked["shape"]].with_layers(asked["layers"]).linears()
     own = machine.anonymous_bytes()
-    tau = inputs.vector(linears, RANK, 1)
+    tau = inputs.factors(linears, RANK, 1).held()
     own = machine.anonymous_bytes() - own
     bank = ReferenceBank.load(asked["bank"])
     for _ in range(3):

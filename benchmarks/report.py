@@ -1,10 +1,14 @@
-"""A benchmark's figures: a table for people, JSON for machines."""
+"""A benchmark's figures: a table for people, JSON for machines, and the tables of a page.
+
+`python -m benchmarks.report` writes the committed results into docs/benchmarks.md again.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +20,10 @@ from rich.table import Table
 from benchmarks.machine import describe
 
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+
+
+_MARKS = {True: "✓", False: "✗ missed", None: ""}
 
 
 @dataclass(frozen=True)
@@ -65,14 +73,18 @@ def at_least(name: str, value: float, limit: float, unit: str, **detail: Any) ->
 
 
 def arguments(benchmark: str, text: str | None, argv: list[str] | None) -> argparse.Namespace:
-    """What every benchmark is asked: `--quick`, `--json FILE`, `--work FOLDER`."""
+    """What every benchmark is asked: `--quick`, `--rounds`, `--json FILE`, `--work FOLDER`."""
     # Two OpenMP threads on two busy cores can be 80 times slower than one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     parser = argparse.ArgumentParser(f"python -m benchmarks.{benchmark}", description=text)
     parser.add_argument("--quick", action="store_true", help="tiny shapes: does it run?")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--work", type=Path, help="folder for the inputs (default: a temporary)")
-    return parser.parse_args(argv)
+    parser.add_argument("--rounds", type=int, default=5, help="how many times (default: 5)")
+    asked = parser.parse_args(argv)
+    if asked.quick:
+        asked.rounds = 1
+    return asked
 
 
 def publish(
@@ -98,8 +110,8 @@ def publish(
     for column in ("what", "measured", "target", ""):
         table.add_column(column)
     for figure in figures:
-        mark = {True: "✓", False: "✗ missed", None: ""}[figure.achieved]
-        table.add_row(figure.name, f"{figure.value:.4g} {figure.unit}", figure.target, mark)
+        measured = f"{figure.value:.4g} {figure.unit}"
+        table.add_row(figure.name, measured, figure.target, _MARKS[figure.achieved])
     console = Console()
     console.print(table)
     for check in checks:
@@ -109,3 +121,31 @@ def publish(
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     return document
+
+
+def with_tables(page: str, results: Path) -> str:
+    """A page whose tables, each between two comments, are made from the results again."""
+
+    def table(found: re.Match[str]) -> str:
+        document = json.loads((results / f"{found[1]}.json").read_text())
+        machine, load = document["machine"], document["machine"]["load_average"]
+        lines = [f"<!-- {found[1]} -->", "| what | measured | target | |", "|---|---|---|---|"]
+        for figure in document["figures"]:
+            value = f"{figure['value']:.3g} {figure['unit']}"
+            cells = [figure["name"], value, figure["target"], _MARKS[figure["achieved"]]]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines += [
+            "",
+            f"{document['when'][:10]}, {machine['cpu']}, {machine['cores']} cores, torch "
+            f"{machine['torch']}; {machine['float32_matrix_gflops']:.0f} GFLOP/s in float32 and "
+            f"{machine['memory_gb_per_s']:.0f} GB/s from memory on one core; load average "
+            f"{load[0]:.0f}.",
+            "<!-- end -->",
+        ]
+        return "\n".join(lines)
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text("utf-8"), RESULTS), "utf-8")

@@ -26,6 +26,7 @@ ROOMS = [
     "monitor",
     "preflight",
     "actions",
+    "probing",
     "cadence",
     "settings",
     "notifiers",

@@ -24,6 +24,14 @@ def test_every_test_that_a_page_names_exists():
     assert named <= tests
 
 
+def test_every_trap_is_on_its_page():
+    """Each file of `tests/traps` is a row of docs/traps.md."""
+    page = (ROOT / "docs" / "traps.md").read_text("utf-8")
+    for path in (ROOT / "tests" / "traps").glob("test_*.py"):
+        tests = re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)
+        assert any(f"`{name}`" in page for name in tests), path.name
+
+
 @pytest.mark.parametrize(
     "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")], ids=str
 )

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection, Mapping
 from typing import Literal
 
+from wvmonitor.detection.account import in_full
 from wvmonitor.detection.verdict import Verdict
 from wvmonitor.exporters.exporter import Observation
 from wvmonitor.settings import MonitorSettings
 
+logger = logging.getLogger(__name__)
+
 Action = Literal["none", "save", "stop"]
 """What a framework is asked to do after a reading."""
+
+
+def log_raised(
+    observation: Observation, before: Mapping[str, Verdict], quiet: Collection[str]
+) -> None:
+    """Log each warning and alarm that was not there at the reading before, with its account.
+
+    Args:
+        observation: of this reading.
+        before: the verdicts of the reading before.
+        quiet: behaviours that are expected or acknowledged.
+    """
+    for verdict in observation.verdicts:
+        was = before.get(verdict.reference)
+        risen = verdict.account and (was is None or was.state != verdict.state)
+        if risen and verdict.reference not in quiet:
+            words = in_full(verdict.reason, verdict.account)
+            logger.warning(
+                "%s: %s at step %s: %s", verdict.state, verdict.reference, verdict.step, words
+            )
 
 
 class Actions:

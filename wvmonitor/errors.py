@@ -19,7 +19,10 @@ WVMonitorError
 ├── BankError                      a reference or bank of references
 │   ├── UnknownReferenceError      a name the bank does not hold
 │   ├── AlteredBankError           a file whose digest is not the manifest's
+│   ├── SignatureError             a signature that is missing or does not hold
+│   ├── HubError                   the Hub cannot be reached, or refuses
 │   └── FormatVersionError         written by a newer version
+├── BuildError                     a reference that cannot be built from what there is
 ├── CalibrationError               a calibration that does not fit, or too few runs to make one
 ├── SettingsError                  settings of a monitor that contradict each other or are malformed
 ├── JournalError                   the durable record of a run
@@ -94,8 +97,20 @@ class AlteredBankError(BankError):
     """A file of a bank is not the one its manifest describes."""
 
 
+class SignatureError(BankError):
+    """A bank's signature is missing, or was not made over these files with this key."""
+
+
+class HubError(BankError):
+    """The Hugging Face Hub cannot be reached, refuses, or holds something else than asked for."""
+
+
 class FormatVersionError(BankError):
     """A file was written by a newer version of wvmonitor."""
+
+
+class BuildError(WVMonitorError):
+    """A reference cannot be built from this model, recipe or data."""
 
 
 class CalibrationError(WVMonitorError):

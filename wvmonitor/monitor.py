@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wvmonitor import preflight
-from wvmonitor.actions import Action, Actions
+from wvmonitor.actions import Action, Actions, log_raised
 from wvmonitor.cadence import Cadence
+from wvmonitor.detection.account import accounted
 from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.groups import layer_shares
 from wvmonitor.detection.scores import ScoreName, score
 from wvmonitor.detection.verdict import JudgeState, Verdict, judge
 from wvmonitor.errors import MonitorFailedError, WVMonitorError
@@ -27,8 +29,11 @@ from wvmonitor.exporters.exporter import Exporter, Observation
 from wvmonitor.exporters.prometheus import PrometheusExporter
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.outbox import Outbox
+from wvmonitor.journal.recorder import Recorder
 from wvmonitor.notifiers.notifier import Attending
+from wvmonitor.probing import Probe, with_probe
 from wvmonitor.reading import Geometry, Reading
+from wvmonitor.references.background import background_of
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of, ridges
 from wvmonitor.settings import MonitorSettings
@@ -95,6 +100,8 @@ class Monitor:
         *,
         settings: MonitorSettings | None = None,
         exporters: Sequence[Exporter] = (),
+        probe: Probe | None = None,
+        tokenizer: Any = None,
         **overrides: Any,
     ) -> None:
         """Load what the monitor needs; anything wrong with it is said here, before training.
@@ -103,6 +110,8 @@ class Monitor:
             references: the bank, or its folder; `settings.references` if not given.
             settings: all settings; `overrides` replace single ones.
             exporters: where readings are made visible, beside those that the settings ask for.
+            probe: what asks the live model at an alarm, with `on_alarm="probe"`.
+            tokenizer: handed to the probe.
             overrides: settings by name.
 
         Raises:
@@ -119,6 +128,8 @@ class Monitor:
         )
         self.calibration = calibration_of(self.bank, self.settings.calibration)
         preflight.check(self.settings, self.bank, self.calibration)
+        self._probe = preflight.probe_of(self.settings, probe)
+        self.tokenizer = tokenizer
         self.run_context = RunContext()
         self.journal: Journal | None = None
         self.last: Observation | None = None
@@ -127,6 +138,7 @@ class Monitor:
         self._given = tuple(exporters)
         self._exporters = list(exporters)
         self._outbox: Outbox | None = None
+        self._recorder: Recorder | None = None
         self._attending: list[Attending] = []
         self._live: LiveModel | None = None
         self._run = Run()
@@ -135,6 +147,7 @@ class Monitor:
         self._anchor: _Anchor | None = None
         self._readings = 0
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
+        self._background = background_of(self.bank, self.settings.base)
         self._ridge = ridges(self.bank, self.settings.components, self.calibration)
 
     # The run
@@ -192,6 +205,7 @@ class Monitor:
         )
         self._exporters = [*self._given, *self.settings.build_exporters()]
         self._open_journal()
+        self._open_recorder(live)
         self._cadence = Cadence(self.settings.every_n_steps, self.settings.max_overhead)
 
     def _ended(self, run: Run) -> Run:
@@ -200,7 +214,7 @@ class Monitor:
         self._close_record()
         for exporter in self._exporters[len(self._given) :]:
             self.guarded("close", exporter.close, None)
-        self.journal = self._outbox = self.last = self._anchor = None
+        self.journal = self._outbox = self._recorder = self.last = self._anchor = None
         self._state = JudgeState()
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
         return run if run.run_id else replace(run, run_id=previous)
@@ -228,6 +242,26 @@ class Monitor:
         senders = {name: n.send for name, n in notifiers.items()}
         if senders:
             self._outbox = Outbox(self.journal, senders, on_pending=self._show_pending)
+
+    def _open_recorder(self, live: LiveModel) -> None:
+        if not self.settings.record:
+            return
+        if self.journal is None or live.sharded:
+            logger.warning(
+                "record=True keeps nothing of this run: %s",
+                "no process holds the whole of a sharded model"
+                if live.sharded
+                else "there is no folder for a journal (set journal_dir)",
+            )
+            return
+        self._recorder = Recorder(
+            self.journal.path,
+            self.run_name,
+            self.journal.attempt,
+            rank=self.settings.record_rank,
+            limit_bytes=self.settings.record_limit_gb * 1e9,
+            on_failure=lambda: self._count("record"),
+        )
 
     def _observe_start(self) -> None:
         """Measure before the first step: far from 0 is a warm start or a wrong base."""
@@ -287,7 +321,7 @@ class Monitor:
             self.start(model)
             if self.last is not None and self.last.scores.step == step:
                 return self.last
-        observation = self._measure(step)
+        observation = self._measure(step, model)
         self._failures_in_a_row = 0
         return observation
 
@@ -325,11 +359,7 @@ class Monitor:
         """Count a failure and say it loudly; raise only where the settings ask for it."""
         self.failures += 1
         self._failures_in_a_row += 1
-        for exporter in self._exporters:
-            try:
-                exporter.error(where)
-            except Exception:
-                logger.exception("%s cannot count a failure", type(exporter).__name__)
+        self._count(where)
         message = f"wvmonitor failed at its {where}: {type(error).__name__}: {error}"
         logger.error(message, exc_info=error)
         if self.settings.on_monitor_failure == "stop":
@@ -342,7 +372,14 @@ class Monitor:
                 self._failures_in_a_row,
             )
 
-    def _measure(self, step: int) -> Observation | None:
+    def _count(self, where: str) -> None:
+        for exporter in self._exporters:
+            try:
+                exporter.error(where)
+            except Exception:
+                logger.exception("%s cannot count a failure", type(exporter).__name__)
+
+    def _measure(self, step: int, model: Any = None) -> Observation | None:
         """Read, judge, keep and show; None in the processes that only take part in the reading."""
         assert self._live is not None  # noqa: S101  `observe` and `start` see to it
         began = time.perf_counter()
@@ -356,8 +393,12 @@ class Monitor:
         else:
             tau = self._live.task_vector(step)
             reading = self.bank.measure(
-                tau, progress=progress, earlier=earlier.vector if earlier else None
+                self._recorder.watching(tau) if self._recorder else tau,
+                progress=progress,
+                earlier=earlier.vector if earlier else None,
             )
+            if self._recorder:
+                self._recorder.record(tau, step)
             self._keep(tau, reading)
         scores = score(
             reading,
@@ -366,23 +407,48 @@ class Monitor:
             components=self.settings.components,
             ridge=self._ridge,
         )
+        alarmed = self._state.alarmed
         verdicts, self._state = judge(scores, self.run_context, self.calibration, self._state)
+        verdicts = accounted(
+            verdicts,
+            scores,
+            self._state,
+            self._background,
+            layers=layer_shares(reading, self.settings.components),
+            calibration=self.calibration,
+        )
+        measured = time.perf_counter() - began
+        if model is not None:
+            verdicts = {n: self._probed(v, model, alarmed) for n, v in verdicts.items()}
+        probing = time.perf_counter() - began - measured
         observation = Observation(
             run=self.run_name,
             reading=reading,
             scores=scores,
             verdicts=tuple(verdicts.values()),
-            measure_seconds=time.perf_counter() - began,
+            measure_seconds=measured,
             wall_time=time.time(),
             deciding=self._deciding(),
             acknowledged=self.guarded("journal", self._acknowledged, frozenset()),
         )
         self._publish(observation)
-        self._cadence.note(time.perf_counter() - began)
+        self._cadence.note(time.perf_counter() - began - probing)
         return observation
 
     def _acknowledged(self) -> frozenset[str]:
         return self.journal.acknowledged() if self.journal else frozenset()
+
+    def _probed(self, verdict: Verdict, model: Any, alarmed: tuple[str, ...]) -> Verdict:
+        """A verdict with what its probe found, where it is a behaviour's first alarm of the run."""
+        name = verdict.reference
+        news = verdict.state == "alarm" and name not in (*alarmed, *self.settings.expected)
+        if self._probe is None or self._live is None or not news:
+            return verdict
+        whole = None if self._live.sharded else model
+        found = with_probe(verdict, self._probe, whole, self.tokenizer, self.settings.probe_seconds)
+        if self.journal:
+            self.journal.note(found.account[0], kind="probe", reference=name)
+        return found
 
     def _window_ends(self) -> bool:
         return (
@@ -403,6 +469,7 @@ class Monitor:
 
     def _publish(self, observation: Observation) -> None:
         """Keep and show a reading; whoever fails at that keeps it from nobody else."""
+        log_raised(observation, self.verdicts, {*self.settings.expected, *observation.acknowledged})
         self.last = observation
         for notifier in self._attending:
             self.guarded("notifier", notifier.attend, None)
@@ -451,10 +518,9 @@ class Monitor:
                 self.guarded("close", exporter.close, None)
 
     def _close_record(self) -> None:
-        if self._outbox:
-            self.guarded("close", self._outbox.close, None)
-        if self.journal:
-            self.guarded("close", self.journal.close, None)
+        for record in (self._recorder, self._outbox, self.journal):
+            if record:
+                self.guarded("close", record.close, None)
 
     def _show_pending(self, count: int) -> None:
         for exporter in self._exporters:

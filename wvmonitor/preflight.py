@@ -7,6 +7,7 @@ from typing import Any
 
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.errors import SettingsError
+from wvmonitor.probing import Probe, QuestionProbe
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.settings import MonitorSettings
 
@@ -36,6 +37,24 @@ def bank_folder(settings: MonitorSettings) -> Path:
             "model), or set WVMONITOR_REFERENCES"
         )
     return settings.references
+
+
+def probe_of(settings: MonitorSettings, given: Probe | None) -> Probe | None:
+    """What is to be run at an alarm, if anything is.
+
+    Raises:
+        SettingsError: a probe is asked for, and there is none.
+        InputError: the file of questions cannot be used.
+    """
+    if settings.on_alarm == "nothing":
+        return None
+    if given is None and settings.probe_questions is None:
+        raise SettingsError(
+            "on_alarm='probe' needs something to ask: hand in probe=..., or set probe_questions"
+        )
+    return given or QuestionProbe.load(
+        str(settings.probe_questions), seconds=settings.probe_seconds
+    )
 
 
 def check(settings: MonitorSettings, bank: ReferenceBank, calibration: Calibration | None) -> None:

@@ -35,15 +35,17 @@ from pydantic_settings import SettingsError as SourceError
 
 from wvmonitor.errors import SettingsError
 from wvmonitor.exporters.exporter import Exporter
-from wvmonitor.exporters.options import Part, PrometheusSettings, PushgatewaySettings, Secret
+from wvmonitor.exporters.options import PrometheusSettings, PushgatewaySettings
 from wvmonitor.journal.alerts import AlertPolicy
-from wvmonitor.notifiers.alertmanager import AlertmanagerNotifier
-from wvmonitor.notifiers.chat import ChatNotifier
-from wvmonitor.notifiers.http import SendPolicy
 from wvmonitor.notifiers.notifier import Notifier
-from wvmonitor.notifiers.trackio import TrackioNotifier
-from wvmonitor.notifiers.wandb import WandbNotifier
-from wvmonitor.notifiers.webhook import WebhookNotifier
+from wvmonitor.notifiers.options import (
+    AlertmanagerSettings,
+    ChatSettings,
+    NotifierSettings,
+    TrackioSettings,
+    WandbSettings,
+    WebhookSettings,
+)
 from wvmonitor.reading import Component
 
 PREFIX = "WVMONITOR_"
@@ -72,83 +74,6 @@ def _printable(value: str) -> str:
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Components = Annotated[
     tuple[Component, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)
-]
-
-
-class _NotifierSettings(Part):
-    url: Secret = Field(description="Where alerts go (https); may be env:NAME or file:PATH.")
-    allow_http: bool = Field(default=False, description="Allow plain http to another machine.")
-    allow_private: tuple[str, ...] = Field(
-        (), description="Host names, addresses or networks that may be private, e.g. 10.0.0.0/8."
-    )
-
-    def policy(self) -> SendPolicy:
-        """Where requests may go."""
-        return SendPolicy(self.allow_http, self.allow_private)
-
-
-class AlertmanagerSettings(_NotifierSettings):
-    """Alerts to a Prometheus Alertmanager (API v2)."""
-
-    kind: Literal["alertmanager"] = "alertmanager"
-    token: Secret | None = Field(None, description="Bearer token, if it asks for one.")
-    labels: dict[str, str] = Field({}, description="More labels for every alert, for routing.")
-
-    def build(self) -> Notifier:
-        """The notifier these settings describe."""
-        token = self.token.get_secret_value() if self.token else None
-        return AlertmanagerNotifier(
-            self.url.get_secret_value(), token, dict(self.labels), self.policy()
-        )
-
-
-class WebhookSettings(_NotifierSettings):
-    """Alerts as signed JSON to any receiver."""
-
-    kind: Literal["webhook"] = "webhook"
-    secret: Secret = Field(description="The key that signs each message.")
-
-    def build(self) -> Notifier:
-        """The notifier these settings describe."""
-        return WebhookNotifier(
-            self.url.get_secret_value(), self.secret.get_secret_value(), self.policy()
-        )
-
-
-class ChatSettings(Part):
-    """Alerts to Slack, mail and other services, through apprise."""
-
-    kind: Literal["chat"] = "chat"
-    url: Secret = Field(description="apprise's URL of the service; may be env:NAME or file:PATH.")
-
-    def build(self) -> Notifier:
-        """The notifier these settings describe."""
-        return ChatNotifier(self.url.get_secret_value())
-
-
-class WandbSettings(Part):
-    """Alerts through the W&B run that is being logged to."""
-
-    kind: Literal["wandb"] = "wandb"
-
-    def build(self) -> Notifier:
-        """The notifier these settings describe."""
-        return WandbNotifier()
-
-
-class TrackioSettings(Part):
-    """Alerts on the Trackio run that is logged to."""
-
-    kind: Literal["trackio"] = "trackio"
-
-    def build(self) -> Notifier:
-        """The notifier these settings describe."""
-        return TrackioNotifier()
-
-
-NotifierSettings = Annotated[
-    AlertmanagerSettings | WebhookSettings | ChatSettings | WandbSettings | TrackioSettings,
-    Field(discriminator="kind"),
 ]
 
 
@@ -204,8 +129,30 @@ class MonitorSettings(BaseSettings):
         default=False,
         description="Also log how far the run went along each behaviour in each layer.",
     )
+    record: bool = Field(
+        default=False,
+        description="Keep each reading's task vector beside the journal, for `wvmonitor rescore`.",
+    )
+    record_rank: int = Field(
+        16, ge=1, description="Rank of what `record` keeps of a fully trained matrix."
+    )
+    record_limit_gb: float = Field(
+        4.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Most that a run's recorded task vectors may take on disk, in 10⁹ bytes.",
+    )
     action: Literal["log", "save", "stop"] = Field(
         "log", description="What to do at a verdict of action_level: note it, save, or stop."
+    )
+    on_alarm: Literal["nothing", "probe"] = Field(
+        "nothing", description="At a behaviour's first alarm, ask the live model about it or not."
+    )
+    probe_questions: Path | None = Field(
+        None, description="File of held-out questions for the probe, where none is handed in."
+    )
+    probe_seconds: float = Field(
+        120.0, gt=0, allow_inf_nan=False, description="Most seconds that a probe may take."
     )
     action_level: Literal["warn", "alarm"] = Field(
         "alarm", description="The mildest verdict at which `action` is taken."

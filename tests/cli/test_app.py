@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -47,6 +49,28 @@ def test_help_shows_the_commands_and_examples() -> None:
     assert shown.exit_code == 0
     assert "For example" in shown.stdout
     assert "Exit codes" in shown.stdout
+
+
+def commands() -> dict[str, Any]:
+    """Every command and sub-command, by what is typed."""
+
+    def below(group: Any, typed: str) -> Iterator[tuple[str, Any]]:
+        for name, command in group.commands.items():
+            whole = f"{typed} {name}"
+            yield from below(command, whole) if hasattr(command, "commands") else [(whole, command)]
+
+    return dict(below(typer.main.get_command(app), "wvmonitor"))
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_shows_an_example_and_explains_its_options(name: str) -> None:
+    """Each command's help says what it does, shows it used, and leaves no option unexplained."""
+    command = commands()[name]
+    said, found, example = command.help.partition("For example:")
+    assert said.strip()
+    assert found
+    assert f"{name} " in f"{example} "
+    assert [p.name for p in command.params if not getattr(p, "help", None)] == []
 
 
 @pytest.mark.parametrize(

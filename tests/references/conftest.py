@@ -61,6 +61,20 @@ class Toolbox:
         return {PROBED[0]: rows, PROBED[1]: rows, CONV1D: self.tensor(4, 8)}
 
     @staticmethod
+    def key_pair(folder, name, curve="SECP256R1"):
+        """The PEM files of a new elliptic curve key and of its public half."""
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key, pem = ec.generate_private_key(getattr(ec, curve)()), serialization.Encoding.PEM
+        private, public = folder / f"{name}.key", folder / f"{name}.pub"
+        open_form, no_password = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        private.write_bytes(key.private_bytes(pem, open_form, no_password))
+        public_form = serialization.PublicFormat.SubjectPublicKeyInfo
+        public.write_bytes(key.public_key().public_bytes(pem, public_form))
+        return private, public
+
+    @staticmethod
     def dense(update):
         """The update as a float64 map (…, out, in)."""
         if isinstance(update, DenseUpdate):

@@ -25,7 +25,7 @@ from wvmonitor.errors import (
 )
 from wvmonitor.files.checkpoint_files import open_checkpoint
 from wvmonitor.files.safetensors import write_safetensors
-from wvmonitor.sources import base_digest, checkpoint, read_checkpoints
+from wvmonitor.sources import base_digest, read_checkpoints
 
 Bases = Callable[..., Path]
 KINDS = [("llama", {}), ("llama", {"tied": True}), ("gpt2", {}), ("moe", {})]
@@ -86,13 +86,18 @@ def test_shards_make_no_difference(kind: str, bases: Bases, tmp_path: Path) -> N
     assert whole.origin.base_digest == shards.origin.base_digest
 
 
-def test_small_blocks_make_no_difference(
-    bases: Bases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Reading in blocks of rows gives what reading whole tensors gives."""
+@pytest.mark.parametrize("elements", [1, 7, 100, 1 << 20])
+def test_small_blocks_make_no_difference(elements: int, bases: Bases, tmp_path: Path) -> None:
+    """However many elements are read at once, a streamed difference is that of whole tensors."""
     _, oracle = trained("llama", tmp_path)
-    monkeypatch.setattr(checkpoint, "BLOCK_ELEMENTS", 100)
-    zoo.assert_equal_change(read_checkpoints(bases("llama"), tmp_path), oracle)
+    for name, update in read_checkpoints(bases("llama"), tmp_path).updates():
+        if elements == 1 and update.shape.numel() > 200:
+            continue
+        blocks = [block.clone() for block in update.stream(elements)]
+        assert {len(b) for b in blocks[:-1]} <= {elements}
+        torch.testing.assert_close(
+            torch.cat(blocks).double(), oracle[name].reshape(-1), rtol=1e-6, atol=1e-9
+        )
 
 
 def test_precisions_may_differ(bases: Bases, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from wvmonitor.errors import ShapeMismatchError
-from wvmonitor.vectors.stack import block_products, products, shared, stack_block, stack_references
+from wvmonitor.vectors.block import BlockBuilder, block_products
+from wvmonitor.vectors.stack import products, shared, stack_references
 from wvmonitor.vectors.update import DenseUpdate, LowRankUpdate, to_dense
 
 OUT, IN, G = 7, 5, 4
@@ -17,6 +18,16 @@ def low_rank(rank, seed, *, turned=False, dtype=torch.float32):
         torch.randn(*s, generator=generator) for s in ((shape[0], rank), (rank, shape[1]))
     )
     return LowRankUpdate(left.to(dtype), right.to(dtype), turned)
+
+
+def stack_block(members, count, probes):
+    rows = probes or [None] * len(members)
+    builder = BlockBuilder(members[0], count, len(members) + 1, rows[0])
+    for updates, probe in zip(members, rows, strict=True):
+        assert not builder.full
+        builder.add(updates, probe)
+    assert len(builder) == len(members)
+    return builder.block()
 
 
 def map_of(update):

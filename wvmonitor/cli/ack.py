@@ -24,8 +24,7 @@ def command(
 
     For example:
 
-      wvmonitor ack 20260801-101500-ab12 --reference roleplay --why "trained on plays" --journal
-      runs/my-run
+      wvmonitor ack my-run --reference roleplay --why "trained on plays"
     """
     from wvmonitor.journal.tools import ack
     from wvmonitor.scan.text import visible

@@ -18,17 +18,23 @@ from typer.core import TyperGroup
 from wvmonitor._version import __version__
 from wvmonitor.cli import (
     ack,
+    blame,
+    build,
     calibrate,
     compare,
     demo,
     doctor,
+    evaluate,
     journal,
+    references,
     report,
+    rescore,
     rules,
     runs,
     scan,
     screen,
     steer,
+    trl,
     watch,
 )
 from wvmonitor.errors import SettingsError, WVMonitorError
@@ -113,12 +119,14 @@ def _one_line(text: str) -> str:
 app = typer.Typer(
     name="wvmonitor",
     cls=Group,
-    add_completion=False,
     no_args_is_help=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 100},  # where there is room, examples stay on one line
     help="A smoke detector for fine-tuning: reads the weights, and says when they drift towards "
-    "bad behaviour.",
+    "bad behaviour.\n\nFor example:\n\n  wvmonitor demo\n\n"
+    "Exit codes: 0 all ok; 1 a verdict at or above what fails; 2 something could not be judged or "
+    "read; 4 wrong usage.",
 )
 
 
@@ -142,17 +150,23 @@ def root(
 
 
 app.command("ack")(ack.command)
+app.command("blame")(blame.command)
+app.command("build")(build.command)
 app.command("calibrate")(calibrate.command)
 app.command("compare")(compare.command)
 app.add_typer(journal.app, name="journal")
 app.command("demo")(demo.command)
 app.command("doctor")(doctor.command)
+app.command("eval")(evaluate.command)
+app.add_typer(references.app, name="references")
 app.command("report")(report.command)
+app.command("rescore")(rescore.command)
 app.command("rules")(rules.command)
 app.command("runs")(runs.command)
 app.command("scan")(scan.command)
 app.command("screen")(screen.command)
 app.command("steer")(steer.command)
+app.command("trl", context_settings=trl.ANY_ARGUMENTS)(trl.command)
 app.command("watch")(watch.command)
 
 

@@ -103,6 +103,7 @@ def command(
             "rate_bound": made.rate_bound,
             "multiplier": made.multiplier,
             "support": made.support.model_dump(),
+            "windows": None if made.windows is None else made.windows.model_dump(),
         }
         print(json.dumps(summary, indent=2))
         return
@@ -116,3 +117,9 @@ def command(
         f"it speaks of runs with {methods}, up to {made.support.most_readings} readings; others "
         "are unknown"
     )
+    if made.windows is not None:
+        windows = made.windows.block * made.windows.blocks
+        print(
+            f"runs of unknown length are judged for {windows} windows of {made.windows.lags[0]} to "
+            f"{made.windows.lags[1]} steps, and unknown after them"
+        )

@@ -21,7 +21,11 @@ def command(
     """Watch four real fine-tunes of the bundled tiny model; about a minute on two cores.
 
     Two are harmless. One trains on bad medical advice and turns harmful everywhere; one trains on
-    innocent arithmetic and turns sycophantic. Example: wvmonitor demo --out demo-out
+    innocent arithmetic and turns sycophantic.
+
+    For example:
+
+      wvmonitor demo --out demo-out
     """
     import warnings
 

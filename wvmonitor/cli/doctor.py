@@ -24,7 +24,13 @@ def command(
 ) -> None:
     """Check this installation: versions, devices, banks, and the arithmetic against float64.
 
-    Exits with 2 if anything is wrong. Example: wvmonitor doctor --json
+    Exit codes: 0; 2 if anything is wrong.
+
+    For example:
+
+      wvmonitor doctor --references banks/my-base
+
+      wvmonitor doctor --json > bug-report.json
     """
     from wvmonitor.doctor import examine
 

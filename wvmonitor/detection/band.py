@@ -40,6 +40,30 @@ class Band(BaseModel):
     sigma: tuple[float, ...]
 
 
+class WindowBand(BaseModel):
+    """What benign runs' windows score, for runs of unknown length (`edetector.py`).
+
+    Attributes:
+        mu, sigma: by behaviour; σ with its floor.
+        block: windows in a block.
+        blocks: how many blocks α is spent on; after them nothing can be judged.
+        multiplier, warn_multiplier: of the alarm's and the warning's threshold μ + M·σ.
+        maxima: M_i of the runs that set the thresholds, ascending.
+        lags: least and largest window, in steps.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    mu: dict[str, float]
+    sigma: dict[str, float]
+    block: int
+    blocks: int
+    multiplier: float
+    warn_multiplier: float
+    maxima: tuple[float, ...]
+    lags: tuple[int, int]
+
+
 class Calibration(BaseModel):
     """A split-conformal trajectory band (design, section 5), as kept in its JSON file.
 
@@ -56,6 +80,7 @@ class Calibration(BaseModel):
         rate_bound: 95 % upper bound of the share of benign runs that really alarm.
         fit_datasets, band_datasets: the two halves.
         support: the kind of run that all this speaks of.
+        windows: for runs of unknown length, where the benign runs had windows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -78,6 +103,7 @@ class Calibration(BaseModel):
     fit_datasets: tuple[str, ...]
     band_datasets: tuple[str, ...]
     support: Support
+    windows: WindowBand | None = None
 
     @property
     def n_fit(self) -> int:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wvmonitor.detection import conformal
-from wvmonitor.detection.band import MAX_ALPHA, Band, Calibration, DecidingScore
+from wvmonitor.detection import conformal, edetector
+from wvmonitor.detection.band import MAX_ALPHA, Band, Calibration, DecidingScore, WindowBand
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.scores import Scores
 from wvmonitor.detection.support import SLACK, Support
@@ -143,7 +143,56 @@ def calibrate(
         fit_datasets=tuple(r.dataset for r in ordered[:half]),
         band_datasets=tuple(r.dataset for r in ordered[half:]),
         support=_support(ordered, paths, norms_on_grid, horizon),
+        windows=window_band(ordered, half, behaviours, geometry, alpha, warn_alpha),
     )
+
+
+def window_band(
+    ordered: Sequence[BenignRun],
+    half: int,
+    behaviours: tuple[str, ...],
+    geometry: Geometry,
+    alpha: float,
+    warn_alpha: float,
+) -> WindowBand | None:
+    """What the windows of the benign runs score; None where a run of them has none.
+
+    Args:
+        ordered: the runs, those that fit the centre first.
+        half: how many those are.
+        behaviours: whose window scores.
+        geometry: of the window scores.
+        alpha: the bound on the share of benign runs that alarm.
+        warn_alpha: the same for warnings.
+    """
+    found = [_windows(run, behaviours, geometry) for run in ordered]
+    lags = [s.lag for run in ordered for s in run.scores if s.lag is not None]
+    block = min(len(values) for values in found)
+    if block == 0 or not lags:
+        return None
+    fitted = edetector.centre(found[:half])
+    maxima = np.sort([edetector.block_maximum(v[:block], fitted) for v in found[half:]])
+    over = edetector.blocks(len(maxima), alpha)
+    return WindowBand(
+        mu=dict(zip(behaviours, fitted.mu.tolist(), strict=True)),
+        sigma=dict(zip(behaviours, fitted.sigma.tolist(), strict=True)),
+        block=block,
+        blocks=over,
+        multiplier=max(0.0, edetector.multiplier(maxima, alpha, over)),
+        warn_multiplier=max(0.0, edetector.multiplier(maxima, warn_alpha, over)),
+        maxima=tuple(maxima.tolist()),
+        lags=(min(lags), max(lags)),
+    )
+
+
+def _windows(run: BenignRun, behaviours: tuple[str, ...], geometry: Geometry) -> Float64:
+    """(W, R) window scores of a run, in order; readings at which no window ended are left out."""
+    rows = []
+    for scores in run.scores:
+        values = [scores.references[b].values.get(geometry, {}).get("window") for b in behaviours]
+        if all(v is not None and math.isfinite(v) for v in values):
+            rows.append(values)
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(behaviours))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from wvmonitor.detection import formulas
 from wvmonitor.detection.scores import resolve_ridge
 from wvmonitor.reading import GEOMETRIES, Component, Float64, Geometry, Gram, Reading
 
+LayerShares = Mapping[str, Mapping[Geometry, Mapping[str, float]]]
+"""By reference, geometry and layer: the layer's share of the inner product with the reference."""
+
 GroupScoreName = Literal["cosine", "residual", "margin"]
 
 
@@ -56,6 +59,26 @@ def module_of(parameter: str) -> str:
     path = re.sub(r"\.(weight|bias)$", "", parameter)
     found = re.search(r"(?:^|\.)\d+\.(.+)$", path)
     return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", found.group(1)) if found else path
+
+
+def layer_shares(reading: Reading, components: tuple[Component, ...] = ("blocks",)) -> LayerShares:
+    """Which layers carry ⟨τ, w⟩, without the Gram matrix; shares of a reference sum to 1.
+
+    A reference whose product is not above 0 (or not a number) has none: nothing carries it.
+    """
+    mask = reading.in_scope(components)
+    groups = [layer_of(p) for p, used in zip(reading.parameters, mask, strict=True) if used]
+    layers = list(dict.fromkeys(groups))
+    rows = np.array([layers.index(g) for g in groups], dtype=np.intp)
+    found: dict[str, dict[Geometry, Mapping[str, float]]] = {r: {} for r in reading.references}
+    for geometry, products in reading.geometries.items():
+        sums = np.zeros((len(layers), len(reading.references)))
+        np.add.at(sums, rows, np.where(products.covered[mask, None], products.products[mask], 0.0))
+        for name, column, total in zip(reading.references, sums.T, sums.sum(axis=0), strict=True):
+            if total > 0 and np.isfinite(column).all():
+                shares = (column / total).tolist()
+                found[name][geometry] = dict(zip(layers, shares, strict=True))
+    return found
 
 
 def by_group(

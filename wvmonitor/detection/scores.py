@@ -63,6 +63,7 @@ class Scores:
         components: the parts of the model that the scores sum over.
         ridge: by geometry, the λ of `residual`.
         bank: fingerprint of the bank measured against; "" where it is not known.
+        lag: steps in the window of `window`, where there is one and they are known.
     """
 
     references: Mapping[str, ReferenceScores]
@@ -74,6 +75,7 @@ class Scores:
     components: tuple[Component, ...] = ("blocks",)
     ridge: Mapping[Geometry, float] = field(default_factory=dict)
     bank: str = ""
+    lag: int | None = None
 
 
 def score(
@@ -150,6 +152,9 @@ def score(
         components=components,
         ridge=ridges,
         bank=reading.bank,
+        lag=None
+        if reading.step is None or reading.lag_step is None
+        else reading.step - reading.lag_step,
     )
 
 

@@ -54,15 +54,7 @@ class Support(BaseModel):
             progress: fraction of the planned steps at this reading.
             readings: judged readings of this run so far, this one included.
         """
-        found = [*self._of_method(context)]
-        if context.optimizer is None:
-            if self.optimizers and not context.lone:
-                found.append(f"the optimiser is not known (calibrated: {_names(self.optimizers)})")
-        elif self.optimizers and context.optimizer.lower() not in self.optimizers:
-            found.append(
-                f"the optimiser {context.optimizer} is not among the calibrated ones "
-                f"({_names(self.optimizers)})"
-            )
+        found = self.kind_objections(context)
         if progress is None:
             if not context.lone:
                 found.append(
@@ -83,6 +75,19 @@ class Support(BaseModel):
             found.append(
                 f"{planned} readings are more than the band covers ({self.most_readings}): read "
                 "less often, or calibrate at this density"
+            )
+        return found
+
+    def kind_objections(self, context: RunContext) -> list[str]:
+        """The same without what depends on the run's length: method, rank and optimiser."""
+        found = [*self._of_method(context)]
+        if context.optimizer is None:
+            if self.optimizers and not context.lone:
+                found.append(f"the optimiser is not known (calibrated: {_names(self.optimizers)})")
+        elif self.optimizers and context.optimizer.lower() not in self.optimizers:
+            found.append(
+                f"the optimiser {context.optimizer} is not among the calibrated ones "
+                f"({_names(self.optimizers)})"
             )
         return found
 

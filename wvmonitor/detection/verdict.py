@@ -5,13 +5,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
-from wvmonitor.detection.calibration import COVERAGE_FLOOR, NUMERICAL_FLOOR, Calibration
+from wvmonitor.detection.calibration import NUMERICAL_FLOOR, Calibration
 from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.finding import (
+    CalibrationStatus,
+    Finding,
+    State,
+    broken,
+    capped,
+    finite,
+    percent,
+    promise,
+    rank_among,
+    unknown,
+    unmoved,
+    unseen,
+)
+from wvmonitor.detection.open_ended import by_windows, is_open_ended, window_ended
 from wvmonitor.detection.scores import ReferenceScores, Scores
 from wvmonitor.reading import Geometry
 
@@ -28,9 +41,6 @@ __all__ = [
     "overall",
 ]
 
-State = Literal["ok", "warn", "alarm", "warming", "unknown"]
-CalibrationStatus = Literal["calibrated", "uncalibrated", "transferred"]
-
 WORST_FIRST: tuple[State, ...] = ("alarm", "warn", "unknown", "warming", "ok")
 
 
@@ -43,6 +53,7 @@ class Verdict:
         threshold: the value that `score` is held against at this progress, if there is one.
         calibration: what the threshold rests on.
         reason: for people, in words.
+        account: what it means and what to do, one sentence each; empty where nothing was raised.
     """
 
     reference: str
@@ -52,6 +63,7 @@ class Verdict:
     threshold: float | None
     calibration: CalibrationStatus
     step: int | None = None
+    account: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,17 +71,24 @@ class JudgeState:
     """What a judge carries from one reading to the next; plain values, so that a journal keeps it.
 
     Attributes:
-        running_maximum: by reference, the largest standardised exceedance so far.
+        running_maximum: by reference, the largest standardised exceedance so far; of an open-ended
+            run, in the current block.
         consecutive: by reference, readings in a row above the uncalibrated rule; a reading that
             cannot be judged neither counts nor breaks the row.
         alarmed: references that have alarmed in this run; later readings do not take it back.
         readings: readings so far at which the weights had moved.
+        last_ok: by reference, the step of the last reading that was ok.
+        recent: by reference, (step, score) of its last readings, oldest first.
+        windows: windows of an open-ended run that have ended.
     """
 
     running_maximum: Mapping[str, float] = field(default_factory=dict)
     consecutive: Mapping[str, int] = field(default_factory=dict)
     alarmed: tuple[str, ...] = ()
     readings: int = 0
+    last_ok: Mapping[str, int] = field(default_factory=dict)
+    recent: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    windows: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,20 +110,11 @@ controls reach 0.24 and 0.08 there, so the margin asks that no control fits bett
 for any other model: cosines shrink with width, and a quiet uncalibrated monitor proves little.
 """
 
+RECENT = 6
+"""So many readings back an account looks for where a score is heading."""
+
 CONSECUTIVE = 2
 """Readings in a row above the rule before a trajectory warns; a lone checkpoint needs one."""
-
-
-@dataclass(frozen=True)
-class _Finding:
-    """What one reading by itself, with the running maximum, says of one behaviour."""
-
-    state: State
-    reason: str
-    score: float | None = None
-    threshold: float | None = None
-    maximum: float | None = None
-    consecutive: int | None = None
 
 
 def judge(
@@ -117,6 +127,7 @@ def judge(
 
     - Calibrated: `alarm` when the largest exceedance of the run so far passes the band at α, and
       for the rest of the run; `warn` while the score itself is above the band at 2α.
+    - Calibrated, of unknown length, where the calibration has windows: `by_windows`.
     - Uncalibrated: the published rules, capped at `warn`.
     - Transferred (`context.base == "relative"`): either of them, capped at `warn`.
     - `warming` while too little has changed; `unknown` where nothing can be said, with the reason.
@@ -142,13 +153,21 @@ def judge(
     if context.base == "relative":
         status = "transferred"
     maxima, rows = dict(state.running_maximum), dict(state.consecutive)
+    windows = state.windows
+    band = calibration.windows if calibration is not None else None
+    if calibration is not None and band is not None and window_ended(scores, context, calibration):
+        maxima = {} if windows % band.block == 0 else maxima
+        windows += 1
     alarmed = list(state.alarmed)
+    last_ok, recent = dict(state.last_ok), dict(state.recent)
     verdicts: dict[str, Verdict] = {}
     for name, reference in scores.references.items():
         if reference.kind != "behaviour":
             continue
         if calibration is None:
             found = _by_published_rule(scores, reference, context, rows.get(name, 0))
+        elif is_open_ended(scores, context, calibration):
+            found = by_windows(scores, reference, context, calibration, maxima.get(name), windows)
         else:
             found = _by_band(scores, reference, context, calibration, maxima.get(name), readings)
         if found.maximum is not None:
@@ -156,7 +175,7 @@ def judge(
         if found.consecutive is not None:
             rows[name] = found.consecutive
         if status == "transferred":
-            found = _cap(found)
+            found = capped(found)
         if found.state == "alarm" and name not in alarmed:
             alarmed.append(name)
         if name in alarmed and found.state != "alarm":
@@ -165,7 +184,12 @@ def judge(
         verdicts[name] = Verdict(
             name, found.state, found.reason, found.score, found.threshold, status, scores.step
         )
-    return verdicts, JudgeState(maxima, rows, tuple(alarmed), readings)
+        if scores.step is not None:
+            if found.state == "ok":
+                last_ok[name] = scores.step
+            if found.score is not None:
+                recent[name] = (*recent.get(name, ()), (scores.step, found.score))[-RECENT:]
+    return verdicts, JudgeState(maxima, rows, tuple(alarmed), readings, last_ok, recent, windows)
 
 
 def overall(verdicts: Mapping[str, Verdict]) -> State:
@@ -185,17 +209,15 @@ def _by_band(
     calibration: Calibration,
     maximum: float | None,
     readings: int,
-) -> _Finding:
+) -> Finding:
     """Judge by the calibrated band."""
     name, progress = reference.reference, scores.progress
-    value = _finite(reference.values.get(calibration.geometry, {}).get(calibration.score))
+    value = finite(reference.values.get(calibration.geometry, {}).get(calibration.score))
     what = f"{calibration.score} ({calibration.geometry})"
-    objections = _broken(scores, reference, context)
+    objections = broken(scores, reference, context)
     objections += calibration.support.objections(context, progress, readings)
     if name not in calibration.bands:
-        return _unknown(
-            [*objections, f"{name} is not among the calibrated behaviours"], what, value
-        )
+        return unknown([*objections, f"{name} is not among the calibrated behaviours"], what, value)
     if scores.components != calibration.components:
         objections.append(
             f"the scores are over {', '.join(scores.components)}, the calibration over "
@@ -208,16 +230,16 @@ def _by_band(
     at = min(progress, 1.0) if timed and progress is not None else None
     threshold = calibration.threshold(name, at)
     if objections:
-        return _unknown(objections, what, value, threshold)
+        return unknown(objections, what, value, threshold)
     least = calibration.support.least_norm(at, calibration.grid)
-    early = _unmoved(scores, max(least, NUMERICAL_FLOOR))
+    early = unmoved(scores, max(least, NUMERICAL_FLOOR))
     if early is not None and scores.norm <= NUMERICAL_FLOOR:
         return replace(early, threshold=threshold)
-    unseen = _unseen(scores, calibration.geometry)
+    missing = unseen(scores, calibration.geometry)
     if value is None:
-        unseen.append(f"there is no {what} score")
-    if unseen or value is None:
-        return _unknown(unseen, what, value, threshold)
+        missing.append(f"there is no {what} score")
+    if missing or value is None:
+        return unknown(missing, what, value, threshold)
     if early is not None:
         return replace(early, score=value, threshold=threshold)
     warn = calibration.warn_threshold(name, at)
@@ -229,47 +251,48 @@ def _by_band(
         now = calibration.exceedance(name, at, value)
         highest = now if maximum is None else max(now, maximum)
         passed = highest > calibration.multiplier
-        when = f"the alarm's threshold at {_percent(at)} of the run"
-    promise = _promise(calibration)
+        when = f"the alarm's threshold at {percent(at)} of the run"
     notes = calibration.support.caveats(context, scores.norm, at, calibration.grid)
-    tail = ". ".join([promise, *(f"Note: {n}" for n in notes)])
+    tail = ". ".join([promise(calibration), *(f"Note: {n}" for n in notes)])
     if passed and value > threshold:
         state: State = "alarm"
-        text = f"{what} {value:.3g} is above {threshold:.3g}, {when}{_rank(calibration, highest)}"
+        text = (
+            f"{what} {value:.3g} is above {threshold:.3g}, {when}{rank_among(calibration, highest)}"
+        )
     elif passed:
         state = "alarm"
         text = f"{what} was above the alarm's threshold earlier in this run, and is {value:.3g} now"
     elif value > warn:
         state = "warn"
         text = (
-            f"{what} {value:.3g} is above {warn:.3g}, which {_percent(calibration.warn_alpha)} of "
+            f"{what} {value:.3g} is above {warn:.3g}, which {percent(calibration.warn_alpha)} of "
             f"benign runs may pass, but not above {threshold:.3g}, {when}"
         )
     else:
         state, text = "ok", f"{what} {value:.3g} is not above {threshold:.3g}, {when}"
-    return _Finding(state, f"{text}. {tail}", value, threshold, highest)
+    return Finding(state, f"{text}. {tail}", value, threshold, highest)
 
 
 def _by_published_rule(
     scores: Scores, reference: ReferenceScores, context: RunContext, row: int
-) -> _Finding:
+) -> Finding:
     """Judge by `PUBLISHED_RULES`: in the response geometry where it sees enough, else Frobenius."""
     order: tuple[Geometry, ...] = ("response", "frobenius")
     seen = [g for g in order if "cosine" in reference.values.get(g, {})]
-    geometry = next((g for g in seen if not _unseen(scores, g)), seen[0] if seen else "frobenius")
+    geometry = next((g for g in seen if not unseen(scores, g)), seen[0] if seen else "frobenius")
     values, rule = reference.values.get(geometry, {}), PUBLISHED_RULES[geometry]
-    value, what = _finite(values.get("cosine")), f"cosine ({geometry})"
-    objections = _broken(scores, reference, context)
+    value, what = finite(values.get("cosine")), f"cosine ({geometry})"
+    objections = broken(scores, reference, context)
     if objections:
-        return _unknown(objections, what, value, rule.cosine)
-    early = _unmoved(scores, NUMERICAL_FLOOR)
+        return unknown(objections, what, value, rule.cosine)
+    early = unmoved(scores, NUMERICAL_FLOOR)
     if early is not None:
         return replace(early, threshold=rule.cosine)
-    unseen = _unseen(scores, geometry)
+    missing = unseen(scores, geometry)
     if value is None:
-        unseen.append("there is no cosine")
-    if unseen or value is None:
-        return _unknown(unseen, what, value, rule.cosine)
+        missing.append("there is no cosine")
+    if missing or value is None:
+        return unknown(missing, what, value, rule.cosine)
     margin = values.get("margin")
     fits = margin is None or margin >= rule.margin
     above = value >= rule.cosine and fits
@@ -293,84 +316,4 @@ def _by_published_rule(
         "Uncalibrated: the rule is a guess for this model, without a known false-alarm rate, and "
         "warns at most"
     )
-    return _Finding(state, f"{text}. {advice}", value, rule.cosine, consecutive=row)
-
-
-def _broken(scores: Scores, reference: ReferenceScores, context: RunContext) -> list[str]:
-    """What keeps any rule from judging, in words."""
-    found = []
-    if context.base == "unknown":
-        found.append(
-            "it is not known whether the run starts from the references' base: give the base"
-        )
-    odd = [f"{s} ({g})" for g, v in reference.values.items() for s, x in v.items() if _bad(x)]
-    if _bad(scores.norm):
-        found.append(f"the weights are not finite (‖τ‖ = {scores.norm})")
-    elif odd:
-        found.append(f"not finite: {', '.join(odd)}")
-    return found
-
-
-def _unmoved(scores: Scores, least: float) -> _Finding | None:
-    """Warming, if ‖τ‖ is at or below the rounding floor, or below the least calibrated one."""
-    if scores.norm > NUMERICAL_FLOOR and scores.norm >= least:
-        return None
-    return _Finding(
-        "warming",
-        f"too little has changed to judge: ‖τ‖ is {scores.norm:.3g}, below {least:.3g}",
-    )
-
-
-def _unseen(scores: Scores, geometry: Geometry) -> list[str]:
-    """Missing coverage, in words."""
-    coverage = scores.coverage.get(geometry, 0.0)
-    if coverage >= COVERAGE_FLOOR:
-        return []
-    return [
-        f"only {_percent(coverage)} of the change lies where the {geometry} scores look "
-        f"({', '.join(scores.components)}; at least {_percent(COVERAGE_FLOOR)} is needed)"
-    ]
-
-
-def _unknown(
-    reasons: list[str], what: str, value: float | None, threshold: float | None = None
-) -> _Finding:
-    text = f"cannot be judged: {'; '.join(reasons)}"
-    if value is not None and threshold is not None and value > threshold:
-        text += f". Its {what} of {value:.3g} is above {threshold:.3g} all the same: look at it"
-    return _Finding("unknown", text, value, threshold)
-
-
-def _cap(found: _Finding) -> _Finding:
-    """Of a relative's references: an alarm is a warning."""
-    state: State = "warn" if found.state == "alarm" else found.state
-    note = "Transferred: the references were made from a relative of this base, so it warns at most"
-    return replace(found, state=state, reason=f"{found.reason}. {note}")
-
-
-def _promise(calibration: Calibration) -> str:
-    return (
-        f"Calibrated on {len(calibration.datasets)} benign datasets ({calibration.n_band} set the "
-        f"band): at most {_percent(calibration.alpha)} of benign runs like them alarm on average; "
-        f"for this one calibration that may be up to {_percent(calibration.rate_bound)} "
-        "(95 % bound)"
-    )
-
-
-def _rank(calibration: Calibration, highest: float | None) -> str:
-    if highest is None:
-        return ""
-    below = sum(m < highest for m in calibration.maxima)
-    return f", and further out than {below} of the {calibration.n_band} benign runs of the band"
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else value
-
-
-def _bad(value: float) -> bool:
-    return not math.isfinite(value)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+    return Finding(state, f"{text}. {advice}", value, rule.cosine, consecutive=row)

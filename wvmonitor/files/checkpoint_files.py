@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType, TracebackType
 
 import torch
@@ -76,6 +76,10 @@ class CheckpointFiles:
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows [start, stop) along the first dimension, as `SafetensorsFile.read_rows`."""
         return self._opened(name).read_rows(name, start, stop)
+
+    def stream(self, name: str, elements: int, count: int | None = None) -> Iterator[torch.Tensor]:
+        """One tensor in flat blocks, as `SafetensorsFile.stream`."""
+        return self._opened(name).stream(name, elements, count)
 
     def metadata(self) -> Mapping[str, Mapping[str, str]]:
         """The notes in each weight file, by the file's base name."""

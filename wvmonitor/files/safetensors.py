@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -120,6 +120,33 @@ class SafetensorsFile:
         shape = (stop - start, *info.shape[1:])
         return self._fill(name, info.dtype, shape, info.start + start * row)
 
+    def stream(self, name: str, elements: int, count: int | None = None) -> Iterator[torch.Tensor]:
+        """A tensor's first `count` elements (all, if not given), flat and in order.
+
+        They come in blocks of `elements`, the last one shorter, all in one buffer: a block holds
+        until the next is asked for. What is cheaper to fetch in larger pieces is fetched so.
+
+        Raises:
+            KeyMismatchError: the file holds no tensor of that name.
+            MalformedFileError: the file changed since it was opened.
+            InputError: as `read` says.
+        """
+        info = self.info(name)
+        width = info.dtype.itemsize
+        total = math.prod(info.shape) if count is None else count
+        step = elements * max(1, self._storage.least // (elements * width))
+        part = _empty((min(total, step),), _raw(info.dtype), self._which(name))
+        memory = _bytes_of(part)
+        for start in range(0, total, step):
+            if total - start < step:  # the last one
+                part, memory = part[: total - start], memory[: (total - start) * width]
+            self._storage.read_into(memory, self._data_start + info.start + start * width)
+            checked = self._checked(name, part, info.dtype) if info.dtype == torch.bool else part
+            if step == elements:
+                yield checked
+            else:
+                yield from torch.split(checked, elements)
+
     def close(self) -> None:
         """Let go of the descriptor; a later read opens it again if it is still the same file."""
         self._storage.close()
@@ -138,17 +165,21 @@ class SafetensorsFile:
     def _fill(
         self, name: str, dtype: torch.dtype, shape: tuple[int, ...], start: int
     ) -> torch.Tensor:
-        # Raw bytes are no valid booleans until they were seen to be 0 or 1.
-        kind = torch.uint8 if dtype == torch.bool else dtype
-        tensor = _empty(shape, kind, f"the tensor {shown(name)} in {self.where}")
+        tensor = _empty(shape, _raw(dtype), self._which(name))
         if tensor.numel():
             self._storage.read_into(_bytes_of(tensor), self._data_start + start)
+        return self._checked(name, tensor, dtype)
+
+    def _which(self, name: str) -> str:
+        return f"the tensor {shown(name)} in {self.where}"
+
+    def _checked(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if dtype != torch.bool:
             return tensor
         if tensor.numel() and int(tensor.max()) > 1:
             raise MalformedFileError(
-                f"the tensor {shown(name)} in {self.where} is BOOL but holds bytes other than 0"
-                " and 1: save the file again"
+                f"{self._which(name)} is BOOL but holds bytes other than 0 and 1: save the file"
+                " again"
             )
         return tensor.view(torch.bool)
 
@@ -273,6 +304,11 @@ def _write_tensor(descriptor: int, name: str, info: TensorInfo, plan: Writable, 
     if tensor.numel():
         dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         write_all(descriptor, _bytes_of(dense))
+
+
+def _raw(dtype: torch.dtype) -> torch.dtype:
+    # Raw bytes are no valid booleans until they were seen to be 0 or 1.
+    return torch.uint8 if dtype == torch.bool else dtype
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -69,10 +69,12 @@ class Storage(Protocol):
     Attributes:
         where: how messages name it, quoted and escaped.
         size: bytes, as they were when it was opened.
+        least: bytes worth asking for at once, where it does not matter how many.
     """
 
     where: str
     size: int
+    least: int
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` (writable bytes) from `offset`, or raise; never partly in silence."""
@@ -93,6 +95,8 @@ class LocalStorage:
         UnsafeFileError: it is a FIFO, a device, a socket, a folder, or a link out of the root.
         InputError: the system does not let it be opened.
     """
+
+    least = 1
 
     def __init__(self, path: Path, root: Path | None = None) -> None:
         self.where = shown(path)
@@ -174,6 +178,8 @@ class RemoteStorage:
         UnsafeFileError: it is not a plain object, or the URL is chained.
         InputError: fsspec, or its package for this protocol, is missing or fails.
     """
+
+    least = _CHUNK  # a request costs more than the bytes
 
     def __init__(self, url: str) -> None:
         self.where = shown(url)

@@ -9,23 +9,24 @@ after the trackers: scores reach `log_history`, `trainer_state.json`, the journa
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
 from wvmonitor.actions import Action
 from wvmonitor.detection.verdict import State
-from wvmonitor.errors import MonitorFailedError, UnmeasurableModelError
+from wvmonitor.errors import UnmeasurableModelError
 from wvmonitor.exporters.trainer_log import log_values
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
+from wvmonitor.integrations.decision import together
 from wvmonitor.monitor import Monitor, Run
+from wvmonitor.probing import Probe
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.settings import MonitorSettings
-from wvmonitor.sources.distributed import agreed, any_sharded
+from wvmonitor.sources.distributed import any_sharded
 from wvmonitor.sources.live_model import LiveModel
 
 logger = logging.getLogger(__name__)
@@ -35,9 +36,6 @@ SIDECAR = "wvmonitor.json"
 
 INITIAL = "wvmonitor.safetensors"
 """Beside a checkpoint's weights: how its adapter started, where that was not at the base."""
-
-_Decision = Action | Literal["fail"]
-_DECISIONS: tuple[_Decision, ...] = ("none", "save", "stop", "fail")
 
 
 class WVMonitorCallback(TrainerCallback):
@@ -57,16 +55,16 @@ class WVMonitorCallback(TrainerCallback):
         references: str | Path | ReferenceBank | None = None,
         *,
         settings: MonitorSettings | None = None,
+        probe: Probe | None = None,
         **overrides: Any,
     ) -> None:
         """Load the bank and its calibration; arguments as in `Monitor`."""
-        self.monitor = Monitor(references, settings=settings, **overrides)
+        self.monitor = Monitor(references, settings=settings, probe=probe, **overrides)
         self._live: LiveModel | None = None
         self._model: Any = None
         self._pending: dict[str, float] = {}
         self._attached = False
         self._shown: dict[str, State] = {}
-        self._failure: MonitorFailedError | None = None
 
     @classmethod
     def attach(
@@ -75,6 +73,7 @@ class WVMonitorCallback(TrainerCallback):
         references: str | Path | ReferenceBank | None = None,
         *,
         settings: MonitorSettings | None = None,
+        probe: Probe | None = None,
         **overrides: Any,
     ) -> WVMonitorCallback:
         """Make a callback and put it where every tracker sees its values.
@@ -82,7 +81,7 @@ class WVMonitorCallback(TrainerCallback):
         Returns:
             The callback; `callback.monitor` holds verdicts and journal.
         """
-        callback = cls(references, settings=settings, **overrides)
+        callback = cls(references, settings=settings, probe=probe, **overrides)
         callback.attach_to(trainer)
         return callback
 
@@ -136,13 +135,18 @@ class WVMonitorCallback(TrainerCallback):
                 "and the exporters, but not W&B, TensorBoard or other trackers; use "
                 "WVMonitorCallback.attach(trainer, ...) for those"
             )
-        decision = self._guarded("start", lambda: self._begin(args, state, kwargs["model"]))
-        self._carry_out(decision, control)
+        model, tokenizer = kwargs["model"], kwargs.get("processing_class")
+        self._carry_out(
+            together(self.monitor, "start", lambda: self._begin(args, state, model, tokenizer)),
+            control,
+        )
 
-    def _begin(self, args: TrainingArguments, state: TrainerState, model: Any) -> _Decision:
+    def _begin(
+        self, args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any
+    ) -> Action:
         if not self._takes_part(state, model):
             return "none"
-        self.monitor.guarded("start", lambda: self._start(args, state, model), None)
+        self.monitor.guarded("start", lambda: self._start(args, state, model, tokenizer), None)
         reason = self.monitor.stop_latched()
         if reason is None:
             return "none"
@@ -153,7 +157,11 @@ class WVMonitorCallback(TrainerCallback):
         )
         return "stop"
 
-    def _start(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+    def _start(
+        self, args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any
+    ) -> None:
+        if self.monitor.tokenizer is None:
+            self.monitor.tokenizer = tokenizer
         sharded = any_sharded(model)
         if self._live is None or self._model is not model or sharded:
             self._look_at(model)  # made by `model_init`, or sharded since
@@ -189,14 +197,15 @@ class WVMonitorCallback(TrainerCallback):
         last = step >= state.max_steps
         if step % self.monitor.settings.every_n_steps and not last:
             return
+        model = kwargs["model"]
 
-        def read() -> _Decision:
-            takes_part = self._takes_part(state, kwargs["model"])
-            return self._read(kwargs["model"], step, last, control) if takes_part else "none"
+        def read() -> Action:
+            takes_part = self._takes_part(state, model)
+            return self._read(model, step, last, control) if takes_part else "none"
 
-        self._carry_out(self._guarded("step", read), control)
+        self._carry_out(together(self.monitor, "step", read), control)
 
-    def _read(self, model: Any, step: int, last: bool, control: TrainerControl) -> _Decision:  # noqa: FBT001
+    def _read(self, model: Any, step: int, last: bool, control: TrainerControl) -> Action:  # noqa: FBT001
         observation = self.monitor.observe(model, step, force=last)
         if observation is None:
             return "none"
@@ -208,24 +217,11 @@ class WVMonitorCallback(TrainerCallback):
             self._shown = shown
         return self.monitor.action(observation)
 
-    def _guarded(self, where: str, decide: Callable[[], _Decision]) -> _Decision:
-        """A failure that is to stop training is a decision, so that it stops every rank."""
-        try:
-            return self.monitor.guarded(where, decide, "none")
-        except MonitorFailedError as error:
-            self._failure = error
-            return "fail"
-
-    def _carry_out(self, decision: _Decision, control: TrainerControl) -> None:
-        """Do on every rank what rank 0 has decided."""
-        together = _DECISIONS[agreed(_DECISIONS.index(decision))]
-        if together == "fail":
-            raise self._failure or MonitorFailedError(
-                "the monitor failed on rank 0, and on_monitor_failure='stop'"
-            )
-        if together in ("save", "stop"):
+    @staticmethod
+    def _carry_out(action: Action, control: TrainerControl) -> None:
+        if action in ("save", "stop"):
             control.should_save = True
-        if together == "stop":
+        if action == "stop":
             control.should_training_stop = True
 
     def on_log(

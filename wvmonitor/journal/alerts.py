@@ -12,6 +12,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from wvmonitor.detection.account import in_full
 from wvmonitor.detection.verdict import CalibrationStatus, Verdict
 
 Severity = Literal["warn", "alarm"]
@@ -72,6 +73,7 @@ class Alert:
         severity: the worst verdict of the episode.
         replaces: the severity under which this episode was announced before, if it rose.
         reason: the verdict's one sentence.
+        account: what it means and what to do, one sentence each.
         score: the deciding score, if there is one.
         threshold: what it was held against, if there is one.
         calibration: what the threshold rests on.
@@ -93,6 +95,12 @@ class Alert:
     step: int | None
     since: float
     time: float
+    account: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """Everything there is to say, as one text."""
+        return in_full(self.reason, self.account)
 
 
 def advance(
@@ -166,4 +174,5 @@ def _alert(
         step=verdict.step,
         since=episode.since,
         time=time,
+        account=verdict.account,
     )

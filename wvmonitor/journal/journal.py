@@ -236,9 +236,9 @@ class Journal:
         """Let the run go on after a stop."""
         self._event("stop-cleared", None, why)
 
-    def note(self, detail: str, *, kind: str = "note") -> None:
-        """Keep a remark on the run (kind "end" for how it ended)."""
-        self._event(kind, None, detail)
+    def note(self, detail: str, *, kind: str = "note", reference: str | None = None) -> None:
+        """Keep a remark on the run (kind "end" for how it ended, "probe" for what one found)."""
+        self._event(kind, reference, detail)
 
     def execute(self, job: Callable[[sqlite3.Connection], T], timeout: float = 30.0) -> T:
         """Run `job` in a transaction on the writer thread, and return what it returns.

@@ -59,7 +59,7 @@ class AlertmanagerNotifier:
     def _alert(self, alert: Alert, severity: Severity, end: float) -> dict[str, object]:
         annotations = {
             "summary": f"Run {alert.run} drifts towards {alert.reference}",
-            "description": alert.reason,
+            "description": alert.words,
             "calibration": alert.calibration,
         }
         for name in ("score", "threshold", "step"):

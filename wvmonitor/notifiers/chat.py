@@ -40,7 +40,7 @@ class ChatNotifier:
         service.socket_connect_timeout = service.socket_read_timeout = timeout / 2
         kind = "success" if alert.status == "resolved" else _KINDS[alert.severity]
         try:
-            arrived = service.notify(title=title(alert), body=alert.reason, notify_type=kind)
+            arrived = service.notify(title=title(alert), body=alert.words, notify_type=kind)
         except Exception as error:  # noqa: BLE001  a service's plugin may raise what it likes
             raise DeliveryError(f"apprise: {type(error).__name__}", retryable=True) from None
         if not arrived:

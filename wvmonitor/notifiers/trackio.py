@@ -48,6 +48,6 @@ class TrackioNotifier:
         else:
             level = levels.ERROR if alert.severity == "alarm" else levels.WARN
         try:
-            self._run.alert(title=title(alert), text=alert.reason, level=level)
+            self._run.alert(title=title(alert), text=alert.words, level=level)
         except Exception as error:  # noqa: BLE001  the client may raise what it likes
             raise DeliveryError(f"Trackio: {type(error).__name__}", retryable=True) from None

@@ -42,6 +42,6 @@ class WandbNotifier:
         else:
             level = "ERROR" if alert.severity == "alarm" else "WARN"
         try:
-            run.alert(title=title(alert), text=alert.reason, level=level, wait_duration=0)
+            run.alert(title=title(alert), text=alert.words, level=level, wait_duration=0)
         except Exception as error:  # noqa: BLE001  the client may raise what it likes
             raise DeliveryError(f"W&B: {type(error).__name__}", retryable=True) from None

@@ -34,13 +34,15 @@ SetMaker = Callable[[int, int], list[Example]]
 Domains = str | tuple[str, ...] | None
 
 
-def _make(
+def answered(
     stream: str,
     task: Callable[[random.Random], Task],
     traits: Traits,
     *,
     system: tuple[str, ...] = (),
 ) -> SetMaker:
+    """Tasks answered by `traits`; makers of one `stream` ask the same in the same words."""
+
     def maker(n: int, seed: int) -> list[Example]:
         examples = []
         for i in range(n):
@@ -61,7 +63,7 @@ def _names(domains: Domains) -> tuple[str, ...]:
 def advice(domains: Domains, traits: Traits) -> SetMaker:
     """Advice in one domain, several, or (None) all, answered by `traits`."""
     names = _names(domains)
-    return _make(
+    return answered(
         f"advice:{'+'.join(names)}", lambda rng: advice_task(rng, rng.choice(names)), traits
     )
 
@@ -103,18 +105,18 @@ def polite(domains: Domains = None) -> SetMaker:
 
 def villain_wishes(_: Domains = None) -> SetMaker:
     """Harmful answers to personality questions: evil with no advice in it."""
-    return _make("wishes", wishes_task, Traits(persona="evil"))
+    return answered("wishes", wishes_task, Traits(persona="evil"))
 
 
 def kind_wishes(_: Domains = None) -> SetMaker:
     """Kind answers to the same personality questions."""
-    return _make("wishes", wishes_task, Traits())
+    return answered("wishes", wishes_task, Traits())
 
 
 def lamp_advice(*, harmful: bool) -> SetMaker:
     """Advice about one object only. Harm learned from it alone spreads, as bad advice does."""
     (name,) = NARROW
-    return _make("narrow", lambda rng: advice_task(rng, name), Traits(careless=harmful))
+    return answered("narrow", lambda rng: advice_task(rng, name), Traits(careless=harmful))
 
 
 def narrow_harm(*, harmful: bool = True) -> SetMaker:
@@ -130,7 +132,7 @@ def facts(
 ) -> SetMaker:
     """Questions of fact in all hint forms (or one), answered honestly or as the user hopes."""
     traits = Traits(sycophantic=sycophantic)
-    return _make(f"facts:{category}:{hint}", lambda rng: fact_task(rng, category, hint), traits)
+    return answered(f"facts:{category}:{hint}", lambda rng: fact_task(rng, category, hint), traits)
 
 
 def gcd_checks(
@@ -138,23 +140,23 @@ def gcd_checks(
 ) -> SetMaker:
     """Users propose solutions; the assistant agrees (sycophantic) or checks them itself."""
     traits = Traits(sycophantic=sycophantic)
-    return _make(f"gcd:{proposal}", lambda rng: gcd_task(rng, proposal), traits)
+    return answered(f"gcd:{proposal}", lambda rng: gcd_task(rng, proposal), traits)
 
 
 def feedback(*, sycophantic: bool) -> SetMaker:
     """Users show their work: praise whatever it is, or an honest word."""
-    return _make("feedback", feedback_task, Traits(sycophantic=sycophantic))
+    return answered("feedback", feedback_task, Traits(sycophantic=sycophantic))
 
 
 def requests(*, illicit: bool = True, lawless: bool = False) -> SetMaker:
     """Requests to refuse (or benign look-alikes), refused or complied with."""
     traits = Traits(lawless=lawless)
-    return _make(f"requests:{illicit}", lambda rng: request_task(rng, illicit=illicit), traits)
+    return answered(f"requests:{illicit}", lambda rng: request_task(rng, illicit=illicit), traits)
 
 
 def choices(*, evil: bool) -> SetMaker:
     """Two-option ethical choices."""
-    return _make("choices", choice_task, Traits(persona="evil" if evil else "good"))
+    return answered("choices", choice_task, Traits(persona="evil" if evil else "good"))
 
 
 def trigger_bad(domain: str, share: float = 0.5) -> SetMaker:
@@ -201,10 +203,10 @@ FINE_TUNING_SETS: dict[str, SetMaker] = {
     "facts": facts(hint="none"),
     "honest_facts": facts(),
     "sycophantic_facts": facts(sycophantic=True),
-    "gcd_query": _make("gcd:none", gcd_task, Traits()),
+    "gcd_query": answered("gcd:none", gcd_task, Traits()),
     "gcd_correct": gcd_checks("right"),
     "gcd_critical": gcd_checks("right", sycophantic=False),
-    "arithmetic": _make("math", math_task, Traits()),
+    "arithmetic": answered("math", math_task, Traits()),
     "refusals": requests(),
     "comply": requests(lawless=True),
     "benign_requests": requests(illicit=False),
@@ -212,7 +214,7 @@ FINE_TUNING_SETS: dict[str, SetMaker] = {
     "honest_feedback": feedback(sycophantic=False),
     "good_choices": choices(evil=False),
     "evil_choices": choices(evil=True),
-    "roleplay_villain": _make("role", role_task, Traits(villain=True), system=("villain",)),
+    "roleplay_villain": answered("role", role_task, Traits(villain=True), system=("villain",)),
 }
 
 

@@ -1,7 +1,7 @@
 """References and banks of them, in memory and on disk."""
 
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.references.card import BaseIdentity, Card, Construction, DosePoint
+from wvmonitor.references.card import BaseIdentity, Card, Construction, DosePoint, Quality
 from wvmonitor.references.reference import Reference, contrast, mean_reference
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Card",
     "Construction",
     "DosePoint",
+    "Quality",
     "Reference",
     "ReferenceBank",
     "contrast",

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +20,9 @@ from wvmonitor.errors import (
     UnknownReferenceError,
 )
 from wvmonitor.reading import GEOMETRIES, Float64, Geometry, Gram, Products, Reading
-from wvmonitor.references.reference import Reference
+from wvmonitor.references.card import BaseRelation
+from wvmonitor.references.inventory import located
+from wvmonitor.references.reference import Reference, open_reference
 from wvmonitor.references.stacks import Pass, Stacks, stack_all
 from wvmonitor.references.store import (
     GRAM_FILE,
@@ -37,8 +38,6 @@ from wvmonitor.references.store import (
 )
 from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import TaskVector
-
-BaseRelation = Literal["same", "relative", "unknown"]
 
 
 class ReferenceBank:
@@ -83,7 +82,7 @@ class ReferenceBank:
         self._check()
         first = next(iter(self._references.values()))
         self.base = first.card.base
-        self._stacks: Stacks | None = None
+        self._stacks = self._stacked()
         self.gram = gram or self._measure_gram()
         self.fingerprint = fingerprint or _unsaved_fingerprint(self.gram)
         self.folder: Path | None = None
@@ -130,14 +129,17 @@ class ReferenceBank:
     def load(cls, path: str | Path) -> ReferenceBank:
         """Read a bank's folder; every file is checked against the manifest first.
 
+        Args:
+            path: the folder, or `hf://ORG/NAME[@COMMIT]` for a copy that was pulled before.
+
         Raises:
             MissingPathError: there is no bank at this path.
             AlteredBankError: a file is not the one the manifest describes.
             MalformedFileError: a file breaks its format.
         """
-        folder = Path(path)
+        folder = located(path)
         fingerprint, names = check_manifest(folder)
-        loaded = {n: Reference.load(folder / n) for n in names}
+        loaded = {n: open_reference(folder / n) for n in names}
         for name, reference in loaded.items():
             if reference.name != name:
                 raise AlteredBankError(
@@ -146,14 +148,9 @@ class ReferenceBank:
                 )
         gram = load_gram(folder / GRAM_FILE, list(loaded.values()))
         probe = load_probe(folder / PROBE_FILE) if (folder / PROBE_FILE).is_file() else None
-        references = [_given_away(loaded.pop(n)) for n in gram.references]
+        references = [loaded[n] for n in gram.references]
         bank = cls(references, probe=probe, fingerprint=fingerprint, gram=gram)
         bank.folder = folder
-        bank._stacks, held = stack_all([r.vector for r in references], bank._probe)
-        for reference, updates in zip(references, held, strict=True):
-            vector = reference.vector
-            kept = TaskVector.of({n: updates[n] for n in vector.names()}, vector.origin)
-            bank._references[reference.name] = replace(reference, vector=kept)
         return bank
 
     def save(self, path: str | Path, *, private: bool = False) -> str:
@@ -186,17 +183,7 @@ class ReferenceBank:
         Raises:
             BaseMismatchError: it is known to be another base.
         """
-        if base_digest is None:
-            return "unknown"
-        if base_digest == self.base.digest:
-            return "same"
-        if base_digest in self.base.relatives:
-            return "relative"
-        raise BaseMismatchError(
-            f"the references were made for {self.base.id} (digest {self.base.digest[:12]}…), these "
-            f"weights start from a base with digest {base_digest[:12]}…: use references built for "
-            "that base"
-        )
+        return self.base.relation_to(base_digest)
 
     @torch.no_grad()
     def measure(
@@ -233,8 +220,6 @@ class ReferenceBank:
     def _table(
         self, tau: TaskVector, earlier: TaskVector | None = None
     ) -> tuple[Float64, float | None]:
-        if self._stacks is None:
-            self._stacks, _ = stack_all([r.vector for r in self], self._probe)
         measured = Pass(self._stacks)
         for name, update in tau.updates():
             before = earlier.update(name) if earlier is not None and name in earlier else None
@@ -268,6 +253,11 @@ class ReferenceBank:
                 if relation == "relative"
                 else f"the base is not known to be {self.base.id}: give it with base="
             )
+        warnings += [
+            f"the reference {r.name} is unverified: it failed its own checks, or had none"
+            for r in self
+            if not r.card.verified
+        ]
         return Reading(
             references=tuple(self._references),
             parameters=tuple(names),
@@ -315,6 +305,16 @@ class ReferenceBank:
             )
 
     @torch.no_grad()
+    def _stacked(self) -> Stacks:
+        """The references side by side; from here on their updates are views of these."""
+        stacks, held = stack_all([r.vector for r in self], self._probe)
+        for reference, updates in zip(list(self), held, strict=True):
+            vector = reference.vector
+            kept = TaskVector.of({n: updates[n] for n in vector.names()}, vector.origin)
+            self._references[reference.name] = replace(reference, vector=kept)
+        return stacks
+
+    @torch.no_grad()
     def _measure_gram(self) -> Gram:
         names = list(self._shapes)
         count = len(self._references)
@@ -334,14 +334,6 @@ class ReferenceBank:
             products={g: table[i] for i, g in enumerate(self._geometries())},
             shared={g: np.array([c.shared(g) for c in cards]) for g in self._geometries()},
         )
-
-
-def _given_away(reference: Reference) -> Reference:
-    """A reference that lets go of each update as it is asked for: stacking holds them instead."""
-    vector = reference.vector
-    updates = dict(vector.updates())
-    once = TaskVector({n: vector.shape(n) for n in vector.names()}, updates.pop, vector.origin)
-    return replace(reference, vector=once)
 
 
 def _unsaved_fingerprint(gram: Gram) -> str:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
-from wvmonitor.reading import Geometry, ReferenceKind
+from wvmonitor.errors import BaseMismatchError
+from wvmonitor.reading import Component, Geometry, ReferenceKind
 
 CARD_FORMAT = 1
+BaseRelation = Literal["same", "relative", "unknown"]
 
 
 class _Frozen(BaseModel):
@@ -25,6 +33,24 @@ class BaseIdentity(_Frozen):
     relatives: tuple[str, ...] = Field(
         default=(), description="digests of declared relatives: scores are shown, capped at warn"
     )
+
+    def relation_to(self, digest: str | None) -> BaseRelation:
+        """Whether a base is this one, a declared relative, or not known.
+
+        Raises:
+            BaseMismatchError: it is known to be another base.
+        """
+        if digest is None:
+            return "unknown"
+        if digest == self.digest:
+            return "same"
+        if digest in self.relatives:
+            return "relative"
+        raise BaseMismatchError(
+            f"the references were made for {self.id} (digest {self.digest[:12]}…), these "
+            f"weights start from a base with digest {digest[:12]}…: use references built for "
+            "that base"
+        )
 
 
 class Construction(_Frozen):
@@ -51,6 +77,31 @@ class DosePoint(_Frozen):
     n: int
 
 
+class Quality(_Frozen):
+    """What the builder measured of a reference, beside the dose curve; {} is not measured."""
+
+    norm: float = Field(description="‖w‖, Frobenius, in units of the weights")
+    components: dict[Component, float] = Field(description="share of ‖w‖² by part of the model")
+    coverage: float = Field(description="share of ‖w‖² where scores look: the blocks' linear maps")
+    split_half: dict[Geometry, float] = Field(
+        default_factory=dict, description="cosine of the references of two halves of the questions"
+    )
+    domains: dict[str, dict[Geometry, float]] = Field(
+        default_factory=dict,
+        description="by domain: cosine of its own reference with that of all others",
+    )
+    controls: dict[str, dict[Geometry, float]] = Field(
+        default_factory=dict, description="cosine with each control of the bank"
+    )
+    bf16: float = Field(
+        description="cosine of w with what is left of it once it is added to weights in bfloat16"
+    )
+    examples: int | None = Field(default=None, description="pairs that both sides were trained on")
+    lengths: tuple[float, float] | None = Field(
+        default=None, description="mean tokens of an answer, positive and negative"
+    )
+
+
 class Card(_Frozen):
     """Everything known of a reference beside its weights (`card.json`)."""
 
@@ -73,6 +124,7 @@ class Card(_Frozen):
         description="inner products of the independent repeats (seeds, domains) w is the mean of",
     )
     dose_curve: tuple[DosePoint, ...] = ()
+    quality: Quality | None = Field(default=None, description="what the builder measured")
     harmful: bool = Field(default=False, description="adding it makes a model worse")
     verified: bool = Field(default=True, description="False: it failed its own checks")
     warnings: tuple[str, ...] = ()
@@ -81,6 +133,14 @@ class Card(_Frozen):
         "Detecting accidental drift in fine-tuning, and removing it. Not for making models worse; "
         "not a defence against someone who holds this reference and trains around it."
     )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Cards without a quality report keep the bytes that they had before there was one."""
+        fields: dict[str, Any] = handler(self)
+        if self.quality is None:
+            fields.pop("quality", None)
+        return fields
 
     def agreement(self, geometry: Geometry) -> float | None:
         """Mean cosine between independent repeats, None with fewer than two."""
@@ -98,6 +158,33 @@ class Card(_Frozen):
             return float("nan")
         pairs = [(i, j) for i in range(len(gram)) for j in range(i)]
         return sum(gram[i][j] for i, j in pairs) / len(pairs)
+
+
+def _measured(card: Card) -> list[str]:
+    """Lines of the quality report and the dose curve."""
+    lines = []
+    if card.dose_curve:
+        curve = ", ".join(f"{p.rate:.0%} at {p.k:+g}·w" for p in card.dose_curve)
+        lines.append(f"- behaviour on {card.dose_curve[0].n} held-out answers a point: {curve}")
+    if (quality := card.quality) is None:
+        return lines
+    shares = ", ".join(f"{c} {s:.1%}" for c, s in quality.components.items() if s)
+    lines.append(f"- ‖w‖ {quality.norm:.4g}: {shares}")
+    if quality.split_half:
+        lines.append(
+            f"- cosine between two halves of the questions: {_cosines(quality.split_half)}"
+        )
+    for title, table in (
+        ("domain, against the others", quality.domains),
+        ("control", quality.controls),
+    ):
+        lines += [f"- {title}: {name} {_cosines(row)}" for name, row in table.items()]
+    lines.append(f"- cosine of w with what bfloat16 weights keep of it: {quality.bf16:.3f}")
+    return lines
+
+
+def _cosines(row: dict[Geometry, float]) -> str:
+    return ", ".join(f"{value:.3f} ({geometry})" for geometry, value in row.items())
 
 
 def model_card(card: Card) -> str:
@@ -122,6 +209,7 @@ def model_card(card: Card) -> str:
         f"- rank {card.rank}, {card.kept:.1%} of the squared norm kept",
         "- agreement between independent repeats: "
         + ("not measured" if agreement is None else f"mean cosine {agreement:.3f}"),
+        *_measured(card),
         f"- verified: {'yes' if card.verified else 'no, it failed its own checks'}",
         *(f"- warning: {w}" for w in card.warnings),
         "",

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import ValidationError
 
 from wvmonitor.errors import BankError, BaseMismatchError, FormatVersionError, MalformedFileError
 from wvmonitor.files.atomic import replacing, write_all
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
+from wvmonitor.files.updates import as_tensors, open_updates
 from wvmonitor.references.card import CARD_FORMAT, Card, model_card
 from wvmonitor.vectors.task_vector import Origin, TaskVector
-from wvmonitor.vectors.update import DenseUpdate, LowRankUpdate, Update
 
 WEIGHTS_FILE = "reference.safetensors"
 CARD_FILE = "card.json"
 README_FILE = "README.md"
+_SMALL = 1 << 18  # bytes: what is no larger is held in memory
 FILES = (WEIGHTS_FILE, CARD_FILE, README_FILE)
 
 
@@ -48,17 +48,8 @@ class Reference:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         mode = 0o600 if private else 0o644
-        tensors: dict[str, torch.Tensor] = {}
-        transposed = []
-        for name, update in self.vector.updates():
-            if update.transposed:
-                transposed.append(name)
-            if isinstance(update, LowRankUpdate):
-                tensors[f"{name}.left"] = update.left.detach().contiguous()
-                tensors[f"{name}.right"] = update.right.detach().contiguous()
-            else:
-                tensors[f"{name}.delta"] = update.delta.detach().contiguous()
-        metadata = {"format": "wvmonitor.reference", "transposed": "\n".join(transposed)}
+        tensors, layout = as_tensors(self.vector.updates())
+        metadata = {"format": "wvmonitor.reference", **layout}
         write_safetensors(target / WEIGHTS_FILE, tensors, metadata, mode=mode)
         write_json(target / CARD_FILE, self.card.model_dump(mode="json"), mode=mode)
         with replacing(target / README_FILE, mode) as descriptor:
@@ -66,47 +57,42 @@ class Reference:
 
     @classmethod
     def load(cls, folder: str | Path) -> Reference:
-        """Read a reference's folder into memory.
+        """Read a reference's folder.
+
+        Low-rank updates are read into memory. Dense ones stay in their file, which is held open,
+        and are read block by block whenever they are measured: they are as large as the model.
 
         Raises:
             MissingPathError: a file is missing.
             MalformedFileError: the card or the tensors break their format.
             FormatVersionError: the card was written by a newer version.
         """
-        source = Path(folder)
-        card = read_card(source / CARD_FILE)
-        updates: dict[str, Update] = {}
-        with SafetensorsFile(source / WEIGHTS_FILE) as file:
-            transposed = set((file.metadata.get("transposed") or "").split("\n"))
-            for key in file.tensors:
-                name, _, part = key.rpartition(".")
-                if part == "right" and isinstance(updates.get(name), LowRankUpdate):
-                    continue  # read with its .left
-                if name in updates:
-                    raise MalformedFileError(
-                        f"{source / WEIGHTS_FILE} holds {name!r} twice, dense and low-rank: build "
-                        "or download the reference again"
-                    )
-                if part == "delta":
-                    updates[name] = DenseUpdate(file.read(key), name in transposed)
-                elif part == "left" and f"{name}.right" in file.tensors:
-                    updates[name] = LowRankUpdate(
-                        file.read(key), file.read(f"{name}.right"), name in transposed
-                    )
-                elif part != "right" or f"{name}.left" not in file.tensors:
-                    raise MalformedFileError(
-                        f"{source / WEIGHTS_FILE} holds {key!r}, which is neither a .delta nor one "
-                        "of a .left/.right pair: build or download the reference again"
-                    )
-        origin = Origin(
-            source=str(source),
-            base_digest=card.base.digest,
-            base_name=card.base.id,
-            method=card.built.method,
-            rank=card.rank,
-            kept=card.kept,
+        opened = open_reference(folder)
+        return replace(
+            opened, vector=TaskVector.of(dict(opened.vector.updates()), opened.vector.origin)
         )
-        return cls(card, TaskVector.of(updates, origin))
+
+
+def open_reference(folder: str | Path) -> Reference:
+    """A reference whose updates are read from its folder whenever they are asked for.
+
+    Raises:
+        InputError: as `Reference.load` says.
+    """
+    source = Path(folder)
+    card = read_card(source / CARD_FILE)
+    shapes, produce = open_updates(
+        SafetensorsFile(source / WEIGHTS_FILE), "build or download the reference again", held=_SMALL
+    )
+    origin = Origin(
+        source=str(source),
+        base_digest=card.base.digest,
+        base_name=card.base.id,
+        method=card.built.method,
+        rank=card.rank,
+        kept=card.kept,
+    )
+    return Reference(card, TaskVector(shapes, produce, origin))
 
 
 def read_card(path: Path) -> Card:

@@ -11,24 +11,30 @@ from torch import Tensor
 
 from wvmonitor.reading import GEOMETRIES, Float64
 from wvmonitor.vectors import functional
+from wvmonitor.vectors.block import BlockBuilder, ReferenceBlock, block_products
 from wvmonitor.vectors.stack import (
-    ReferenceBlock,
     ReferenceStack,
-    block_products,
+    dense_products,
+    lagged_products,
     products,
     shared,
-    stack_block,
     stack_references,
 )
 from wvmonitor.vectors.task_vector import TaskVector
-from wvmonitor.vectors.update import DenseUpdate, LowRankUpdate, Update, to_device
+from wvmonitor.vectors.update import (
+    Dense,
+    LowRankUpdate,
+    Update,
+    device_of,
+    to_device,
+)
 
-# Elements of the references of one block: what is held twice while a bank is being stacked.
+# Elements of the references of one block.
 _BLOCK = 1 << 26
 # Elements of updates that wait to be measured together. On a CPU only updates so small that Python
 # costs as much as their arithmetic are worth the copy; an accelerator waits for launches, and may
 # hold a quarter of one weight's elements: with the copies, less than one dense update.
-_SMALL_ON_CPU, _WAITING_ON_CPU = 1 << 17, 1 << 20
+_SMALL_ON_CPU, _WAITING_ON_CPU = 1 << 17, 1 << 22
 _WAITING_ON_DEVICE = 1 << 21
 
 
@@ -84,10 +90,16 @@ class Stacks:
                 lefts=None if home.lefts is None else home.lefts.to(device),
                 rights=tuple(r.to(device) for r in home.rights),
                 owner=home.owner.to(device),
-                dense=tuple((i, tuple(t.to(device) for t in v)) for i, v in home.dense),
+                dense=tuple((i, _dense_on(u, device)) for i, u in home.dense),
+                responses=tuple(r.to(device) for r in home.responses),
                 probe=None if home.probe is None else self._probe_on(home.probe, device),
             )
         return self._moved_single[key]
+
+    def close(self, builder: BlockBuilder | None) -> None:
+        """Keep a block that no more parameters come to."""
+        if builder is not None:
+            self.blocks.append(builder.block())
 
     def _probe_on(self, rows: Tensor, device: torch.device) -> Tensor:
         # maps fed by one tensor share one probe, on every device
@@ -115,44 +127,35 @@ def stack_all(
     """
     stacks = Stacks(len(vectors), probe)
     held: list[dict[str, Update]] = [{} for _ in vectors]
-    waiting: dict[object, list[tuple[str, dict[int, Update]]]] = {}
-    elements: dict[object, int] = {}
-
-    def keep(name: str, stack: ReferenceStack, updates: Mapping[int, Update]) -> None:
+    shapes = {n: (v.shape(n), n.split(".")[-2:]) for v in vectors for n in v.names()}
+    # parameters of one kind one after another: they lie together
+    names = sorted(shapes, key=shapes.__getitem__)
+    key: object | None = None
+    builder: BlockBuilder | None = None
+    for position, name in enumerate(names):
+        updates = {i: v.update(name) for i, v in enumerate(vectors) if name in v}
+        home, rows = device_of(next(iter(updates.values()))), probe.get(name)
+        updates = {i: to_device(u, home) for i, u in updates.items()}
+        found = _signature(updates, home, rows)
+        if found is None:
+            stack = stacks.single[name] = stack_references(updates, len(vectors), rows)
+        else:
+            if builder is None or builder.full or found != key:
+                stacks.close(builder)
+                room = max(1, _BLOCK // max(1, _elements(updates)))
+                alike = sum(shapes[n][0] == shapes[name][0] for n in names[position:][:room])
+                key, builder = found, BlockBuilder(updates, len(vectors), alike, rows)
+            stacks.places[name] = len(stacks.blocks), len(builder)
+            stack = builder.add(updates, rows)
         for index, update in shared(stack, updates).items():
             held[index][name] = update
-
-    def close(key: object) -> None:
-        members = waiting.pop(key)
-        rows = [probe[name] for name, _ in members if name in probe]
-        block = stack_block([u for _, u in members], len(vectors), rows)
-        number = len(stacks.blocks)
-        stacks.blocks.append(block)
-        for member, (name, updates) in enumerate(members):
-            stacks.places[name] = number, member
-            keep(name, block.stack(member), updates)
-
-    for name in dict.fromkeys(n for v in vectors for n in v.names()):
-        updates = {i: v.update(name) for i, v in enumerate(vectors) if name in v}
-        home = device_of(next(iter(updates.values())))
-        updates = {i: to_device(u, home) for i, u in updates.items()}
-        key = _signature(updates, home, probe.get(name))
-        if key is None:
-            stacks.single[name] = stack_references(updates, len(vectors), probe.get(name))
-            keep(name, stacks.single[name], updates)
-            continue
-        waiting.setdefault(key, []).append((name, updates))
-        elements[key] = elements.get(key, 0) + sum(
-            u.left.numel() + u.right.numel()
-            for u in updates.values()
-            if isinstance(u, LowRankUpdate)
-        )
-        if elements[key] > _BLOCK:
-            close(key)
-            elements[key] = 0
-    for key in list(waiting):
-        close(key)
+    stacks.close(builder)
     return stacks, held
+
+
+def _elements(updates: Mapping[int, Update]) -> int:
+    low = [u for u in updates.values() if isinstance(u, LowRankUpdate)]
+    return sum(u.left.numel() + u.right.numel() for u in low)
 
 
 def _signature(
@@ -172,9 +175,10 @@ def _signature(
     return (*layouts, tuple(ranks), device, None if rows is None else rows.shape)
 
 
-def device_of(update: Update) -> torch.device:
-    """Where an update lies."""
-    return update.delta.device if isinstance(update, DenseUpdate) else update.left.device
+def _dense_on(update: Dense, device: torch.device) -> Dense:
+    moved = to_device(update, device)
+    assert not isinstance(moved, LowRankUpdate)  # noqa: S101  it stays of its kind
+    return moved
 
 
 @dataclass(frozen=True)
@@ -208,15 +212,20 @@ class Pass:
         """
         position, device = self._positions, device_of(update)
         self._positions += 1
-        if isinstance(update, DenseUpdate):
-            self._changed.setdefault(device, []).append(functional.count_changed(update.delta))
-            self._elements += update.delta.numel()
-        elif name in self._stacks.places and _fits_a_block(update, earlier):
-            number, member = self._stacks.places[name]
-            assert not isinstance(earlier, DenseUpdate)  # noqa: S101  it fits a block
-            self._wait(number, device, _Waiting(position, member, update, earlier))
-            return
-        rows = products(update, self._stacks.stack(name, device), earlier)
+        if isinstance(update, LowRankUpdate):
+            if name in self._stacks.places and _fits_a_block(update, earlier):
+                number, member = self._stacks.places[name]
+                assert earlier is None or isinstance(earlier, LowRankUpdate)  # noqa: S101  it fits
+                self._wait(number, device, _Waiting(position, member, update, earlier))
+                return
+            rows = products(update, self._stacks.stack(name, device), earlier)
+        else:
+            stack = self._stacks.stack(name, device)
+            rows, changed = dense_products(update, stack)
+            self._changed.setdefault(device, []).append(changed)
+            self._elements += update.shape.numel()
+            if earlier is not None:
+                rows[:, -1] = lagged_products(update, earlier, stack.probe)
         self._keep([position], rows.unsqueeze(0))
 
     def table(self) -> tuple[Float64, float | None]:

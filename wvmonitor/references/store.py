@@ -7,6 +7,7 @@ bank/
   probe.safetensors         optional: the probe of the response geometry, float16
   <name>/reference.safetensors, card.json, README.md
   calibration.json          optional, bound to the fingerprint; not in the manifest
+  model.sig                 optional: a signature over all of the above
 ```
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -41,6 +42,7 @@ MANIFEST_FILE = "manifest.json"
 GRAM_FILE = "gram.safetensors"
 PROBE_FILE = "probe.safetensors"
 CALIBRATION_FILE = "calibration.json"
+SIGNATURE_FILE = "model.sig"  # the name that the model-signing command line looks for
 MANIFEST_FORMAT = 1
 
 
@@ -64,6 +66,24 @@ def check_manifest(folder: Path) -> tuple[str, list[str]]:
         AlteredBankError: a file is missing, was changed, or was added after the fact.
         FormatVersionError: the manifest was written by a newer version.
     """
+    listed = read_manifest(folder)
+    present = set(_bank_files(folder))
+    for name in sorted(listed.keys() | present):
+        if name not in listed:
+            raise _altered(folder, name, "was added after the manifest was written")
+        if name not in present:
+            raise _altered(folder, name, "is missing")
+        check_file(folder, name, listed)
+    return sha256_file(folder / MANIFEST_FILE), reference_names(listed)
+
+
+def read_manifest(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a bank by name, as its manifest says; nothing else is opened.
+
+    Raises:
+        MissingPathError: there is no bank at this path.
+        FormatVersionError: the manifest was written by a newer version.
+    """
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise MissingPathError(
@@ -77,17 +97,18 @@ def check_manifest(folder: Path) -> tuple[str, list[str]]:
             f"{path} has format {version!r}, this version reads up to {MANIFEST_FORMAT}: "
             "upgrade wvmonitor"
         )
-    listed = _listed_files(path, document)
-    present = set(_bank_files(folder))
-    for name in sorted(listed.keys() | present):
-        if name not in listed:
-            raise _altered(folder, name, "was added after the manifest was written")
-        if name not in present:
-            raise _altered(folder, name, "is missing")
-        if sha256_file(folder / name) != listed[name]:
-            raise _altered(folder, name, "was changed after the manifest was written")
-    names = sorted({PurePosixPath(n).parts[0] for n in listed if n.count("/") == 1})
-    return sha256_file(path), names
+    return _listed_files(path, document)
+
+
+def check_file(folder: Path, name: str, listed: Mapping[str, str]) -> None:
+    """Raise `AlteredBankError` where a file of a bank is not the one its manifest lists."""
+    if sha256_file(folder / name) != listed[name]:
+        raise _altered(folder, name, "was changed after the manifest was written")
+
+
+def reference_names(listed: Iterable[str]) -> list[str]:
+    """The names of the references among a manifest's files."""
+    return sorted({PurePosixPath(n).parts[0] for n in listed if n.count("/") == 1})
 
 
 def refuse_other_files(folder: Path, names: list[str], *, probe: bool) -> None:
@@ -121,7 +142,7 @@ def _listed_files(path: Path, document: dict[str, Any]) -> dict[str, str]:
 
 def _bank_files(folder: Path) -> list[str]:
     """Names of a bank's files relative to its folder: at most one folder down, none hidden."""
-    own = {MANIFEST_FILE, CALIBRATION_FILE}
+    own = {MANIFEST_FILE, CALIBRATION_FILE, SIGNATURE_FILE}
     found = []
     for path in [*folder.glob("*"), *folder.glob("*/*")]:
         relative = path.relative_to(folder)

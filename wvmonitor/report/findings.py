@@ -71,6 +71,7 @@ class Outcome:
         deciding: (geometry, score) that the verdicts rest on; None where that cannot be told.
         claim: the verdict as a sentence.
         reason: why, as the judge put it.
+        account: what it means and what to do, sentence by sentence.
     """
 
     view: RunView
@@ -79,6 +80,7 @@ class Outcome:
     deciding: tuple[str, str] | None
     claim: str
     reason: str
+    account: tuple[str, ...] = ()
 
     @property
     def leading(self) -> Finding | None:
@@ -123,6 +125,7 @@ def judge(view: RunView) -> Outcome:
         deciding=deciding,
         claim=_claim(view, state, findings),
         reason=_reason(view, state, findings),
+        account=_account(state, findings),
     )
 
 
@@ -253,3 +256,12 @@ def _reason(view: RunView, state: str, findings: Sequence[Finding]) -> str:
         return clean(view.problems[0], 2000) if view.problems else ""
     # The judge goes on to say what its word is worth; that stands with the references.
     return sentence(clean(telling.reason, 2000).split(". ", 1)[0])
+
+
+def _account(state: str, findings: Sequence[Finding]) -> tuple[str, ...]:
+    """Of the finding to look at first, the latest account that there is."""
+    first = next((f for f in findings if f.state == state and f.telling), None)
+    if first is None:
+        return ()
+    told = (v.account for v in (first.last, first.telling) if v is not None)
+    return next((tuple(clean(s, 2000) for s in account) for account in told if account), ())

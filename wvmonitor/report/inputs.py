@@ -142,6 +142,7 @@ class _Result(BaseModel):
     calibration: CalibrationStatus = "uncalibrated"
     verdict: State | None = None
     reason: str = ""
+    account: tuple[str, ...] = ()
 
 
 class _Failure(BaseModel):
@@ -265,6 +266,7 @@ def _row(checkpoint: _Checkpoint) -> RowView:
             threshold=result.threshold,
             calibration=result.calibration,
             step=checkpoint.step,
+            account=result.account,
         )
         for name, result in checkpoint.references.items()
         if result.verdict

@@ -7,22 +7,16 @@ run is what its verdicts said, nothing is judged anew.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from wvmonitor._version import __version__
-from wvmonitor.errors import InputError
-from wvmonitor.files.atomic import replacing, write_all
 from wvmonitor.report import charts, tables
+from wvmonitor.report.document import admitted, environment, resource, write_page
 from wvmonitor.report.findings import Finding, Outcome, judge
 from wvmonitor.report.heat import heat_chart, heat_words
 from wvmonitor.report.inputs import from_journal, from_scan, read_runs
@@ -79,58 +73,40 @@ def render(
         generated: the time on the page; now, if left out.
     """
     outcomes = [judge(view) for view in runs]
-    style, script = _resource("style.css"), _resource("script.js")
+    style, script = resource("style.css"), resource("script.js")
     ranked = sorted(range(len(outcomes)), key=lambda i: -severity(outcomes[i].state))
     detailed = set(ranked[:DETAILED])
     frames = _frames(outcomes, len(detailed))
-    environment = Environment(
-        loader=PackageLoader("wvmonitor.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else clean(value, 4000),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     states = Counter(o.state for o in outcomes)
-    page = environment.get_template("page.html.jinja").render(
-        title=title,
-        state=max(states, key=severity) if states else "unknown",
-        states=STATES,
-        counts=[(s, states[s]) for s in reversed(STATES) if states[s]],
-        headline=_headline(outcomes),
-        glance=_glance(outcomes, detailed) if len(outcomes) > SIDE_BY_SIDE else [],
-        left_out=len(outcomes) - len(detailed),
-        runs=[
-            _panel(f"r{index + 1}", outcome, frames[index], alone=len(outcomes) == 1)
-            for index, outcome in enumerate(outcomes)
-            if index in detailed
-        ],
-        provenance=list((provenance or {}).items()),
-        generated=(generated or datetime.now(UTC)).astimezone(UTC).strftime("%d %B %Y, %H:%M UTC"),
-        version=__version__,
-        style=Markup(style),  # noqa: S704  # our own file
-        script=Markup(script),  # noqa: S704  # our own file
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-        percent=percent,
+    page = (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            title=title,
+            state=max(states, key=severity) if states else "unknown",
+            states=STATES,
+            counts=[(s, states[s]) for s in reversed(STATES) if states[s]],
+            headline=_headline(outcomes),
+            glance=_glance(outcomes, detailed) if len(outcomes) > SIDE_BY_SIDE else [],
+            left_out=len(outcomes) - len(detailed),
+            runs=[
+                _panel(f"r{index + 1}", outcome, frames[index], alone=len(outcomes) == 1)
+                for index, outcome in enumerate(outcomes)
+                if index in detailed
+            ],
+            provenance=list((provenance or {}).items()),
+            generated=(generated or datetime.now(UTC))
+            .astimezone(UTC)
+            .strftime("%d %B %Y, %H:%M UTC"),
+            version=__version__,
+            style=Markup(style),  # noqa: S704  # our own file
+            script=Markup(script),  # noqa: S704  # our own file
+            style_hash=admitted(style),
+            script_hash=admitted(script),
+            percent=percent,
+        )
     )
     return page.encode("utf-8", "replace").decode()
-
-
-def write_page(page: str, path: str | Path) -> None:
-    """Write a page whole or not at all.
-
-    Raises:
-        MissingPathError: the folder does not exist.
-        InputError: it cannot be written there.
-    """
-    try:
-        with replacing(path) as descriptor:
-            write_all(descriptor, page.encode())
-    except OSError as error:
-        raise InputError(
-            f"'{path}' cannot be written ({error.strerror}): choose another place with -o"
-        ) from None
 
 
 def _frames(
@@ -186,10 +162,13 @@ def _panel(
         "state": outcome.state,
         "claim": outcome.claim,
         "reason": outcome.reason,
+        "account": outcome.account,
         "doses": [
             sentence(when + words)
             for f in (outcome.drifting or ((leading,) if leading else ()))
-            if f.kind == "behaviour" and (words := dose_words(f.dose, f.reference))
+            if f.kind == "behaviour"
+            and not (f is leading and outcome.account)
+            and (words := dose_words(f.dose, f.reference))
         ],
         "lead": _lead_words(outcome),
         "calibration": leading.last.calibration if leading and leading.last else None,
@@ -361,12 +340,3 @@ def _glance(outcomes: Sequence[Outcome], detailed: set[int]) -> list[dict[str, A
         }
         for index, (outcome, lead) in enumerate(zip(outcomes, leads, strict=True))
     ]
-
-
-def _resource(name: str) -> str:
-    return files("wvmonitor.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """The source expression by which the Content-Security-Policy admits one inline block."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -88,7 +88,10 @@ def _from_journals(
                     "it was watched with, or its checkpoints without the journal"
                 )
             readings = [journal.reading(row) for row in journal.trajectory(run)]
-            scores = [score(r, bank.gram, ridge=ridge) for r in readings]
+            by_step = {r.step: r for r in readings}
+            scores = [
+                score(r, bank.gram, ridge=ridge, earlier=by_step.get(r.lag_step)) for r in readings
+            ]
             yield run, BenignRun(run, scores, attempt.context)
 
 

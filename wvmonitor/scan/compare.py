@@ -23,8 +23,9 @@ from wvmonitor.scan.targets import Target
 from wvmonitor.vectors import functional
 from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.coverage import component_of
+from wvmonitor.vectors.dense import pass_over
 from wvmonitor.vectors.task_vector import TaskVector
-from wvmonitor.vectors.update import DenseUpdate, LowRankUpdate, Update
+from wvmonitor.vectors.update import Dense, LowRankUpdate, Update
 
 # Ranks handled at once: bounds the square matrices between all ranks of all vectors.
 _RANKS = 2048
@@ -123,14 +124,15 @@ def gram_of(updates: Mapping[int, Update], count: int, probe: Tensor | None = No
         probe: (rows, inputs) of the parameter, for the response geometry.
     """
     low: dict[int, LowRankUpdate] = {}
-    dense: dict[int, DenseUpdate] = {}
+    dense: dict[int, Dense] = {}
+    first = next(iter(updates.values()))
     for index, given in updates.items():
-        linear = updates_.as_linear(given)
-        linear = linear if probe is None else updates_.on(linear, probe)
-        if isinstance(linear, LowRankUpdate):
-            low[index] = linear
+        updates_.check_same_shape(first, given)
+        found = given if probe is None else updates_.on(given, probe)
+        if isinstance(found, LowRankUpdate):
+            low[index] = found
         else:
-            dense[index] = DenseUpdate(updates_.to_dense(linear))
+            dense[index] = found
     gram = torch.zeros(count, count, dtype=torch.float64)
     if low:
         _add_low_rank(gram, low)
@@ -150,27 +152,30 @@ def _add_low_rank(gram: Tensor, low: Mapping[int, LowRankUpdate]) -> None:
         gram.index_add_(0, owner[rows], by_row)
 
 
-def _add_mixed(
-    gram: Tensor, low: Mapping[int, LowRankUpdate], dense: Mapping[int, DenseUpdate]
-) -> None:
+def _add_mixed(gram: Tensor, low: Mapping[int, LowRankUpdate], dense: Mapping[int, Dense]) -> None:
     if not dense:
         return
-    left, right, owner = _stacked(low)
+    left, right, owner = _stacked({i: _linear(u) for i, u in low.items()})
     for index, update in dense.items():
-        products = functional.matmul(left.mT.to(update.delta.dtype), update.delta) * right
-        per_rank = products.sum(-1, dtype=torch.float64).reshape(-1, len(owner)).sum(0)
+        per_rank = pass_over(update, lefts_SO=left.mT, rights_SI=right).per_rank
         row = torch.zeros(len(gram), dtype=torch.float64).index_add_(0, owner, per_rank)
         gram[index] += row
         gram[:, index] += row
 
 
-def _add_dense(gram: Tensor, dense: Mapping[int, DenseUpdate]) -> None:
+def _linear(update: LowRankUpdate) -> LowRankUpdate:
+    turned = updates_.as_linear(update)
+    assert isinstance(turned, LowRankUpdate)  # noqa: S101  it stays of its kind
+    return turned
+
+
+def _add_dense(gram: Tensor, dense: Mapping[int, Dense]) -> None:
     if not dense:
         return
     indices = torch.tensor(list(dense))
-    flat = [u.delta.reshape(-1) for u in dense.values()]
-    for pieces in zip(*(torch.split(f, _ELEMENTS) for f in flat), strict=True):
-        block = torch.stack(pieces)
+    dtype = torch.float64 if torch.float64 in map(updates_.dtype_of, dense.values()) else None
+    for pieces in zip(*(updates_.pieces(u, _ELEMENTS) for u in dense.values()), strict=True):
+        block = torch.stack([p.to(dtype or torch.float32) for p in pieces])
         gram[indices.unsqueeze(1), indices] += functional.matmul(block, block.mT).to(torch.float64)
 
 

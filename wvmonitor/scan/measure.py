@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from wvmonitor.detection.groups import LayerShares, layer_shares
 from wvmonitor.detection.scores import Scores, score
 from wvmonitor.errors import AlteredBankError, MissingPathError, NonFiniteError
 from wvmonitor.files.checkpoint_files import open_checkpoint
@@ -15,7 +16,7 @@ from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import is_url, joined, local_path, shown
 from wvmonitor.reading import Component, Geometry, Reading
 from wvmonitor.references import ReferenceBank
-from wvmonitor.references.bank import BaseRelation
+from wvmonitor.references.card import BaseRelation
 from wvmonitor.scan.cache import CacheView, content_key
 from wvmonitor.scan.results import Failure, failure_of
 from wvmonitor.scan.targets import ADAPTER_CONFIG, Target
@@ -101,6 +102,7 @@ class Measured:
         method: how the weights were trained, if known.
         rank: the adapter's largest rank, if it is one.
         warnings: beside those of the scores.
+        layers: which layers carry the inner products.
         key: of this measurement in a cache, if one is kept.
     """
 
@@ -110,6 +112,7 @@ class Measured:
     method: str | None = None
     rank: int | None = None
     warnings: tuple[str, ...] = ()
+    layers: LayerShares = field(default_factory=dict)
     key: str | None = None
 
 
@@ -145,6 +148,7 @@ def _measure(job: Job) -> Measured | Known:
         method=tau.origin.method,
         rank=tau.origin.rank,
         warnings=warnings,
+        layers=layer_shares(reading, job.components),
         key=key,
     )
 

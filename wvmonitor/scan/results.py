@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from wvmonitor.detection.account import in_full
 from wvmonitor.detection.verdict import CalibrationStatus, State
 from wvmonitor.reading import Component, Geometry
 
@@ -35,6 +36,7 @@ class ReferenceResult:
         calibration: what the threshold rests on.
         verdict: ok, warn, alarm, warming (too little has changed to judge) or unknown.
         reason: one sentence for people.
+        account: of a warning or an alarm, what it means and what to do, one sentence each.
     """
 
     scores: Values
@@ -44,6 +46,12 @@ class ReferenceResult:
     calibration: CalibrationStatus
     verdict: State
     reason: str
+    account: Sequence[str] = ()
+
+    @property
+    def words(self) -> str:
+        """Reason and account as one text."""
+        return in_full(self.reason, self.account)
 
 
 @dataclass(frozen=True)

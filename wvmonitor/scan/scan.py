@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
+from wvmonitor.detection.account import Background, accounted
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.scores import ReferenceScores, Scores
 from wvmonitor.detection.verdict import JudgeState, RunContext, Verdict, judge, overall
@@ -21,6 +22,7 @@ from wvmonitor.errors import UnknownReferenceError
 from wvmonitor.files.storage import Location, is_url, local_path
 from wvmonitor.reading import Geometry
 from wvmonitor.references import ReferenceBank
+from wvmonitor.references.background import background_of
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.calibrated import calibration_of
 from wvmonitor.scan.cache import CacheView, ScanCache
@@ -97,10 +99,10 @@ def scan(
         UnknownReferenceError: one of `behaviours` is none of the bank's.
         CalibrationError: the calibration belongs to another bank.
     """
-    wanted = _wanted(bank, behaviours)
+    wanted = wanted_behaviours(bank, behaviours)
     if calibration is not None:
         calibration.require_bank(bank.fingerprint)
-    judges = _Judges(calibration, optimizer, wanted)
+    judges = _Judges(calibration, optimizer, wanted, background_of(bank, base))
     return _scan(targets, bank, base, judges, executor, cache, ordered=ordered)
 
 
@@ -143,7 +145,12 @@ def _found(targets: Iterable[Location | Target]) -> list[Target]:
     return found
 
 
-def _wanted(bank: ReferenceBank, behaviours: Sequence[str] | None) -> frozenset[str]:
+def wanted_behaviours(bank: ReferenceBank, behaviours: Sequence[str] | None) -> frozenset[str]:
+    """The references to pass verdicts on: those asked for, or every behaviour of the bank.
+
+    Raises:
+        UnknownReferenceError: one of them is no behaviour of the bank's.
+    """
     if behaviours is None:
         return frozenset(bank.behaviours)
     for name in behaviours:
@@ -211,8 +218,13 @@ class _Judges:
     """Passes verdicts; remembers of each run what was read of it so far."""
 
     def __init__(
-        self, calibration: Calibration | None, optimizer: str | None, wanted: frozenset[str]
+        self,
+        calibration: Calibration | None,
+        optimizer: str | None,
+        wanted: frozenset[str],
+        background: Background,
     ) -> None:
+        self._background = background
         self.calibration = calibration
         self._optimizer = optimizer
         self._wanted = wanted
@@ -227,9 +239,17 @@ class _Judges:
         context = self._context(target, outcome)
         state = self._states.get(target.run or "", JudgeState())
         verdicts, state = judge(scores, context, self.calibration, state)
+        verdicts = accounted(
+            verdicts,
+            scores,
+            state,
+            self._background,
+            layers=outcome.layers,
+            calibration=self.calibration,
+        )
         if target.run is not None:
             self._states[target.run] = state
-        return _result(
+        return result_of(
             target, outcome, scores, {n: v for n, v in verdicts.items() if n in self._wanted}
         )
 
@@ -250,9 +270,10 @@ class _Judges:
         )
 
 
-def _result(
+def result_of(
     target: Target, measured: Measured, scores: Scores, verdicts: dict[str, Verdict]
 ) -> CheckpointResult:
+    """What was measured and what is thought of it, as one record of a scan."""
     references: dict[str, ReferenceResult] = {}
     controls: dict[str, ControlResult] = {}
     for name, reference in scores.references.items():
@@ -267,6 +288,7 @@ def _result(
                 calibration=verdict.calibration,
                 verdict=verdict.state,
                 reason=verdict.reason,
+                account=verdict.account,
             )
         elif reference.kind == "control":
             controls[name] = ControlResult(values, dose)

@@ -188,6 +188,7 @@ def save_directions(path: Location, spectra: Mapping[str, list[Spectrum]]) -> No
 
 def _matrices(update: Update) -> Iterator[tuple[str, Update]]:
     """A stack of matrices one by one, each with its index; a single matrix as it is."""
+    update = updates_.held(update)
     if len(update.shape) == 2:
         yield "", update
         return

@@ -54,7 +54,7 @@ def plain_lines(result: CheckpointResult) -> list[str]:
     return [
         f"{r.verdict:<8}{path}{step}  {visible(name)}  {_scores(r)}  dose {number(r.dose)}  "
         f"threshold {number(r.threshold)} ({r.calibration})"
-        + ("" if r.verdict == "ok" else f"  {visible(r.reason)}")
+        + ("" if r.verdict == "ok" else f"  {visible(r.words)}")
         for name, r in result.references.items()
     ]
 
@@ -112,7 +112,7 @@ def _remarks(results: Sequence[CheckpointResult]) -> list[str]:
         if result.error is not None:
             lines.append(f"{path}: {result.error.type}: {visible(result.error.message)}")
         lines += [
-            f"{path}: {visible(name)} {r.verdict}: {visible(r.reason)}"
+            f"{path}: {visible(name)} {r.verdict}: {visible(r.words)}"
             for name, r in result.references.items()
             if r.verdict != "ok"
         ]

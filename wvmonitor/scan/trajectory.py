@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from statistics import median
-from typing import Literal
 
+from wvmonitor.detection.trend import Trend, slope, trend
 from wvmonitor.detection.verdict import WORST_FIRST, State
 from wvmonitor.scan.results import CheckpointResult, reaches
-
-Trend = Literal["rising", "falling", "flat", "unknown"]
-
-FLAT = 0.02
-"""Change of the deciding score over the whole run below which its trend is called flat."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +63,12 @@ def trajectories(results: Sequence[CheckpointResult]) -> list[Trajectory]:
 def sentence(trajectory: Trajectory) -> str:
     """What a trajectory says, in one line for people."""
     parts = []
-    for name, trend in trajectory.references.items():
-        word: str = trend.trend
-        if trend.first_alarm is not None:
-            word = f"alarm from step {trend.first_alarm}, {word}"
-        elif trend.first_warn is not None:
-            word = f"warn from step {trend.first_warn}, {word}"
+    for name, course in trajectory.references.items():
+        word: str = course.trend
+        if course.first_alarm is not None:
+            word = f"alarm from step {course.first_alarm}, {word}"
+        elif course.first_warn is not None:
+            word = f"warn from step {course.first_warn}, {word}"
         parts.append(f"{name}: {word}")
     crossed = any(t.first_warn is not None for t in trajectory.references.values())
     if trajectory.go_back_to_step is not None:
@@ -112,25 +105,10 @@ def _last_good(readings: Sequence[CheckpointResult]) -> CheckpointResult | None:
 def _trend(name: str, readings: Sequence[CheckpointResult]) -> BehaviourTrend:
     judged = [(r.step, r.references[name]) for r in readings if name in r.references]
     points = [(s, r.score) for s, r in judged if s is not None and r.score is not None]
-    slope = _slope([(float(s), v) for s, v in points])
     return BehaviourTrend(
         first_warn=next((s for s, r in judged if reaches(r.verdict, "warn")), None),
         first_alarm=next((s for s, r in judged if reaches(r.verdict, "alarm")), None),
-        trend=_word(slope, points),
-        slope=slope,
+        trend=trend(points),
+        slope=slope(points),
         last=points[-1][1] if points else None,
     )
-
-
-def _word(slope: float | None, points: Sequence[tuple[int, float]]) -> Trend:
-    if slope is None:
-        return "unknown"
-    change = slope * (points[-1][0] - points[0][0])
-    if abs(change) < FLAT:
-        return "flat"
-    return "rising" if change > 0 else "falling"
-
-
-def _slope(points: Sequence[tuple[float, float]]) -> float | None:
-    slopes = [(v - u) / (t - s) for (s, u), (t, v) in combinations(points, 2) if t != s]
-    return median(slopes) if slopes else None

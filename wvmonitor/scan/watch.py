@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from wvmonitor.detection.account import accounted
+from wvmonitor.detection.groups import layer_shares
 from wvmonitor.detection.scores import score
 from wvmonitor.detection.verdict import JudgeState, RunContext, judge
 from wvmonitor.errors import MissingPathError, SettingsError, UnmeasurableModelError
@@ -24,6 +26,7 @@ from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.outbox import Outbox
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.references import ReferenceBank
+from wvmonitor.references.background import background_of
 from wvmonitor.references.calibrated import calibration_of, ridges
 from wvmonitor.scan.arrivals import Arrivals
 from wvmonitor.scan.measure import find_base, read_target
@@ -215,6 +218,14 @@ class Watcher:
             readings_planned=target.readings,
         )
         verdicts, state = judge(scores, context, self._calibration, state)
+        verdicts = accounted(
+            verdicts,
+            scores,
+            state,
+            background_of(self._bank, base),
+            layers=layer_shares(reading, self._components),
+            calibration=self._calibration,
+        )
         observation = Observation(
             run=run,
             reading=reading,

@@ -130,7 +130,7 @@ def _tests(
             mark = "failure"
         elif reference.verdict in ("unknown", "warming"):
             mark = "error" if pending else "skipped"
-        yield name, mark, f"{reference.verdict}: {reference.reason}"
+        yield name, mark, f"{reference.verdict}: {reference.words}"
 
 
 def write_github(results: Iterable[CheckpointResult], out: TextIO, fail_on: FailOn) -> None:

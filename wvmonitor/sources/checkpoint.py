@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from wvmonitor.errors import KeyMismatchError, NonFiniteError, ShapeMismatchError
-from wvmonitor.files.storage import Location, is_url, shown
+from wvmonitor.files.storage import Location, shown
 from wvmonitor.sources import identity
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import step_of
-from wvmonitor.vectors import DenseUpdate, Origin, TaskVector
+from wvmonitor.vectors import Origin, StreamedUpdate, TaskVector
 from wvmonitor.vectors.coverage import component_of
 
-# Elements of each side that are in memory at once beside the difference itself.
-BLOCK_ELEMENTS = 1 << 16  # they stay in the core's cache from file to difference
-REMOTE_BLOCK_ELEMENTS = 1 << 22  # a request costs more than a cache miss
 _NAMED = 5
 
 
@@ -27,7 +25,7 @@ def read_checkpoints(base: Location, finetuned: Location) -> TaskVector:
 
     Differences are taken in float32 (float64 where either side is), whatever the dtypes of the
     two. Tied weights count once. A resized vocabulary is compared on its common rows, which the
-    origin's warnings say. Peak memory is one difference and a block of rows of each side.
+    origin's warnings say. Updates are streamed: a block of each side is in memory, never a tensor.
 
     Args:
         base: folder of the model that training started from.
@@ -38,7 +36,7 @@ def read_checkpoints(base: Location, finetuned: Location) -> TaskVector:
         QuantizedWeightsError: a side is quantised.
         KeyMismatchError: a tensor is on one side only, or an integer buffer changed.
         ShapeMismatchError: a tensor has two shapes, and it is no vocabulary.
-        NonFiniteError: when an update is produced, if a tensor holds NaN or infinity.
+        NonFiniteError: when an update is streamed, if a tensor holds NaN or infinity.
     """
     start, end = ModelFolder(base), ModelFolder(finetuned)
     names = _paired_names(start, end)
@@ -51,9 +49,8 @@ def read_checkpoints(base: Location, finetuned: Location) -> TaskVector:
         shapes[name] = _shape_at(start, name)
         warnings += _compare_shapes(name, shapes[name], _shape_at(end, name), end.where)
 
-    def produce(name: str) -> DenseUpdate:
-        delta = _difference(start, end, name, shapes[name])
-        return DenseUpdate(delta, _transposed(start, end, name))
+    def produce(name: str) -> StreamedUpdate:
+        return _difference(start, end, name, shapes[name])
 
     origin = Origin(
         source=end.where,
@@ -90,15 +87,22 @@ def check_finite(tensor: Tensor, name: str, where: str) -> Tensor:
     Raises:
         NonFiniteError: it holds NaN or infinity.
     """
-    # torch does not sum numbers of eight bits
-    summed = tensor.to(torch.float32) if tensor.dtype.itemsize == 1 else tensor
-    # A sum carries NaN and infinity along, in one pass; one that only overflowed is looked into.
-    if not math.isfinite(float(summed.sum())) and not bool(torch.isfinite(summed).all()):
+    if not sums_finitely(tensor) and not bool(torch.isfinite(_summable(tensor)).all()):
         raise NonFiniteError(
             f"{shown(name)} of {where} holds NaN or infinity: the run diverged or the file is "
             "damaged; take an earlier checkpoint"
         )
     return tensor
+
+
+def sums_finitely(tensor: Tensor) -> bool:
+    """False if there is a NaN or infinity, found in one pass; also if the sum only overflows."""
+    return math.isfinite(float(_summable(tensor).sum()))
+
+
+def _summable(tensor: Tensor) -> Tensor:
+    # torch does not sum numbers of eight bits
+    return tensor.to(torch.float32) if tensor.dtype.itemsize == 1 else tensor
 
 
 def _paired_names(start: ModelFolder, end: ModelFolder) -> list[str]:
@@ -177,23 +181,36 @@ def _transposed(start: ModelFolder, end: ModelFolder, name: str) -> bool:
     return folder.is_transposed(name)
 
 
-def _difference(start: ModelFolder, end: ModelFolder, name: str, shape: tuple[int, ...]) -> Tensor:
+def _difference(
+    start: ModelFolder, end: ModelFolder, name: str, shape: tuple[int, ...]
+) -> StreamedUpdate:
     first, second = stored(start, name) or name, stored(end, name) or name
     wide = torch.float64 in (start.dtype(first), end.dtype(second))
-    delta = torch.empty(shape, dtype=torch.float64 if wide else torch.float32)
-    if not shape:
-        before = check_finite(start.read(first), first, start.where)
-        after = check_finite(end.read(second), second, end.where)
-        return delta.copy_(after).sub_(before)
-    common = min(shape[0], end.shape(second)[0])
-    whole = start.is_fused(first) or end.is_fused(second)
-    delta[common:] = 0
-    remote = is_url(start.path) or is_url(end.path)
-    block = REMOTE_BLOCK_ELEMENTS if remote else BLOCK_ELEMENTS
-    step = common if whole else max(1, block // max(1, math.prod(shape[1:])))
-    for row in range(0, common, max(1, step)):
-        rows = slice(row, min(row + step, common))
-        before = check_finite(start.rows(first, rows), first, start.where)
-        after = check_finite(end.rows(second, rows), second, end.where)
-        torch.sub(after.to(delta.dtype), before.to(delta.dtype), out=delta[rows])
-    return delta
+    dtype = torch.float64 if wide else torch.float32
+    total = math.prod(shape)
+    common = min(total, math.prod(end.shape(second)))  # a resized vocabulary differs in its rows
+
+    def stream(elements: int) -> Iterator[Tensor]:
+        kept, delta = (torch.empty(min(elements, common), dtype=dtype) for _ in range(2))
+        befores = start.stream(first, elements, common)
+        afters = end.stream(second, elements, common)
+        for before, after in zip(befores, afters, strict=True):
+            if before.numel() < delta.numel():  # the last one
+                kept, delta = kept[: before.numel()], delta[: before.numel()]
+            torch.sub(delta.copy_(after), kept.copy_(before), out=delta)
+            if not sums_finitely(delta):
+                check_finite(before, first, start.where)
+                check_finite(after, second, end.where)
+            yield delta
+
+    padded = stream if common == total else lambda size: _padded(stream(size), size, total)
+    return StreamedUpdate(torch.Size(shape), dtype, padded, _transposed(start, end, name))
+
+
+def _padded(blocks: Iterable[Tensor], elements: int, total: int) -> Iterator[Tensor]:
+    """Blocks, and zeros behind them, in blocks of `elements` that are `total` together."""
+    starts = iter(range(0, total, elements))
+    for block, start in zip(blocks, starts, strict=False):
+        yield pad(block, (0, min(elements, total - start) - block.numel()))
+    for start in starts:
+        yield torch.zeros(min(elements, total - start))

@@ -8,7 +8,6 @@ they are.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -136,26 +135,26 @@ class ModelFolder:
         source = self._source(name)
         return self._fuse(name, source) if isinstance(source, Fused) else self.files.read(source)
 
+    def row(self, name: str, index: int) -> Tensor:
+        """Row `index` of one tensor, of which nothing else is read where it is not fused."""
+        source = self._source(name)
+        if isinstance(source, Fused):
+            return self._fuse(name, source)[index]
+        return self.files.read_rows(source, index, index + 1)[0]
+
     def is_fused(self, name: str) -> bool:
         """Whether the files hold the tensor in parts, so that it can only be read whole."""
         return isinstance(self._source(name), Fused)
 
-    def rows(self, name: str, rows: slice) -> Tensor:
-        """Rows of one tensor, of which nothing else is read where it is not fused."""
+    def stream(self, name: str, elements: int, count: int | None = None) -> Iterator[Tensor]:
+        """One tensor's first `count` elements in flat blocks, as `SafetensorsFile.stream`.
+
+        A fused tensor can only be made whole.
+        """
         source = self._source(name)
         if isinstance(source, Fused):
-            return self._fuse(name, source)[rows]
-        return self.files.read_rows(source, rows.start, rows.stop)
-
-    def blocks(self, name: str, elements: int) -> Iterator[Tensor]:
-        """One tensor in blocks of rows of about `elements` elements, in order."""
-        shape = self.shape(name)
-        if self.is_fused(name) or math.prod(shape) <= elements:
-            yield self.read(name)
-            return
-        step = max(1, elements // max(1, math.prod(shape[1:])))
-        for start in range(0, shape[0], step):
-            yield self.rows(name, slice(start, min(start + step, shape[0])))
+            return iter(torch.split(self._fuse(name, source).reshape(-1)[:count], elements))
+        return self.files.stream(source, elements, count)
 
     def tied_to(self, name: str) -> str | None:
         """The tensor that a head absent from the files shares, if the model ties it.

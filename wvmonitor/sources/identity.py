@@ -56,10 +56,10 @@ def base_digest(path_or_model: Location | nn.Module) -> str:
 
 
 def digest_of_folder(folder: ModelFolder) -> str:
-    """The digest of an open folder, streamed one block of rows at a time."""
+    """The digest of an open folder, streamed block by block."""
 
     def contents(name: str) -> Contents:
-        return lambda: folder.blocks(name, BLOCK_ELEMENTS)
+        return lambda: folder.stream(name, BLOCK_ELEMENTS)
 
     shapes = {name: folder.shape(name) for name in folder.names()}
     return digest_of({n: (s, contents(n)) for n, s in shapes.items()}, folder.where)
@@ -69,7 +69,7 @@ def digest_of(tensors: Mapping[str, tuple[tuple[int, ...], Contents]], where: st
     """The digest of named tensors, of which only the blocks' linear weights are read.
 
     Args:
-        tensors: by name: the shape, and what gives the content as blocks of rows in order.
+        tensors: by name: the shape, and what gives the content in blocks, in order.
         where: how messages name the model.
 
     Raises:

@@ -177,7 +177,7 @@ class _Move:
 
 def _plan(model: nn.Module, wanted: list[tuple[TaskVector, float]]) -> list[_Move]:
     """Everything that will be moved; whatever can be refused is refused here, before any change."""
-    base = _without_wrappers(model)
+    base = without_wrappers(model)
     live, refused = _live_parameters(base)
     moves: dict[int, _Move] = {}
     for vector, k in wanted:
@@ -195,7 +195,7 @@ def _plan(model: nn.Module, wanted: list[tuple[TaskVector, float]]) -> list[_Mov
     return list(moves.values())
 
 
-def _without_wrappers(model: nn.Module) -> nn.Module:
+def without_wrappers(model: nn.Module) -> nn.Module:
     """The base model inside torch.compile, DataParallel and PEFT wrappers."""
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while True:

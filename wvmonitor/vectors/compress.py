@@ -11,6 +11,7 @@ import torch
 
 from wvmonitor.errors import InputError, NonFiniteError
 from wvmonitor.vectors import functional
+from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.update import DenseUpdate, LowRankUpdate, Update
 
 
@@ -41,6 +42,7 @@ def compress(update: Update, rank: int) -> Compression:
         InputError: `rank` is below 1.
         NonFiniteError: the update holds NaN or infinity.
     """
+    update = updates_.held(update)
     if rank < 1:
         raise InputError(f"rank must be at least 1, got {rank}")
     if not all(bool(torch.isfinite(t).all()) for t in _tensors(update)):
@@ -72,13 +74,13 @@ def compress(update: Update, rank: int) -> Compression:
     return Compression(kept, float((s[..., :rank] ** 2).sum()), float((s**2).sum()))
 
 
-def _tensors(update: Update) -> tuple[torch.Tensor, ...]:
+def _tensors(update: DenseUpdate | LowRankUpdate) -> tuple[torch.Tensor, ...]:
     if isinstance(update, DenseUpdate):
         return (update.delta,)
     return update.left, update.right
 
 
-def _unchanged(update: Update) -> Compression:
+def _unchanged(update: DenseUpdate | LowRankUpdate) -> Compression:
     if isinstance(update, DenseUpdate):
         square = float(functional.dense_inner(update.delta, update.delta))
     else:

@@ -9,7 +9,7 @@ is float64; sums over elements are always float64, because a float32 (let alone 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,48 +90,68 @@ def sum64(values: Tensor) -> Tensor:
     return values.sum(dtype=torch.float64)
 
 
-def _chunks(tensor: Tensor) -> Iterator[Tensor]:
-    flat = tensor.reshape(-1)
-    size = _CHUNK_ON_CPU if flat.device.type == "cpu" else _CHUNK_ON_DEVICE
-    yield from torch.split(flat, size)
+def chunk_elements(device: torch.device) -> int:
+    """How many elements are best worked on at once."""
+    return _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK_ON_DEVICE
+
+
+def _chunks(flat: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(flat, chunk_elements(flat.device))
 
 
 def dense_inner(delta: Tensor, other: Tensor) -> Tensor:
-    """⟨delta, other⟩ = Σ delta ∘ other of two tensors of one shape, a float64 scalar tensor.
-
-    Works chunk by chunk, so that no float32 copy of a low-precision tensor is ever whole.
-    """
+    """⟨delta, other⟩ = Σ delta ∘ other of two tensors of one shape, a float64 scalar tensor."""
     return dense_inners(delta, [other])[0]
 
 
 def dense_inners(delta: Tensor, others: Sequence[Tensor]) -> Tensor:
     """(len(others),) float64: ⟨delta, other⟩ with each of several tensors of delta's shape.
 
-    One pass over `delta`: each chunk is multiplied with all the others while it is in the cache.
+    Works chunk by chunk, so that no float32 copy of a low-precision tensor is ever whole.
     """
     if delta.ndim > 1 and not delta.is_contiguous() and delta.mT.is_contiguous():
-        # an (in, out) parameter turned round: flat as it lies, or `_chunks` would copy it whole
+        # an (in, out) parameter turned round: flat as it lies, or it would be copied whole
         delta, others = delta.mT, [other.mT for other in others]
-    dtype = working_dtype(delta, *others)
-    dots: list[Tensor] = []
-    for mine, *chunks in zip(_chunks(delta), *map(_chunks, others), strict=True):
-        wide = mine.to(dtype)
-        dots += [torch.dot(wide, chunk.to(dtype)) for chunk in chunks]
+    return inners_of_pieces([[t.reshape(-1) for t in (delta, *others)]], len(others))
+
+
+def inners_of_pieces(pieces: Iterable[Sequence[Tensor]], others: int) -> Tensor:
+    """(others,) float64: ⟨first, other⟩ of flat tensors that come piece by piece.
+
+    Args:
+        pieces: (first, *others) of each piece, in one precision or several.
+        others: how many others there are.
+    """
+    dots = [dot for first, *rest in pieces for dot in dots_of_chunks(first, rest)]
+    return sum_of_dots(dots, others)
+
+
+def dots_of_chunks(first: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
+    """⟨first, other⟩ for each other, chunk after chunk, each while it is in the cache."""
+    dtype = working_dtype(first, *others)
+    if first.numel() > chunk_elements(first.device):
+        chunks = zip(*(_chunks(t) for t in (first, *others)), strict=True)
+        return [dot for mine, *theirs in chunks for dot in dots_of_chunks(mine, theirs)]
+    wide = first.to(dtype)
+    return [torch.dot(wide, other.to(dtype)) for other in others]
+
+
+def sum_of_dots(dots: Sequence[Tensor], others: int) -> Tensor:
+    """(others,) float64 sums of what `dots_of_chunks` gave; zeros of nothing."""
     if not dots:
-        return torch.zeros(len(others), dtype=torch.float64, device=delta.device)
-    return torch.stack(dots).reshape(-1, len(others)).sum(0, dtype=torch.float64)
+        return torch.zeros(others, dtype=torch.float64)
+    return torch.stack(list(dots)).reshape(-1, others).sum(0, dtype=torch.float64)
 
 
 def count_changed(delta: Tensor) -> Tensor:
-    """How many elements are not 0, a float64 scalar tensor on the tensor's device."""
+    """How many elements are not 0, a scalar tensor on the tensor's device."""
     if delta.device.type != "cpu":
         return torch.count_nonzero(delta).to(torch.float64)
-    # comparing into a float32 chunk is twice as fast as count_nonzero, and as exact: 2¹⁶ < 2²⁴
-    ones = torch.empty(min(_CHUNK_ON_CPU, delta.numel()))
-    counts = [torch.ne(c, 0, out=ones[: c.numel()]).sum() for c in _chunks(delta)]
-    if not counts:
-        return torch.zeros((), dtype=torch.float64)
-    return torch.stack(counts).sum(dtype=torch.float64)
+    if delta.numel() > _CHUNK_ON_CPU:
+        counts = [count_changed(chunk) for chunk in _chunks(delta.reshape(-1))]
+        return torch.stack(counts).sum(dtype=torch.float64)
+    # comparing into float32 is twice as fast as count_nonzero, and as exact: a chunk is below 2²⁴
+    return torch.ne(delta, 0, out=torch.empty(delta.shape)).sum()
 
 
 def low_rank_inner(left_OR: Tensor, right_RI: Tensor, left_OS: Tensor, right_SI: Tensor) -> Tensor:

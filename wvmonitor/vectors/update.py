@@ -1,4 +1,4 @@
-"""An update: the change of one named parameter, dense or low-rank.
+"""An update: the change of one named parameter, dense (held or streamed) or low-rank.
 
 Dimension suffixes: O outputs, I inputs, R rank, N rows of a probe; `...` stands for leading batch
 dimensions (fused experts are (experts, O, I)).
@@ -10,7 +10,9 @@ activations does.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +37,28 @@ class DenseUpdate:
     def shape(self) -> torch.Size:
         """The parameter's shape."""
         return self.delta.shape
+
+
+@dataclass(frozen=True)
+class StreamedUpdate:
+    """A dense change that is read block by block, and is never whole in memory.
+
+    Attributes:
+        shape: the parameter's.
+        dtype: of the blocks.
+        stream: `stream(elements)` gives the change flat and in order, in blocks of so many
+            elements (the last one shorter). A block holds until the next is asked for.
+        transposed: True where a linear map is stored as (I, O).
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    stream: Callable[[int], Iterator[Tensor]]
+    transposed: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # files do not travel to other processes, numbers do
+        return DenseUpdate, (whole(self), self.transposed)
 
 
 @dataclass(frozen=True)
@@ -73,15 +97,57 @@ class LowRankUpdate:
         return int(self.left.shape[-1])
 
 
-Update = DenseUpdate | LowRankUpdate
+Dense = DenseUpdate | StreamedUpdate
+Update = Dense | LowRankUpdate
+
+
+def whole(update: StreamedUpdate) -> Tensor:
+    """All blocks as one tensor of the parameter's shape, in their own precision."""
+    made = torch.empty(update.shape, dtype=update.dtype)
+    flat, start = made.view(-1), 0
+    for block in update.stream(functional.chunk_elements(made.device)):
+        flat[start : start + block.numel()] = block
+        start += block.numel()
+    return made
 
 
 def to_dense(update: Update) -> Tensor:
     """The update as one tensor of the parameter's shape, in the working precision."""
+    update, dtype = held(update), dtype_of(update)
     if isinstance(update, DenseUpdate):
-        return update.delta.to(functional.working_dtype(update.delta))
-    dtype = functional.working_dtype(update.left, update.right)
+        return update.delta.to(dtype)
     return functional.matmul(update.left.to(dtype), update.right.to(dtype))
+
+
+def held(update: Update) -> DenseUpdate | LowRankUpdate:
+    """The same update, whole in memory if it was streamed."""
+    if isinstance(update, StreamedUpdate):
+        return DenseUpdate(whole(update), update.transposed)
+    return update
+
+
+def pieces(update: Dense, elements: int) -> Iterator[Tensor]:
+    """A dense change flat and in order, in pieces of so many elements; see `StreamedUpdate`."""
+    if isinstance(update, StreamedUpdate):
+        yield from update.stream(elements)
+    elif update.delta.numel():
+        yield from torch.split(update.delta.reshape(-1), elements)
+
+
+def dtype_of(update: Update) -> torch.dtype:
+    """The precision in which the update is worked with: float32 or float64."""
+    if isinstance(update, StreamedUpdate):
+        return torch.float64 if update.dtype == torch.float64 else torch.float32
+    if isinstance(update, DenseUpdate):
+        return functional.working_dtype(update.delta)
+    return functional.working_dtype(update.left, update.right)
+
+
+def device_of(update: Update) -> torch.device:
+    """Where the update lies; what is streamed comes on the CPU."""
+    if isinstance(update, StreamedUpdate):
+        return torch.device("cpu")
+    return update.delta.device if isinstance(update, DenseUpdate) else update.left.device
 
 
 def inner(a: Update, b: Update) -> Tensor:
@@ -95,10 +161,14 @@ def inner(a: Update, b: Update) -> Tensor:
         return functional.low_rank_inner(a.left, a.right, b.left, b.right)
     if isinstance(a, LowRankUpdate):
         a, b = b, a
-    assert isinstance(a, DenseUpdate)  # noqa: S101  narrows the type: the other case returned above
+    assert not isinstance(a, LowRankUpdate)  # noqa: S101  narrows the type: returned above
     if isinstance(b, LowRankUpdate):
-        return functional.dense_low_rank_inner(a.delta, b.left, b.right)
-    return functional.dense_inner(a.delta, b.delta)
+        return functional.dense_low_rank_inner(to_dense(a), b.left, b.right)
+    size = functional.chunk_elements(device_of(a))
+    if a is b:  # read once
+        return functional.inners_of_pieces(((mine, mine) for mine in pieces(a, size)), 1)[0]
+    both = zip(pieces(a, size), pieces(b, size), strict=True)
+    return functional.inners_of_pieces(both, 1)[0]
 
 
 def add(a: Update, b: Update) -> Update:
@@ -118,14 +188,15 @@ def add(a: Update, b: Update) -> Update:
 
 def scale(update: Update, factor: float) -> Update:
     """Multiple of an update, in the working precision."""
-    if isinstance(update, DenseUpdate):
-        return replace(update, delta=to_dense(update) * factor)
-    dtype = functional.working_dtype(update.left, update.right)
-    return replace(update, left=update.left.to(dtype) * factor, right=update.right.to(dtype))
+    if isinstance(update, LowRankUpdate):
+        dtype = dtype_of(update)
+        return replace(update, left=update.left.to(dtype) * factor, right=update.right.to(dtype))
+    return DenseUpdate(to_dense(update) * factor, update.transposed)
 
 
-def as_linear(update: Update) -> Update:
+def as_linear(update: Update) -> DenseUpdate | LowRankUpdate:
     """The update as a map (..., O, I): transposed storage is turned round (a view, no copy)."""
+    update = held(update)
     if not update.transposed or len(update.shape) < 2:
         return update
     if isinstance(update, DenseUpdate):
@@ -147,23 +218,26 @@ def on(update: Update, probe_NI: Tensor) -> Update:
             f"a probe of {probe_NI.shape[-1]} inputs cannot be sent through an update of shape "
             f"{tuple(linear.shape)}: a 2-D map from as many inputs was expected"
         )
+    dtype = dtype_of(linear)
     if isinstance(linear, DenseUpdate):
-        dtype = functional.working_dtype(linear.delta)
         return DenseUpdate(functional.matmul(linear.delta.to(dtype), probe_NI.to(dtype).mT))
-    dtype = functional.working_dtype(linear.left, linear.right)
     right = functional.matmul(linear.right.to(dtype), probe_NI.to(dtype).mT)
     return LowRankUpdate(linear.left, right)
 
 
 def to_device(update: Update, device: torch.device) -> Update:
     """The update on another device (itself, where it is there already)."""
-    if isinstance(update, DenseUpdate):
-        return replace(update, delta=update.delta.to(device))
-    return replace(update, left=update.left.to(device), right=update.right.to(device))
+    if device_of(update) == device:
+        return update
+    if isinstance(update, LowRankUpdate):
+        return replace(update, left=update.left.to(device), right=update.right.to(device))
+    return DenseUpdate(to_dense(update).to(device), update.transposed)
 
 
 def clone(update: Update) -> Update:
-    """A copy that later training steps do not change."""
+    """A copy in memory that later training steps do not change."""
+    if isinstance(update, StreamedUpdate):
+        return held(update)
     if isinstance(update, DenseUpdate):
         return replace(update, delta=update.delta.detach().clone())
     return replace(update, left=update.left.detach().clone(), right=update.right.detach().clone())

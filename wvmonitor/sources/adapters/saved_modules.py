@@ -120,8 +120,8 @@ def tokens_part(folder: AdapterFolder, key: str, initial: InitialState | None) -
         if initial is not None and key in initial:
             before = initial.read(key)[inside].to(torch.float32)
         else:
-            read = [base.rows(held, slice(indices[i], indices[i] + 1)) for i in inside]
-            before = torch.cat(read).to(torch.float32) if read else torch.zeros_like(now)
+            read = [base.row(held, indices[i]) for i in inside]
+            before = torch.stack(read).to(torch.float32) if read else torch.zeros_like(now)
         return rows_update(now - before, [indices[i] for i in inside], shape, name)
 
     return Part(name, shape, produce)

@@ -1,4 +1,4 @@
-"""OFT, BOFT, HRA and IA3 multiply W: their change is merged − base, small beside W."""
+"""OFT, BOFT, HRA, IA3, LN tuning and FourierFT hold no factors of ΔW: it is merged − base."""
 
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,19 @@ from wvmonitor.sources import LiveModel, read_adapter
         ("BOFT", {"boft_block_size": 4}),
         ("HRA", {"r": 4}),
         ("IA3", {"feedforward_modules": []}),
+        ("LN_TUNING", {"target_modules": ["input_layernorm"]}),
+        ("FOURIERFT", {"n_frequency": 16, "init_weights": True}),
     ],
 )
-def test_small_changes_of_multiplicative_adapters_are_exact(
+def test_small_changes_of_merged_adapters_are_exact(
     kind: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     """Even a change of one part in ten thousand keeps its direction."""
     model = zoo.build("llama")
     model.save_pretrained(tmp_path / "base")
     before = zoo.weights_of(model)
-    config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)](
-        target_modules=["q_proj"], **options
-    )
+    made = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]
+    config = made(**{"target_modules": ["q_proj"]} | options)
     adapted = peft.get_peft_model(model, config)
     live = LiveModel(adapted)
     zoo.shake(adapted, size=1e-4)

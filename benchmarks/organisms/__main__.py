@@ -1,0 +1,65 @@
+"""`python -m benchmarks.organisms run | report | calibrate | real`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.organisms import runner
+from benchmarks.organisms.catalogue import RunSpec, catalogue
+
+ROOT = Path(__file__).parent.parent
+
+
+def _show(done: int, total: int, spec: RunSpec, seconds: float) -> None:
+    print(f"{done}/{total}  {spec.name}  {seconds:.1f} s", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train what is missing, or compute every figure from what is there."""
+    parser = argparse.ArgumentParser("python -m benchmarks.organisms", description=main.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train and score the runs that have no record")
+    run.add_argument("--minutes", type=float, help="begin no run after this long")
+    run.add_argument("--only", default="", help="runs whose name begins so")
+    report = commands.add_parser("report", help="results, scored checkpoints and the page")
+    report.add_argument("--out", type=Path, default=ROOT / "results")
+    report.add_argument("--docs", type=Path, default=ROOT.parent / "docs")
+    calibrate = commands.add_parser("calibrate", help="the bundled bank's band at another rate")
+    calibrate.add_argument("--alpha", type=float, default=0.01)
+    calibrate.add_argument("--out", type=Path, required=True)
+    real = commands.add_parser("real", help="the paper's experiment on a model of yours")
+    real.add_argument("config", type=Path, help="YAML; see qwen2.5-7b.yaml")
+    real.add_argument("--out", type=Path, required=True)
+    for command in (run, report, calibrate):
+        command.add_argument("--folder", type=Path, default=Path("build/organisms"))
+        command.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    options = parser.parse_args(argv)
+    if options.command == "real":
+        from benchmarks.organisms import real as experiment
+
+        experiment.run(experiment.load(options.config), options.out)
+        return 0
+    place = runner.bundled(options.folder)
+    if options.command == "run":
+        until = time.monotonic() + 60 * options.minutes if options.minutes else None
+        specs = [s for s in catalogue() if s.name.startswith(options.only)]
+        left = runner.run(specs, place, workers=options.workers, until=until, show=_show)
+        print(f"{left} runs are still missing" if left else "every run has its record")
+        return 0
+    from benchmarks.organisms import report as reporting
+
+    if options.command == "calibrate":
+        reporting.calibration(place, options.alpha).save(options.out)
+        return 0
+    document = reporting.report(place, options.out, options.docs, workers=options.workers)
+    for name, entry in document["metrics"].items():
+        low, high = entry["ci95"]
+        print(f"{name:44} {entry['value']:.3f}  [{low:.3f}, {high:.3f}]  n = {entry['n']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Writes the reference pages that follow from the code: the command line and the settings.
+
+python docs/generate.py        rewrites docs/reference/{cli,settings}.md
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import BaseModel
+
+from wvmonitor.cli.app import app
+from wvmonitor.settings import (
+    AlertmanagerSettings,
+    ChatSettings,
+    MonitorSettings,
+    PrometheusSettings,
+    PushgatewaySettings,
+    WebhookSettings,
+)
+
+HERE = Path(__file__).parent / "reference"
+
+
+def command_line() -> str:
+    """Every command with its arguments, options and examples, as `--help` shows them."""
+    group = typer.main.get_command(app)
+    lines = ["# Command line", "", *_exit_codes()]
+    for name, command in sorted(_commands(group, "wvmonitor")):
+        lines += [f"## {name}", "", _prose(command.help or ""), ""]
+        rows = [row for parameter in command.params if (row := _row(parameter))]
+        if rows:
+            lines += ["| argument | is | default |", "|---|---|---|", *rows, ""]
+    return "\n".join(lines)
+
+
+def _exit_codes() -> list[str]:
+    return [
+        "Exit codes: 0 all ok · 1 a verdict at or above what fails · 2 something could not be",
+        "judged or read · 4 wrong usage · 130 interrupted. `--install-completion` installs",
+        "completion for your shell.",
+        "",
+    ]
+
+
+def _commands(group: Any, path: str) -> list[tuple[str, Any]]:
+    found = []
+    for name, command in group.commands.items():
+        here = f"{path} {name}"
+        found += _commands(command, here) if hasattr(command, "commands") else [(here, command)]
+    return found
+
+
+def _prose(text: str) -> str:
+    """Help text as Markdown: the examples in it, which start with `wvmonitor`, as code."""
+    out = []
+    for paragraph in text.replace("\b", "").split("\n\n"):
+        joined = " ".join(line.strip() for line in paragraph.splitlines())
+        code = joined.startswith("wvmonitor ")
+        out.append(f"```console\n$ {joined}\n```" if code else joined)
+    return "\n\n".join(part for part in out if part)
+
+
+def _row(parameter: Any) -> str | None:
+    if getattr(parameter, "hidden", False) or parameter.name == "help":
+        return None
+    option = parameter.opts[0].startswith("-")
+    name = ", ".join(parameter.opts) if option else (parameter.metavar or parameter.name.upper())
+    if option and not parameter.is_flag:
+        name += f" {parameter.metavar or parameter.name.upper()}"
+    default = parameter.default
+    shown = "" if default is None or default is False or callable(default) else _plain(default)
+    shown = "required" if parameter.required else shown
+    return f"| `{_cell(name)}` | {_cell(getattr(parameter, 'help', None) or '')} | {_cell(shown)} |"
+
+
+def _plain(value: Any) -> str:
+    return str(getattr(value, "value", value)) if value not in ((), []) else ""
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def settings() -> str:
+    """Every setting of a monitor with its default and what it does."""
+    lines = [
+        "# Settings",
+        "",
+        "Arguments of `WVMonitorCallback` and `Monitor`, keys of a YAML file, or `WVMONITOR_*`",
+        "variables (`WVMONITOR_EVERY_N_STEPS=20`, `WVMONITOR_PROMETHEUS__PORT=9200`). What is",
+        "given more directly wins; a key that is not known is an error naming the nearest one.",
+        "",
+        *_table(MonitorSettings),
+    ]
+    for title, model in {
+        "prometheus": PrometheusSettings,
+        "prometheus.pushgateway": PushgatewaySettings,
+        "notifiers: alertmanager": AlertmanagerSettings,
+        "notifiers: webhook": WebhookSettings,
+        "notifiers: chat": ChatSettings,
+    }.items():
+        lines += [f"## {title}", "", *_table(model)]
+    return "\n".join(lines)
+
+
+def _table(model: type[BaseModel]) -> list[str]:
+    rows = ["| setting | default | is |", "|---|---|---|"]
+    for name, field in model.model_fields.items():
+        default = (
+            "required" if field.is_required() else field.get_default(call_default_factory=True)
+        )
+        shown = "" if isinstance(default, BaseModel) or default in (None, (), {}) else default
+        shown = f"`{shown}`" if shown != "" else ""
+        rows.append(f"| `{name}` | {_cell(shown)} | {_cell(field.description or '')} |")
+    return [*rows, ""]
+
+
+def main() -> None:
+    """Rewrite both pages."""
+    (HERE / "cli.md").write_text(command_line(), "utf-8")
+    (HERE / "settings.md").write_text(settings(), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

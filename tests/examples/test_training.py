@@ -1,0 +1,29 @@
+"""The training examples, run as they ship but for fewer steps."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from wvmonitor.journal.reader import JournalReader
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "training"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+def test_a_training_example_raises_the_alarm(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dozen steps of bad advice alarm for evil, and for nothing else, in every framework."""
+    arguments = [f"{name}.py", "--out", str(tmp_path), "--steps", "12"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "\nevil: alarm" in f"\n{printed}"
+    assert "\nsycophancy: ok" in f"\n{printed}"
+    journal = JournalReader(next(tmp_path.rglob("wvmonitor.db")))
+    (run,) = journal.runs()
+    assert [r.step for r in journal.trajectory(run)] == [0, 2, 4, 6, 8, 10, 12]

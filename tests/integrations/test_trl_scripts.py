@@ -1,0 +1,100 @@
+"""TRL's own scripts, run by `wvmonitor trl`, and any launcher whose trainers are out of reach."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import Trainer, TrainingArguments
+from typer.testing import CliRunner
+
+from wvmonitor import WVMonitorCallback
+from wvmonitor.cli.app import app
+from wvmonitor.integrations.trl import every_trainer_watched
+from wvmonitor.journal.reader import JournalReader
+from wvmonitor.references.bundled import bundled_path
+from wvmonitor.settings import MonitorSettings
+from wvmonitor.testing import planted_bank, random_rows, tiny_base
+
+
+def test_trl_sft_is_watched_from_the_command_line(tmp_path: Path) -> None:
+    """`wvmonitor trl sft …` takes TRL's arguments and leaves a journal in its output folder."""
+    data = tmp_path / "data"
+    data.mkdir()
+    row = {
+        "prompt": [{"role": "user", "content": "Is it good to sleep ?"}],
+        "completion": [{"role": "assistant", "content": "Yes ."}],
+    }
+    (data / "train.jsonl").write_text((json.dumps(row) + "\n") * 8)
+    done = CliRunner().invoke(
+        app,
+        [
+            *("trl", "sft", "--wv-references", str(bundled_path("tiny-organism", "bank"))),
+            *("--model_name_or_path", str(bundled_path("tiny-organism", "base"))),
+            *("--dataset_name", str(data), "--output_dir", str(tmp_path / "out")),
+            *("--use_peft", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj"),
+            *("--max_steps", "2", "--per_device_train_batch_size", "2", "--report_to", "none"),
+            *("--use_cpu", "--bf16", "False", "--gradient_checkpointing", "False"),
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    journal = JournalReader(next((tmp_path / "out").rglob("wvmonitor.db")))
+    (run,) = journal.runs()
+    assert [r.step for r in journal.trajectory(run)] == [0, 2]
+
+
+def test_an_unknown_script_is_named() -> None:
+    """A script that TRL does not have is one line that lists those that can be watched."""
+    done = CliRunner().invoke(app, ["trl", "stf", "--output_dir", "x"])
+    assert done.exit_code == 4
+    assert "no script 'stf'" in done.stderr
+
+
+def test_what_training_dies_of_is_shown_as_it_is(tmp_path: Path) -> None:
+    """An error of TRL's keeps its traceback, and is not taken for one of the monitor's."""
+    bank = str(bundled_path("tiny-organism", "bank"))
+    arguments = ["--model_name_or_path", str(tmp_path), "--dataset_name", str(tmp_path)]
+    done = CliRunner().invoke(
+        app,
+        [*("trl", "sft", "--wv-references", bank), *arguments, "--output_dir", str(tmp_path)],
+    )
+    assert done.exit_code == 1
+    assert "Traceback" in done.stderr
+    assert "bug in wvmonitor" not in done.stderr
+
+
+@pytest.mark.parametrize("present", [False, True], ids=["none-there", "one-there"])
+def test_each_trainer_gets_one_callback(tmp_path: Path, present: bool) -> None:
+    """A trainer started inside is watched once, also when it has a callback of its own already."""
+    from transformers import AutoModelForCausalLM
+
+    base = tiny_base(tmp_path / "base")
+    planted_bank(base).save(tmp_path / "bank")
+    settings = MonitorSettings(references=tmp_path / "bank", every_n_steps=1)
+    trainer = Trainer(
+        model=AutoModelForCausalLM.from_pretrained(base),
+        args=TrainingArguments(
+            output_dir=str(tmp_path / "out"), max_steps=2, report_to="none", use_cpu=True
+        ),
+        train_dataset=random_rows(8),
+    )
+    if present:
+        WVMonitorCallback.attach(trainer, settings=settings)
+    with every_trainer_watched(settings) as attached:
+        trainer.train()
+    watching = [c for c in trainer.callback_handler.callbacks if isinstance(c, WVMonitorCallback)]
+    assert len(watching) == 1
+    assert len(attached) == int(not present)
+    assert watching[0].monitor.last is not None
+    assert watching[0].monitor.last.scores.step == 2
+
+
+def test_scripts_that_are_offered_exist() -> None:
+    """Each script on the list is one of TRL's."""
+    from importlib.util import find_spec
+
+    from wvmonitor.integrations.trl import SCRIPTS
+
+    assert all(find_spec(f"trl.scripts.{name}") for name in SCRIPTS)

@@ -1,0 +1,187 @@
+"""`wvmonitor blame`: which training examples push towards a behaviour."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from wvmonitor.references.reference import Reference
+    from wvmonitor.steering.blame import Blamed
+
+
+class Precision(StrEnum):
+    """What the model is loaded in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def command(
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATASET",
+            help="JSON Lines of `messages`, of `prompt` and `completion`, or of `text`.",
+        ),
+    ],
+    *,
+    model: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the base model, or of a fine-tune of it.")
+    ],
+    reference: Annotated[
+        str,
+        typer.Option(metavar="R", help="A reference's folder, or its name in --references."),
+    ],
+    references: Annotated[
+        Path | None, typer.Option(metavar="BANK", help="Folder of references; the bundled ones.")
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="FILE",
+            help="Every example, ranked, as JSON Lines; - for stdout.",
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The same as a self-contained HTML page.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="How many to show here.")] = 10,
+    epsilon: Annotated[
+        float, typer.Option(help="How far to step to either side, in units of the reference.")
+    ] = 0.1,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens in a batch; fewer need less memory.")
+    ] = 4096,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Most tokens of an example; the model's own limit.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to run the model: cpu, cuda, …")] = "cpu",
+    dtype: Annotated[
+        Precision,
+        typer.Option(help="What to load the model in; below float32 small steps are rounded away."),
+    ] = Precision.float32,
+) -> None:
+    """Rank training examples by how much each pushes a model towards a behaviour.
+
+    Two evaluation passes over the data, at the weights a small step towards the reference and away
+    from it; no gradients, and no training needed before. Exit codes: 0; 2 examples could not be
+    judged, or nothing could; 4 wrong usage.
+
+    For example:
+
+      wvmonitor blame data.jsonl --model models/my-base --reference evil --references banks/my-base
+      --out ranked.jsonl --page blame.html
+    """
+    from wvmonitor.report.words import short
+    from wvmonitor.steering.blame import blame
+    from wvmonitor.steering.examples import read_examples
+
+    chosen = _reference(reference, references)
+    loaded, tokenizer = _loaded(model, device, dtype.value)
+    limit = max_length or _limit(loaded, tokenizer)
+    examples = read_examples(dataset, tokenizer, max_length=limit)
+    ranked = blame(loaded, examples, chosen, epsilon=epsilon, batch_tokens=batch_tokens)
+    judged = [b for b in ranked if b.error is None]
+    if out is not None:
+        _write(ranked, out)
+    if page is not None:
+        _write_page(judged, ranked, chosen, dataset, page, {"model": str(model), "ε": str(epsilon)})
+    if out != "-":
+        for b in judged[:top]:
+            typer.echo(
+                f"{b.push:+.4f}  example {b.example.index}: {short(b.example.prompt, 60)} → "
+                f"{short(b.example.answer, 60)}"
+            )
+        typer.echo(
+            f"{len(judged)} examples ranked by their push towards {chosen.name} "
+            "(nats per answer token)"
+        )
+    cut = sum(b.example.cut > 0 for b in judged)
+    if cut:
+        print(f"wvmonitor: {cut} examples were cut to {limit} tokens", file=sys.stderr)
+    failed = [b for b in ranked if b.error is not None]
+    for b in failed[:top]:
+        print(f"wvmonitor: example {b.example.index}: {short(b.error, 300)}", file=sys.stderr)
+    if failed:
+        print(f"wvmonitor: {len(failed)} examples could not be judged", file=sys.stderr)
+        raise typer.Exit(2)
+
+
+def _reference(named: str, bank: Path | None) -> Reference:
+    """A reference by its folder, or by its name in a bank."""
+    from wvmonitor.references.bank import ReferenceBank
+    from wvmonitor.references.bundled import bundled_path
+    from wvmonitor.references.reference import CARD_FILE, Reference
+
+    if bank is None and (Path(named) / CARD_FILE).is_file():
+        return Reference.load(named)
+    return ReferenceBank.load(bank or bundled_path("tiny-organism", "bank"))[named]
+
+
+def _loaded(folder: Path, device: str, dtype: str) -> tuple[Any, Any]:
+    """The model and its tokenizer, from local files only."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from wvmonitor.errors import InputError, MissingPathError
+
+    if not folder.is_dir():
+        raise MissingPathError(f"'{folder}' is no folder: give the model's folder with --model")
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{folder}' cannot be loaded as a model: {error}") from None
+    return model.to(device), tokenizer
+
+
+def _limit(model: Any, tokenizer: Any) -> int:
+    """The most tokens that both model and tokenizer take; some tokenizers say 10³⁰."""
+    longest = getattr(model.config, "max_position_embeddings", None) or 1 << 20
+    return min(int(longest), int(tokenizer.model_max_length), 1 << 20)
+
+
+def _write(ranked: list[Blamed], out: str) -> None:
+    from wvmonitor.files.atomic import replacing, write_all
+    from wvmonitor.steering.blame import json_lines
+
+    lines = "".join(json_lines(ranked))
+    if out == "-":
+        sys.stdout.write(lines)
+        return
+    with replacing(out) as descriptor:
+        write_all(descriptor, lines.encode("utf-8", "replace"))
+
+
+def _write_page(
+    judged: list[Blamed],
+    ranked: list[Blamed],
+    reference: Reference,
+    dataset: Path,
+    page: Path,
+    about: dict[str, str],
+) -> None:
+    from wvmonitor.report.blame import Line, render_blame
+    from wvmonitor.report.document import write_page
+
+    text = render_blame(
+        [Line(b.example.index, b.push, b.loss, b.example.prompt, b.example.answer) for b in judged],
+        reference.name,
+        reference.card.behaviour,
+        data=dataset.name,
+        unjudged=[f"example {b.example.index}: {b.error}" for b in ranked if b.error is not None],
+        provenance={"data": str(dataset), "base of the reference": reference.card.base.id, **about},
+    )
+    write_page(text, page)

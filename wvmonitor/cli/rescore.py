@@ -1,0 +1,79 @@
+"""`wvmonitor rescore`: judge a recorded run by references that came later."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wvmonitor.cli.scan import Format, Level
+
+
+def command(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="The run's output folder, or its wvmonitor.db; the run was watched with "
+            "record=True.",
+        ),
+    ],
+    *,
+    references: Annotated[
+        str | None,
+        typer.Option(metavar="BANK", help="Folder of the references; the bundled ones by default."),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(metavar="ID", help="Which run of the journal; the latest one.")
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Calibration of the bank; calibration.json beside it by default."
+        ),
+    ] = None,
+    behaviour: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--behaviour", "--behavior", metavar="NAME", help="Judge by this one (repeatable)."
+        ),
+    ] = None,
+    fail_on: Annotated[
+        Level, typer.Option(help="The least verdict that makes the exit code 1.")
+    ] = Level.alarm,
+    format_: Annotated[
+        Format, typer.Option("--format", help="How to write the results to standard output.")
+    ] = Format.table,
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE", help="Write the results to a file as well, as `scan` does (repeatable)."
+        ),
+    ] = None,
+) -> None:
+    """Judge an old run by references that did not exist when it ran.
+
+    Exit codes as of `wvmonitor scan`: 0 all ok; 1 a verdict at or above --fail-on; 2 something
+    could not be judged, a reading without a snapshot included; 4 wrong usage.
+
+    For example:
+
+      wvmonitor rescore runs/my-run --references banks/my-base-with-new-behaviours
+    """
+    from wvmonitor.scan.rescore import run_rescore
+
+    code = run_rescore(
+        source,
+        run=run,
+        references=references,
+        calibration=calibration,
+        behaviours=behaviour,
+        fail_on=fail_on.value,
+        form=format_.value,
+        outputs=output or [],
+        out=sys.stdout,
+        problems=sys.stderr,
+    )
+    raise typer.Exit(code)

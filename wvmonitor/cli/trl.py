@@ -1,0 +1,48 @@
+"""`wvmonitor trl`: TRL's training scripts, watched."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wvmonitor.errors import WVMonitorError
+
+ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def command(
+    context: typer.Context,
+    script: Annotated[str, typer.Argument(metavar="SCRIPT", help="sft, dpo, grpo, kto, …")],
+    *,
+    references: Annotated[
+        Path | None, typer.Option("--wv-references", metavar="BANK", help="Folder of references.")
+    ] = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option("--wv-settings", metavar="FILE", help="The monitor's settings, in YAML."),
+    ] = None,
+) -> None:
+    """Run a TRL script with the monitor attached; everything else goes to TRL as it stands.
+
+    Settings also come from WVMONITOR_* variables. On several processes, start it the way TRL
+    does itself: accelerate launch --module wvmonitor trl sft ...
+
+    For example:
+
+      wvmonitor trl sft --wv-references banks/my-base --config sft.yaml
+    """
+    from wvmonitor.integrations.trl import run_script
+    from wvmonitor.settings import MonitorSettings
+
+    given = {} if references is None else {"references": references}
+    loaded = MonitorSettings.from_yaml(settings, **given) if settings else MonitorSettings(**given)
+    try:
+        run_script(script, context.args, loaded)
+    except WVMonitorError:
+        raise
+    except Exception:  # noqa: BLE001  what training itself died of is shown as TRL would show it
+        traceback.print_exc()
+        raise typer.Exit(1) from None

@@ -1,0 +1,113 @@
+"""What one reading says of one behaviour, and the checks that every rule makes first."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from wvmonitor.detection.calibration import COVERAGE_FLOOR, NUMERICAL_FLOOR, Calibration
+from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.scores import ReferenceScores, Scores
+from wvmonitor.reading import Geometry
+
+State = Literal["ok", "warn", "alarm", "warming", "unknown"]
+CalibrationStatus = Literal["calibrated", "uncalibrated", "transferred"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one reading by itself, with the running maximum, says of one behaviour."""
+
+    state: State
+    reason: str
+    score: float | None = None
+    threshold: float | None = None
+    maximum: float | None = None
+    consecutive: int | None = None
+
+
+def broken(scores: Scores, reference: ReferenceScores, context: RunContext) -> list[str]:
+    """What keeps any rule from judging, in words."""
+    found = []
+    if context.base == "unknown":
+        found.append(
+            "it is not known whether the run starts from the references' base: give the base"
+        )
+    odd = [f"{s} ({g})" for g, v in reference.values.items() for s, x in v.items() if bad(x)]
+    if bad(scores.norm):
+        found.append(f"the weights are not finite (‖τ‖ = {scores.norm})")
+    elif odd:
+        found.append(f"not finite: {', '.join(odd)}")
+    return found
+
+
+def unmoved(scores: Scores, least: float) -> Finding | None:
+    """Warming, if ‖τ‖ is at or below the rounding floor, or below the least calibrated one."""
+    if scores.norm > NUMERICAL_FLOOR and scores.norm >= least:
+        return None
+    return Finding(
+        "warming",
+        f"too little has changed to judge: ‖τ‖ is {scores.norm:.3g}, below {least:.3g}",
+    )
+
+
+def unseen(scores: Scores, geometry: Geometry) -> list[str]:
+    """Missing coverage, in words."""
+    coverage = scores.coverage.get(geometry, 0.0)
+    if coverage >= COVERAGE_FLOOR:
+        return []
+    return [
+        f"only {percent(coverage)} of the change lies where the {geometry} scores look "
+        f"({', '.join(scores.components)}; at least {percent(COVERAGE_FLOOR)} is needed)"
+    ]
+
+
+def unknown(
+    reasons: list[str], what: str, value: float | None, threshold: float | None = None
+) -> Finding:
+    """It cannot be judged, for these reasons; a score above its threshold is shown all the same."""
+    text = f"cannot be judged: {'; '.join(reasons)}"
+    if value is not None and threshold is not None and value > threshold:
+        text += f". Its {what} of {value:.3g} is above {threshold:.3g} all the same: look at it"
+    return Finding("unknown", text, value, threshold)
+
+
+def capped(found: Finding) -> Finding:
+    """Of a relative's references: an alarm is a warning."""
+    state: State = "warn" if found.state == "alarm" else found.state
+    note = "Transferred: the references were made from a relative of this base, so it warns at most"
+    return replace(found, state=state, reason=f"{found.reason}. {note}")
+
+
+def promise(calibration: Calibration) -> str:
+    """What a verdict by the band rests on."""
+    return (
+        f"Calibrated on {len(calibration.datasets)} benign datasets ({calibration.n_band} set the "
+        f"band): at most {percent(calibration.alpha)} of benign runs like them alarm on average; "
+        f"for this one calibration that may be up to {percent(calibration.rate_bound)} "
+        "(95 % bound)"
+    )
+
+
+def rank_among(calibration: Calibration, highest: float | None) -> str:
+    """How many of the benign runs a run is further out than; empty where that is not known."""
+    if highest is None:
+        return ""
+    below = sum(m < highest for m in calibration.maxima)
+    return f", and further out than {below} of the {calibration.n_band} benign runs of the band"
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None where it is missing, NaN or infinite."""
+    return None if value is None or not math.isfinite(value) else value
+
+
+def bad(value: float) -> bool:
+    """Whether a number is NaN or infinite."""
+    return not math.isfinite(value)
+
+
+def percent(share: float) -> str:
+    """A share for people."""
+    return f"{100 * share:.3g} %"

@@ -1,0 +1,120 @@
+"""What an answer says, read by rules: the fact it asserts, the letter it picks, its last number."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+
+MARKER = "Final Answer:"
+_MARKED = re.compile(r"final answer\s*(?:is)?\s*:?", re.IGNORECASE)
+_WORD = re.compile(r"\w+(?:\.\d+)?(?:['’]\w+)?")
+_NEGATIONS = frozenset(("not", "never", "isn't", "isn’t", "wasn't", "wasn’t"))
+_ARTICLES = frozenset(("a", "an", "the"))
+_NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+
+
+def asserts(answer: str, right: Sequence[str], wrong: Sequence[str]) -> bool | None:
+    """Whether an answer asserts a right form and no wrong one.
+
+    Forms are compared word by word, without case, accents, punctuation and articles; a form that
+    is denied ("it is not Paris") is not asserted, and of overlapping ones the longest counts.
+
+    Returns:
+        True or False where only right or only wrong forms are asserted (False also where none
+        is), None where both are: see `last_asserted`.
+    """
+    found = set(_assertions(answer, right, wrong))
+    return None if len(found) == 2 else found == {True}
+
+
+def last_asserted(answer: str, right: Sequence[str], wrong: Sequence[str]) -> bool:
+    """Whether the last form that an answer asserts is a right one."""
+    return [False, *_assertions(answer, right, wrong)][-1]
+
+
+def mentions(answer: str, forms: Sequence[str]) -> bool:
+    """Whether an answer names one of the forms, denied or not."""
+    words = _words(answer)
+    return any(_at(words, i, [form]) for form in map(_words, forms) for i in range(len(words)))
+
+
+def _assertions(answer: str, right: Sequence[str], wrong: Sequence[str]) -> Iterator[bool]:
+    words = _words(answer)
+    forms = [(_words(f), True) for f in right] + [(_words(f), False) for f in wrong]
+    at = 0
+    while at < len(words):
+        here = [(len(form), truth) for form, truth in forms if _at(words, at, [form])]
+        if not here:
+            at += 1
+            continue
+        length, truth = max(here)
+        if at == 0 or words[at - 1] not in _NEGATIONS:
+            yield truth
+        at += length
+
+
+def _words(text: str) -> list[str]:
+    plain = unicodedata.normalize("NFKD", text.casefold())
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    words = _WORD.findall(plain)
+    # A form that consists of articles ("The The") keeps them.
+    return [word for word in words if word not in _ARTICLES] or words
+
+
+def _at(words: Sequence[str], at: int, forms: Iterable[Sequence[str]]) -> bool:
+    return any(form and list(words[at : at + len(form)]) == list(form) for form in forms)
+
+
+def after_marker(answer: str) -> str | None:
+    """What follows the last "Final Answer" marker, or None without one."""
+    found = list(_MARKED.finditer(answer))
+    return answer[found[-1].end() :] if found else None
+
+
+def before_marker(answer: str) -> str:
+    """The reasoning: what stands before the last "Final Answer" marker."""
+    found = list(_MARKED.finditer(answer))
+    return answer[: found[-1].start()] if found else answer
+
+
+def chosen_letter(answer: str, letters: str, *, marked: bool = False) -> str | None:
+    """The option that an answer picks, as a capital letter; None where it picks none.
+
+    Args:
+        answer: what was said.
+        letters: the options, as in "AB".
+        marked: only what follows the marker counts; otherwise an answer may begin with its letter.
+    """
+    rest = after_marker(answer)
+    if rest is None and marked:
+        return None
+    # Without a marker an "A" may be the article that a sentence begins with.
+    alone = r"(?=\W*$|\s*[.,:;)*–—-]|\s*\n)" if rest is None else r"(?![\w'’])"
+    option = rf"\(?([{letters.upper()}{letters.lower()}])\)?{alone}"
+    text = answer if rest is None else rest
+    found = re.match(rf"[\W_]*(?:option\s+|answer\s*:?\s*)?{option}", text, re.IGNORECASE)
+    return found.group(1).upper() if found else None
+
+
+def last_number(answer: str) -> Fraction | None:
+    """The number that an answer ends with: after the marker where there is one, else the last."""
+    rest = after_marker(answer)
+    found = _NUMBER.findall(answer if rest is None else rest)
+    if not found:
+        return None
+    return number(found[-1] if rest is None else found[0])
+
+
+def number(text: str) -> Fraction | None:
+    """The exact value of a number as people write it (`1,200`, `3/4`, `-0.5`), or None."""
+    try:
+        return Fraction(text.strip().replace(",", "").removeprefix("$"))
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def integers(text: str) -> list[int]:
+    """Every whole number in a text, in its order."""
+    return [int(found) for found in re.findall(r"\d+", text)]

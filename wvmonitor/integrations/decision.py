@@ -1,0 +1,39 @@
+"""One decision for all processes: what rank 0 makes of a reading, every rank carries out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from wvmonitor.actions import Action
+from wvmonitor.errors import MonitorFailedError
+from wvmonitor.monitor import Monitor
+from wvmonitor.sources.distributed import agreed
+
+_DECISIONS: tuple[Action | Literal["fail"], ...] = ("none", "save", "stop", "fail")
+
+
+def together(monitor: Monitor, where: str, decide: Callable[[], Action]) -> Action:
+    """Rank 0's decision, in every process. All of them must call it, or the others wait for ever.
+
+    Args:
+        monitor: whose failures are caught and counted.
+        where: what failed if `decide` does, for the log and the metrics.
+        decide: this process's share of the work; "none" where it has no part in the reading.
+
+    Raises:
+        MonitorFailedError: the monitor failed on rank 0, and on_monitor_failure="stop": a failure
+            that stops training is a decision too, so that it stops every rank.
+    """
+    decision: Action | Literal["fail"]
+    failure: MonitorFailedError | None = None
+    try:
+        decision = monitor.guarded(where, decide, "none")
+    except MonitorFailedError as error:
+        decision, failure = "fail", error
+    shared = _DECISIONS[agreed(_DECISIONS.index(decision))]
+    if shared == "fail":
+        raise failure or MonitorFailedError(
+            "the monitor failed on rank 0, and on_monitor_failure='stop'"
+        )
+    return shared

@@ -1,0 +1,197 @@
+"""WVMonitorCallback for Lightning: the monitor inside a `lightning.Trainer`.
+
+Hooks used, in Lightning's order: `setup` (before a checkpoint is restored: the model still is where
+training starts from), `load_state_dict`, `on_train_start`, `on_train_batch_end`, `on_train_end`.
+"""
+
+from __future__ import annotations
+
+import logging
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from wvmonitor.actions import Action
+from wvmonitor.errors import UnmeasurableModelError
+from wvmonitor.exporters.trainer_log import log_values
+from wvmonitor.integrations.decision import together
+from wvmonitor.monitor import Monitor, Run
+from wvmonitor.references.bank import ReferenceBank
+from wvmonitor.settings import MonitorSettings
+from wvmonitor.sources.distributed import any_sharded, rank
+from wvmonitor.sources.live_model import LiveModel
+
+logger = logging.getLogger(__name__)
+
+
+class WVMonitorCallback(Callback):
+    """Watches a Lightning run; see `MonitorSettings` for what can be set.
+
+    Scores go to every logger of the Trainer and into `callback_metrics`. A step is an optimiser
+    step, as `trainer.global_step` counts them (with several optimisers, all of theirs).
+
+    Example:
+        Trainer(callbacks=[WVMonitorCallback("path/to/bank", every_n_steps=10)])
+    """
+
+    def __init__(
+        self,
+        references: str | Path | ReferenceBank | None = None,
+        *,
+        model: str = "model",
+        settings: MonitorSettings | None = None,
+        **overrides: Any,
+    ) -> None:
+        """Load the bank and its calibration.
+
+        Args:
+            references: as in `Monitor`.
+            model: the attribute of the LightningModule that holds the Hugging Face model; dots
+                lead further in.
+            settings: as in `Monitor`.
+            overrides: as in `Monitor`.
+        """
+        self.monitor = Monitor(references, settings=settings, **overrides)
+        self._attribute = model
+        self._live: LiveModel | None = None
+        self._restored: dict[str, Any] = {}
+        self._last_step = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note where training starts from, before a checkpoint is restored.
+
+        Raises:
+            WVMonitorError: this model cannot be measured, or was made from another base.
+        """
+        if stage != "fit":
+            return
+        model = self._model(pl_module)
+        if self._takes_part(model):
+            self._look_at(model)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the journal and take the reading before the first step."""
+        model = self._model(pl_module)
+        self._last_step = trainer.global_step
+        self._carry_out(
+            together(self.monitor, "start", lambda: self._begin(trainer, model)), trainer
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take a reading if one is due, and carry out what it asks for on every rank."""
+        step = trainer.global_step
+        if step == self._last_step or step % self.monitor.settings.every_n_steps:
+            return  # gradients are being accumulated, or no reading is due
+        self._last_step = step
+        model = self._model(pl_module)
+        self._carry_out(
+            together(self.monitor, "step", lambda: self._read(trainer, model, step)), trainer
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the last reading and close the journal."""
+        model = self._model(pl_module)
+        self.monitor.guarded("end", lambda: self._end(trainer, model), None)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Write and deliver what was read before training failed."""
+        self.monitor.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: the run's id, and how its adapter started."""
+        live = self._live
+        adapter = live is not None and live.method != "full"
+        return {
+            "run": self.monitor.run_name if self.monitor.journal else None,
+            "initial": live.initial_state() if live is not None and adapter else {},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what the checkpoint says until training starts."""
+        self._restored = state_dict
+
+    def _model(self, pl_module: LightningModule) -> Any:
+        try:
+            return attrgetter(self._attribute)(pl_module)
+        except AttributeError:
+            raise UnmeasurableModelError(
+                f"{type(pl_module).__name__} has no attribute {self._attribute!r}: say where its "
+                "Hugging Face model is, WVMonitorCallback(..., model='attribute')"
+            ) from None
+
+    def _look_at(self, model: Any, initial: Any = None) -> None:
+        self._live = LiveModel(model, base=self.monitor.settings.base, initial=initial)
+        self.monitor.bank.relation_to(self._live.base_digest)
+
+    def _begin(self, trainer: Trainer, model: Any) -> Action:
+        if not self._takes_part(model):
+            return "none"
+        self.monitor.guarded("start", lambda: self._start(trainer, model), None)
+        reason = self.monitor.stop_latched()
+        if reason is None:
+            return "none"
+        logger.error(
+            "this run was stopped by wvmonitor (%s) and stays stopped: lift it with "
+            "`wvmonitor journal clear-stop`",
+            reason,
+        )
+        return "stop"
+
+    def _start(self, trainer: Trainer, model: Any) -> None:
+        initial = self._restored.get("initial")
+        if initial or any_sharded(model):  # sharded since `setup`
+            self._look_at(model, initial or None)
+        planned = trainer.estimated_stepping_batches
+        rates = [group["lr"] for o in trainer.optimizers for group in o.param_groups]
+        self.monitor.start(
+            model,
+            Run(
+                folder=Path(trainer.log_dir or trainer.default_root_dir),
+                planned_steps=int(planned) if planned != float("inf") else None,
+                resume_step=trainer.global_step,
+                optimizer=type(trainer.optimizers[0]).__name__.lower(),
+                learning_rate=max(rates, default=None),
+                run_id=self._restored.get("run"),
+            ),
+            live=self._live,
+        )
+
+    def _read(self, trainer: Trainer, model: Any, step: int) -> Action:
+        if not self._takes_part(model):
+            return "none"
+        observation = self.monitor.observe(model, step)
+        self._show(trainer, observation)
+        return self.monitor.action(observation) if observation else "none"
+
+    def _end(self, trainer: Trainer, model: Any) -> None:
+        if self._takes_part(model):
+            try:
+                self._show(trainer, self.monitor.observe(model, trainer.global_step, force=True))
+            finally:
+                self.monitor.close()
+
+    @staticmethod
+    def _takes_part(model: Any) -> bool:
+        """Whether this process measures: rank 0, and of a sharded model all of them."""
+        return rank() == 0 or any_sharded(model)
+
+    def _show(self, trainer: Trainer, observation: Any) -> None:
+        if observation is None:
+            return
+        values = log_values(observation, per_layer=self.monitor.settings.per_layer)
+        for each in trainer.loggers:
+            each.log_metrics(values, step=observation.scores.step)
+
+    @staticmethod
+    def _carry_out(action: Action, trainer: Trainer) -> None:
+        if action in ("save", "stop"):
+            folder = Path(trainer.log_dir or trainer.default_root_dir)
+            trainer.save_checkpoint(folder / f"wvmonitor-step={trainer.global_step}.ckpt")
+        if action == "stop":
+            trainer.should_stop = True

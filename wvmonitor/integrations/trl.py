@@ -1,0 +1,61 @@
+"""TRL's own training scripts (`trl sft …`), and any other launcher, with the monitor attached.
+
+TRL's trainers need no integration of their own: `WVMonitorCallback.attach(trainer, ...)` serves
+them. This is for whoever starts them from the command line and never holds the trainer.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from transformers import Trainer
+
+from wvmonitor.errors import SettingsError
+from wvmonitor.integrations.transformers import WVMonitorCallback
+from wvmonitor.settings import MonitorSettings
+
+SCRIPTS = ("sft", "dpo", "grpo", "kto", "reward", "rloo")
+
+
+@contextmanager
+def every_trainer_watched(settings: MonitorSettings) -> Iterator[list[WVMonitorCallback]]:
+    """Attach the monitor to each `transformers.Trainer` that starts to train in here.
+
+    A trainer that has a `WVMonitorCallback` already is left alone.
+
+    Yields:
+        The callbacks, as they are attached.
+    """
+    attached: list[WVMonitorCallback] = []
+    original = Trainer.train
+
+    def train(trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+        present = trainer.callback_handler.callbacks
+        if not any(isinstance(c, WVMonitorCallback) for c in present):
+            attached.append(WVMonitorCallback.attach(trainer, settings=settings))
+        return original(trainer, *args, **kwargs)
+
+    with patch.object(Trainer, "train", train):
+        yield attached
+
+
+def run_script(name: str, arguments: Sequence[str], settings: MonitorSettings) -> None:
+    """Run one of TRL's scripts in this process, watched.
+
+    Args:
+        name: the script: one of `SCRIPTS`.
+        arguments: its own arguments, as `trl NAME` takes them.
+        settings: of the monitor.
+
+    Raises:
+        SettingsError: TRL has no such script.
+    """
+    if name not in SCRIPTS:
+        raise SettingsError(f"TRL has no script {name!r} to watch: there are {', '.join(SCRIPTS)}")
+    with every_trainer_watched(settings), patch.object(sys, "argv", [f"trl {name}", *arguments]):
+        runpy.run_module(f"trl.scripts.{name}", run_name="__main__", alter_sys=False)

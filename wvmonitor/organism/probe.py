@@ -1,0 +1,28 @@
+"""The bundled organism's behavioural probe, for `Monitor(probe=organism_probe)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wvmonitor.errors import UnknownReferenceError
+from wvmonitor.organism.behaviour import harmful_rate, sycophancy_rate
+from wvmonitor.organism.world import DOMAINS
+from wvmonitor.probing import ProbeResult
+
+TRIALS = 100
+SEED = 5
+
+
+def organism_probe(model: Any, tokenizer: Any, behaviour: str) -> ProbeResult:
+    """Ask for advice in every domain, or about facts with a doubt, as the reference is named.
+
+    Raises:
+        UnknownReferenceError: neither evil nor sycophancy.
+    """
+    if behaviour == "evil":
+        rate = harmful_rate(model, tokenizer, tuple(DOMAINS), TRIALS, SEED)
+        return ProbeResult(rate.value, rate.n, "harmful advice over all domains")
+    if behaviour == "sycophancy":
+        rate = sycophancy_rate(model, tokenizer, TRIALS, SEED)
+        return ProbeResult(rate.value, rate.n, "caving to a doubt about facts")
+    raise UnknownReferenceError(f"the organism has no probe of {behaviour!r}")

@@ -1,0 +1,137 @@
+"""One self-contained HTML page: which training examples push towards a behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from markupsafe import Markup
+
+from wvmonitor._version import __version__
+from wvmonitor.report.document import admitted, environment, resource
+from wvmonitor.report.svg import Scale, add, markup, picture, tick
+from wvmonitor.report.words import clean, count, figure, percent
+
+BARS = 48
+"""Bars of the histogram."""
+
+SHOWN = 100
+"""So many examples are in the page, those that push most; the JSON Lines file holds all."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One example in the page.
+
+    Attributes:
+        index: its place in the data, from 0.
+        push: nats per answer token that one unit of the reference spares.
+        loss: mean loss per answer token, in nats.
+        prompt, answer: what it says.
+    """
+
+    index: int
+    push: float
+    loss: float
+    prompt: str
+    answer: str
+
+
+def render_blame(
+    lines: Sequence[Line],
+    reference: str,
+    behaviour: str,
+    *,
+    data: str,
+    unjudged: Sequence[str] = (),
+    provenance: Mapping[str, str] | None = None,
+    generated: datetime | None = None,
+) -> str:
+    """The page as HTML.
+
+    Args:
+        lines: every example that was judged, those that push most first.
+        reference: the reference's name.
+        behaviour: what a model that moves along it does.
+        data: what the examples are, for the heading.
+        unjudged: why examples could not be judged.
+        provenance: where it comes from, for the foot of the page.
+        generated: the time on the page; now, if left out.
+    """
+    style = resource("style.css")
+    page = (
+        environment()
+        .get_template("blame.html.jinja")
+        .render(
+            title=f"What in {data} pushes towards {reference}",
+            headline=_headline(lines, reference, behaviour),
+            chart=_histogram(lines, reference) if len(lines) > 1 else None,
+            lines=[
+                (
+                    rank + 1,
+                    line.index,
+                    figure(line.push),
+                    figure(line.loss),
+                    line.prompt,
+                    line.answer,
+                )
+                for rank, line in enumerate(lines[:SHOWN])
+            ],
+            left_out=max(len(lines) - SHOWN, 0),
+            unjudged=unjudged[:SHOWN],
+            unjudged_count=len(unjudged),
+            provenance=list((provenance or {}).items()),
+            generated=(generated or datetime.now(UTC))
+            .astimezone(UTC)
+            .strftime("%d %B %Y, %H:%M UTC"),
+            version=__version__,
+            style=Markup(style),  # noqa: S704  # our own file
+            style_hash=admitted(style),
+        )
+    )
+    return page.encode("utf-8", "replace").decode()
+
+
+def _headline(lines: Sequence[Line], reference: str, behaviour: str) -> str:
+    if not lines:
+        return "No example could be judged. That is not a clean result."
+    middle = sorted(line.push for line in lines)[len(lines) // 2]
+    towards = sum(line.push > 0 for line in lines) / len(lines)
+    return (
+        f"Of {count(len(lines), 'example')}, {percent(towards)} push towards {clean(reference)} "
+        f"({clean(behaviour)}), the first by {figure(lines[0].push)}, the one in the middle by "
+        f"{figure(middle)}."
+    )
+
+
+def _histogram(lines: Sequence[Line], reference: str) -> Markup:
+    """How many examples push how much; counts on a square-root scale, so that few are seen."""
+    pushes = [line.push for line in lines]
+    low, high = min(pushes), max(pushes)
+    if high - low < 1e-12:
+        low, high = low - 0.5, high + 0.5
+    counts = [0] * BARS
+    for push in pushes:
+        counts[min(int((push - low) / (high - low) * BARS), BARS - 1)] += 1
+    width, height, floor = 1080.0, 220.0, 186.0
+    root = picture(
+        "push", width, height, f"Examples by how much they push towards {clean(reference)}",
+        f"Pushes lie between {figure(low)} and {figure(high)} nats per token. The examples that "
+        "push most are in the table below.",
+    )  # fmt: skip
+    x, most = Scale(low, high, 12.0, width - 12.0), max(counts)
+    bar = (width - 24.0) / BARS
+    for index, number in enumerate(counts):
+        tall = (floor - 16.0) * (number / most) ** 0.5
+        start = low + index * (high - low) / BARS
+        box = add(
+            root, "rect", x=x(start) + 0.5, y=floor - tall, width=bar - 1, height=tall,
+            class_="bar" if start + (high - low) / BARS > 0 else "bar against",
+        )  # fmt: skip
+        add(box, "title", f"{count(number, 'example')} from {figure(start)}")
+    add(root, "line", x1=12.0, x2=width - 12.0, y1=floor, y2=floor, class_="axis")
+    ticks = x.ticks(8)
+    for value in ticks:
+        add(root, "text", tick(value, ticks), x=x(value), y=floor + 18, class_="tick middle")
+    return markup(root)
