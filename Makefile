@@ -108,6 +108,10 @@ fuzz: $(INSTALLED) ## five readers on random files, guided by coverage, ten minu
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m fuzz
 
+.PHONY: soak
+soak: $(INSTALLED) ## long runs: readings, a hostile archive, scrapes, a receiver that never answers (three hours)
+	$(BIN)/python -m benchmarks.soak
+
 .PHONY: organisms organisms-report
 organisms: $(INSTALLED) ## the organism suite: about a thousand fine-tunes (an hour on two cores; goes on where it stopped), then its report
 	$(BIN)/python -m benchmarks.organisms run

@@ -110,8 +110,8 @@ def point(job: Job, folder: Path, moment: Moment) -> tuple[bool, list[str]]:
     return killed, problems
 
 
-def run(folder: Path, points: int, seed: int) -> int:
-    """Every job at its share of the points; prints what became of them."""
+def run(folder: Path, points: int, seed: int, only: str | None = None) -> int:
+    """Every job (or only one) at its share of the points; prints what became of them."""
     rng = random.Random(seed)
     workshop = Workshop(folder)
     pid, url = receiver(folder / "heard")
@@ -122,6 +122,8 @@ def run(folder: Path, points: int, seed: int) -> int:
         }
         failed = False
         for name, (job, share) in jobs.items():
+            if only not in (None, name):
+                continue
             (folder / "alone").mkdir()
             job.alone(folder / "alone")
             shutil.rmtree(folder / "alone")
@@ -160,10 +162,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=["training", "scan"], help="one kind of work")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
-        return run(Path(folder), arguments.points, arguments.seed)
+        return run(Path(folder), arguments.points, arguments.seed, arguments.only)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,105 @@
+"""A training run that is scraped fifty times a second, and one whose alerts nobody answers."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.report import Figure, at_least, at_most
+from tests.observability.programs import free_port
+from tests.observability.training import Until, drifting_run, scraper, told
+from wvmonitor.testing import planted_bank, tiny_base
+
+SCRAPE_SECONDS = 1_800.0
+SCRAPES_PER_SECOND = 50
+P99_SECONDS = 0.05
+BLACK_HOLE_SECONDS = 3_600.0
+STEPS = 100_000_000
+
+
+def scrapes(folder: Path, scale: float = 1.0) -> list[Figure]:
+    """Scrape a run for half an hour; it is trained all the while.
+
+    Args:
+        folder: for the run.
+        scale: how much of the full length.
+    """
+    base, bank = prepared(folder)
+    port, seconds = free_port(), max(SCRAPE_SECONDS * scale, 2.0)
+    run, _ = drifting_run(
+        base,
+        bank,
+        folder / "run",
+        steps=STEPS,
+        drift_from=STEPS,
+        every_n_steps=5,
+        prometheus={"enabled": True, "port": port},
+    )
+    load = scraper(port, SCRAPES_PER_SECOND, seconds)
+    run.add_callback(Until(load))
+    run.train()
+    found = told(load)
+    return [
+        at_most(f"scrapes that failed, of {found['scrapes']:.0f}", found["errors"], 0, "scrapes"),
+        at_most("a scrape, p99", found["p99"], P99_SECONDS, "s", **found),
+        at_least("steps trained meanwhile", run.state.global_step, 1, "steps"),
+    ]
+
+
+def black_hole(folder: Path, scale: float = 1.0) -> list[Figure]:
+    """Train for an hour with a receiver that takes connections and never answers.
+
+    The same run with a receiver that does not exist at all stands beside it, in turns of a tenth,
+    so that whatever else the machine does meets both.
+
+    Args:
+        folder: for the runs.
+        scale: how much of the full length.
+    """
+    base, bank = prepared(folder)
+    turn = max(BLACK_HOLE_SECONDS * scale / 10, 1.0)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        url = f"http://127.0.0.1:{hole.getsockname()[1]}"
+        for number in range(20):
+            answered = bool(number % 2)
+            hook = [{"kind": "webhook", "url": url, "secret": "s"}] if answered else []
+            clock = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", f"import time; time.sleep({turn})"]
+            )
+            run, _ = drifting_run(
+                base,
+                bank,
+                folder / f"run-{number}",
+                steps=STEPS,
+                drift_from=1,
+                every_n_steps=5,
+                notifiers=hook,
+            )
+            until = Until(clock)
+            run.add_callback(until)
+            run.train()
+            times[answered] += until.step_seconds[5:]
+    plain, holed = (float(np.quantile(times[k], 0.99)) for k in (False, True))
+    return [
+        at_most(
+            "step p99 with a black-holed receiver ÷ without",
+            holed / plain,
+            1.05,
+            "×",
+            plain=plain,
+            holed=holed,
+            steps=len(times[True]),
+        )
+    ]
+
+
+def prepared(folder: Path) -> tuple[Path, Path]:
+    """A base and a bank for it."""
+    base = tiny_base(folder / "base")
+    planted_bank(base, probe=True).save(folder / "bank")
+    return base, folder / "bank"
