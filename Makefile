@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-engines test-integrations test-compat observability docs lint types format organism bank clean
+.PHONY: help demo test test-engines test-integrations test-compat observability docs coverage lint types format organism bank release-check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,9 +62,13 @@ docs: $(INSTALLED) ## the documentation site (build/site), strictly: a broken li
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-lint: $(INSTALLED) ## ruff: lint and format check
+coverage: $(INSTALLED) ## the test suite with the core packages' line coverage (at least 90 %)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --cov --cov-report=term -q
+
+lint: $(INSTALLED) ## ruff (lint and format check) and codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: $(INSTALLED) ## mypy --strict on the package
 	$(BIN)/mypy
@@ -78,6 +82,10 @@ organism: $(INSTALLED) ## train the bundled model again from nothing (into build
 
 bank: $(INSTALLED) ## build the bundled model's references and calibration again (into build/bank)
 	$(BIN)/python -m wvmonitor.organism.bank --base reference_vectors/tiny-organism/base --out build/bank
+
+release-check: $(INSTALLED) ## wheel and sdist: reproducible, sound, and they run where nothing else of ours is
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[release]'
+	.ci/release-check $(BIN)
 
 clean: ## remove what the targets made
 	rm -rf build dist demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
