@@ -24,23 +24,22 @@ from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.groups import layer_shares
 from wvmonitor.detection.scores import ScoreName, score
 from wvmonitor.detection.verdict import JudgeState, Verdict, judge
-from wvmonitor.errors import MonitorFailedError, WVMonitorError
 from wvmonitor.exporters.exporter import Exporter, Observation
-from wvmonitor.exporters.prometheus import PrometheusExporter
 from wvmonitor.journal.journal import Journal
-from wvmonitor.journal.outbox import Outbox
-from wvmonitor.journal.recorder import Recorder
-from wvmonitor.notifiers.notifier import Attending
 from wvmonitor.probing import Probe, with_probe
 from wvmonitor.reading import Geometry, Reading
+from wvmonitor.record import Record
 from wvmonitor.references.background import background_of
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of, ridges
+from wvmonitor.run import Run
 from wvmonitor.settings import MonitorSettings
 from wvmonitor.sources.distributed import agreed, any_sharded, from_first, rank
 from wvmonitor.sources.live_model import LiveModel
 from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import TaskVector
+
+__all__ = ["Monitor", "Run"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,29 +47,6 @@ T = TypeVar("T")
 
 WARM_START_SHARE = 1e-3
 """‖τ‖ at the start above this share of ‖w‖ means a warm start, or a wrong base."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a framework knows of the run it is about to start; None means not known.
-
-    Attributes:
-        folder: the run's output folder; the journal goes into `folder/wvmonitor` by default.
-        name: the run's name, for people.
-        planned_steps: planned number of optimiser steps.
-        resume_step: the step it goes on from; 0 for a start from the beginning.
-        optimizer: the optimiser's name.
-        learning_rate: the peak learning rate.
-        run_id: id of the run that it resumes, where a checkpoint names it.
-    """
-
-    folder: Path | None = None
-    name: str | None = None
-    planned_steps: int | None = None
-    resume_step: int = 0
-    optimizer: str | None = None
-    learning_rate: float | None = None
-    run_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -131,15 +107,8 @@ class Monitor:
         self._probe = preflight.probe_of(self.settings, probe)
         self.tokenizer = tokenizer
         self.run_context = RunContext()
-        self.journal: Journal | None = None
         self.last: Observation | None = None
-        self.failures = 0
-        self._failures_in_a_row = 0
-        self._given = tuple(exporters)
-        self._exporters = list(exporters)
-        self._outbox: Outbox | None = None
-        self._recorder: Recorder | None = None
-        self._attending: list[Attending] = []
+        self._record = Record(self.settings, exporters)
         self._live: LiveModel | None = None
         self._run = Run()
         self._cadence = Cadence(self.settings.every_n_steps, self.settings.max_overhead)
@@ -160,7 +129,17 @@ class Monitor:
     @property
     def disabled(self) -> bool:
         """Whether the monitor has failed too often in a row and gave up, loudly."""
-        return self._failures_in_a_row >= self.settings.disable_after
+        return self._record.failures.too_many
+
+    @property
+    def failures(self) -> int:
+        """How often the monitor itself has failed."""
+        return self._record.failures.total
+
+    @property
+    def journal(self) -> Journal | None:
+        """The run's durable record, while it has one."""
+        return self._record.journal
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
@@ -203,65 +182,20 @@ class Monitor:
             planned_steps=self._run.planned_steps,
             readings_planned=_readings_planned(self._run, self.settings.every_n_steps),
         )
-        self._exporters = [*self._given, *self.settings.build_exporters()]
-        self._open_journal()
-        self._open_recorder(live)
+        state = self._record.open(
+            self._run, self.run_context, self.bank.fingerprint, sharded=live.sharded
+        )
+        self._state = state or self._state
         self._cadence = Cadence(self.settings.every_n_steps, self.settings.max_overhead)
 
     def _ended(self, run: Run) -> Run:
         """End an attempt that never said so (a smaller batch size is tried): the run goes on."""
-        previous = self.journal.run if self.journal else None
-        self._close_record()
-        for exporter in self._exporters[len(self._given) :]:
-            self.guarded("close", exporter.close, None)
-        self.journal = self._outbox = self._recorder = self.last = self._anchor = None
+        previous = self._record.run
+        self._record.end_attempt()
+        self.last = self._anchor = None
         self._state = JudgeState()
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
         return run if run.run_id else replace(run, run_id=previous)
-
-    def _open_journal(self) -> None:
-        folder = self.settings.journal_dir or self._run.folder
-        if folder is None:
-            return
-        self.journal = Journal.open(
-            folder,
-            run=self.settings.run or self._run.run_id,
-            alerts=self.settings.alert_policy(),
-        )
-        self.journal.begin_attempt(
-            self.run_context,
-            self.bank.fingerprint,
-            self.settings.redacted_json(),
-            resume_step=self._run.resume_step,
-        )
-        if self._run.resume_step:
-            state = self.journal.latest_judge_state(at_step=self._run.resume_step)
-            self._state = state or self._state
-        notifiers = self.settings.build_notifiers()
-        self._attending = [n for n in notifiers.values() if isinstance(n, Attending)]
-        senders = {name: n.send for name, n in notifiers.items()}
-        if senders:
-            self._outbox = Outbox(self.journal, senders, on_pending=self._show_pending)
-
-    def _open_recorder(self, live: LiveModel) -> None:
-        if not self.settings.record:
-            return
-        if self.journal is None or live.sharded:
-            logger.warning(
-                "record=True keeps nothing of this run: %s",
-                "no process holds the whole of a sharded model"
-                if live.sharded
-                else "there is no folder for a journal (set journal_dir)",
-            )
-            return
-        self._recorder = Recorder(
-            self.journal.path,
-            self.run_name,
-            self.journal.attempt,
-            rank=self.settings.record_rank,
-            limit_bytes=self.settings.record_limit_gb * 1e9,
-            on_failure=lambda: self._count("record"),
-        )
 
     def _observe_start(self) -> None:
         """Measure before the first step: far from 0 is a warm start or a wrong base."""
@@ -322,7 +256,7 @@ class Monitor:
             if self.last is not None and self.last.scores.step == step:
                 return self.last
         observation = self._measure(step, model)
-        self._failures_in_a_row = 0
+        self._record.failures.end_row()
         return observation
 
     def _wanted(self, model: Any, step: int, *, force: bool) -> bool:
@@ -337,47 +271,8 @@ class Monitor:
         return bool(agreed(int(wanted))) if sharded else wanted
 
     def guarded(self, where: str, work: Callable[[], T], otherwise: T) -> T:
-        """What `work` gives, or `otherwise` where it fails: training must not die of its monitor.
-
-        Args:
-            where: what failed, for the log and the metrics.
-            work: anything that the monitor does while training waits.
-            otherwise: what training gets in its place.
-
-        Raises:
-            MonitorFailedError: only with `on_monitor_failure="stop"`.
-        """
-        try:
-            return work()
-        except (KeyboardInterrupt, SystemExit, GeneratorExit, MonitorFailedError):
-            raise  # meant for training itself
-        except BaseException as error:  # noqa: BLE001  a panic in a library of Rust is no Exception
-            self.fail(where, error)
-            return otherwise
-
-    def fail(self, where: str, error: BaseException) -> None:
-        """Count a failure and say it loudly; raise only where the settings ask for it."""
-        self.failures += 1
-        self._failures_in_a_row += 1
-        self._count(where)
-        message = f"wvmonitor failed at its {where}: {type(error).__name__}: {error}"
-        logger.error(message, exc_info=error)
-        if self.settings.on_monitor_failure == "stop":
-            raise MonitorFailedError(
-                f"{message}; training stops because on_monitor_failure='stop'"
-            ) from error
-        if self.disabled:
-            logger.error(
-                "wvmonitor gives up after %d failures: this run is NOT being watched any more",
-                self._failures_in_a_row,
-            )
-
-    def _count(self, where: str) -> None:
-        for exporter in self._exporters:
-            try:
-                exporter.error(where)
-            except Exception:
-                logger.exception("%s cannot count a failure", type(exporter).__name__)
+        """What `work` gives, or `otherwise` where it fails; see `Failures.guarded`."""
+        return self._record.failures.guarded(where, work, otherwise)
 
     def _measure(self, step: int, model: Any = None) -> Observation | None:
         """Read, judge, keep and show; None in the processes that only take part in the reading."""
@@ -392,13 +287,14 @@ class Monitor:
                 return None
         else:
             tau = self._live.task_vector(step)
+            recorder = self._record.recorder
             reading = self.bank.measure(
-                self._recorder.watching(tau) if self._recorder else tau,
+                recorder.watching(tau) if recorder else tau,
                 progress=progress,
                 earlier=earlier.vector if earlier else None,
             )
-            if self._recorder:
-                self._recorder.record(tau, step)
+            if recorder:
+                recorder.record(tau, step)
             self._keep(tau, reading)
         scores = score(
             reading,
@@ -429,14 +325,13 @@ class Monitor:
             measure_seconds=measured,
             wall_time=time.time(),
             deciding=self._deciding(),
-            acknowledged=self.guarded("journal", self._acknowledged, frozenset()),
+            acknowledged=self._record.acknowledged(),
         )
-        self._publish(observation)
+        log_raised(observation, self.verdicts, {*self.settings.expected, *observation.acknowledged})
+        self.last = observation
+        self._record.publish(observation, self._state)
         self._cadence.note(time.perf_counter() - began - probing)
         return observation
-
-    def _acknowledged(self) -> frozenset[str]:
-        return self.journal.acknowledged() if self.journal else frozenset()
 
     def _probed(self, verdict: Verdict, model: Any, alarmed: tuple[str, ...]) -> Verdict:
         """A verdict with what its probe found, where it is a behaviour's first alarm of the run."""
@@ -467,33 +362,12 @@ class Monitor:
             self._anchor = _Anchor(kept.held(), reading, self._readings)
         self._readings += 1
 
-    def _publish(self, observation: Observation) -> None:
-        """Keep and show a reading; whoever fails at that keeps it from nobody else."""
-        log_raised(observation, self.verdicts, {*self.settings.expected, *observation.acknowledged})
-        self.last = observation
-        for notifier in self._attending:
-            self.guarded("notifier", notifier.attend, None)
-        self.guarded("journal", lambda: self._record(observation), None)
-        for exporter in self._exporters:
-            self.guarded("exporter", lambda e=exporter: e.export(observation), None)  # type: ignore[misc]
-
-    def _record(self, observation: Observation) -> None:
-        if self.journal:
-            self.journal.record(
-                observation.reading,
-                observation.scores,
-                observation.verdicts,
-                self._state,
-                measure_seconds=observation.measure_seconds,
-            )
-
     # Consequences
 
     @property
     def run_name(self) -> str:
         """The run's id in the journal, or its name where there is no journal."""
-        named = self.journal.run if self.journal else None
-        return named or self.settings.run or self._run.name or "run"
+        return self._record.run or self.settings.run or self._run.name or "run"
 
     def action(self, observation: Observation) -> Action:
         """What the settings ask for after this observation.
@@ -502,30 +376,13 @@ class Monitor:
         journal, so that it outlives the process.
         """
         action, reason = self._actions.after(observation)
-        if action == "stop" and reason and self.journal:
-            try:
-                self.journal.latch_stop(reason)
-            except WVMonitorError as error:
-                self.fail("stop latch", error)
+        if action == "stop" and reason and (journal := self.journal):
+            self.guarded("stop latch", lambda: journal.latch_stop(reason), None)
         return action
 
     def close(self) -> None:
         """Deliver and write what is left, and let go of journal, ports and threads."""
-        try:
-            self._close_record()
-        finally:
-            for exporter in self._exporters:
-                self.guarded("close", exporter.close, None)
-
-    def _close_record(self) -> None:
-        for record in (self._recorder, self._outbox, self.journal):
-            if record:
-                self.guarded("close", record.close, None)
-
-    def _show_pending(self, count: int) -> None:
-        for exporter in self._exporters:
-            if isinstance(exporter, PrometheusExporter):
-                exporter.set_outbox_pending(count)
+        self._record.close()
 
     def _deciding(self) -> tuple[Geometry, ScoreName] | None:
         return (self.calibration.geometry, self.calibration.score) if self.calibration else None

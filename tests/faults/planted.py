@@ -164,7 +164,7 @@ def told(answer: Any) -> Mapping[str, Any]:
     def plant(scene: Scene) -> None:
         scene.receiver.answers = [answer] * 50
         hasty = DeliveryLimits(send_seconds=0.3, first_wait_seconds=0.05)
-        scene.patch.setattr("wvmonitor.monitor.Outbox", functools.partial(Outbox, limits=hasty))
+        scene.patch.setattr("wvmonitor.record.Outbox", functools.partial(Outbox, limits=hasty))
         alarming(scene)
 
     return {"plant": plant, "settings": webhook, "after": kept}
@@ -232,7 +232,7 @@ def textfile(folder: Path, _: Receiver) -> Mapping[str, Any]:
 
 def server_killed(scene: Scene) -> None:
     def kill() -> None:
-        serving = scene.callback.monitor._exporters[-1]._server
+        serving = scene.callback.monitor._record._exporters[-1]._server
         serving.flush()
         os.kill(serving._process.pid, signal.SIGKILL)
         serving._process.wait()

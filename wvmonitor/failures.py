@@ -1,0 +1,86 @@
+"""What becomes of the monitor's own failures: training must not die of its monitor."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+from wvmonitor.errors import MonitorFailedError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Failures:
+    """Catches, counts and says what fails; gives up, loudly, after several in a row.
+
+    Attributes:
+        total: failures so far.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Literal["continue", "stop"],
+        disable_after: int,
+        count: Callable[[str], None],
+    ) -> None:
+        """Nothing has failed yet.
+
+        Args:
+            policy: whether training goes on when the monitor fails.
+            disable_after: failures in a row after which the monitor gives up.
+            count: told where each failure happened.
+        """
+        self.total = 0
+        self._policy = policy
+        self._disable_after = disable_after
+        self._count = count
+        self._in_a_row = 0
+
+    @property
+    def too_many(self) -> bool:
+        """Whether the monitor has failed too often in a row."""
+        return self._in_a_row >= self._disable_after
+
+    def end_row(self) -> None:
+        """Something went well."""
+        self._in_a_row = 0
+
+    def guarded(self, where: str, work: Callable[[], T], otherwise: T) -> T:
+        """What `work` gives, or `otherwise` where it fails.
+
+        Args:
+            where: what failed, for the log and the metrics.
+            work: anything that the monitor does while training waits.
+            otherwise: what training gets in its place.
+
+        Raises:
+            MonitorFailedError: only with the policy "stop".
+        """
+        try:
+            return work()
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, MonitorFailedError):
+            raise  # meant for training itself
+        except BaseException as error:  # noqa: BLE001  a panic in a library of Rust is no Exception
+            self.add(where, error)
+            return otherwise
+
+    def add(self, where: str, error: BaseException) -> None:
+        """Count a failure and say it loudly; raise only with the policy "stop"."""
+        self.total += 1
+        self._in_a_row += 1
+        self._count(where)
+        message = f"wvmonitor failed at its {where}: {type(error).__name__}: {error}"
+        logger.error(message, exc_info=error)
+        if self._policy == "stop":
+            raise MonitorFailedError(
+                f"{message}; training stops because on_monitor_failure='stop'"
+            ) from error
+        if self.too_many:
+            logger.error(
+                "wvmonitor gives up after %d failures: this run is NOT being watched any more",
+                self._in_a_row,
+            )
