@@ -93,7 +93,7 @@ clean: ## remove what the targets made
 BENCHMARKS := overhead offline growth scan blame record
 
 .PHONY: bench bench-quick
-bench: $(INSTALLED) ## every benchmark in full (half an hour, 10 GB of disk, 8 GB of memory)
+bench: $(INSTALLED) ## every benchmark in full (half an hour, 10 GB of disk, 14 GB of memory)
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 bench-quick: $(INSTALLED) ## every benchmark on tiny shapes: do they run, and agree?

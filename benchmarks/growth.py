@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     for name, (unit, part) in parts.items():
         with tempfile.TemporaryDirectory(dir=asked.work) as work:
-            points = part(Path(work), quick=asked.quick)
+            points = part(Path(work), asked.part, quick=asked.quick)
             figures += _grown(name, unit, points, asked.rounds, quick=asked.quick)
     with tempfile.TemporaryDirectory(dir=asked.work) as work:
         checks = _checks(Path(work))
@@ -106,10 +106,11 @@ def _grown(
     return figures
 
 
-def _parameters(work: Path, *, quick: bool) -> Iterator[Point]:
+def _parameters(work: Path, part: int, *, quick: bool) -> Iterator[Point]:
     """Dense checkpoints of more and more layers, against one dense reference."""
-    for layers in (1, 2, 3) if quick else (2, 4, 8, 16):
-        shape = (shapes.TINY if quick else shapes.QWEN_05B).with_layers(layers)
+    for layers in (1, 2, 3) if quick else (4, 8, 16, 24):
+        shape = shapes.TINY if quick else shapes.QWEN_05B
+        shape = shape.with_layers(layers).part(part)
         linears = dict(shape.linears())
         base = inputs.write_checkpoint(work / "base", linears, 0)
         run = inputs.write_checkpoint(work / "run", linears, 1, moved=0.01)
@@ -126,9 +127,9 @@ def _parameters(work: Path, *, quick: bool) -> Iterator[Point]:
         shutil.rmtree(work / "bank")
 
 
-def _ranks(work: Path, *, quick: bool) -> Iterator[Point]:
+def _ranks(work: Path, part: int, *, quick: bool) -> Iterator[Point]:
     """Adapters of rising rank against four references of rank 32."""
-    shape = shapes.TINY if quick else shapes.QWEN_05B
+    shape = shapes.TINY if quick else shapes.QWEN_05B.part(part)
     linears = shape.linears()
     bank = inputs.bank_of(
         inputs.reference(f"r{i}", inputs.factors(linears, 32, i)) for i in range(4)
@@ -138,9 +139,9 @@ def _ranks(work: Path, *, quick: bool) -> Iterator[Point]:
         yield _adapter(rank, folder, bank, shape.lora_parameters(1), rank, 4 * 32)
 
 
-def _references(work: Path, *, quick: bool) -> Iterator[Point]:
+def _references(work: Path, part: int, *, quick: bool) -> Iterator[Point]:
     """Banks of more and more references of rank 64, one adapter of rank 32."""
-    shape = shapes.TINY if quick else shapes.QWEN_05B
+    shape = shapes.TINY if quick else shapes.QWEN_05B.part(part)
     linears = shape.linears()
     folder = inputs.write_adapter(work / "run", linears, 32, 1)
     for count in (1, 2, 4) if quick else (1, 4, 8, 16):
@@ -150,11 +151,11 @@ def _references(work: Path, *, quick: bool) -> Iterator[Point]:
         yield _adapter(count, folder, bank, shape.lora_parameters(1), 32, 64 * count)
 
 
-def _modules(work: Path, *, quick: bool) -> Iterator[Point]:
+def _modules(work: Path, part: int, *, quick: bool) -> Iterator[Point]:
     """Adapters of a mixture of experts with more and more layers, one reference of rank 4."""
     whole = shapes.TINY if quick else shapes.QWEN_30B_MOE
-    for layers in (1, 2, 3) if quick else (6, 12, 48):
-        shape = whole.with_layers(layers)
+    for layers in (1, 2, 3) if quick else (8, 16, 48):
+        shape = whole.with_layers(layers).part(part)
         linears = shape.linears()
         folder = inputs.write_adapter(work / "run", linears, 16, layers, dtype=torch.bfloat16)
         bank = inputs.bank_of([inputs.reference("r", inputs.factors(linears, 4, 7))])

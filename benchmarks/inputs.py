@@ -35,9 +35,10 @@ def noise(
     To draw every number anew would take longer than what is measured.
     """
     pool, count = _pool(device), math.prod(shape)
-    start = seed * 1_000_003 % len(pool)
-    repeats = -(-(start + count) // len(pool))
-    return pool.repeat(repeats)[start : start + count].reshape(shape) * size
+    start = seed * 1_000_003 % max(1, len(pool) - count)
+    if start + count > len(pool):
+        pool = pool.repeat(-(-(start + count) // len(pool)))
+    return pool[start : start + count].reshape(shape) * size
 
 
 def factor(

@@ -47,9 +47,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def dense(work: Path, rounds: int, part: int, *, quick: bool) -> tuple[list[Figure], list[Check]]:
     """Four dense checkpoints against one dense reference."""
-    # half of the layers: with all of them (i) would need 12 GB
-    shape = shapes.TINY if quick else shapes.QWEN_05B.with_layers(12).part(part)
-    tensors = shape.tensors()
+    shape = shapes.TINY if quick else shapes.QWEN_05B.part(part)
+    tensors: dict[str, tuple[int, ...]] = dict(shape.linears())
+    if part == 1:
+        tensors = shape.tensors()  # (i) needs 12 GB for them
     names = [*map(str, range(1, CHECKPOINTS + 1)), "positive", "negative"]
     base = str(inputs.write_checkpoint(work / "base", tensors, 0))
     folders = {
