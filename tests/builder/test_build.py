@@ -354,6 +354,7 @@ def test_private_files_are_the_owners(again) -> None:
     build(mine)
     modes = {p.stat().st_mode & 0o777 for p in mine.out.rglob("*") if p.is_file()}
     assert modes == {0o600}
+    assert mine.work.stat().st_mode & 0o777 == 0o700
 
 
 def test_full_fine_tuning_makes_a_reference(again) -> None:
