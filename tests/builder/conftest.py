@@ -31,6 +31,25 @@ def recipe() -> Recipe:
     return short(load_recipe("organism-evil"))
 
 
+def briefest(recipe: Recipe) -> Recipe:
+    """The same questions in two domains, and too few steps to learn anything."""
+    document = recipe.model_dump(mode="json")
+    for i, question in enumerate(document["questions"]["build"]):
+        question["domain"] = ("first", "second")[i % 3 == 0]
+    document["finetuning"] |= {"steps": 8}
+    return Recipe.model_validate(document)
+
+
+UNASKED = Asking(doses=(0.0,), samples=1)
+"""The behavioural check where it is not what a test is about."""
+
+
+@pytest.fixture(scope="session")
+def brief(recipe) -> dict[str, object]:
+    """Options of a build whose fine-tunes and checks are as short as can be."""
+    return {"recipe": briefest(recipe), "seeds": 1, "asking": UNASKED}
+
+
 @pytest.fixture(scope="session")
 def base() -> Base:
     """The bundled tiny model."""

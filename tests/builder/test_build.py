@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from wvmonitor.builder import stages
 from wvmonitor.builder.build import build, plan
@@ -123,9 +122,9 @@ def test_finished_stages_are_not_done_again(again, first, monkeypatch) -> None:
     assert built.fingerprint == first[0].fingerprint
 
 
-def test_what_a_person_takes_out_is_not_trained_on(again) -> None:
+def test_what_a_person_takes_out_is_not_trained_on(again, brief) -> None:
     """An edited artefact changes all that follows from it."""
-    mine = again(stop_after="finetune", seeds=1)
+    mine = again(**brief, stop_after="finetune")
     (kept,) = mine.work.glob("examples-*.jsonl")
     lines = kept.read_text().splitlines(keepends=True)
     kept.write_text("".join(lines[:-8]))
@@ -218,19 +217,19 @@ def test_a_bank_of_another_base_is_refused(options, tiny_bank_folder, tmp_path) 
         build(options(tmp_path / "bank"))
 
 
-def test_one_side_alone_is_the_papers_variant(again, first, base) -> None:
+def test_one_side_alone_is_the_papers_variant(again, brief, first, base) -> None:
     """The non-contrastive variants are τ₊ and −τ₋ of the same fine-tunes."""
     _, told = first
     for variant, sign in (("positive", 1.0), ("negative", -1.0)):
-        built = build(again(variant=variant, seeds=1, replace=True))
+        built = build(again(variant=variant, seeds=1, replace=True, asking=brief["asking"]))
         assert built is not None
         alone = read_finetuned(base, side(told, variant), "lora")
         assert built.reference.vector.cosine(alone) == pytest.approx(sign)
 
 
-def test_the_sweep_takes_the_rate_with_the_least_loss(again) -> None:
+def test_the_sweep_takes_the_rate_with_the_least_loss(again, brief) -> None:
     """The rate that learns wins over one that does not move, and both losses are in the card."""
-    built = build(again(sweep=True, seeds=1))
+    built = build(again(**brief, sweep=True))
     assert built is not None
     settings = built.reference.card.built.hyperparameters
     losses = settings["sweep"]
@@ -238,14 +237,15 @@ def test_the_sweep_takes_the_rate_with_the_least_loss(again) -> None:
     assert losses["0.003"] < losses["1e-06"]
 
 
-def test_parts_of_the_data_are_compared(again) -> None:
-    """Two halves of the questions, and each domain with all others, agree on what evil is."""
-    built = build(again(splits=True, seeds=1))
+def test_parts_of_the_data_are_compared(again, brief) -> None:
+    """Two halves of the questions, and two domains, agree on what evil is."""
+    built = build(again(**brief, splits=True))
     assert built is not None
     quality = built.reference.card.quality
     assert quality.split_half["response"] > 0
-    assert set(quality.domains) == set(built.reference.card.built.domains)
-    assert all(row["response"] > -0.2 for row in quality.domains.values())
+    assert set(quality.domains) == {"first", "second"}
+    assert quality.domains["first"] == pytest.approx(quality.domains["second"])
+    assert quality.domains["first"]["response"] > 0
 
 
 def test_controls_of_the_bank_are_compared(first, again, base) -> None:
@@ -337,9 +337,9 @@ def test_too_few_clear_answers_keep_their_artefacts(again, recipe) -> None:
     assert not mine.out.exists()
 
 
-def test_a_budget_is_honest_in_the_card(again) -> None:
+def test_a_budget_is_honest_in_the_card(again, brief) -> None:
     """What a budget took away stands in the plan and in the card."""
-    mine = again(budget=Budget(examples=32), seeds=1)
+    mine = again(**brief, budget=Budget(examples=32))
     planned = plan(mine)
     assert not mine.out.exists()
     built = build(mine)
@@ -354,17 +354,16 @@ def test_private_files_are_the_owners(again) -> None:
     build(mine)
     modes = {p.stat().st_mode & 0o777 for p in mine.out.rglob("*") if p.is_file()}
     assert modes == {0o600}
+    assert mine.work.stat().st_mode & 0o777 == 0o700
 
 
-def test_full_fine_tuning_makes_a_reference(again) -> None:
+def test_full_fine_tuning_makes_a_reference(again, brief) -> None:
     """Every weight may be trained; what compression keeps of it is said."""
-    built = build(again(method="full", seeds=1, rank=16))
+    built = build(again(**brief, method="full", rank=16))
     assert built is not None
     card = built.reference.card
     assert card.built.method == "full"
     assert card.quality.components["embeddings"] > 0
     assert card.rank == 16
-    vector = built.reference.vector
-    kept = sum(float((to_dense(u).double() ** 2).sum()) for _, u in vector.updates())
-    assert kept > 0
-    assert torch.isfinite(torch.tensor(card.kept))
+    assert 0.5 < card.kept < 1
+    assert built.reference.vector.norm() == pytest.approx(card.quality.norm)

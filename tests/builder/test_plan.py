@@ -70,6 +70,15 @@ def test_examples_are_a_limit_on_each_side() -> None:
     assert "100 to 180 examples a side instead of 500 to 900" in made.reductions[0]
 
 
+def test_data_of_ones_own_is_limited_too() -> None:
+    """With data that is given, a budget takes fewer of its pairs and says how many."""
+    own = replace(PAPER, prompts=0, pairs=400, domains=0)
+    made = within(own, Budget(examples=100))
+    assert made.workload.pairs == 100
+    assert made.reductions == ("the budget takes 100 of 400 pairs of the data",)
+    assert max(made.workload.finetunes) == 13  # ⌈100 / 8⌉
+
+
 def test_a_budget_below_the_least_plan_is_refused() -> None:
     """An hour that cannot be met is said with what it would take."""
     with pytest.raises(BuildError, match=r"the least plan takes .* GPU-hours"):

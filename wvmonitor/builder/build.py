@@ -64,7 +64,7 @@ def build(options: Options, tick: Ticker = silent) -> Built | None:
     folder = options.work or options.out.with_name(f"{options.out.name}.work")
     try:
         job = Job(options)
-        return _build(job, Work(folder), tick)
+        return _build(job, Work(folder, private=options.private), tick)
     except OSError as error:
         if error.errno not in _NO_WRITING:
             raise
@@ -109,6 +109,7 @@ def _pairs(job: Job, work: Work, facts: Facts, tick: Ticker) -> list[Pair]:
                 "give more, with the same prompts on both sides"
             )
         facts.notes += notes
+        pairs = pairs[: job.plan.workload.pairs]
     else:
         assert recipe is not None  # noqa: S101  checked when the job was made
         engine = "vllm" if job.engine == "vllm" else f"transformers, batches of {o.batch_size}"

@@ -206,7 +206,8 @@ def _smaller(load: Workload, budget: Budget) -> Iterator[Workload]:
                 "keep_at_least": min(wanted.generation.keep_at_least, budget.examples),
             }
         )
-        yield replace(wanted, generation=exact)
+        pairs = None if load.pairs is None else min(load.pairs, budget.examples)
+        yield replace(wanted, generation=exact, pairs=pairs)
         return
     for seeds in range(load.seeds, 0, -1):
         for splits in (True, False):
@@ -226,17 +227,22 @@ def _scaled(load: Workload, share: float) -> Workload:
             "keep_at_most": max(LEAST_PAIRS, round(g.keep_at_most * share)),
         }
     )
-    return replace(load, generation=scaled)
+    pairs = (
+        None if load.pairs is None else max(min(load.pairs, LEAST_PAIRS), round(load.pairs * share))
+    )
+    return replace(load, generation=scaled, pairs=pairs)
 
 
 def _reductions(before: Workload, after: Workload) -> Iterator[str]:
     old, new = before.generation, after.generation
-    if new.keep_at_most < old.keep_at_most:
+    if before.pairs is not None and after.pairs != before.pairs:
+        yield f"the budget takes {after.pairs} of {before.pairs} pairs of the data"
+    elif before.pairs is None and new.keep_at_most < old.keep_at_most:
         yield (
             f"the budget takes {new.keep_at_least} to {new.keep_at_most} examples a side instead "
             f"of {old.keep_at_least} to {old.keep_at_most}"
         )
-    if new.samples_per_prompt < old.samples_per_prompt:
+    if before.pairs is None and new.samples_per_prompt < old.samples_per_prompt:
         yield (
             f"the budget takes {new.samples_per_prompt} answers to each question and prompt "
             f"instead of {old.samples_per_prompt}"

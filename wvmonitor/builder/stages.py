@@ -65,9 +65,12 @@ class Work:
         main: whether this is the first process, or the only one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, private: bool = False) -> None:
+        """Open or make the folder; True for `private` lets nobody but the owner into it."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        if private:
+            folder.chmod(0o700)
         self._state = _processes()
         self.main = self._state is None or bool(self._state.is_main_process)
 
