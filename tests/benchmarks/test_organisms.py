@@ -246,6 +246,17 @@ def test_a_run_is_read_scored_and_labelled(finished, shipped):
         assert run.record.meta["dataset"] == spec.dataset
 
 
+def test_a_record_of_other_settings_is_refused(finished, shipped):
+    """A catalogue that has changed does not silently take the old run's figures."""
+    place, specs = finished
+    at = scored.against(ReferenceBank.load(place.bank), shipped)
+    base = {b: wilson(12, 400) for b in BEHAVIOURS}
+    with pytest.raises(ValueError, match="made by an older catalogue"):
+        scored.scored(replace(specs[0], learning_rate=2e-3), place.records, at, base)
+    with pytest.raises(ValueError, match="against another bank"):
+        scored.scored(specs[0], place.records, replace(at, bank="other"), base)
+
+
 def test_what_is_recorded_is_not_trained_again(finished):
     """A second call finds every record and trains nothing; a lost record is trained again."""
     place, specs = finished
