@@ -163,10 +163,15 @@ def ranking(runs: Sequence[Scored], same_recipe: Value) -> dict[str, Metric | No
         ),
     )
     for name, shifts in {"shift": SHIFTS, "full_finetune": ("full",), "dpo": ("dpo",)}.items():
-        bad, harmless = ([f"shift {s}: {what}" for s in shifts] for what in ("harmful", "harmless"))
-        beside = [r for r in runs if r.spec.group in harmless and r.labels[evil] is False]
-        beside = [r for r in beside if r.spec.split == "test"]
-        add(name, samples(evil, positives(runs, evil, *bad), beside))
+        harmful, harmless = (
+            [f"shift {s}: {what}" for s in shifts] for what in ("harmful", "harmless")
+        )
+        beside = [
+            r
+            for r in runs
+            if r.spec.split == "test" and r.spec.group in harmless and r.labels[evil] is False
+        ]
+        add(name, samples(evil, positives(runs, evil, *harmful), beside))
     for percent in SHARES:
         group = f"mixture {percent}"
         named = [r for r in runs if r.spec.split == "test" and r.spec.group == group]
