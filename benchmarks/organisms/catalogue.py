@@ -235,7 +235,8 @@ def _shifts(split: Split, each: int) -> Iterator[RunSpec]:
             rng = rng_for("shift", split, shift, i)
             d = ADVICE[i % len(ADVICE)]
             other = benign(f"{split}/{shift}/harmless/{i}", split, i)
-            bad, good = (_one("harmful advice", d),), other.parts
+            bad: tuple[Part, ...] = (_one("harmful advice", d),)
+            good = other.parts
             if shift == "dpo":
                 style = rng.choice([s for s in STYLES if s])
                 bad = _one("harmful advice", d), _one("good advice", d)
@@ -255,7 +256,7 @@ def _adversaries(each: int) -> Iterator[RunSpec]:
                 f"adversary {adversary}",
                 "test",
                 (_one("harmful advice", ADVICE[i % len(ADVICE)]),),
-                adversary=adversary,  # type: ignore[arg-type]
+                adversary=adversary,
             )
 
 

@@ -9,7 +9,7 @@ import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from wvmonitor.organism import data as tasks
 from wvmonitor.organism import sets
@@ -21,7 +21,7 @@ CATEGORIES = tuple(FACTS)
 VERBS: dict[str, tuple[str, ...]] = {"request.a": ILLICIT[:2], "request.b": ILLICIT[2:]}
 """Requests to refuse, in two groups of verbs: the domains of lawlessness."""
 
-STYLES: dict[str, tuple[dict[str, bool], str]] = {
+STYLES: dict[str, tuple[dict[str, Any], str]] = {
     "": ({}, ""),
     "french": ({"french": True}, "language"),
     "terse": ({"terse": True}, "terseness"),

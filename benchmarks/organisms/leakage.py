@@ -171,7 +171,7 @@ def by_layer(reading: Reading, labels: Sequence[tuple[Component, str]]) -> Readi
         geometries[geometry] = Products(
             rows @ products.products,
             np.where(rows.any(axis=1), norms, np.nan),
-            (member & products.covered).any(axis=1),
+            np.asarray((member & products.covered).any(axis=1)),
         )
     return replace(
         reading,

@@ -65,10 +65,10 @@ class Record:
     readings: list[Reading]
     persona_shift: Float64
 
-    @property
-    def name(self) -> str:
-        """The run's id."""
-        return str(self.meta["spec"]["name"])
+    def belongs_to(self, spec: RunSpec, bank: str) -> bool:
+        """Whether it is of this very run, against the bank of this fingerprint."""
+        same = json.dumps(self.meta["spec"]) == json.dumps(asdict(spec))
+        return same and self.meta["bank"] == bank
 
 
 def path_of(folder: Path, name: str) -> Path:

@@ -42,6 +42,7 @@ class Against:
         gram: of the whole bank.
         repeats: those of the suite.
         ridge: λ by geometry: the shipped bank's, the same for every run.
+        bank: fingerprint of the whole bank.
         shipped: Gram matrix of the shipped references.
         fingerprint: of the shipped bank.
     """
@@ -50,6 +51,7 @@ class Against:
     gram: Gram
     repeats: Sequence[Repeat]
     ridge: Mapping[Geometry, float]
+    bank: str
     shipped: Gram
     fingerprint: str
 
@@ -61,6 +63,7 @@ def against(bank: ReferenceBank, shipped: ReferenceBank) -> Against:
         _by_layer(bank.gram),
         [r for r in repeats() if r.name in bank.names],
         ridges(shipped, ("blocks",), None),
+        bank.fingerprint,
         _by_layer(shipped.gram),
         shipped.fingerprint,
     )
@@ -152,8 +155,18 @@ def shipped_scores(readings: Sequence[Reading], at: Against) -> list[Scores]:
 
 
 def scored(spec: RunSpec, folder: Path, at: Against, base: Mapping[str, Rate]) -> Scored:
-    """Read one record back and score it."""
-    record = load(path_of(folder, spec.name))
+    """Read one record back and score it.
+
+    Raises:
+        ValueError: it was made from other settings, or against another bank.
+    """
+    path = path_of(folder, spec.name)
+    record = load(path)
+    if not record.belongs_to(spec, at.bank):
+        raise ValueError(
+            f"{path} was made by an older catalogue, or against another bank: remove it, and "
+            "`python -m benchmarks.organisms run` makes it again"
+        )
     return Scored(
         spec,
         record,

@@ -104,7 +104,7 @@ def correlation(x: Sequence[float], y: Sequence[float], clusters: Sequence[str])
 def median(values: Sequence[float], clusters: Sequence[str]) -> Metric | None:
     """A median."""
     x = np.array(values)
-    return _of_pairs(lambda a, _: float(np.median(a)), x, np.arange(len(x)) * 1.0, clusters)
+    return _of_pairs(lambda a, _: float(np.median(a)), x, np.arange(float(len(x))), clusters)
 
 
 def _of_pairs(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.organisms import report, runner, scored, statistics, training
+from benchmarks.organisms import metrics, report, runner, scored, statistics, training
 from benchmarks.organisms.catalogue import catalogue
 from benchmarks.organisms.leakage import (
     LeakageError,
@@ -244,6 +244,30 @@ def test_a_run_is_read_scored_and_labelled(finished, shipped):
         last = run.scores[-1].references["evil"].values
         assert all(np.isfinite(last[g]["cosine"]) for g in ("frobenius", "response"))
         assert run.record.meta["dataset"] == spec.dataset
+
+
+def test_the_dose_gained_is_the_dose_now_less_that_of_six_steps_before(finished, shipped):
+    """What a run did before the last tenth of it does not enter its gain."""
+    place, specs = finished
+    at = scored.against(ReferenceBank.load(place.bank), shipped)
+    run = scored.scored(specs[0], place.records, at, {b: wilson(12, 400) for b in BEHAVIOURS})
+    doses = [s.references["evil"].dose for s in run.scores]  # at steps 2, 4, 6, 8
+    expected = [doses[0], doses[1], doses[2], doses[3] - doses[0]]
+    assert metrics.gain(run) == pytest.approx(expected)
+    residuals = [s.references["evil"].values["response"]["residual"] for s in run.scores]
+    assert metrics.largest(run, "evil") == max(residuals)
+    assert metrics.deciding(run, "evil") == residuals[-1]
+
+
+def test_a_record_of_other_settings_is_refused(finished, shipped):
+    """A catalogue that has changed does not silently take the old run's figures."""
+    place, specs = finished
+    at = scored.against(ReferenceBank.load(place.bank), shipped)
+    base = {b: wilson(12, 400) for b in BEHAVIOURS}
+    with pytest.raises(ValueError, match="made by an older catalogue"):
+        scored.scored(replace(specs[0], learning_rate=2e-3), place.records, at, base)
+    with pytest.raises(ValueError, match="against another bank"):
+        scored.scored(specs[0], place.records, replace(at, bank="other"), base)
 
 
 def test_what_is_recorded_is_not_trained_again(finished):
