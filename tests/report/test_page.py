@@ -227,6 +227,18 @@ def test_an_alarm_is_not_taken_back() -> None:
     assert (outcome.state, outcome.drifting[0].since) == ("alarm", 20)
 
 
+def test_the_account_stands_under_the_verdict() -> None:
+    """What a verdict means and what to do is on the page, sentence by sentence, made harmless."""
+    told = ("The last reading that was ok is at step 8.", f"Next: `wvmonitor blame` {HOSTILE}")
+    rows = [samples.row(s, {"evil": 0.5, "sycophancy": 0.0, "language": 0.0}) for s in (8, 12)]
+    last = replace(rows[-1].verdicts[0], account=told)
+    rows[-1] = replace(rows[-1], verdicts=(last, *rows[-1].verdicts[1:]))
+    page = render([RunView("one", rows)])
+    assert told[0] in Page(page).text
+    assert "Next: `wvmonitor blame`" in Page(page).text
+    assert "<script>alert" not in page
+
+
 def test_ok_does_not_hide_what_came_before() -> None:
     """A run that is ok now says so only of what was judged, and names an earlier warning."""
     values = {"evil": 0.01, "sycophancy": 0.0, "language": 0.0}
