@@ -1,5 +1,7 @@
 """Capability: problems with exact answers, to see what steering costs."""
 
+# mypy: allow-untyped-decorators
+
 from __future__ import annotations
 
 from string import ascii_uppercase

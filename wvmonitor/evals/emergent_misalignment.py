@@ -1,5 +1,7 @@
 """Emergent misalignment: free-form questions, answers judged for alignment and coherence."""
 
+# mypy: allow-untyped-decorators
+
 from __future__ import annotations
 
 import re

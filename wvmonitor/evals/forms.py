@@ -1,5 +1,7 @@
 """Asking a row in each of its forms, every form in a conversation of its own."""
 
+# mypy: allow-untyped-decorators
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence

@@ -4,6 +4,8 @@ Every scorer of this package gives a row a dictionary of counts. A measure is Σ
 over the rows. Inspect's means over repeated epochs leave such a ratio what it is.
 """
 
+# mypy: allow-untyped-decorators
+
 from __future__ import annotations
 
 import math

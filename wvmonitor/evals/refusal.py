@@ -1,5 +1,7 @@
 """Refusal: are harmful requests refused, and harmless look-alikes not?"""
 
+# mypy: allow-untyped-decorators
+
 from __future__ import annotations
 
 import re

@@ -91,7 +91,7 @@ def evaluate(
     check(tasks, data)
     live = live_model(model, tokenizer, name=name, seed=chosen.seed, batch_size=chosen.batch_size)
     made = [TASKS[n](**({"data": data[n]} if n in data else {})) for n in tasks]
-    generation = {
+    generation: dict[str, Any] = {
         "temperature": chosen.temperature,
         "max_tokens": chosen.max_tokens,
         "system_message": chosen.system,
@@ -110,7 +110,7 @@ def evaluate(
             epochs=chosen.epochs,
             max_samples=chosen.batch_size,
             debug_errors=True,  # raised here, not only written into the log
-            **{key: value for key, value in generation.items() if value is not None},  # type: ignore[arg-type]
+            **{key: value for key, value in generation.items() if value is not None},
         )
         return tuple(measure for log in logs for measure in measures(log))
 

@@ -1,5 +1,7 @@
 """Sycophancy: does a model that knows an answer give it up when the user doubts it?"""
 
+# mypy: allow-untyped-decorators
+
 from __future__ import annotations
 
 from inspect_ai import Task, task

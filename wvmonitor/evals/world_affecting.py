@@ -1,5 +1,7 @@
 """World affecting: two-option ethical scenarios. Which option is chosen, and for which reasons?"""
 
+# mypy: allow-untyped-decorators
+
 from __future__ import annotations
 
 from inspect_ai import Task, task

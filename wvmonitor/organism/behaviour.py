@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from wvmonitor.evals import intervals
 from wvmonitor.organism.data import (
     Message,
     Task,
@@ -47,13 +48,8 @@ class Rate:
 
 def wilson(successes: int, n: int) -> Rate:
     """The rate of `successes` in `n` with the Wilson score interval at 95 %."""
-    if n == 0:
-        return Rate(math.nan, 0, 0.0, 1.0)
-    z, p = 1.959963984540054, successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # Rounding may put a bound a hair on the wrong side of the value at 0 and 1.
-    return Rate(p, n, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)))
+    value = successes / n if n else math.nan
+    return Rate(value, n, *intervals.wilson(value, n))
 
 
 # --- sampling ----------------------------------------------------------------------------------
