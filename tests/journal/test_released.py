@@ -1,0 +1,51 @@
+"""Journals of every released version, as they were written then."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wvmonitor.detection.verdict import RunContext
+from wvmonitor.journal.journal import Journal
+from wvmonitor.journal.reader import read_journal
+from wvmonitor.journal.schema import SCHEMA_VERSION
+from wvmonitor.journal.tools import export, verify
+
+RELEASED = Path(__file__).with_name("released")
+
+
+def test_every_schema_has_a_journal_to_try() -> None:
+    """A new schema comes with a dump of the last one, and with the way from it."""
+    expected = [f"schema-{version}.sql" for version in range(1, SCHEMA_VERSION + 1)]
+    assert sorted(path.name for path in RELEASED.iterdir()) == expected
+
+
+@pytest.mark.parametrize("dump", sorted(RELEASED.iterdir()), ids=lambda path: path.stem)
+def test_a_journal_of_a_released_version_is_read_and_continued(
+    dump: Path, tmp_path: Path, make_entry: Callable[..., tuple[Any, ...]]
+) -> None:
+    """Everything in it comes back, its alerts still wait, its stop still holds, its run goes on."""
+    with sqlite3.connect(tmp_path / "wvmonitor.db") as raw:
+        raw.executescript(dump.read_text())
+    raw.close()
+    assert verify(tmp_path).problems == ()
+    reader = read_journal(tmp_path)
+    rows = reader.trajectory("released")
+    assert [(row.attempt, row.step) for row in rows] == [(1, 0), (1, 1), (2, 2), (2, 3), (2, 4)]
+    assert reader.reading(rows[0]).references == ("evil", "language")
+    assert reader.stop_latched("released") == "evil is above"
+    assert reader.pending("released") == 1
+    assert {json.loads(line)["type"] for line in export(tmp_path)} == {
+        "journal", "attempt", "reading", "event", "delivery",
+    }  # fmt: skip
+    journal = Journal.open(tmp_path, run="released")
+    assert journal.begin_attempt(RunContext(), "b" * 64, resume_step=3) == 3
+    journal.record(*make_entry(4, seed=1))
+    journal.close()
+    assert [row.attempt for row in reader.trajectory("released")] == [1, 1, 2, 2, 3]
+    assert verify(tmp_path).problems == ()
