@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -146,10 +146,11 @@ class TrackioSettings(Part):
         return TrackioNotifier()
 
 
-NotifierSettings = Annotated[
-    AlertmanagerSettings | WebhookSettings | ChatSettings | WandbSettings | TrackioSettings,
-    Field(discriminator="kind"),
-]
+_AnyNotifier = (
+    AlertmanagerSettings | WebhookSettings | ChatSettings | WandbSettings | TrackioSettings
+)
+NotifierSettings = Annotated[_AnyNotifier, Field(discriminator="kind")]
+NOTIFIER_SETTINGS: tuple[type[BaseModel], ...] = get_args(_AnyNotifier)
 
 
 class MonitorSettings(BaseSettings):
@@ -366,11 +367,7 @@ def _complaint(found: Any) -> str:
 
 
 _KINDS: dict[object, type[BaseModel]] = {
-    "alertmanager": AlertmanagerSettings,
-    "webhook": WebhookSettings,
-    "chat": ChatSettings,
-    "wandb": WandbSettings,
-    "trackio": TrackioSettings,
+    model.model_fields["kind"].default: model for model in NOTIFIER_SETTINGS
 }
 _SENSITIVE = frozenset({"url", "token", "secret"})
 
