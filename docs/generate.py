@@ -5,21 +5,16 @@ python docs/generate.py        rewrites docs/reference/{cli,settings}.md
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer
 from pydantic import BaseModel
 
 from wvmonitor.cli.app import app
-from wvmonitor.settings import (
-    AlertmanagerSettings,
-    ChatSettings,
-    MonitorSettings,
-    PrometheusSettings,
-    PushgatewaySettings,
-    WebhookSettings,
-)
+from wvmonitor.notifiers.options import NOTIFIER_SETTINGS
+from wvmonitor.settings import MonitorSettings
 
 HERE = Path(__file__).parent / "reference"
 
@@ -95,15 +90,21 @@ def settings() -> str:
         "",
         *_table(MonitorSettings),
     ]
-    for title, model in {
-        "prometheus": PrometheusSettings,
-        "prometheus.pushgateway": PushgatewaySettings,
-        "notifiers: alertmanager": AlertmanagerSettings,
-        "notifiers: webhook": WebhookSettings,
-        "notifiers: chat": ChatSettings,
-    }.items():
+    for title, model in [
+        *_parts(MonitorSettings),
+        *((f"notifiers: {m.model_fields['kind'].default}", m) for m in NOTIFIER_SETTINGS),
+    ]:
         lines += [f"## {title}", "", *_table(model)]
     return "\n".join(lines)
+
+
+def _parts(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """The models that are single fields of a model, and of those, by their place in it."""
+    for name, field in model.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield f"{path}{name}", kind
+                yield from _parts(kind, f"{path}{name}.")
 
 
 def _table(model: type[BaseModel]) -> list[str]:

@@ -38,14 +38,7 @@ from wvmonitor.exporters.exporter import Exporter
 from wvmonitor.exporters.options import PrometheusSettings, PushgatewaySettings
 from wvmonitor.journal.alerts import AlertPolicy
 from wvmonitor.notifiers.notifier import Notifier
-from wvmonitor.notifiers.options import (
-    AlertmanagerSettings,
-    ChatSettings,
-    NotifierSettings,
-    TrackioSettings,
-    WandbSettings,
-    WebhookSettings,
-)
+from wvmonitor.notifiers.options import NOTIFIER_SETTINGS, NotifierSettings
 from wvmonitor.reading import Component
 
 PREFIX = "WVMONITOR_"
@@ -313,11 +306,7 @@ def _complaint(found: Any) -> str:
 
 
 _KINDS: dict[object, type[BaseModel]] = {
-    "alertmanager": AlertmanagerSettings,
-    "webhook": WebhookSettings,
-    "chat": ChatSettings,
-    "wandb": WandbSettings,
-    "trackio": TrackioSettings,
+    model.model_fields["kind"].default: model for model in NOTIFIER_SETTINGS
 }
 _SENSITIVE = frozenset({"url", "token", "secret"})
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 ScoreName = Literal["cosine", "residual", "margin", "window"]
-SCORE_NAMES: tuple[ScoreName, ...] = ("cosine", "residual", "margin", "window")
+SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
 
 
 @dataclass(frozen=True)

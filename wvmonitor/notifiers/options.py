@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from wvmonitor.exporters.options import Part, Secret
 from wvmonitor.notifiers.alertmanager import AlertmanagerNotifier
@@ -87,7 +87,8 @@ class TrackioSettings(Part):
         return TrackioNotifier()
 
 
-NotifierSettings = Annotated[
-    AlertmanagerSettings | WebhookSettings | ChatSettings | WandbSettings | TrackioSettings,
-    Field(discriminator="kind"),
-]
+_AnyNotifier = (
+    AlertmanagerSettings | WebhookSettings | ChatSettings | WandbSettings | TrackioSettings
+)
+NotifierSettings = Annotated[_AnyNotifier, Field(discriminator="kind")]
+NOTIFIER_SETTINGS: tuple[type[BaseModel], ...] = get_args(_AnyNotifier)
