@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from inspect_ai.model import ChatMessageUser, Model, get_model, model_roles
 
@@ -21,7 +21,7 @@ from wvmonitor.evals.rows import FactRow
 ROLE = "grader"
 """The model role that judges where a task was not given a judge (`--model-role grader=…`)."""
 
-Judge = str | Model | None
+Judge: TypeAlias = str | Model | None
 
 _GRADE = re.compile(r"grade\s*:\s*\W*([a-z]+|\d+)", re.IGNORECASE)
 
