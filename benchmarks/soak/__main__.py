@@ -22,7 +22,7 @@ SOAKS: dict[str, Callable[[Path, float], list[Figure]]] = {
 def main() -> int:
     """Run what was named, or everything; 1 where a target was missed."""
     parser = argparse.ArgumentParser("python -m benchmarks.soak", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *SOAKS])
+    parser.add_argument("names", nargs="*", choices=[[], *SOAKS], metavar="NAME")
     parser.add_argument("--scale", type=float, default=1.0, help="of the full length")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     asked = parser.parse_args()

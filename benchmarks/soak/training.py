@@ -66,8 +66,8 @@ def black_hole(folder: Path, scale: float = 1.0) -> list[Figure]:
     with socket.create_server(("127.0.0.1", 0)) as hole:
         url = f"http://127.0.0.1:{hole.getsockname()[1]}"
         for number in range(20):
-            answered = bool(number % 2)
-            hook = [{"kind": "webhook", "url": url, "secret": "s"}] if answered else []
+            with_hole = bool(number % 2)
+            hook = [{"kind": "webhook", "url": url, "secret": "s"}] if with_hole else []
             clock = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", f"import time; time.sleep({turn})"]
             )
@@ -83,7 +83,7 @@ def black_hole(folder: Path, scale: float = 1.0) -> list[Figure]:
             until = Until(clock)
             run.add_callback(until)
             run.train()
-            times[answered] += until.step_seconds[5:]
+            times[with_hole] += until.step_seconds[5:]
     plain, holed = (float(np.quantile(times[k], 0.99)) for k in (False, True))
     return [
         at_most(
