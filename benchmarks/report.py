@@ -132,8 +132,10 @@ def with_tables(page: str, results: Path) -> str:
         machine, load = document["machine"], document["machine"]["load_average"]
         lines = [f"<!-- {found[1]} -->", "| what | measured | target | |", "|---|---|---|---|"]
         for figure in document["figures"]:
-            value = f"{figure['value']:.3g} {figure['unit']}"
-            cells = [figure["name"], value, figure["target"], _MARKS[figure["achieved"]]]
+            value = figure["value"]
+            shown = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+            measured = f"{shown} {figure['unit']}"
+            cells = [figure["name"], measured, figure["target"], _MARKS[figure["achieved"]]]
             lines.append(f"| {' | '.join(cells)} |")
         lines += [
             "",
