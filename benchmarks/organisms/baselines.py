@@ -20,7 +20,7 @@ from benchmarks.organisms.leakage import allowed, mixed, mixed_gram
 from benchmarks.organisms.references import CONTROLS, Repeat
 from benchmarks.organisms.runner import Place
 from benchmarks.organisms.scored import SUITE, Against, Scored
-from benchmarks.organisms.statistics import Metric, area, auroc, caught, two_sided
+from benchmarks.organisms.statistics import Metric, Sample, area, auroc, caught, two_sided
 from wvmonitor.detection.scores import score
 from wvmonitor.organism.data import Example
 from wvmonitor.organism.tokenizer import encode
@@ -64,29 +64,36 @@ def compare(
 ) -> dict[str, dict[str, Metric | None]]:
     """AUROC and share caught at 1 % false alarms of every detector.
 
+    Runs for which it has no value are left out.
+
     Args:
         detect: the detectors.
         development: positives and negatives on which a sign is chosen.
         held_out: positives and negatives that the figures speak of.
     """
-    from benchmarks.organisms.statistics import Sample
-
     found = {}
     for name, value in detect.items():
-        sides = [np.array([value(r) for r in side]) for side in development]
+        sides = [_finite(np.array([value(r) for r in side])) for side in development]
         sign = 1.0 if area(*sides) >= 0.5 else -1.0
         samples = [
-            Sample(sign * value(r), positive, r.cluster)
+            Sample(sign * number, positive, r.cluster)
             for side, positive in zip(held_out, (True, False), strict=True)
             for r in side
+            if math.isfinite(number := value(r))
         ]
         found[name] = {"auroc": auroc(samples), "tpr_at_1pct": two_sided(caught, samples)}
     return found
 
 
+def _finite(values: Float64) -> Float64:
+    return values[np.isfinite(values)]
+
+
 def _other(run: Scored, at: Against, family: str) -> float:
     """The response residual with another family in the place of evil."""
     mix = allowed(at.repeats, at.cards, run.spec, families=(family, *CONTROLS))
+    if family not in mix.names:
+        return math.nan  # all its repeats know the run's domains
     reading = mixed(run.record.readings[-1], mix, SUITE)
     scores = score(reading, mixed_gram(at.gram, mix), ridge=at.ridge)
     return float(scores.references[family].values["response"]["residual"])
