@@ -77,3 +77,7 @@ bench: $(INSTALLED) ## every benchmark in full (half an hour, 25 GB of disk, 16 
 
 bench-quick: $(INSTALLED) ## every benchmark on tiny shapes: do they run, and agree?
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+
+.PHONY: test-builder
+test-builder: $(INSTALLED) ## the builder's tests with the long ones: fine-tuning on two processes
+	$(BIN)/python -m pytest tests/builder -rs

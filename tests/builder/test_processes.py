@@ -14,7 +14,7 @@ from wvmonitor.builder.build import build
 from wvmonitor.builder.recipe import load_recipe
 from wvmonitor.testing import run_distributed
 
-pytestmark = pytest.mark.timeout(1500)  # the shared build trains, on whatever machine
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def in_one_of_several(out: str, work: str) -> bool:
