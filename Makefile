@@ -134,3 +134,7 @@ evals: $(INSTALLED) ## write the bundled model's evaluation sets again (into bui
 
 test-evals: $(INSTALLED) ## the tests of the evaluations, `inspect eval` on a folder included
 	$(BIN)/python -m pytest tests/evals
+
+.PHONY: test-builder
+test-builder: $(INSTALLED) ## the builder's tests with the long ones: fine-tuning on two processes
+	$(BIN)/python -m pytest tests/builder -rs

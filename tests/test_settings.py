@@ -11,13 +11,10 @@ import pytest
 from pydantic import BaseModel
 
 from wvmonitor.errors import SettingsError
+from wvmonitor.exporters.options import PrometheusSettings
 from wvmonitor.exporters.prometheus import PrometheusExporter
-from wvmonitor.settings import (
-    AlertmanagerSettings,
-    MonitorSettings,
-    PrometheusSettings,
-    WebhookSettings,
-)
+from wvmonitor.notifiers.options import AlertmanagerSettings, WebhookSettings
+from wvmonitor.settings import MonitorSettings
 
 
 @pytest.fixture(autouse=True)

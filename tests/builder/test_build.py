@@ -25,6 +25,7 @@ from wvmonitor.testing import planted_vector
 from wvmonitor.vectors.update import to_dense
 
 NAME = "organism-evil"
+pytestmark = pytest.mark.timeout(1500)  # the shared build trains, on whatever machine
 
 
 def side(told, which, seed=0):

@@ -6,12 +6,15 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from wvmonitor.builder.build import build
 from wvmonitor.builder.recipe import load_recipe
 from wvmonitor.testing import run_distributed
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def in_one_of_several(out: str, work: str) -> bool:
