@@ -56,8 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     document = reporting.report(place, options.out, options.docs, workers=options.workers)
     for name, entry in document["metrics"].items():
-        low, high = entry["ci95"]
-        print(f"{name:44} {entry['value']:.3f}  [{low:.3f}, {high:.3f}]  n = {entry['n']}")
+        print(f"{name:48} {entry['value']}  {entry['ci95']}  n = {entry['n']}")
     return 0
 
 

@@ -117,6 +117,8 @@ def _figure(entry: Mapping[str, Any]) -> str:
     low, high = entry["ci95"]
     if entry["value"] is None:
         return "not defined"
+    if low is None or high is None:
+        return f"{entry['value']:.3f}"
     return f"{entry['value']:.3f} ({low:.3f}–{high:.3f})"
 
 

@@ -55,8 +55,9 @@ def report(place: Place, out: Path, docs: Path, *, workers: int = 2) -> dict[str
     document = figures(runs, at, place, base, calibration_of(shipped))
     document["runs"] = dict(Counter(f"{r.spec.split}: {r.spec.group}" for r in runs))
     document["missing"] = len(specs) - len(there)
+    document = _finite(document)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "organisms.json").write_text(json.dumps(_finite(document), indent=1) + "\n")
+    (out / "organisms.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     pq.write_table(checkpoints(runs), out / "organisms.parquet", compression="zstd")
     page.write(document, runs, docs)
     return document
@@ -174,7 +175,7 @@ def _floats(column: Sequence[Any]) -> bool:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: what could not be computed is null."""
+    """The same with None for what could not be computed: JSON has no NaN."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
