@@ -84,6 +84,15 @@ def to_dense(update: Update) -> Tensor:
     return functional.matmul(update.left.to(dtype), update.right.to(dtype))
 
 
+def rows(update: Update, start: int, stop: int) -> Update:
+    """The change of rows [start, stop) of the parameter, along its first dimension."""
+    if isinstance(update, DenseUpdate):
+        return replace(update, delta=update.delta[start:stop])
+    batched = update.left.ndim > 2
+    right = update.right[start:stop] if batched else update.right
+    return replace(update, left=update.left[start:stop], right=right)
+
+
 def inner(a: Update, b: Update) -> Tensor:
     """⟨a, b⟩ (Frobenius) as a float64 scalar tensor on the updates' device.
 
