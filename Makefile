@@ -69,7 +69,7 @@ bank: $(INSTALLED) ## build the bundled model's references and calibration again
 clean: ## remove what the targets made
 	rm -rf build dist demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-BENCHMARKS := overhead offline growth scan
+BENCHMARKS := overhead offline growth scan steer
 
 .PHONY: bench bench-quick
 bench: $(INSTALLED) ## every benchmark in full (half an hour, 25 GB of disk, 16 GB of memory)
@@ -77,3 +77,9 @@ bench: $(INSTALLED) ## every benchmark in full (half an hour, 25 GB of disk, 16 
 
 bench-quick: $(INSTALLED) ## every benchmark on tiny shapes: do they run, and agree?
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+
+FIGURES := fig2_sycophancy fig3_gcd fig5_evil fig6_refusal fig8_monitoring
+
+.PHONY: paper
+paper: $(INSTALLED) ## the paper's figures on the bundled model (into docs/paper; a quarter of an hour)
+	for name in $(FIGURES); do $(BIN)/python -m examples.paper.$$name || exit 1; done
