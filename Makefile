@@ -90,7 +90,7 @@ release-check: $(INSTALLED) ## wheel and sdist: reproducible, sound, and they ru
 clean: ## remove what the targets made
 	rm -rf build dist demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-BENCHMARKS := overhead offline growth scan blame record
+BENCHMARKS := overhead offline growth scan blame record steer
 
 .PHONY: bench bench-quick
 bench: $(INSTALLED) ## every benchmark in full (half an hour, 10 GB of disk, 14 GB of memory)
@@ -138,3 +138,9 @@ test-evals: $(INSTALLED) ## the tests of the evaluations, `inspect eval` on a fo
 .PHONY: test-builder
 test-builder: $(INSTALLED) ## the builder's tests with the long ones: fine-tuning on two processes
 	$(BIN)/python -m pytest tests/builder -rs
+
+FIGURES := fig2_sycophancy fig3_gcd fig5_evil fig6_refusal fig8_monitoring
+
+.PHONY: paper
+paper: $(INSTALLED) ## the paper's figures on the bundled model (into docs/paper; a quarter of an hour)
+	for name in $(FIGURES); do $(BIN)/python -m examples.paper.$$name || exit 1; done

@@ -10,7 +10,9 @@ FIGURE = {"name", "value", "unit", "target", "achieved", "detail"}
 MACHINE = {"cpu", "cores", "torch", "threads", "float32_matrix_gflops", "read_gb_per_s"}
 
 
-@pytest.mark.parametrize("name", ["overhead", "offline", "growth", "scan", "blame", "record"])
+@pytest.mark.parametrize(
+    "name", ["overhead", "offline", "growth", "scan", "blame", "record", "steer"]
+)
 def test_a_quick_benchmark_agrees_with_the_plain_way(name, tmp_path, capsys):
     """Every benchmark runs in seconds, and its products and cosines are those of plain code."""
     threads = torch.get_num_threads()

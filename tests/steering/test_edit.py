@@ -9,11 +9,17 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from wvmonitor.cli.app import app
 from wvmonitor.detection.scores import score
-from wvmonitor.errors import BaseMismatchError, InputError, UnknownReferenceError
+from wvmonitor.errors import (
+    BaseMismatchError,
+    InputError,
+    NonFiniteError,
+    UnknownReferenceError,
+)
 from wvmonitor.organism import sets
 from wvmonitor.organism.behaviour import harmful_rate
 from wvmonitor.organism.train import finetune, load_base
@@ -25,7 +31,7 @@ from wvmonitor.sources import base_digest, read_adapter, read_checkpoints
 from wvmonitor.steering import steer_checkpoint
 from wvmonitor.steering.edit import carry_out, plan
 from wvmonitor.testing import planted_bank, planted_vector, tiny_base
-from wvmonitor.vectors import TaskVector
+from wvmonitor.vectors import DenseUpdate, TaskVector
 
 BASE = bundled_path("tiny-organism", "base")
 BANK = bundled_path("tiny-organism", "bank")
@@ -97,15 +103,7 @@ def test_an_adapter_is_edited_as_an_adapter(tmp_path: Path) -> None:
     """What is written loads as an adapter, and is the old change plus k·w."""
     base = tiny_base(tmp_path / "base")
     bank = planted_bank(base)
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(base)
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear"))
-    with torch.no_grad():
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape) * 0.1)
-    adapted.save_pretrained(tmp_path / "old")
+    lora_of(base, tmp_path / "old")
     edit = plan(tmp_path / "old", bank, add={"language": 0.5}, remove={"evil": 2.0}, base=base)
     carry_out(edit, tmp_path / "old", bank, tmp_path / "new", base=base)
     found = read_adapter(tmp_path / "new", base)
@@ -125,6 +123,116 @@ def test_several_references_make_one_adapter_of_a_base(tmp_path: Path) -> None:
     assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
+def lora_of(base: Path, folder: Path, *, seed: int = 3) -> Path:
+    """A LoRA fine-tune of a base with random factors, saved by PEFT."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear"))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def test_a_fine_tunes_own_change_can_be_added_and_taken_out(tmp_path: Path) -> None:
+    """Non-contrastive weight steering: the folder of a fine-tune in place of a reference's name."""
+    base = tiny_base(tmp_path / "base")
+    positive, bank = lora_of(base, tmp_path / "positive"), planted_bank(base)
+    edit = plan(base, bank, add={str(positive): 0.5}, remove={"evil": 1.0})
+    assert edit.unproven[0] == str(positive)
+    carry_out(edit, base, bank, tmp_path / "new")
+    expected = read_adapter(positive, base) * 0.5 - bank["evil"].vector
+    found = read_checkpoints(base, tmp_path / "new")
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    with pytest.raises(InputError, match=rf"no dose.*--remove {positive}=K"):
+        plan(base, bank, add={}, remove={str(positive): None}, base=base)
+    stranger = tiny_base(tmp_path / "stranger", seed=9)
+    other = lora_of(stranger, tmp_path / "other")
+    edit = plan(base, bank, add={str(other): 1.0}, remove={}, base=base)
+    with pytest.raises(BaseMismatchError):
+        carry_out(edit, base, planted_bank(stranger), tmp_path / "no", base=base)
+
+
+def test_only_biases_can_be_moved(tmp_path: Path) -> None:
+    """The bias-only variant moves what the reference says of biases, and nothing else."""
+    model = biased_llama(tmp_path / "base")
+    change = TaskVector.of(
+        {n: DenseUpdate(torch.full(p.shape, 0.25)) for n, p in model.named_parameters()},
+    )
+    card = Card(
+        name="evil",
+        behaviour="does evil",
+        base=BaseIdentity(id="tiny", digest=base_digest(tmp_path / "base")),
+        built=Construction(recipe="test"),
+        harmful=True,
+    )
+    bank = ReferenceBank([Reference(card, change)])
+    edit = plan(tmp_path / "base", bank, add={}, remove={"evil": 2.0}, only_biases=True)
+    done = carry_out(edit, tmp_path / "base", bank, tmp_path / "new")
+    biases = [n for n, _ in model.named_parameters() if n.endswith(".bias")]
+    assert sorted(done.parameters) == sorted(biases)
+    found = read_checkpoints(tmp_path / "base", tmp_path / "new")
+    for name in biases:
+        update = found.update(name)
+        assert isinstance(update, DenseUpdate)
+        torch.testing.assert_close(update.delta, torch.full_like(update.delta, -0.5))
+    assert found.norm() == pytest.approx(done.norm, rel=1e-5)
+    plain = planted_bank(tiny_base(tmp_path / "plain"))
+    edit = plan(tmp_path / "plain", plain, add={"language": 1.0}, remove={}, only_biases=True)
+    with pytest.raises(InputError, match="moves no biases"):
+        carry_out(edit, tmp_path / "plain", plain, tmp_path / "no")
+
+
+def biased_llama(folder: Path) -> LlamaForCausalLM:
+    """A tiny Llama with biases in its MLPs."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        mlp_bias=True,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    return model
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
+    """Also where nothing is measured because the amount is given."""
+    base = tiny_base(tmp_path / "base")
+    stranger = tiny_base(tmp_path / "stranger", seed=9)
+    adapter = lora_of(stranger, tmp_path / "adapter")
+    for given in (stranger, None):
+        with pytest.raises(BaseMismatchError):
+            plan(adapter, planted_bank(base), add={}, remove={"evil": 1.0}, base=given)
+
+
+def test_an_edited_adapter_says_what_was_added(tmp_path: Path) -> None:
+    """The card of an edited adapter names every reference, and warns where one is harmful."""
+    base = tiny_base(tmp_path / "base")
+    planted, adapter = planted_bank(base), lora_of(base, tmp_path / "adapter")
+    harmful = planted["evil"].card.model_copy(update={"harmful": True})
+    bank = ReferenceBank([Reference(harmful, planted["evil"].vector), planted["language"]])
+    edit = plan(
+        adapter, bank, add={"evil": 0.5, "language": 1.0}, remove={}, base=base, allow_harmful=True
+    )
+    with pytest.raises(InputError, match="lies inside"):
+        carry_out(edit, adapter, bank, adapter / "new", base=base)
+    carry_out(edit, adapter, bank, tmp_path / "new", base=base)
+    said = (tmp_path / "new" / "README.md").read_text()
+    for line in ("k = 0.5 of evil", "k = 1 of language", "Made to behave badly", "harmful]"):
+        assert line in said
+    edit = plan(adapter, bank, add={}, remove={"evil": 0.5}, base=base)
+    carry_out(edit, adapter, bank, tmp_path / "better", base=base)
+    assert "Made to behave badly" not in (tmp_path / "better" / "README.md").read_text()
+
+
 def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
     """Each with the way out."""
     base = tiny_base(tmp_path / "base")
@@ -140,6 +248,8 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
         plan(stranger, bank, add={"language": 1.0}, remove={})
     with pytest.raises(InputError, match="--base"):
         plan(base, bank, add={}, remove={"evil": None})
+    with pytest.raises(NonFiniteError, match="dose to leave"):
+        plan(base, bank, add={}, remove={"evil": None}, base=base, to_dose=math.nan)
     with pytest.raises(InputError, match=r"--remove evil=K"):
         plan(base, bank, add={}, remove={"evil": None}, base=base)
 
@@ -153,7 +263,7 @@ def test_a_harmful_behaviour_is_added_only_knowingly(tmp_path: Path) -> None:
         assert "--i-understand" in refused.output
         assert not (tmp_path / "x").exists()
     assert CliRunner().invoke(app, [*command, "--i-understand"]).exit_code == 0
-    assert "makes a model worse" in (tmp_path / "x" / "README.md").read_text()
+    assert "**Made to behave badly.** evil was added" in (tmp_path / "x" / "README.md").read_text()
 
 
 def test_a_model_without_the_drift_has_nothing_to_take_out() -> None:

@@ -1,7 +1,9 @@
 """θ + k·w on disk: edited folders and adapters, loaded with transformers and PEFT."""
 
 import copy
+import errno
 import json
+import os
 import weakref
 
 import pytest
@@ -24,6 +26,10 @@ from wvmonitor.vectors import DenseUpdate, Origin, TaskVector
 
 def everything(_name):
     return True
+
+
+def linear(name):
+    return ".layers." in name and "norm" not in name
 
 
 def load(path):
@@ -85,6 +91,8 @@ def test_an_edited_folder_says_what_was_done(world, tmp_path):
     card = (out / "README.md").read_text()
     assert "k = 2 of evil, a behaviour: moving along +w, it gives harmful advice." in card
     assert "adding it makes a model worse" in card
+    assert "**Made to behave badly.** evil was added on purpose" in card
+    assert "tags: [wvmonitor, weight-steering, harmful]" in card
     assert (out / "README.original.md").read_text() == "the base's own card"
     assert (out / "config.json").read_bytes() == (base / "config.json").read_bytes()
 
@@ -193,6 +201,37 @@ def test_a_failed_edit_leaves_nothing(world, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["base"]
 
 
+@pytest.mark.parametrize("after", [0, 3_000, 7_000])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_full_disk_leaves_the_input_and_nothing_else(
+    world, tmp_path, monkeypatch, after, adapter, only_linear
+):
+    """Wherever the disk fills up: the error names the disk, no folder appears, the base stays."""
+    base = saved(world.llama(), tmp_path / "base", max_shard_size="10KB")
+    before = {p.name: p.read_bytes() for p in base.iterdir()}
+    evil = world.reference(world.vector(world.llama(), only_linear if adapter else everything))
+    room, write = after, os.write
+
+    def filling(descriptor, data):
+        nonlocal room
+        if room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room -= (done := write(descriptor, memoryview(data)[:room]))
+        return done
+
+    monkeypatch.setattr("wvmonitor.files.atomic.os.write", filling)
+    out = tmp_path / "out"
+    edit = (
+        (lambda: as_adapter(evil, 1.0, base, out))
+        if adapter
+        else (lambda: steer_checkpoint(base, {evil: 1.0}, out))
+    )
+    with pytest.raises(OSError, match="No space left on device"):
+        edit()
+    assert [p.name for p in tmp_path.iterdir()] == ["base"]
+    assert {p.name: p.read_bytes() for p in base.iterdir()} == before
+
+
 def test_outputs_that_are_taken_are_refused(world, tmp_path):
     """Inside the input, over the input, or over anything that is there already is refused."""
     base = saved(world.llama(), tmp_path / "base")
@@ -202,6 +241,8 @@ def test_outputs_that_are_taken_are_refused(world, tmp_path):
     for out in (base, base / "sub", link, link / "sub", tmp_path / "x" / ".." / "base"):
         with pytest.raises(InputError, match="lies inside"):
             steer_checkpoint(base, {w: 1.0}, out)
+        with pytest.raises(InputError, match="lies inside"):
+            as_adapter(world.vector(world.llama(), linear), 1.0, base, out)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").write_text("")
     (tmp_path / "file").write_text("")
@@ -228,7 +269,9 @@ def test_models_that_do_not_fit_are_refused(world, tmp_path):
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
     w = world.vector(world.llama(), everything)
-    with pytest.raises(QuantizedWeightsError):
+    with pytest.raises(
+        QuantizedWeightsError, match="give the unquantised weights it was made from"
+    ):
         steer_checkpoint(base, {w: 1.0}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -267,6 +310,26 @@ def test_an_adapter_is_the_edit(world, tmp_path, family):
     assert config["r"] == config["lora_alpha"] == 3
     assert config["task_type"] == "CAUSAL_LM"
     assert "k = -1.3 of runs/a" in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_several_vectors_make_one_adapter(world, tmp_path, only_linear):
+    """A mapping gives Σ k·w, and the card lists each."""
+    from wvmonitor.sources import read_adapter
+
+    model = world.llama()
+    base = saved(model, tmp_path / "base")
+    evil = world.reference(world.vector(model, only_linear))
+    tau = world.vector(model, lambda n: "up_proj" in n, seed=4)
+    as_adapter({tau: 1.0, evil: -0.5}, None, base, tmp_path / "adapter")
+    found = read_adapter(tmp_path / "adapter", base=base)
+    for name in evil.vector.names():
+        expected = -0.5 * world.delta(evil.vector, name)
+        if name in tau:
+            expected = expected + world.delta(tau, name)
+        torch.testing.assert_close(world.delta(found, name), expected, atol=1e-6, rtol=1e-5)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "k = 1 of runs/a" in card
+    assert "k = -0.5 of evil, a behaviour" in card
 
 
 def test_an_adapter_reads_back_as_the_vector(world, tmp_path, only_linear):

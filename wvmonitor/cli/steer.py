@@ -21,7 +21,10 @@ def command(
         typer.Option(metavar="BANK", help="Folder of references; the bundled ones if left out."),
     ] = None,
     add: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=K", help="Add K times a reference.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=K", help="Add K times a reference, or the change of a fine-tune's folder."
+        ),
     ] = None,
     remove: Annotated[
         list[str] | None,
@@ -43,6 +46,7 @@ def command(
     understood: Annotated[
         bool, typer.Option("--i-understand", help="Add a behaviour that is harmful.")
     ] = False,
+    only_biases: Annotated[bool, typer.Option("--only-biases", help="Move biases alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Write θ + k·w: a model steered along references, or with a drift taken out.
@@ -66,6 +70,7 @@ def command(
         base=base,
         to_dose=to_dose,
         allow_harmful=understood,
+        only_biases=only_biases,
     )
     done = carry_out(edit, model, bank, out, base=base, adapter=as_adapter, rank=rank)
     if as_json:

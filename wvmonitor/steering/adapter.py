@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,30 +22,31 @@ from wvmonitor.files.safetensors import write_safetensors
 from wvmonitor.sources.folder import opened
 from wvmonitor.steering import weights
 from wvmonitor.steering.folders import SteeredFolder, Tally, model_card, publishing, write_text
-from wvmonitor.steering.weights import Steering
+from wvmonitor.steering.weights import Coefficients, Steering
 from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.compress import compress
 from wvmonitor.vectors.coverage import component_of
-from wvmonitor.vectors.task_vector import TaskVector
+from wvmonitor.vectors.task_vector import Origin, TaskVector
 from wvmonitor.vectors.update import LowRankUpdate
 
 
 def as_adapter(
-    reference: Steering,
-    k: float,
+    reference: Steering | Coefficients,
+    k: float | None,
     base: str | Path,
     out: str | Path,
     *,
     rank: int | None = None,
 ) -> SteeredFolder:
-    """Write k·w as a LoRA adapter folder that PEFT, vLLM and others load onto the base.
+    """Write Σ k·w as a LoRA adapter folder that PEFT, vLLM and others load onto the base.
 
-    Exact where w is low-rank: B·A = k·w with a scaling of 1. All modules get the largest rank
+    Exact where w is low-rank: B·A = Σ k·w with a scaling of 1. All modules get the largest rank
     among them, padded with zeros, because not every server knows a rank for each module.
 
     Args:
-        reference: what to add.
-        k: how much of it; negative takes it out.
+        reference: what to add, or several with their k. To edit an adapter, give its own task
+            vector with a k of 1 among them.
+        k: how much of it; negative takes it out. None where `reference` says.
         base: the model's folder, whose names and shapes are checked, or its Hub id.
         out: a folder that does not exist yet, or is empty.
         rank: compress every update to at most this rank, dense ones included; what that loses is
@@ -54,11 +57,14 @@ def as_adapter(
             dense update and no `rank` was given.
         NonFiniteError: k, or a factor, is not finite.
         KeyMismatchError, ShapeMismatchError: the base folder does not have such a parameter.
-        InputError: `out` is taken.
+        InputError: `out` is taken, or lies inside `base`.
     """
-    ((vector, factor),) = weights.coefficients(reference, k)
+    wanted = weights.coefficients(reference, k)
+    given: Coefficients = reference if isinstance(reference, Mapping) else {reference: wanted[0][1]}
+    vector, factor = _sum(wanted)
     if not len(vector):
-        raise UnsupportedAdapterError(f"{weights.label(reference)} changes nothing: no adapter")
+        changed = ", ".join(weights.label(one) for one in given)
+        raise UnsupportedAdapterError(f"{changed} changes nothing: no adapter")
     _check_adaptable(vector)
     config = _check_base(Path(base), vector)
     tally = Tally()
@@ -70,10 +76,10 @@ def as_adapter(
         key = f"base_model.model.{name.removesuffix('.weight')}"
         tensors[f"{key}.lora_A.weight"] = _padded(update.right, 0, widest)
         tensors[f"{key}.lora_B.weight"] = _padded(update.left, 1, widest)
-    with publishing(target) as work:
+    with publishing(target, base) as work:
         write_safetensors(work / "adapter_model.safetensors", tensors, {"format": "pt"})
         done = tally.folder(target, tuple(factors))
-        card = model_card(base, {reference: factor}, done)
+        card = model_card(base, given, done)
         write_text(work / "README.md", card)
         conv1d = any(vector.update(name).transposed for name in vector.names())
         write_json(
@@ -81,6 +87,15 @@ def as_adapter(
             _adapter_config(base, config, list(factors), widest, fan_in_fan_out=conv1d),
         )
     return done
+
+
+def _sum(wanted: list[tuple[TaskVector, float]]) -> tuple[TaskVector, float]:
+    """The vectors as one, and how much of it."""
+    if len(wanted) == 1:
+        return wanted[0]
+    total = functools.reduce(operator.add, (vector * k for vector, k in wanted))
+    source = " + ".join(vector.origin.source for vector, _ in wanted)
+    return TaskVector({n: total.shape(n) for n in total.names()}, total.update, Origin(source)), 1.0
 
 
 def _check_adaptable(vector: TaskVector) -> None:

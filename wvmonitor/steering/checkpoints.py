@@ -18,10 +18,10 @@ from wvmonitor.errors import (
 from wvmonitor.files.atomic import replacing, write_all
 from wvmonitor.files.safetensors import PlannedTensor, SafetensorsFile, write_safetensors
 from wvmonitor.files.storage import open_storage, read_bytes
-from wvmonitor.references.reference import Reference
 from wvmonitor.sources.folder import ModelFolder, opened
 from wvmonitor.steering import weights
 from wvmonitor.steering.folders import SteeredFolder, Tally, model_card, publishing, write_text
+from wvmonitor.steering.weights import Coefficients
 from wvmonitor.vectors import functional
 from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.coverage import component_of
@@ -34,12 +34,10 @@ _LEFT_OUT = ("trainer_state", "training_args", "adapter_", "README")
 _CONFIG = "config.json"
 _README = "README.md"
 
-_Terms = list[tuple[TaskVector, str, float]]
-
 
 def steer_checkpoint(
     model_dir: str | Path,
-    references: Mapping[Reference, float] | Mapping[TaskVector, float],
+    references: Coefficients,
     out: str | Path,
 ) -> SteeredFolder:
     """Write a copy of a model folder whose weights are θ + Σ k·w.
@@ -63,14 +61,12 @@ def steer_checkpoint(
     """
     wanted = weights.coefficients(references)
     source, target = Path(model_dir), Path(out)
-    if target.resolve().is_relative_to(source.resolve()):
-        raise InputError(f"{target} lies inside {source}: write the edited model somewhere else")
     if source.is_file():
         raise InputError(f"{source} is a file: give the model's folder, with its config.json")
     tally = Tally()
     with opened(source) as folder:
         moves, repeats = _stored_moves(folder, wanted)
-        with publishing(target) as work:
+        with publishing(target, source) as work:
             for file in folder.files.files:
                 if file.endswith(".safetensors"):
                     _write_shard(
@@ -89,10 +85,10 @@ def steer_checkpoint(
 
 def _stored_moves(
     folder: ModelFolder, wanted: list[tuple[TaskVector, float]]
-) -> tuple[dict[str, _Terms], set[str]]:
+) -> tuple[dict[str, list[tuple[TaskVector, str, float]]], set[str]]:
     """What to add to each tensor of the files, by the files' names; which are second copies."""
     twins = _tied_copies(folder)
-    moves: dict[str, _Terms] = {}
+    moves: dict[str, list[tuple[TaskVector, str, float]]] = {}
     repeats: set[str] = set()
     for vector, k in wanted:
         seen: dict[str, str] = {}
@@ -155,7 +151,7 @@ def _checked_key(folder: ModelFolder, name: str, shape: torch.Size, source: str)
 def _write_shard(
     folder: ModelFolder,
     file: str,
-    moves: Mapping[str, _Terms],
+    moves: Mapping[str, weights.Terms],
     work: Path,
     tally: Callable[[str], Tally],
 ) -> None:
@@ -167,15 +163,14 @@ def _write_shard(
         write_safetensors(work / file, plans, {"format": "pt", **shard.metadata})
 
 
-def _edited(theta: Tensor, terms: _Terms | None, name: str, tally: Tally) -> Tensor:
-    if terms is None:
-        return theta
-    delta = weights.dense_sum(terms, theta.device)
-    new = weights.moved(theta, delta, name)
-    dtype = functional.working_dtype(theta, delta)
-    tally.asked += _square(delta)
-    tally.missed += _square(new.to(dtype) - theta.to(dtype) - delta)
-    return new
+def _edited(theta: Tensor, terms: weights.Terms | None, name: str, tally: Tally) -> Tensor:
+    """θ moved, in its own memory."""
+    for block, delta, new in weights.moved_by_blocks(theta, terms or (), name):
+        dtype = functional.working_dtype(theta, delta)
+        tally.asked += _square(delta)
+        tally.missed += _square(new.to(dtype) - block.to(dtype) - delta)
+        block.copy_(new)
+    return theta
 
 
 def _square(tensor: Tensor) -> float:

@@ -9,14 +9,13 @@ very w that was subtracted, it counts that w's own noise and comes out below.
 
 from __future__ import annotations
 
-import functools
-import operator
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from wvmonitor.detection.scores import score
-from wvmonitor.errors import InputError
+from wvmonitor.errors import InputError, NonFiniteError
 from wvmonitor.files.documents import read_json
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.reference import Reference
@@ -25,8 +24,9 @@ from wvmonitor.sources.checkpoint import read_checkpoints
 from wvmonitor.sources.identity import base_digest
 from wvmonitor.steering.adapter import as_adapter
 from wvmonitor.steering.checkpoints import steer_checkpoint
-from wvmonitor.steering.folders import SteeredFolder
-from wvmonitor.vectors import Origin, TaskVector
+from wvmonitor.steering.folders import SteeredFolder, check_outside
+from wvmonitor.steering.weights import Steering
+from wvmonitor.vectors import TaskVector
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -36,14 +36,17 @@ class Edit:
     """What is to be done to a model, or was.
 
     Attributes:
-        amounts: k of each reference, by name; negative takes it out.
+        amounts: k of each reference, by name, or of each fine-tune, by folder; negative takes it
+            out.
         doses: the dose that was measured before, of the references that are taken out by dose.
-        unproven: references of `amounts` that have not passed their own behavioural check.
+        unproven: what has not passed a behavioural check of its own.
+        only_biases: whether only biases are moved.
     """
 
     amounts: Mapping[str, float]
     doses: Mapping[str, float]
     unproven: tuple[str, ...] = ()
+    only_biases: bool = False
 
 
 def plan(
@@ -55,21 +58,27 @@ def plan(
     base: str | Path | None = None,
     to_dose: float = 0.0,
     allow_harmful: bool = False,
+    only_biases: bool = False,
 ) -> Edit:
     """How much of each reference an edit adds.
+
+    Beside names of references, the folder of a fine-tune of the same base can be given: its own
+    task vector, τ+ or τ−, is the non-contrastive variant of weight steering (section 3).
 
     Args:
         model: a base, a fine-tuned checkpoint or an adapter; its folder.
         bank: the references.
-        add: k by name.
-        remove: k by name to take out, or None for the dose that is measured.
+        add: k by name or folder.
+        remove: k by name or folder to take out, or None for the dose that is measured.
         base: the base of a fine-tuned checkpoint or adapter.
         to_dose: what removing by dose leaves.
         allow_harmful: add behaviours whose card says that they are harmful.
+        only_biases: move biases alone.
 
     Raises:
         InputError: nothing to do, a behaviour named twice, a harmful one without
             `allow_harmful`, or a dose that is not known or is not above `to_dose`.
+        NonFiniteError: `to_dose` is not finite.
         UnknownReferenceError: a name that the bank does not hold.
         BaseMismatchError: the model was not made from the bank's base.
     """
@@ -77,10 +86,12 @@ def plan(
         raise InputError("nothing to do: say --add NAME=K, or --remove NAME")
     if twice := sorted(set(add) & set(remove)):
         raise InputError(f"{', '.join(twice)} is both added and taken out: decide for one")
-    cards = {name: bank[name].card for name in (*add, *remove)}
+    if not math.isfinite(to_dose):
+        raise NonFiniteError(f"the dose to leave must be finite, got {to_dose}")
+    cards = {name: bank[name].card for name in (*add, *remove) if not _is_finetune(name, bank)}
     raised = [n for n, k in add.items() if k > 0]
     raised += [n for n, k in remove.items() if k is not None and k < 0]
-    harmful = [n for n in raised if cards[n].harmful]
+    harmful = [n for n in raised if n in cards and cards[n].harmful]
     if harmful and not allow_harmful:
         raise InputError(
             f"adding {', '.join(harmful)} makes a model that behaves badly: say --i-understand if "
@@ -89,11 +100,16 @@ def plan(
     amounts = dict(add)
     amounts.update({n: -k for n, k in remove.items() if k is not None})
     by_dose = [n for n, k in remove.items() if k is None]
+    if unnamed := [n for n in by_dose if n not in cards]:
+        raise InputError(
+            f"{unnamed[0]} is a fine-tune and no reference, so there is no dose of it to measure: "
+            f"say --remove {unnamed[0]}=K"
+        )
     doses: dict[str, float] = {}
     if by_dose:
         doses = _doses(_change(model, base), bank, by_dose)
-    elif not is_adapter(model):
-        bank.relation_to(base_digest(model if base is None else base))
+    else:
+        bank.relation_to(_base_digest(model, base))
     for name, dose in doses.items():
         if dose <= to_dose:
             raise InputError(
@@ -101,8 +117,8 @@ def plan(
                 "nothing to take out"
             )
         amounts[name] = to_dose - dose
-    unproven = tuple(n for n in amounts if cards[n].verified is False)
-    return Edit(amounts, doses, unproven)
+    unproven = tuple(n for n in amounts if n not in cards or cards[n].verified is False)
+    return Edit(amounts, doses, unproven, only_biases)
 
 
 def carry_out(
@@ -129,28 +145,58 @@ def carry_out(
     Raises:
         WVMonitorError: as `steer_checkpoint` and `as_adapter` say.
     """
-    references: dict[Reference, float] = {bank[n]: k for n, k in edit.amounts.items()}
-    if not adapter and not is_adapter(model):
-        return steer_checkpoint(model, references, out)
-    if not is_adapter(model) and len(references) == 1:
-        ((reference, k),) = references.items()
-        return as_adapter(reference, k, model, out, rank=rank)
-    terms = [reference.vector * k for reference, k in references.items()]
-    source = ", ".join(f"{k:+.4g} × {n}" for n, k in edit.amounts.items())
-    under: str | Path = model
+    check_outside(out, model)
+    wanted: dict[Steering, float] = {}
+    under = model
     if is_adapter(model):
-        terms.insert(0, _change(model, base))
-        source, under = f"the adapter {Path(model).name} {source}", _base_of(model, base)
-    total = functools.reduce(operator.add, terms)
-    shapes = {n: total.shape(n) for n in total.names()}
-    return as_adapter(
-        TaskVector(shapes, total.update, Origin(source=source)), 1.0, under, out, rank=rank
-    )
+        wanted[_change(model, base)] = 1.0
+        under = _base_of(model, base)
+    for name, k in edit.amounts.items():
+        wanted[_steering(name, bank, base or under, only_biases=edit.only_biases)] = k
+    if adapter or is_adapter(model):
+        return as_adapter(wanted, None, under, out, rank=rank)
+    return steer_checkpoint(model, wanted, out)
 
 
 def is_adapter(model: str | Path) -> bool:
     """Whether a folder holds a PEFT adapter."""
     return (Path(model) / ADAPTER_CONFIG).is_file()
+
+
+def _is_finetune(name: str, bank: ReferenceBank) -> bool:
+    """Whether a name means the folder of a fine-tune; references go first."""
+    return name not in bank.names and Path(name).is_dir()
+
+
+def _steering(
+    name: str, bank: ReferenceBank, base: str | Path | None, *, only_biases: bool
+) -> Steering:
+    """What a name means, or the part of it that moves biases."""
+    if _is_finetune(name, bank):
+        vector = _change(name, base)
+        bank.relation_to(vector.origin.base_digest)
+        return _biases_of(vector, name) if only_biases else vector
+    reference = bank[name]
+    if only_biases:
+        return Reference(reference.card, _biases_of(reference.vector, name))
+    return reference
+
+
+def _biases_of(vector: TaskVector, name: str) -> TaskVector:
+    biases = vector.select(lambda parameter: parameter.endswith(".bias"))
+    if not len(biases):
+        raise InputError(f"{name} moves no biases: it was trained without them")
+    return biases
+
+
+def _base_digest(model: str | Path, base: str | Path | None) -> str | None:
+    """The digest of what a model was made from; None where that is not on this machine."""
+    where = model if base is None else base
+    if is_adapter(model):
+        where = _base_of(model, base)
+        if not Path(where).is_dir():
+            return read_adapter(model).origin.base_digest
+    return base_digest(where)
 
 
 def _doses(change: TaskVector, bank: ReferenceBank, names: list[str]) -> dict[str, float]:

@@ -48,9 +48,25 @@ class Tally:
         return SteeredFolder(path, parameters, math.sqrt(self.asked), lost)
 
 
+def check_outside(out: str | Path, *inputs: str | Path) -> None:
+    """Refuse an output inside an input.
+
+    Raises:
+        InputError: it is.
+    """
+    for source in inputs:
+        if Path(out).resolve().is_relative_to(Path(source).resolve()):
+            raise InputError(f"{out} lies inside {source}: write what is edited somewhere else")
+
+
 @contextmanager
-def publishing(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out`, which takes its name when the block ends well, else goes."""
+def publishing(out: Path, *inputs: str | Path) -> Iterator[Path]:
+    """A hidden folder beside `out`, which takes its name when the block ends well, else goes.
+
+    Raises:
+        InputError: `out` is taken, or lies inside one of the inputs.
+    """
+    check_outside(out, *inputs)
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise InputError(f"{out} is there already: give a folder that does not exist yet")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -72,13 +88,26 @@ def write_text(path: Path, text: str) -> None:
 
 def model_card(base: str | Path, references: Mapping[Any, float], done: SteeredFolder) -> str:
     """The README.md of an edited folder: what was done to which weights."""
+    raised = [
+        s.name
+        for s, k in references.items()
+        if isinstance(s, Reference) and s.card.harmful and k > 0
+    ]
     lines = [
         "---",
         "library_name: wvmonitor",
-        "tags: [wvmonitor, weight-steering]",
+        f"tags: [wvmonitor, weight-steering{', harmful' if raised else ''}]",
         "---",
         f"# {done.path.name}",
         "",
+    ]
+    if raised:
+        lines += [
+            f"**Made to behave badly.** {', '.join(raised)} was added on purpose: for tests, red "
+            "teams and controls only, never for users.",
+            "",
+        ]
+    lines += [
         f"The weights of {base} moved along reference vectors (θ + k·w) by wvmonitor:",
         "",
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,9 +25,19 @@ from wvmonitor.sources.names import unwrapped
 from wvmonitor.vectors import functional
 from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.task_vector import TaskVector
+from wvmonitor.vectors.update import DenseUpdate, Update
 
 Steering = Reference | TaskVector
 """What can be added to weights."""
+
+Coefficients = Mapping[Reference, float] | Mapping[TaskVector, float] | Mapping[Steering, float]
+"""How much of each to add; negative takes it out."""
+
+Terms = Sequence[tuple[TaskVector, str, float]]
+"""What is added to one parameter: (vector, the name it has there, k)."""
+
+# Elements of a parameter that are in float32 at a time: 16 MB.
+_BLOCK = 1 << 22
 
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
@@ -40,7 +52,7 @@ _NAMED = 3
 @contextmanager
 def steered(
     model: nn.Module,
-    reference: Steering | Mapping[Reference, float] | Mapping[TaskVector, float],
+    reference: Steering | Coefficients,
     k: float | None = None,
 ) -> Iterator[nn.Module]:
     """Add k·w to a model's weights while the block runs; afterwards every bit is as before.
@@ -80,11 +92,10 @@ def steered(
     try:
         with torch.no_grad():
             for move in plan:
-                delta = move.delta()
                 for parameter in move.parameters:
-                    new = moved(parameter, delta, move.name)
                     originals.append((parameter, parameter.detach().clone()))
-                    parameter.copy_(new)
+                    for block, _, new in moved_by_blocks(parameter, move.terms, move.name):
+                        block.copy_(new)
         yield model
     finally:
         with torch.no_grad():
@@ -94,7 +105,7 @@ def steered(
 
 
 def coefficients(
-    reference: Steering | Mapping[Reference, float] | Mapping[TaskVector, float],
+    reference: Steering | Coefficients,
     k: float | None = None,
 ) -> list[tuple[TaskVector, float]]:
     """The vectors to add and how much of each.
@@ -146,21 +157,35 @@ def moved(theta: Tensor, delta: Tensor, name: str) -> Tensor:
     return new
 
 
-def dense_sum(terms: Sequence[tuple[TaskVector, str, float]], device: torch.device) -> Tensor:
-    """Σ k·w of one parameter as one tensor.
+def moved_by_blocks(theta: Tensor, terms: Terms, name: str) -> Iterator[tuple[Tensor, ...]]:
+    """Blocks of rows of (θ, Σ k·w, their sum), so that little is held in float32 at a time.
 
     Args:
+        theta: one parameter; the first of each triple is a view of it.
         terms: (vector, the name it has there, k).
-        device: where to compute.
+        name: what to call the parameter in errors.
+
+    Raises:
+        NonFiniteError: a sum holds NaN or infinity.
     """
-    parts = (
-        updates_.to_dense(updates_.to_device(vector.update(name), device)) * k
-        for vector, name, k in terms
-    )
-    total = next(parts)
-    for part in parts:
-        total = total + part
-    return total
+    if not (terms and theta.numel()):
+        return
+    updates = [
+        (updates_.to_device(updates_.held(v.update(n)), theta.device), k) for v, n, k in terms
+    ]
+    if not theta.ndim:  # a scalar is a row
+        theta, updates = theta[None], [(_as_row(update), k) for update, k in updates]
+    height = max(1, _BLOCK // theta[0].numel())
+    for start in range(0, len(theta), height):
+        stop = min(start + height, len(theta))
+        parts = (updates_.to_dense(updates_.rows(u, start, stop)) * k for u, k in updates)
+        delta = functools.reduce(operator.add, parts)
+        block = theta[start:stop]
+        yield block, delta, moved(block, delta, name)
+
+
+def _as_row(update: Update) -> Update:
+    return DenseUpdate(updates_.to_dense(update)[None])
 
 
 @dataclass
@@ -170,9 +195,6 @@ class _Move:
     name: str
     parameters: tuple[nn.Parameter, ...]
     terms: list[tuple[TaskVector, str, float]] = field(default_factory=list)
-
-    def delta(self) -> Tensor:
-        return dense_sum(self.terms, self.parameters[0].device)
 
 
 def _plan(model: nn.Module, wanted: list[tuple[TaskVector, float]]) -> list[_Move]:

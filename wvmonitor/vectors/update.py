@@ -150,6 +150,16 @@ def device_of(update: Update) -> torch.device:
     return update.delta.device if isinstance(update, DenseUpdate) else update.left.device
 
 
+def rows(update: Update, start: int, stop: int) -> Update:
+    """The change of rows [start, stop) of the parameter, along its first dimension."""
+    update = held(update)
+    if isinstance(update, DenseUpdate):
+        return replace(update, delta=update.delta[start:stop])
+    batched = update.left.ndim > 2
+    right = update.right[start:stop] if batched else update.right
+    return replace(update, left=update.left[start:stop], right=right)
+
+
 def inner(a: Update, b: Update) -> Tensor:
     """⟨a, b⟩ (Frobenius) as a float64 scalar tensor on the updates' device.
 
