@@ -149,7 +149,7 @@ def slow_disk(scene: Scene, journal: Journal) -> None:
     real = journal_module.writes.transaction
 
     def slowly(*values: Any) -> Any:
-        time.sleep(0.3)
+        time.sleep(1.5)
         return real(*values)
 
     scene.patch.setattr(journal_module.writes, "transaction", slowly)
@@ -163,7 +163,8 @@ def told(answer: Any) -> Mapping[str, Any]:
 
     def plant(scene: Scene) -> None:
         scene.receiver.answers = [answer] * 50
-        hasty = DeliveryLimits(send_seconds=0.3, first_wait_seconds=0.05)
+        patience = 0.3 if answer in ("hang", "trickle") else 10.0
+        hasty = DeliveryLimits(send_seconds=patience, first_wait_seconds=0.05)
         scene.patch.setattr("wvmonitor.record.Outbox", functools.partial(Outbox, limits=hasty))
         alarming(scene)
 
