@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-engines test-integrations test-compat observability docs coverage lint types format organism bank release-check clean
+.PHONY: help demo test test-engines test-integrations test-compat observability docs coverage lint types format organism bank release-check notebook clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -87,8 +87,11 @@ release-check: $(INSTALLED) ## wheel and sdist: reproducible, sound, and they ru
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[release]'
 	.ci/release-check $(BIN)
 
+notebook: $(INSTALLED) ## run examples/quickstart.ipynb again, and keep its outputs
+	cd examples && ../$(BIN)/jupyter execute --inplace quickstart.ipynb
+
 clean: ## remove what the targets made
-	rm -rf build dist demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist demo-out examples/quickstart-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 BENCHMARKS := overhead offline growth scan blame record steer
 

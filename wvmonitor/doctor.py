@@ -36,6 +36,7 @@ REQUIRED = (
     "transformers",
     "peft",
     "accelerate",
+    "huggingface-hub",
     "safetensors",
     "numpy",
     "scipy",
@@ -46,12 +47,16 @@ REQUIRED = (
 
 OPTIONAL = {
     "trl": "SFT, DPO and GRPO trainers",
+    "lightning": "the Lightning callback",
     "bitsandbytes": "training on 8- and 4-bit bases",
     "deepspeed": "ZeRO-2 and ZeRO-3",
     "pyarrow": "`wvmonitor scan --parquet`",
     "distributed": "`wvmonitor scan --executor dask`",
     "apprise": "alerts to Slack, mail and other services",
     "inspect-ai": "`wvmonitor eval`",
+    "openai": "judging answers by a model behind an API",
+    "model-signing": "signatures of banks",
+    "matplotlib": "plots in notebooks",
 }
 """Distributions that add something, and what."""
 

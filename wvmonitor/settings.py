@@ -229,22 +229,24 @@ class MonitorSettings(BaseSettings):
 
     def build_exporters(self) -> list[Exporter]:
         """The exporters these settings ask for, already at work; close each when the run ends."""
-        wanted = self.prometheus
-        if not wanted.wanted:
-            return []
+        built: list[Exporter] = []
+        if self.prometheus.wanted:
+            built.append(self._prometheus_exporter())
+        return built
+
+    def _prometheus_exporter(self) -> Exporter:
         from wvmonitor.exporters.prometheus import PrometheusExporter  # only where it is used
 
-        return [
-            PrometheusExporter(
-                host=wanted.host,
-                port=wanted.port if wanted.enabled else None,
-                textfile=wanted.textfile,
-                layers=LAYERS_SHOWN if self.per_layer else 0,
-                access=wanted.access(),
-                push=wanted.pushgateway.target() if wanted.pushgateway else None,
-                expected=self.expected,
-            )
-        ]
+        wanted = self.prometheus
+        return PrometheusExporter(
+            host=wanted.host,
+            port=wanted.port if wanted.enabled else None,
+            textfile=wanted.textfile,
+            layers=LAYERS_SHOWN if self.per_layer else 0,
+            access=wanted.access(),
+            push=wanted.pushgateway.target() if wanted.pushgateway else None,
+            expected=self.expected,
+        )
 
     def build_notifiers(self) -> dict[str, Notifier]:
         """The notifiers by name: their kind, numbered where there are several of one."""
