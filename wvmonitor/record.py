@@ -90,7 +90,7 @@ class Record:
         return self.journal.latest_judge_state(at_step=run.resume_step) if run.resume_step else None
 
     def _open_recorder(self, *, sharded: bool) -> None:
-        if self.journal is None or sharded:
+        if self.journal is None or self.journal.run is None or sharded:
             logger.warning(
                 "record=True keeps nothing of this run: %s",
                 "no process holds the whole of a sharded model"
