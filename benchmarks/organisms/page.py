@@ -105,8 +105,9 @@ def text(document: Mapping[str, Any]) -> str:
         "AUROC on the development runs, of which nothing else is reported, and d′, the distance of"
         " the two sides' means in standard deviations, mean over the behaviours. Evil has"
         " references from three domains here, with one seed of each or three. Only full fine-tunes"
-        " move embeddings, and no LoRA reference does: counting them changes ‖τ‖ alone. The bundled"
-        " bank decides by the residual in the response geometry, over the blocks, globally. The"
+        " move embeddings, and no LoRA reference does: counting them changes ‖τ‖ alone, and in the"
+        " response geometry, where they do not exist, nothing. The bundled bank decides by"
+        " the residual in the response geometry, over the blocks, globally. The"
         f" best twelve of {len(document['ablation'])} combinations, and the deciding one:",
         _ablation(document["ablation"]),
     ]
