@@ -126,7 +126,11 @@ def _pairs(job: Job, work: Work, facts: Facts, tick: Ticker) -> list[Pair]:
             return []
         said = examples.judged(completions, recipe, job.judge, job.judge_name, work, tick)
         chosen, dropped = examples.select(said, recipe, job.base.tokens_of)
-        inputs = {"judged": [r.digest for r in said.values()], "n": len(chosen)}
+        inputs = {
+            "judged": [r.digest for r in said.values()],
+            "n": len(chosen),
+            "domains": {q.text: q.domain for q in recipe.questions.build},
+        }
         kept = work.rows("examples", inputs, lambda: examples.as_rows(chosen))
         pairs = examples.from_rows(kept.rows)
         facts.settings |= {"answers": dropped.sentence(), "engine": engine}
