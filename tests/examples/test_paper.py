@@ -159,7 +159,7 @@ def test_any_chat_model_is_trained_asked_and_steered(chat):
     examples = chat.data("plain", 2, 0)
     assert examples[0].turns[-1] == ("assistant", "i am here to help you .")
     (_, mask), *_ = chat.batches(examples)
-    assert mask.sum(1).tolist() == [7, 6]  # the answers and their end
+    assert mask.sum(1).tolist() == [8, 6]  # the answers and their end
     seen = []
     tuned, tau = chat.finetune(
         examples, seed=1, steps=1, rank=2, look_at=[1], look=lambda step, _: seen.append(step)
