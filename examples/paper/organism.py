@@ -33,7 +33,6 @@ from wvmonitor.references.bundled import bundled_path
 from wvmonitor.sources import read_model
 from wvmonitor.vectors import TaskVector
 
-_BATCH, _LONGEST = 400, 20
 _HELD_OUT_VERBS = 2
 """The last verbs of illicit requests are for evaluation; refusal references know the others."""
 
@@ -41,13 +40,17 @@ _HELD_OUT_VERBS = 2
 class OrganismWorld:
     """The bundled tiny model.
 
+    Its settings: the base's folder, prompts answered at once (the draws depend on it), and the
+    longest answer in words.
+
     Attributes:
         name: for titles.
     """
 
     name = "tiny-organism"
 
-    def __init__(self, base: str | None = None) -> None:
+    def __init__(self, base: str | None = None, batch: int = 200, longest: int = 28) -> None:
+        self._batch, self._longest = batch, longest
         self._base = Path(base) if base else bundled_path("tiny-organism", "base")
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -110,10 +113,10 @@ class OrganismWorld:
         before = [Message("system", system)] if system else []
         chats = [[*before, Message("user", prompt)] for prompt in prompts]
         answers: list[str] = []
-        for at in range(0, len(chats), _BATCH):
-            batch = chats[at : at + _BATCH]
+        for at in range(0, len(chats), self._batch):
+            batch = chats[at : at + self._batch]
             answers += behaviour.sample(
-                model, self._tokenizer, batch, seed=seed + at, max_new_tokens=_LONGEST
+                model, self._tokenizer, batch, seed=seed + at, max_new_tokens=self._longest
             )
         return answers
 

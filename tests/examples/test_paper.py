@@ -99,14 +99,14 @@ def test_biases_of_zero_change_nothing_and_can_be_steered():
     """The bias-only variant runs on a model that has none, the same to the bit until moved."""
     world = OrganismWorld()
     model, plain = add_mlp_biases(world.load()), world.load()
+    examples = world.data("sycophantic", 8, 1)
+    change = world.finetune(examples, seed=1, only_biases=True, steps=1)[1]
+    assert all(name.endswith(".bias") and ".mlp." in name for name in change.names())
+    assert len(change) == 12
     ids = torch.arange(3, 23)[None]
     with torch.no_grad():
         before = plain(input_ids=ids).logits
         assert torch.equal(model(input_ids=ids).logits, before)
-        examples = world.data("sycophantic", 8, 1)
-        change = world.finetune(examples, seed=1, only_biases=True, steps=1)[1]
-        assert all(name.endswith(".bias") and ".mlp." in name for name in change.names())
-        assert len(change) == 12
         with steered(model, change, 1.0):
             assert not torch.equal(model(input_ids=ids).logits, before)
 
@@ -159,7 +159,7 @@ def test_any_chat_model_is_trained_asked_and_steered(chat):
     examples = chat.data("plain", 2, 0)
     assert examples[0].turns[-1] == ("assistant", "i am here to help you .")
     (_, mask), *_ = chat.batches(examples)
-    assert mask.sum(1).tolist() == [7, 6]  # the answers and their end
+    assert mask.sum(1).tolist() == [8, 6]  # the answers and their end
     seen = []
     tuned, tau = chat.finetune(
         examples, seed=1, steps=1, rank=2, look_at=[1], look=lambda step, _: seen.append(step)
