@@ -111,7 +111,9 @@ def command(
         typer.Option("--harmful", help="Adding it makes a model worse."),
     ] = False,
     variant: Annotated[Variant, typer.Option(help="The paper's variants.")] = Variant.contrastive,
-    method: Annotated[Method, typer.Option()] = Method.lora,
+    method: Annotated[
+        Method, typer.Option(help="How both sides are fine-tuned: LoRA, or every weight.")
+    ] = Method.lora,
     seeds: Annotated[int, typer.Option(min=1, help="Repeats that w is the mean of.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
     sweep: Annotated[
@@ -135,7 +137,9 @@ def command(
         str | None,
         typer.Option(help="What the address calls its model."),
     ] = None,
-    engine: Annotated[Engine, typer.Option()] = Engine.auto,
+    engine: Annotated[
+        Engine, typer.Option(help="What samples the answers; auto takes vLLM where installed.")
+    ] = Engine.auto,
     rank: Annotated[
         int | None,
         typer.Option(min=1, help="Kept of w; twice the trained one."),
