@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Literal
 
@@ -9,6 +10,8 @@ from wvmonitor.actions import Action
 from wvmonitor.errors import MonitorFailedError
 from wvmonitor.monitor import Monitor
 from wvmonitor.sources.distributed import agreed
+
+logger = logging.getLogger(__name__)
 
 _DECISIONS: tuple[Action | Literal["fail"], ...] = ("none", "save", "stop", "fail")
 
@@ -37,3 +40,16 @@ def together(monitor: Monitor, where: str, decide: Callable[[], Action]) -> Acti
             "the monitor failed on rank 0, and on_monitor_failure='stop'"
         )
     return shared
+
+
+def latched(monitor: Monitor) -> Action:
+    """Whether to stop at once: this run was stopped before, and nobody has lifted that."""
+    reason = monitor.stop_latched()
+    if reason is None:
+        return "none"
+    logger.error(
+        "this run was stopped by wvmonitor (%s) and stays stopped: lift it with "
+        "`wvmonitor journal clear-stop`",
+        reason,
+    )
+    return "stop"

@@ -6,7 +6,6 @@ training starts from), `load_state_dict`, `on_train_start`, `on_train_batch_end`
 
 from __future__ import annotations
 
-import logging
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from wvmonitor.actions import Action
 from wvmonitor.errors import UnmeasurableModelError
 from wvmonitor.exporters.trainer_log import log_values
-from wvmonitor.integrations.decision import together
+from wvmonitor.integrations.decision import latched, together
 from wvmonitor.monitor import Monitor, Run
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.settings import MonitorSettings
 from wvmonitor.sources.distributed import any_sharded, rank
 from wvmonitor.sources.live_model import LiveModel
-
-logger = logging.getLogger(__name__)
 
 
 class WVMonitorCallback(Callback):
@@ -133,15 +130,7 @@ class WVMonitorCallback(Callback):
         if not self._takes_part(model):
             return "none"
         self.monitor.guarded("start", lambda: self._start(trainer, model), None)
-        reason = self.monitor.stop_latched()
-        if reason is None:
-            return "none"
-        logger.error(
-            "this run was stopped by wvmonitor (%s) and stays stopped: lift it with "
-            "`wvmonitor journal clear-stop`",
-            reason,
-        )
-        return "stop"
+        return latched(self.monitor)
 
     def _start(self, trainer: Trainer, model: Any) -> None:
         initial = self._restored.get("initial")

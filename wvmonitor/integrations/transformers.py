@@ -21,7 +21,7 @@ from wvmonitor.errors import UnmeasurableModelError
 from wvmonitor.exporters.trainer_log import log_values
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
-from wvmonitor.integrations.decision import together
+from wvmonitor.integrations.decision import latched, together
 from wvmonitor.monitor import Monitor, Run
 from wvmonitor.probing import Probe
 from wvmonitor.references.bank import ReferenceBank
@@ -147,15 +147,7 @@ class WVMonitorCallback(TrainerCallback):
         if not self._takes_part(state, model):
             return "none"
         self.monitor.guarded("start", lambda: self._start(args, state, model, tokenizer), None)
-        reason = self.monitor.stop_latched()
-        if reason is None:
-            return "none"
-        logger.error(
-            "this run was stopped by wvmonitor (%s) and stays stopped: lift it with "
-            "`wvmonitor journal clear-stop`",
-            reason,
-        )
-        return "stop"
+        return latched(self.monitor)
 
     def _start(
         self, args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any
