@@ -23,7 +23,6 @@ from wvmonitor.steering import weights
 from wvmonitor.steering.folders import SteeredFolder, Tally, model_card, publishing, write_text
 from wvmonitor.steering.weights import Coefficients
 from wvmonitor.vectors import functional
-from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import TaskVector
 
@@ -174,8 +173,8 @@ def _edited(theta: Tensor, terms: weights.Terms | None, name: str, tally: Tally)
 
 
 def _square(tensor: Tensor) -> float:
-    dense = updates_.DenseUpdate(tensor)
-    return float(updates_.inner(dense, dense))
+    flat = tensor.reshape(-1)
+    return float(torch.dot(flat, flat))
 
 
 def _copy_companions(source: Path, work: Path, done: set[str]) -> None:
