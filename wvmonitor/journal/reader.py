@@ -100,7 +100,7 @@ class JournalReader:
             raise JournalError(
                 f"no journal at '{self.path}': name a folder that holds wvmonitor.db, or the file"
             )
-        with self._reading():
+        with self.consistent():
             pass
 
     def attempts(self, run: str | None = None) -> tuple[Attempt, ...]:
@@ -132,7 +132,7 @@ class JournalReader:
         the weights at hand: it is kept in the file, but left out here. At r itself the latest
         reading counts.
         """
-        with self._reading() as connection:
+        with self.consistent() as connection:
             kept = _kept(connection, run)
             scores = _grouped(connection, "scores", run)
             verdicts = _grouped(connection, "verdicts", run)
@@ -149,7 +149,7 @@ class JournalReader:
 
     def latest(self, run: str) -> JournalRow | None:
         """The reading of `run` that counts and has the highest step, if there is one."""
-        with self._reading() as connection:
+        with self.consistent() as connection:
             kept = _kept(connection, run)
             if not kept:
                 return None
@@ -171,7 +171,7 @@ class JournalReader:
 
     def kept(self, run: str) -> set[tuple[int, int]]:
         """(attempt, step) of the readings that count, as `trajectory` explains."""
-        with self._reading() as connection:
+        with self.consistent() as connection:
             return _kept(connection, run)
 
     def pending(self, run: str) -> int:
@@ -197,7 +197,7 @@ class JournalReader:
 
         That is what a run resumed from a checkpoint of that step goes on with.
         """
-        with self._reading() as connection:
+        with self.consistent() as connection:
             kept = [key for key in _kept(connection, run) if at_step is None or key[1] <= at_step]
             if not kept:
                 return None
@@ -262,12 +262,16 @@ class JournalReader:
         )
 
     def _rows(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
-        with self._reading() as connection:
+        with self.consistent() as connection:
             return connection.execute(query, values).fetchall()
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection that sees one consistent state of the file."""
+    def consistent(self) -> Iterator[sqlite3.Connection]:
+        """A connection that sees one consistent state of the file, and cannot write.
+
+        Raises:
+            JournalError: the file cannot be read, or was written by a newer version.
+        """
         try:
             connection = connect(self.path, query_only=True)
             try:
@@ -278,10 +282,15 @@ class JournalReader:
                     yield connection
             finally:
                 connection.close()
-        except sqlite3.Error as error:
+        except sqlite3.OperationalError as error:
             raise JournalError(
                 f"'{self.path}' cannot be read ({error}): if its folder is read-only, copy the "
                 "file and any wvmonitor.db-journal beside it to a folder that is not"
+            ) from None
+        except sqlite3.Error as error:
+            raise JournalError(
+                f"'{self.path}' cannot be read ({error}): it is damaged; restore it from a copy, "
+                "or give the run another journal_dir"
             ) from None
 
 

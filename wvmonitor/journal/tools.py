@@ -21,7 +21,7 @@ from wvmonitor.journal.alerts import Alert
 from wvmonitor.journal.journal import acknowledge
 from wvmonitor.journal.place import claim
 from wvmonitor.journal.reader import JournalReader
-from wvmonitor.journal.schema import check_schema, connect
+from wvmonitor.journal.schema import connect
 
 EXPORT_VERSION = 1
 RUN_TABLES = ("readings", "scores", "verdicts", "attempts", "episodes", "deliveries", "events")
@@ -76,7 +76,7 @@ def verify(path: str | Path) -> Verification:
     """
     reader = JournalReader(path)
     problems: list[str] = []
-    with _reading(reader.path) as connection:
+    with reader.consistent() as connection:
         found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check").fetchall()]
         problems += [f"SQLite: {line}" for line in found if line != "ok"]
         problems += _missing_end(connection, reader.path)
@@ -177,7 +177,7 @@ def export(path: str | Path, runs: Sequence[str] = ()) -> Iterator[str]:
             yield _line("reading", codec.plain(row))
         for event in reader.events(run):
             yield _line("event", codec.plain(event))
-        with _reading(reader.path) as connection:
+        with reader.consistent() as connection:
             deliveries = connection.execute(
                 "SELECT target, status, attempts, created, done, last_error, alert "
                 "FROM deliveries WHERE run = ? ORDER BY id",
@@ -354,18 +354,3 @@ def _require_run(reader: JournalReader, run: str) -> None:
         raise JournalError(
             f"'{reader.path}' holds no run {run!r}: it holds {', '.join(known) or 'none'}"
         )
-
-
-class _reading:  # noqa: N801  # a context manager that reads as a verb
-    """A connection that forbids itself to write, closed at the end."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> sqlite3.Connection:
-        self._connection = connect(self._path, query_only=True)
-        check_schema(self._connection, self._path)
-        return self._connection
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
