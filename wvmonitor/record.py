@@ -157,6 +157,9 @@ class Record:
 
     def _close(self, exporters: Sequence[Exporter]) -> None:
         try:
+            if self._outbox and (journal := self.journal):
+                # An alert of the last reading is delivered only once it is on disk.
+                self.failures.guarded("close", lambda: journal.flush(5.0), None)
             for record in (self.recorder, self._outbox, self.journal):
                 if record:
                     self.failures.guarded("close", record.close, None)

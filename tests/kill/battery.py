@@ -21,6 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.hostile.harness import Workshop
 from tests.kill.jobs import Job, Scan, Tell, Training
 
@@ -165,6 +167,7 @@ def main() -> int:
     parser.add_argument("--only", choices=["training", "scan"], help="one kind of work")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)  # a pool of threads does not survive the forks
     with tempfile.TemporaryDirectory() as folder:
         return run(Path(folder), arguments.points, arguments.seed, arguments.only)
 

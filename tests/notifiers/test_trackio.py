@@ -6,6 +6,7 @@ import contextvars
 import enum
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import torch
 
 from tests.test_monitor import lora_model
 from wvmonitor.errors import SettingsError
+from wvmonitor.journal import writes
 from wvmonitor.journal.alerts import Alert
 from wvmonitor.journal.outbox import DeliveryError
 from wvmonitor.monitor import Monitor
@@ -73,20 +75,30 @@ def test_without_trackio_the_settings_are_refused(monkeypatch: pytest.MonkeyPatc
         TrackioNotifier()
 
 
+@pytest.mark.parametrize("disk_seconds", [0.0, 0.3], ids=["fast-disk", "slow-disk"])
 def test_a_watched_run_alerts_on_the_run_it_logs_to(
+    disk_seconds: float,
     current: contextvars.ContextVar[Run | None],
     tiny_base: Path,
     tiny_bank_folder: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Trackio's run may begin after the monitor: it is noted at each reading."""
+    """Trackio's run may begin after the monitor, and the last reading's alert is told as well."""
+    written = writes.transaction
+
+    def slowly(*values: Any) -> Any:
+        time.sleep(disk_seconds)
+        return written(*values)
+
+    monkeypatch.setattr(writes, "transaction", slowly)
     model, run = lora_model(tiny_base), Run()
     monitor = Monitor(
         tiny_bank_folder, every_n_steps=1, journal_dir=tmp_path, notifiers=[{"kind": "trackio"}]
     )
     monitor.start(model, TrainingRun(planned_steps=9))
     current.set(run)
-    for step in (1, 2, 3):
+    for step in (1, 2):  # the second is the first to warn
         towards(model, monitor.bank["evil"].vector, step)
         monitor.observe(model, step)
     monitor.close()
