@@ -161,3 +161,20 @@ def test_start_up_is_light() -> None:
         "sys.exit(repr(heavy) if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["rules"],
+        ["scan", "x"],
+        ["steer", "x", "--remove", "evil", "--out", "y"],
+        ["blame", "x.jsonl", "--model", "y", "--reference", "evil"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_bank_on_the_hub_can_be_named_anywhere(arguments: list[str]) -> None:
+    """`hf://` names a pulled bank for every command; one that was not pulled says how to."""
+    done = CliRunner().invoke(app, [*arguments, "--references", "hf://someone/bank"])
+    assert done.exit_code == 2
+    assert "wvmonitor references pull someone/bank" in done.stderr + done.stdout

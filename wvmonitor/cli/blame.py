@@ -39,7 +39,7 @@ def command(
         typer.Option(metavar="R", help="A reference's folder, or its name in --references."),
     ],
     references: Annotated[
-        Path | None, typer.Option(metavar="BANK", help="Folder of references; the bundled ones.")
+        str | None, typer.Option(metavar="BANK", help="Folder of references; the bundled ones.")
     ] = None,
     out: Annotated[
         str | None,
@@ -115,7 +115,7 @@ def command(
         raise typer.Exit(2)
 
 
-def _reference(named: str, bank: Path | None) -> Reference:
+def _reference(named: str, bank: str | None) -> Reference:
     """A reference by its folder, or by its name in a bank."""
     from wvmonitor.references.bank import ReferenceBank
     from wvmonitor.references.bundled import bundled_path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +9,7 @@ import typer
 
 def command(
     references: Annotated[
-        Path, typer.Option(metavar="BANK", help="Folder of the references that runs are held to.")
+        str, typer.Option(metavar="BANK", help="Folder of the references that runs are held to.")
     ],
     out: Annotated[
         str, typer.Option("-o", "--out", metavar="FILE", help="The file; - for standard output.")

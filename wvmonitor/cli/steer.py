@@ -17,7 +17,7 @@ def command(
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder to write; must not exist yet.")],
     references: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="BANK", help="Folder of references; the bundled ones if left out."),
     ] = None,
     add: Annotated[

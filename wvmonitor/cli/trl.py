@@ -18,7 +18,7 @@ def command(
     script: Annotated[str, typer.Argument(metavar="SCRIPT", help="sft, dpo, grpo, kto, …")],
     *,
     references: Annotated[
-        Path | None, typer.Option("--wv-references", metavar="BANK", help="Folder of references.")
+        str | None, typer.Option("--wv-references", metavar="BANK", help="Folder of references.")
     ] = None,
     settings: Annotated[
         Path | None,

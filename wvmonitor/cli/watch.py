@@ -19,7 +19,7 @@ def command(
         Path, typer.Argument(metavar="RUNS_DIR", help="Folder of runs with checkpoint-* in them.")
     ],
     references: Annotated[
-        Path | None, typer.Option(metavar="BANK", help="Folder of the references.")
+        str | None, typer.Option(metavar="BANK", help="Folder of the references.")
     ] = None,
     base: Annotated[
         Path | None,
