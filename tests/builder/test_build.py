@@ -128,7 +128,7 @@ def test_what_a_person_takes_out_is_not_trained_on(again, brief) -> None:
     mine = again(**brief, stop_after="finetune")
     there = set(mine.work.glob("examples-*.jsonl"))
     assert build(again(**brief, stop_after="judge")) is None
-    kept = next(iter(set(mine.work.glob("examples-*.jsonl")) - there or there))
+    (kept,) = set(mine.work.glob("examples-*.jsonl")) - there
     lines = kept.read_text().splitlines(keepends=True)
     kept.write_text("".join(lines[:-8]))
     before = set(mine.work.iterdir())
