@@ -213,8 +213,10 @@ def test_memory_is_bounded_by_the_rows_asked_for(tmp_path: Path) -> None:
         made: list[int] = []
         whole, ours_empty = found.info("w").size, ours._empty
 
-        def counted(shape: tuple[int, ...], dtype: torch.dtype, which: str) -> torch.Tensor:
-            tensor = ours_empty(shape, dtype, which)
+        def counted(
+            shape: tuple[int, ...], dtype: torch.dtype, name: str, where: str
+        ) -> torch.Tensor:
+            tensor = ours_empty(shape, dtype, name, where)
             made.append(tensor.nbytes)
             return tensor
 

@@ -214,43 +214,50 @@ def _checked_metadata(metadata: Any, where: str) -> dict[str, str]:
     return metadata
 
 
+def tensor_in(name: str, where: str) -> str:
+    """How messages call a tensor; escaping takes time, so only errors ask for it."""
+    return f"the tensor {shown(name)} in {where}"
+
+
 def _checked_entry(name: str, entry: Any, where: str) -> TensorInfo:
-    which = f"the tensor {shown(name)} in {where}"
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise MalformedFileError(
-            f"{which} must have exactly dtype, shape and data_offsets: save the file again"
+            f"{tensor_in(name, where)} must have exactly dtype, shape and data_offsets:"
+            " save the file again"
         )
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if isinstance(code, str) and code in _SUB_BYTE:
         raise QuantizedWeightsError(
-            f"{which} has elements of less than a byte ({code}): give the unquantised weights"
+            f"{tensor_in(name, where)} has elements of less than a byte ({code}):"
+            " give the unquantised weights"
         )
     if not isinstance(code, str) or code not in DTYPES:
         raise MalformedFileError(
-            f"{which} has the dtype {shown(code, 40)}, not one of {', '.join(DTYPES)}:"
-            " save it again in one of these"
+            f"{tensor_in(name, where)} has the dtype {shown(code, 40)}, not one of"
+            f" {', '.join(DTYPES)}: save it again in one of these"
         )
     if not _sizes(shape) or len(shape) > MAX_RANK:
         raise MalformedFileError(
-            f"the shape of {which} must be at most {MAX_RANK} whole numbers from 0 to 2^63 - 1,"
-            f" got {shown(shape, 80)}: save the file again"
+            f"the shape of {tensor_in(name, where)} must be at most {MAX_RANK} whole numbers from"
+            f" 0 to 2^63 - 1, got {shown(shape, 80)}: save the file again"
         )
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise MalformedFileError(
-            f"data_offsets of {which} must be two whole numbers, begin and end,"
+            f"data_offsets of {tensor_in(name, where)} must be two whole numbers, begin and end,"
             f" got {shown(offsets, 80)}: save the file again"
         )
     dtype = DTYPES[code]
     # A zero dimension must not hide others whose product no machine can index.
     if math.prod(max(n, 1) for n in shape) * dtype.itemsize > _MAX_BYTES:
         raise MalformedFileError(
-            f"{which} has the shape {shown(shape, 80)}, more than 2^63 bytes: save the file again"
+            f"{tensor_in(name, where)} has the shape {shown(shape, 80)}, more than 2^63 bytes:"
+            " save the file again"
         )
     info = TensorInfo(dtype, tuple(shape), offsets[0], offsets[1])
     if info.count * dtype.itemsize != info.size:
         raise MalformedFileError(
-            f"{which} needs {info.count * dtype.itemsize} bytes for {code} {shown(shape, 80)} but"
-            f" data_offsets give it {info.size}: save the file again"
+            f"{tensor_in(name, where)} needs {info.count * dtype.itemsize} bytes for {code}"
+            f" {shown(shape, 80)} but data_offsets give it {info.size}: save the file again"
         )
     return info
 
@@ -261,7 +268,7 @@ def _check_layout(ordered: list[tuple[str, TensorInfo]], body: int, where: str) 
         if info.start != end:
             what = "overlaps the tensor before it" if info.start < end else "leaves a hole"
             raise MalformedFileError(
-                f"the tensor {shown(name)} in {where} {what} (begins at {info.start}, expected"
+                f"{tensor_in(name, where)} {what} (begins at {info.start}, expected"
                 f" {end}): save the file again"
             )
         end = info.stop

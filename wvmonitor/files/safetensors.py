@@ -30,6 +30,7 @@ from wvmonitor.files.header import (
     check_name,
     encode_header,
     read_header,
+    tensor_in,
 )
 from wvmonitor.files.storage import Location, open_storage, shown
 
@@ -135,7 +136,7 @@ class SafetensorsFile:
         width = info.dtype.itemsize
         total = math.prod(info.shape) if count is None else count
         step = elements * max(1, self._storage.least // (elements * width))
-        part = _empty((min(total, step),), _raw(info.dtype), self._which(name))
+        part = _empty((min(total, step),), _raw(info.dtype), name, self.where)
         memory = _bytes_of(part)
         for start in range(0, total, step):
             if total - start < step:  # the last one
@@ -165,21 +166,18 @@ class SafetensorsFile:
     def _fill(
         self, name: str, dtype: torch.dtype, shape: tuple[int, ...], start: int
     ) -> torch.Tensor:
-        tensor = _empty(shape, _raw(dtype), self._which(name))
+        tensor = _empty(shape, _raw(dtype), name, self.where)
         if tensor.numel():
             self._storage.read_into(_bytes_of(tensor), self._data_start + start)
         return self._checked(name, tensor, dtype)
-
-    def _which(self, name: str) -> str:
-        return f"the tensor {shown(name)} in {self.where}"
 
     def _checked(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if dtype != torch.bool:
             return tensor
         if tensor.numel() and int(tensor.max()) > 1:
             raise MalformedFileError(
-                f"{self._which(name)} is BOOL but holds bytes other than 0 and 1: save the file"
-                " again"
+                f"{tensor_in(name, self.where)} is BOOL but holds bytes other than 0 and 1:"
+                " save the file again"
             )
         return tensor.view(torch.bool)
 
@@ -317,7 +315,7 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(flat)
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, which: str) -> torch.Tensor:
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, name: str, where: str) -> torch.Tensor:
     size = math.prod(shape) * dtype.itemsize
     try:
         # Linux hands out memory it does not have and kills the process when it is touched.
@@ -325,10 +323,12 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, which: str) -> torch.Tens
             return torch.empty(shape, dtype=dtype)
     except (RuntimeError, MemoryError) as error:
         raise InputError(
-            f"{which} has {size} bytes, which could not be allocated: use a larger machine"
+            f"{tensor_in(name, where)} has {size} bytes, which could not be allocated:"
+            " use a larger machine"
         ) from error
     raise InputError(
-        f"{which} has {size} bytes, more than this machine's memory: use a larger machine"
+        f"{tensor_in(name, where)} has {size} bytes, more than this machine's memory:"
+        " use a larger machine"
     )
 
 

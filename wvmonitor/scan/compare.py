@@ -157,8 +157,8 @@ def _add_mixed(gram: Tensor, low: Mapping[int, LowRankUpdate], dense: Mapping[in
         return
     left, right, owner = _stacked({i: _linear(u) for i, u in low.items()})
     for index, update in dense.items():
-        per_rank = pass_over(update, lefts_SO=left.mT, rights_SI=right).per_rank
-        row = torch.zeros(len(gram), dtype=torch.float64).index_add_(0, owner, per_rank)
+        found = pass_over(update, lefts_SO=left.mT, rights_SI=right, sums=False)
+        row = torch.zeros(len(gram), dtype=torch.float64).index_add_(0, owner, found.per_rank)
         gram[index] += row
         gram[:, index] += row
 

@@ -11,8 +11,10 @@ float16's subnormal range (below 6e-5), where that format itself has lost bits.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 BLOCK_ELEMENTS = 1 << 22
+_THREADS = 4  # a disk or a page cache feeds no more
 Contents = Callable[[], Iterable[Tensor]]
 _known: dict[tuple[object, ...], str] = {}
 
@@ -56,13 +59,18 @@ def base_digest(path_or_model: Location | nn.Module) -> str:
 
 
 def digest_of_folder(folder: ModelFolder) -> str:
-    """The digest of an open folder, streamed block by block."""
+    """The digest of an open folder, streamed block by block, several tensors at a time."""
+    shapes = _of_blocks({name: folder.shape(name) for name in folder.names()}, folder.where)
+    names = list(shapes)
+    threads = 1 if is_url(folder.path) else min(_THREADS, os.cpu_count() or 1)
 
-    def contents(name: str) -> Contents:
-        return lambda: folder.stream(name, BLOCK_ELEMENTS)
+    def hashes(share: list[str]) -> dict[str, str]:
+        with opened(folder.path) as own:  # descriptors are not shared between threads
+            return {name: content_hash(own.stream(name, BLOCK_ELEMENTS)) for name in share}
 
-    shapes = {name: folder.shape(name) for name in folder.names()}
-    return digest_of({n: (s, contents(n)) for n, s in shapes.items()}, folder.where)
+    with ThreadPoolExecutor(threads) as pool:  # hashing and reading let other threads run
+        shares = pool.map(hashes, [names[i::threads] for i in range(threads)])
+        return _joined(shapes, {n: h for share in shares for n, h in share.items()})
 
 
 def digest_of(tensors: Mapping[str, tuple[tuple[int, ...], Contents]], where: str) -> str:
@@ -75,21 +83,36 @@ def digest_of(tensors: Mapping[str, tuple[tuple[int, ...], Contents]], where: st
     Raises:
         UnmeasurableModelError: there is no transformer block among the names.
     """
-    blocks = {n: t for n, t in tensors.items() if component_of(n, t[0]) == "blocks"}
+    shapes = _of_blocks({name: shape for name, (shape, _) in tensors.items()}, where)
+    return _joined(shapes, {name: content_hash(tensors[name][1]()) for name in shapes})
+
+
+def content_hash(blocks: Iterable[Tensor]) -> str:
+    """SHA-256 of a tensor that comes in blocks, rounded to bfloat16."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        for piece in _pieces(block):
+            held: Any = piece.numpy()
+            digest.update(held)
+    return digest.hexdigest()
+
+
+def _of_blocks(shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, tuple[int, ...]]:
+    """The linear weights of the transformer blocks."""
+    blocks = {n: s for n, s in shapes.items() if component_of(n, s) == "blocks"}
     if not blocks:
         raise UnmeasurableModelError(
             f"{where} has no linear weights in numbered transformer blocks (model.layers.N, "
             "transformer.h.N, …), by which a base is told: give a language model's weights"
         )
+    return blocks
+
+
+def _joined(shapes: Mapping[str, tuple[int, ...]], hashes: Mapping[str, str]) -> str:
     whole = hashlib.sha256()
-    for short, name in sorted((short, name) for name, short in without_prefix(blocks).items()):
-        shape, contents = blocks[name]
-        part = hashlib.sha256()
-        for tensor in contents():
-            for piece in _pieces(tensor):
-                part.update(piece.numpy().tobytes())
-        sizes = "x".join(str(length) for length in shape)
-        whole.update(f"{short}\t{sizes}\t{part.hexdigest()}\n".encode())
+    for short, name in sorted((short, name) for name, short in without_prefix(shapes).items()):
+        sizes = "x".join(str(length) for length in shapes[name])
+        whole.update(f"{short}\t{sizes}\t{hashes[name]}\n".encode())
     return whole.hexdigest()
 
 

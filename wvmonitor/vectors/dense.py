@@ -49,6 +49,7 @@ def pass_over(
     lefts_SO: Tensor | None = None,
     rights_SI: Tensor | None = None,
     probe_NI: Tensor | None = None,
+    sums: bool = True,
 ) -> DensePass:
     """Read a dense update once, and multiply it with everything that is given.
 
@@ -58,31 +59,27 @@ def pass_over(
         lefts_SO: (..., S, O) left factors of low-rank updates, by rank, or None.
         rights_SI: (..., S, I) their right factors, or None.
         probe_NI: (N, I) rows of the parameter's inputs, or None.
+        sums: False leaves `inners`, `square` and `changed` at 0: they are not asked for.
     """
     device, dtype = updates_.device_of(update), updates_.dtype_of(update)
     maps = len(update.shape) > 1 and (lefts_SO is not None or probe_NI is not None)
     size = _piece_elements(update.shape, device, maps=maps)
     products = _MapProducts(update, dtype, lefts_SO, rights_SI, probe_NI)
     dots: list[Tensor] = []
-    changed: list[Tensor] = []
+    moved: Tensor | int = 0
     start = 0
     streams = [updates_.pieces(u, size) for u in (update, *others)]
     for mine, *theirs in zip(*streams, strict=True):
-        dots += functional.dots_of_chunks(mine, [*theirs, mine])
-        changed.append(functional.count_changed(mine))
+        if sums:
+            dots += functional.dots_of_chunks(mine, [*theirs, mine])
+            moved = moved + functional.count_changed(mine)
         if maps:
             for member, rows, part in _matrix_rows(mine.to(dtype), start, update.shape):
                 products.add(member, rows, part)
         start += mine.numel()
-    sums = functional.sum_of_dots(dots, len(others) + 1).to(device)
-    count = (
-        torch.stack(changed).sum(dtype=torch.float64)
-        if changed
-        else torch.zeros((), dtype=torch.float64)
-    )
-    return DensePass(
-        sums[:-1], sums[-1], count.to(device), products.per_rank, products.whole_response()
-    )
+    inners = functional.sum_of_dots(dots, len(others) + 1).to(device)
+    count = torch.as_tensor(moved, dtype=torch.float64, device=device)
+    return DensePass(inners[:-1], inners[-1], count, products.per_rank, products.whole_response())
 
 
 class _MapProducts:

@@ -74,7 +74,8 @@ def stack_references(
     first = next(iter(updates.values()), None)
     transposed = None if first is None or len(first.shape) < 2 else first.transposed
     held = tuple(dense.items())
-    passes = [] if probe_NI is None else [pass_over(u, probe_NI=probe_NI) for u in dense.values()]
+    probed = dense.values() if probe_NI is not None else ()
+    passes = [pass_over(u, probe_NI=probe_NI, sums=False) for u in probed]
     responses = tuple(p.response for p in passes if p.response is not None)
     if not low:
         owner = torch.zeros(0, dtype=torch.long)
@@ -213,7 +214,8 @@ def _low_rank_products(update: LowRankUpdate, stack: ReferenceStack) -> Tensor:
         for row, theirs, ours in zip(out, stack.rights, rights, strict=True):
             _add_by_owner(row, stack.owner, lefts_SR * functional.matmul(theirs.to(dtype), ours.mT))
     for index, reference in stack.dense:
-        out[0, index] = pass_over(reference, lefts_SO=left.mT, rights_SI=rights[0]).per_rank.sum()
+        read = pass_over(reference, lefts_SO=left.mT, rights_SI=rights[0], sums=False)
+        out[0, index] = read.per_rank.sum()
     for (index, _), response in zip(stack.dense, stack.responses, strict=False):
         out[1, index] = functional.dense_low_rank_inner(response, left, rights[1])
     lefts_RR = functional.matmul(left.mT, left)
