@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from wvmonitor.errors import ShapeMismatchError
 from wvmonitor.references import ReferenceBank, stacks
-from wvmonitor.vectors import LowRankUpdate, Origin, TaskVector
+from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Origin, TaskVector
 
 SHAPES = {f"model.layers.{i}.{m}.weight": s for i in range(12) for m, s in
           (("up", (6, 4)), ("down", (4, 6)))}  # fmt: skip
@@ -65,6 +66,37 @@ def test_every_batching_gives_the_dense_numbers_in_order(tools, monkeypatch, wai
         np.testing.assert_allclose(products.products, rows[:, :2], rtol=1e-5, atol=1e-4)
         np.testing.assert_allclose(products.squared_norms, rows[:, 2], rtol=1e-5)
         np.testing.assert_allclose(products.lagged, rows[:, 3], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("waiting", [1, 1 << 20])
+def test_vectors_measured_together_have_the_numbers_they_have_alone(tools, monkeypatch, waiting):
+    """Side by side or one after the other, of one rank, several, or dense: the same readings."""
+    monkeypatch.setattr(stacks, "_WAITING_ON_CPU", waiting)
+    bank, names = bank_of(tools), list(SHAPES)
+    full = {n: DenseUpdate(torch.full(SHAPES[n], 0.5).tril()) for n in names[:2]}
+    taus = [
+        vector(tools.digest, 5),
+        vector(tools.digest, 6),
+        vector(tools.digest, 7, names, lambda n: 1 + len(n) % 3),
+        vector(tools.digest, 8, dtype=torch.float64),
+        TaskVector.of({**updates(9), **full}, Origin("runs/b", base_digest=tools.digest)),
+    ]
+    for some in (taus[:2], taus, taus[:1]):
+        together = bank.measure_together(some, steps=range(len(some)))
+        for step, (tau, found) in enumerate(zip(some, together, strict=True)):
+            alone = bank.measure(tau, step=step)
+            for field in ("products", "squared_norms"):
+                ours, theirs = (getattr(r.geometries["frobenius"], field) for r in (found, alone))
+                np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+            assert (found.step, found.parameters) == (step, alone.parameters)
+            assert found.changed_fraction == alone.changed_fraction
+
+
+def test_vectors_of_other_parameters_are_not_measured_together(tools):
+    """A vector that covers other parameters is refused, not measured in part."""
+    few = vector(tools.digest, 6, list(SHAPES)[:3])
+    with pytest.raises(ShapeMismatchError, match="different parameters"):
+        bank_of(tools).measure_together([vector(tools.digest, 5), few])
 
 
 def test_the_same_vector_measures_bit_for_bit_the_same(tools):

@@ -37,7 +37,8 @@ def map_of(update):
 
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("with_probe", [False, True])
-def test_a_block_measures_what_dense_matrices_have(with_probe, turned):
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_a_block_measures_what_dense_matrices_have(vectors, with_probe, turned):
     """Products, norms and lagged products of a run of parameters are the dense float64 ones."""
     members = [
         {0: low_rank(2, 10 * g, turned=turned), 2: low_rank(3, 10 * g + 1, turned=turned)}
@@ -45,34 +46,42 @@ def test_a_block_measures_what_dense_matrices_have(with_probe, turned):
     ]
     probes = [torch.randn(6, IN, generator=torch.Generator().manual_seed(g)) for g in range(G)]
     block = stack_block(members, 3, probes if with_probe else [])
-    taus = [low_rank(2, 500 + g, turned=turned) for g in range(1, G)]
-    earlier = [low_rank(1, 600 + g, turned=turned) for g in range(1, G)]
+
+    def bundles(rank, seed):
+        return [
+            [low_rank(rank, seed + 10 * v + g, turned=turned) for v in range(vectors)]
+            for g in range(1, G)
+        ]
+
+    taus, earlier = bundles(2, 500), bundles(1, 600)
     found = block_products(taus, block, 1, earlier)
     assert found.dtype == torch.float64
-    assert found.shape == (G - 1, 2 if with_probe else 1, 5)
-    for g, (tau, before) in enumerate(zip(taus, earlier, strict=True), 1):
-        for geometry in range(found.shape[1]):
-            x = probes[g].double().T if geometry else torch.eye(IN).double()
-            a = map_of(tau) @ x
-            others = [members[g].get(i) for i in range(3)] + [tau, before]
-            expected = torch.stack(
-                [
-                    torch.zeros(()).double() if o is None else (a * (map_of(o) @ x)).sum()
-                    for o in others
-                ]
-            )
-            torch.testing.assert_close(found[g - 1, geometry], expected, rtol=1e-5, atol=1e-5)
-        alone = products(tau, block.stack(g), before)
-        torch.testing.assert_close(found[g - 1], alone, rtol=1e-5, atol=1e-5)
+    assert found.shape == (G - 1, vectors, 2 if with_probe else 1, 5)
+    for g in range(1, G):
+        for v in range(vectors):
+            tau, before, mine = taus[g - 1][v], earlier[g - 1][v], found[g - 1, v]
+            for geometry in range(len(mine)):
+                x = probes[g].double().T if geometry else torch.eye(IN).double()
+                a = map_of(tau) @ x
+                others = [members[g].get(i) for i in range(3)] + [tau, before]
+                expected = torch.stack(
+                    [
+                        torch.zeros(()).double() if o is None else (a * (map_of(o) @ x)).sum()
+                        for o in others
+                    ]
+                )
+                torch.testing.assert_close(mine[geometry], expected, rtol=1e-5, atol=1e-5)
+            alone = products(tau, block.stack(g), before)
+            torch.testing.assert_close(mine, alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_block_measures_low_precision_as_float32(dtype):
     """Low-precision factors in a block give the products of the numbers they hold."""
     block = stack_block([{0: low_rank(2, g)} for g in range(G)], 1, [])
-    taus = [low_rank(3, 50 + g, dtype=dtype) for g in range(G)]
+    taus = [[low_rank(3, 50 + g, dtype=dtype)] for g in range(G)]
     found = block_products(taus, block, 0)
-    wide = [LowRankUpdate(t.left.float(), t.right.float()) for t in taus]
+    wide = [[LowRankUpdate(t.left.float(), t.right.float())] for (t,) in taus]
     torch.testing.assert_close(found, block_products(wide, block, 0), rtol=0, atol=0)
 
 
@@ -80,7 +89,7 @@ def test_a_block_refuses_another_layout():
     """An update stored (in, out) is refused where the references are (out, in)."""
     block = stack_block([{0: low_rank(1, 0)}], 1, [])
     with pytest.raises(ShapeMismatchError, match=r"\(in, out\)"):
-        block_products([low_rank(1, 1, turned=True)], block, 0)
+        block_products([[low_rank(1, 1, turned=True)]], block, 0)
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wvmonitor.reading import GEOMETRIES, Float64
 from wvmonitor.vectors import functional
-from wvmonitor.vectors.block import BlockBuilder, ReferenceBlock, block_products
+from wvmonitor.vectors.block import BlockBuilder, ReferenceBlock, Scratch, block_products
 from wvmonitor.vectors.stack import (
     ReferenceStack,
     dense_products,
@@ -185,80 +185,97 @@ def _dense_on(update: Dense, device: torch.device) -> Dense:
 class _Waiting:
     position: int
     member: int
-    update: LowRankUpdate
-    earlier: LowRankUpdate | None
+    updates: Sequence[LowRankUpdate]
+    earlier: Sequence[LowRankUpdate] | None
 
 
 class Pass:
-    """One pass over a task vector: small updates of one shape are measured together.
+    """One pass over task vectors of the same parameters, measured side by side.
 
-    What is found stays on its device until `table`, which fetches it in one transfer.
+    Low-rank updates are multiplied with the references together, and small ones of one shape wait
+    for each other. What is found stays on its device until `table`, which fetches it in one
+    transfer.
     """
 
-    def __init__(self, stacks: Stacks) -> None:
+    def __init__(self, stacks: Stacks, vectors: int = 1) -> None:
         self._stacks = stacks
+        self._vectors = vectors
+        self._scratch = Scratch()
         self._waiting: dict[tuple[object, ...], list[_Waiting]] = {}
         self._held = 0
         self._rows: dict[torch.device, list[tuple[list[int], Tensor]]] = {}
         self._changed: dict[torch.device, list[Tensor]] = {}
         self._positions = 0
-        self._elements = 0
+        self._elements = np.zeros(vectors)
 
-    def add(self, name: str, update: Update, earlier: Update | None = None) -> None:
-        """Measure an update, now or together with those that follow.
+    def add(
+        self, name: str, updates: Sequence[Update], earlier: Sequence[Update] | None = None
+    ) -> None:
+        """Measure each vector's update of one parameter, now or together with those that follow.
 
         Raises:
             ShapeMismatchError: as `products` says.
         """
-        position, device = self._positions, device_of(update)
+        position, device = self._positions, device_of(updates[0])
         self._positions += 1
-        if isinstance(update, LowRankUpdate):
-            if name in self._stacks.places and _fits_a_block(update, earlier):
-                number, member = self._stacks.places[name]
-                assert earlier is None or isinstance(earlier, LowRankUpdate)  # noqa: S101  it fits
-                self._wait(number, device, _Waiting(position, member, update, earlier))
+        if name in self._stacks.places and _fit_a_block(updates) and _fit_a_block(earlier or ()):
+            number, member = self._stacks.places[name]
+            low, before = _low_rank(updates), None if earlier is None else _low_rank(earlier)
+            if before is None or before[0].shape == low[0].shape:
+                self._wait(number, device, _Waiting(position, member, low, before))
                 return
-            rows = products(update, self._stacks.stack(name, device), earlier)
-        else:
-            stack = self._stacks.stack(name, device)
-            rows, changed = dense_products(update, stack)
-            self._changed.setdefault(device, []).append(changed)
-            self._elements += update.shape.numel()
-            if earlier is not None:
-                rows[:, -1] = lagged_products(update, earlier, stack.probe)
-        self._keep([position], rows.unsqueeze(0))
+        stack = self._stacks.stack(name, device)
+        found = [
+            self._single(vector, update, stack, None if earlier is None else earlier[vector])
+            for vector, update in enumerate(updates)
+        ]
+        self._keep([position], torch.stack(found).unsqueeze(0))
 
-    def table(self) -> tuple[Float64, float | None]:
+    def _single(
+        self, vector: int, update: Update, stack: ReferenceStack, earlier: Update | None
+    ) -> Tensor:
+        if isinstance(update, LowRankUpdate):
+            return products(update, stack, earlier)
+        rows, changed = dense_products(update, stack)
+        share = torch.zeros(self._vectors, dtype=torch.float64, device=changed.device)
+        share[vector] = changed
+        self._changed.setdefault(changed.device, []).append(share)
+        self._elements[vector] += update.shape.numel()
+        if earlier is not None:
+            rows[:, -1] = lagged_products(update, earlier, stack.probe)
+        return rows
+
+    def table(self) -> tuple[Float64, list[float | None]]:
         """Everything found: one transfer from each device.
 
         Returns:
-            (P, 2, count + 2) float64 by position, with NaN norms where the response does not
-            exist; and which share of the dense updates' elements moved, if there were any.
+            (vectors, P, 2, count + 2) float64 by position, with NaN norms where the response does
+            not exist; and which share of each vector's dense elements moved, if it had any.
         """
         self._measure_waiting()
-        table = np.zeros((self._positions, len(GEOMETRIES), self._stacks.count + 2))
-        table[:, 1:, -2:] = np.nan
-        total = 0
+        shape = (self._vectors, self._positions, len(GEOMETRIES), self._stacks.count + 2)
+        table, totals = np.zeros(shape), np.zeros(self._vectors)
+        table[:, :, 1:, -2:] = np.nan
         for device, found in self._rows.items():
             counts = self._changed.get(device, [])
-            flat = torch.cat([r.reshape(-1) for _, r in found] + [c.reshape(1) for c in counts])
+            flat = torch.cat([r.reshape(-1) for _, r in found] + counts)
             values = flat.cpu().numpy()
             start = 0
             for positions, rows in found:
                 block = values[start : start + rows.numel()].reshape(rows.shape)
-                table[positions, : rows.shape[1]] = block
+                table[:, positions, : rows.shape[2]] = block.swapaxes(0, 1)
                 start += rows.numel()
-            total += int(values[start:].sum())
-        return table, total / self._elements if self._elements else None
+            totals += values[start:].reshape(-1, self._vectors).sum(0)
+        pairs = zip(totals, self._elements, strict=True)
+        return table, [float(t / n) if n else None for t, n in pairs]
 
     def _wait(self, number: int, device: torch.device, one: _Waiting) -> None:
-        update, earlier = one.update, one.earlier
-        size = update.left.numel() + update.right.numel()
+        factors = [one.updates[0], *([] if one.earlier is None else [one.earlier[0]])]
+        size = sum(u.left.numel() + u.right.numel() for u in one.updates)
         if device.type == "cpu" and size > _SMALL_ON_CPU:
             self._measure(number, device, [one])
             return
-        factors = [update, *([] if earlier is None else [earlier])]
-        key = (number, device, *((u.rank, u.left.dtype, u.right.dtype) for u in factors))
+        key = (number, device, *(u.rank for u in factors))
         waiting = self._waiting.setdefault(key, [])
         waiting.append(one)
         self._held += size
@@ -269,7 +286,7 @@ class Pass:
             return
         limit = _WAITING_ON_CPU
         if device.type != "cpu":
-            limit = max(_WAITING_ON_DEVICE, update.shape.numel() // 4)
+            limit = max(_WAITING_ON_DEVICE, one.updates[0].shape.numel() // 4)
         if self._held > limit:
             self._measure_waiting()
 
@@ -284,20 +301,27 @@ class Pass:
         block = self._stacks.block(number, device)
         for run in _runs(sorted(waiting, key=lambda w: w.member)):
             earlier = [w.earlier for w in run if w.earlier is not None]
-            rows = block_products([w.update for w in run], block, run[0].member, earlier or None)
+            rows = block_products(
+                [w.updates for w in run], block, run[0].member, earlier or None, self._scratch
+            )
             self._keep([w.position for w in run], rows)
 
     def _keep(self, positions: list[int], rows: Tensor) -> None:
         self._rows.setdefault(rows.device, []).append((positions, rows))
 
 
-def _fits_a_block(update: LowRankUpdate, earlier: Update | None) -> bool:
-    factors = [update.left, update.right]
-    if earlier is not None:
-        if not isinstance(earlier, LowRankUpdate) or earlier.shape != update.shape:
-            return False
-        factors += [earlier.left, earlier.right]
-    return functional.working_dtype(*factors) == torch.float32
+def _fit_a_block(updates: Sequence[Update]) -> bool:
+    """Whether updates can be measured side by side, in float32."""
+    low = _low_rank(updates)
+    if len(low) < len(updates):
+        return False
+    factors = [t for u in low for t in (u.left, u.right)]
+    alike = {(u.rank, u.shape, u.transposed) for u in low}
+    return len(alike) < 2 and functional.working_dtype(*factors) == torch.float32
+
+
+def _low_rank(updates: Sequence[Update]) -> list[LowRankUpdate]:
+    return [u for u in updates if isinstance(u, LowRankUpdate)]
 
 
 def _runs(waiting: Sequence[_Waiting]) -> Iterator[list[_Waiting]]:

@@ -6,6 +6,7 @@ arithmetic. Dimension suffixes as in `stack.py`; G parameters lie in a block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -127,67 +128,124 @@ class BlockBuilder:
         )
 
 
+class Scratch:
+    """Memory for factors side by side, used again and again: fresh pages cost more than the copy.
+
+    What it gave holds until it is asked for the same place again.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[object, Tensor] = {}
+
+    def tensor(self, place: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Uninitialised memory of a shape, on the device and in the precision of `like`."""
+        key, size = (place, like.device, like.dtype), math.prod(shape)
+        if key not in self._held or len(self._held[key]) < size:
+            self._held.pop(key, None)  # never both at once
+            self._held[key] = torch.empty(size, device=like.device, dtype=like.dtype)
+        return self._held[key][:size].view(*shape)
+
+
 def block_products(
-    updates: Sequence[LowRankUpdate],
+    updates: Sequence[Sequence[LowRankUpdate]],
     block: ReferenceBlock,
     start: int,
-    earlier: Sequence[LowRankUpdate] | None = None,
+    earlier: Sequence[Sequence[LowRankUpdate]] | None = None,
+    scratch: Scratch | None = None,
 ) -> Tensor:
     """What `products` gives for each of several parameters that follow one another in a block.
 
+    Several task vectors are measured at once: their ranks lie side by side, so that the references,
+    which are larger than any cache, are read once for all of them.
+
     Args:
-        updates: of the block's parameters `start`, `start` + 1, … All of one rank and dtype.
+        updates: of the block's parameters `start`, `start` + 1, …: one of each task vector. All of
+            one rank.
         block: the references.
         start: the first parameter.
-        earlier: the updates h steps earlier, of one rank and dtype as well.
+        earlier: the same h steps earlier, of one rank as well.
+        scratch: kept from call to call.
 
     Returns:
-        (updates, geometries, count + 2) float64 on the updates' device. Nothing is synchronised.
+        (parameters, task vectors, geometries, count + 2) float64 on the updates' device. Nothing is
+        synchronised.
 
     Raises:
         ShapeMismatchError: an update is stored as (in, out) where the references are not, or the
             other way round.
     """
     members = slice(start, start + len(updates))
-    left, rights = _gathered(updates, block, members)
-    shape = (len(updates), len(rights), block.count + 2)
+    scratch = scratch or Scratch()
+    left, rights = _gathered(updates, block, members, scratch, "now")
+    vectors = len(updates[0])
+    shape = (len(updates), vectors, len(rights), block.count + 2)
     out = torch.zeros(shape, dtype=torch.float64, device=left.device)
-    lefts_SR = functional.matmul(block.lefts[members], left)
-    lefts_RR = functional.matmul(left.mT, left)
-    lagged = None if earlier is None else _gathered(earlier, block, members)
-    lefts_RE = None if lagged is None else functional.matmul(left.mT, lagged[0])
+    lefts_SM = functional.matmul(block.lefts[members], left)
+    ours_NRO = _split(left.mT, vectors)
+    lefts_RR = functional.matmul(ours_NRO, ours_NRO.mT)
+    lagged = None if earlier is None else _gathered(earlier, block, members, scratch, "then")
+    lefts_RE = (
+        None if lagged is None else functional.matmul(ours_NRO, _split(lagged[0].mT, vectors).mT)
+    )
     for geometry, (theirs, ours) in enumerate(zip(block.rights, rights, strict=True)):
-        rows = out[:, geometry]
-        elements = lefts_SR * functional.matmul(theirs[members], ours.mT)
-        rows.index_add_(1, block.owner, elements.sum(-1, dtype=torch.float64))
-        rows[:, -2] = _sums64(lefts_RR * functional.matmul(ours, ours.mT))
+        rows = out[:, :, geometry]
+        elements = lefts_SM * functional.matmul(theirs[members], ours.mT)
+        per_rank = _split(elements.mT, vectors).sum(2, dtype=torch.float64)
+        rows.index_add_(2, block.owner, per_rank)
+        ours_NRI = _split(ours, vectors)
+        rows[..., -2] = _sums64(lefts_RR * functional.matmul(ours_NRI, ours_NRI.mT))
         if lagged is not None and lefts_RE is not None:
-            rows[:, -1] = _sums64(lefts_RE * functional.matmul(ours, lagged[1][geometry].mT))
+            then = _split(lagged[1][geometry], vectors)
+            rows[..., -1] = _sums64(lefts_RE * functional.matmul(ours_NRI, then.mT))
     return out
 
 
-def _sums64(values_GAB: Tensor) -> Tensor:
-    return values_GAB.sum((-2, -1), dtype=torch.float64)
+def _sums64(values: Tensor) -> Tensor:
+    return values.sum((-2, -1), dtype=torch.float64)
+
+
+def _split(factors_GMI: Tensor, vectors: int) -> Tensor:
+    """(G, N, R, I): the M = N·R ranks by task vector."""
+    members, ranks, width = factors_GMI.shape
+    return factors_GMI.view(members, vectors, ranks // vectors, width)
 
 
 def _gathered(
-    updates: Sequence[LowRankUpdate], block: ReferenceBlock, members: slice
+    updates: Sequence[Sequence[LowRankUpdate]],
+    block: ReferenceBlock,
+    members: slice,
+    scratch: Scratch,
+    when: str,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Factors of several updates as (G, O, R) and, by geometry, (G, R, I) and (G, R, N)."""
-    for update in updates:
+    """Factors side by side, M = N·R ranks: (G, O, M) and, by geometry, (G, M, I) and (G, M, N)."""
+    for update in updates[0]:
         check_layout(update, block.transposed)
-    turned = [updates_.as_linear(u) for u in updates]
-    linear = [u for u in turned if isinstance(u, LowRankUpdate)]
-    device, dtype = block.lefts.device, block.lefts.dtype
-    left = _joined([u.left for u in linear]).to(device, dtype)
-    right = _joined([u.right for u in linear]).to(device, dtype)
+    turned = [[updates_.as_linear(u) for u in row] for row in updates]
+    linear = [[u for u in row if isinstance(u, LowRankUpdate)] for row in turned]
+    lefts, ours = (
+        [[u.left for u in row] for row in linear],
+        [[u.right for u in row] for row in linear],
+    )
+    left = _joined(lefts, block.lefts, -1, scratch, f"left {when}")
+    right = _joined(ours, block.lefts, -2, scratch, f"right {when}")
     if not block.probes:
         return left, [right]
     probes = block.probes[members]
-    on_probe = [functional.matmul(r, p.to(dtype).mT) for r, p in zip(right, probes, strict=True)]
-    return left, [right, _joined(on_probe)]
+    on_probe = [functional.matmul(r, p.to(r.dtype).mT) for r, p in zip(right, probes, strict=True)]
+    return left, [right, torch.stack(on_probe)]
 
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    """(G, ...) of G tensors: a view of the only one, a copy of several."""
-    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+def _joined(
+    factors: Sequence[Sequence[Tensor]], like: Tensor, along: int, scratch: Scratch, place: str
+) -> Tensor:
+    """(G, ...) factors of G parameters, those of each side by side, as `like`: copied once."""
+    first, rank = factors[0][0], factors[0][0].shape[along]
+    if len(factors) == len(factors[0]) == 1:
+        return first.to(like.device, like.dtype).unsqueeze(0)
+    shape = list(first.shape)
+    shape[along] *= len(factors[0])
+    made = scratch.tensor(place, (len(factors), *shape), like)
+    for row, member in zip(made, factors, strict=True):
+        for number, factor in enumerate(member):
+            row.narrow(along, number * rank, rank).copy_(factor)
+    return made
