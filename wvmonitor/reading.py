@@ -7,8 +7,8 @@ and pictures, is arithmetic on these arrays. Dimension names: P parameters, R re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -105,6 +105,39 @@ class Reading:
             c: float(squares[self.in_scope((c,))].sum() / total) if total else 0.0
             for c in COMPONENTS
         }
+
+
+def join_readings(parts: Sequence[Reading], elements: Sequence[int]) -> Reading:
+    """One reading of parameters that were measured in several parts, in the order of the parts.
+
+    Args:
+        parts: readings of different parameters of one task vector against one bank.
+        elements: how many elements each part's parameters have.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    counted = [(p.changed_fraction, n) for p, n in zip(parts, elements, strict=True)]
+    moved = [(f, n) for f, n in counted if f is not None]
+    total = sum(n for _, n in moved)
+    return replace(
+        first,
+        parameters=tuple(name for p in parts for name in p.parameters),
+        components=tuple(c for p in parts for c in p.components),
+        geometries={g: _stacked([p.geometries[g] for p in parts]) for g in first.geometries},
+        changed_fraction=sum(f * n for f, n in moved) / total if total else None,
+        warnings=tuple(dict.fromkeys(w for p in parts for w in p.warnings)),
+    )
+
+
+def _stacked(parts: Sequence[Products]) -> Products:
+    lagged = [p.lagged for p in parts if p.lagged is not None]
+    return Products(
+        products=np.concatenate([p.products for p in parts]),
+        squared_norms=np.concatenate([p.squared_norms for p in parts]),
+        covered=np.concatenate([p.covered for p in parts]),
+        lagged=np.concatenate(lagged) if lagged else None,
+    )
 
 
 @dataclass(frozen=True)

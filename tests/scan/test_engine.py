@@ -10,17 +10,21 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tests.scan.calibrations import calibration_for
 from wvmonitor.cli.app import app
 from wvmonitor.errors import SettingsError
 from wvmonitor.references import ReferenceBank
+from wvmonitor.scan import work
 from wvmonitor.scan.cache import ScanCache
 from wvmonitor.scan.executors import alone, open_executor
-from wvmonitor.scan.measure import measure
+from wvmonitor.scan.measure import Share, measure_all
 from wvmonitor.scan.scan import scan
 from wvmonitor.scan.targets import find_targets
+from wvmonitor.vectors import TaskVector
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +36,13 @@ def bank(tiny_bank_folder: Path) -> ReferenceBank:
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths whose weights were really measured."""
     paths: list[str] = []
-    original = ReferenceBank.measure
+    original = ReferenceBank.measure_together
 
-    def counting(self: ReferenceBank, tau, **options):
-        paths.append(tau.origin.source)
-        return original(self, tau, **options)
+    def counting(self: ReferenceBank, taus, **options):
+        paths.extend(tau.origin.source for tau in taus)
+        return original(self, taus, **options)
 
-    monkeypatch.setattr(ReferenceBank, "measure", counting)
+    monkeypatch.setattr(ReferenceBank, "measure_together", counting)
     return paths
 
 
@@ -150,9 +154,81 @@ def test_results_come_as_they_finish(
     executor = Backwards()
     results = scan([bad_adapter, good_adapter], bank, executor=executor)
     assert next(results).path == str(good_adapter)
-    slow, job = executor.jobs[0]
-    slow.set_result(measure(job))
+    slow, piece = executor.jobs[0]
+    slow.set_result(measure_all(piece))
     assert [r.path for r in results] == [str(bad_adapter)]
+
+
+class Here(Executor):
+    """Does at once what is submitted, and keeps what came of it."""
+
+    def __init__(self) -> None:
+        self.found: list[object] = []
+
+    def submit(self, function, /, *arguments, **options):
+        future: Future = Future()
+        self.found.append(function(*arguments, **options))
+        future.set_result(self.found[-1])
+        return future
+
+
+def test_a_lone_checkpoint_is_shared_by_all_workers(
+    save_checkpoint, tiny_base: Path, evil: TaskVector, bank: ReferenceBank, tmp_path: Path
+) -> None:
+    """Three workers each read some parameters of one checkpoint, and no digit changes."""
+    where = save_checkpoint(tmp_path / "full", evil)
+    (alone_,) = scan([where], bank, base=tiny_base)
+    executor = Here()
+    (shared,) = scan([where], bank, base=tiny_base, executor=executor, workers=3)
+    assert shared == alone_
+    shares = [share for found in executor.found for share in found]
+    assert len(shares) == 3
+    assert all(isinstance(share, Share) and share.reading.parameters for share in shares)
+
+
+def test_a_share_that_fails_fails_the_checkpoint(
+    save_checkpoint, tiny_base: Path, evil: TaskVector, bank: ReferenceBank, tmp_path: Path
+) -> None:
+    """A checkpoint of which one part cannot be read is one failure, not a smaller number."""
+    where = save_checkpoint(tmp_path / "full", evil)
+    tensors = load_file(where / "model.safetensors")
+    name = max(n for n in tensors if "layers.1" in n)
+    tensors[name].view(-1)[3] = torch.nan
+    save_file(tensors, where / "model.safetensors", metadata={"format": "pt"})
+    for workers in (1, 4):
+        (result,) = scan([where], bank, base=tiny_base, executor=Here(), workers=workers)
+        assert result.error is not None
+        assert result.error.type == "NonFiniteError"
+        assert result.verdict == "unknown"
+
+
+def test_adapters_of_a_large_archive_are_measured_side_by_side(
+    drifting_run: Path,
+    bad_adapter: Path,
+    bank: ReferenceBank,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Bundles give the results of single measurements; a broken adapter fails by itself."""
+    broken = shutil.copytree(bad_adapter, tmp_path / "broken")
+    (broken / "adapter_model.safetensors").write_bytes(b"no header")
+    diverged = shutil.copytree(bad_adapter, tmp_path / "diverged")
+    tensors = load_file(diverged / "adapter_model.safetensors")
+    next(iter(tensors.values())).fill_(torch.inf)
+    save_file(tensors, diverged / "adapter_model.safetensors")
+    targets = [drifting_run, broken, diverged, bad_adapter]
+    singly = list(scan(targets, bank, ordered=True))
+    monkeypatch.setattr(work, "_MANY", 2)
+    executor = Here()
+    bundled = list(scan(targets, bank, executor=executor, ordered=True))
+    assert [len(found) for found in executor.found] == [4, 4]
+    for one, other in zip(singly, bundled, strict=True):
+        assert (one.path, one.verdict, one.error) == (other.path, other.verdict, other.error)
+        assert one.error or one.norm == pytest.approx(other.norm, rel=1e-6)
+        for name, reference in one.references.items():
+            theirs = other.references[name].scores["frobenius"]
+            assert reference.scores["frobenius"] == pytest.approx(theirs, rel=1e-5, abs=1e-7)
+    assert [r.error.type for r in bundled if r.error] == ["MalformedFileError", "NonFiniteError"]
 
 
 def _die_of(job: str) -> str:

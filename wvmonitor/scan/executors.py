@@ -47,7 +47,7 @@ def open_executor(
         return
     if scheduler is not None:
         raise SettingsError("scheduler is for Dask only: add --executor dask, or leave it out")
-    count = workers or _cores()
+    count = workers or cores()
     if count == 1:
         yield None
         return
@@ -86,7 +86,8 @@ def _pool(count: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, mp_context=_context(), initializer=_become_worker)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

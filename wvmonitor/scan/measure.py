@@ -1,12 +1,14 @@
-"""One checkpoint, measured in one pass: the part of a scan that runs in worker processes."""
+"""Checkpoints, measured in one pass each: the part of a scan that runs in worker processes."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from wvmonitor.detection.groups import LayerShares, layer_shares
 from wvmonitor.detection.scores import Scores, score
@@ -14,14 +16,16 @@ from wvmonitor.errors import AlteredBankError, MissingPathError, NonFiniteError
 from wvmonitor.files.checkpoint_files import open_checkpoint
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import is_url, joined, local_path, shown
-from wvmonitor.reading import Component, Geometry, Reading
+from wvmonitor.reading import Component, Geometry, Reading, join_readings
 from wvmonitor.references import ReferenceBank
 from wvmonitor.references.card import BaseRelation
 from wvmonitor.scan.cache import CacheView, content_key
 from wvmonitor.scan.results import Failure, failure_of
 from wvmonitor.scan.targets import ADAPTER_CONFIG, Target
-from wvmonitor.sources.identity import base_digest
+from wvmonitor.sources.identity import KnownDigest, base_digest, remember
 from wvmonitor.vectors.task_vector import TaskVector
+
+_Found = TypeVar("_Found")
 
 
 class SharedBank:
@@ -70,6 +74,8 @@ class Job:
         components: the parts of the model to score.
         ridge: the residual's λ by geometry, where the calibration fixes it.
         cache: what was measured before, if that is kept.
+        share: (i, n): only the i-th of n shares of its parameters is to be read.
+        base_digest: the base's, if it was computed before.
     """
 
     target: Target
@@ -78,6 +84,8 @@ class Job:
     components: tuple[Component, ...] = ("blocks",)
     ridge: Mapping[Geometry, float] = field(default_factory=dict)
     cache: CacheView | None = None
+    share: tuple[int, int] = (0, 1)
+    base_digest: KnownDigest | None = None
 
 
 @dataclass(frozen=True)
@@ -116,19 +124,85 @@ class Measured:
     key: str | None = None
 
 
+@dataclass(frozen=True)
+class Share:
+    """What was read of a checkpoint, by itself or as one of several shares.
+
+    Attributes:
+        reading: of the share's parameters.
+        elements: how many they have.
+        relation, method, rank, warnings, key: as `Measured` has them.
+    """
+
+    reading: Reading
+    elements: int
+    relation: BaseRelation
+    method: str | None
+    rank: int | None
+    warnings: tuple[str, ...]
+    key: str | None
+
+
 Outcome = Measured | Known | Failure
 
 
 def measure(job: Job) -> Outcome:
-    """Measure one checkpoint; whatever is wrong with it comes back as a record."""
+    """Measure one whole checkpoint; whatever is wrong with it comes back as a record."""
+    (found,) = measure_all([job])
+    return found if not isinstance(found, Share) else scored([found], job)
+
+
+def measure_all(jobs: Sequence[Job]) -> list[Outcome | Share]:
+    """Measure checkpoints, side by side if they are alike; a share of one comes back as a `Share`.
+
+    Whatever is wrong with one of them comes back as a record in its place.
+    """
+    opened = [_tried(_open, job) for job in jobs]
+    vectors = [o for o in opened if isinstance(o, _Opened)]
+    readings = iter(_read_all(vectors, jobs[0].bank))
+    found = [next(readings) if isinstance(o, _Opened) else o for o in opened]
+    return [
+        _tried(scored, [f], job) if isinstance(f, Share) and job.share[1] == 1 else f
+        for f, job in zip(found, jobs, strict=True)
+    ]
+
+
+def scored(shares: Sequence[Share], job: Job) -> Measured:
+    """What a checkpoint's shares, in their order, say of it together."""
+    bank, first = job.bank.get(), shares[0]
+    reading = join_readings([s.reading for s in shares], [s.elements for s in shares])
+    known = {g: v for g, v in job.ridge.items() if g in reading.geometries}
+    return Measured(
+        scores=score(reading, bank.gram, components=job.components, ridge=known or None),
+        component_shares=reading.component_shares(),
+        relation=first.relation,
+        method=first.method,
+        rank=first.rank,
+        warnings=first.warnings,
+        layers=layer_shares(reading, job.components),
+        key=first.key,
+    )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    job: Job
+    tau: TaskVector
+    warnings: tuple[str, ...]
+    key: str | None
+
+
+def _tried(function: Callable[..., _Found], *arguments: Any) -> _Found | Failure:
     try:
-        return _measure(job)
+        return function(*arguments)
     except Exception as error:  # noqa: BLE001  one broken checkpoint must not end a scan of thousands
         return failure_of(error)
 
 
-def _measure(job: Job) -> Measured | Known:
+def _open(job: Job) -> _Opened | Known:
     bank, target = job.bank.get(), job.target
+    if job.base_digest is not None:
+        remember(job.base_digest)
     base, warnings = find_base(target, job.base, bank)
     key = None
     if job.cache is not None:
@@ -137,20 +211,56 @@ def _measure(job: Job) -> Measured | Known:
         if key in job.cache:
             return Known(key)
     tau = read_target(target, job.base, base)
-    reading = bank.measure(tau, step=target.step, progress=target.progress)
-    _check_finite(reading, target.path)
-    known = {g: v for g, v in job.ridge.items() if g in reading.geometries}
-    scores = score(reading, bank.gram, components=job.components, ridge=known or None)
-    return Measured(
-        scores=scores,
-        component_shares=reading.component_shares(),
-        relation=bank.relation_to(tau.origin.base_digest),
-        method=tau.origin.method,
-        rank=tau.origin.rank,
-        warnings=warnings,
-        layers=layer_shares(reading, job.components),
-        key=key,
+    if job.share[1] > 1:
+        tau = tau.select(_share_of(tau, *job.share).__contains__)
+    return _Opened(job, tau, warnings, key)
+
+
+def _share_of(tau: TaskVector, number: int, shares: int) -> frozenset[str]:
+    """Names of one of several shares, each of parameters that follow one another."""
+    sizes = [tau.shape(name).numel() for name in tau.names()]
+    # a parameter belongs where its middle lies
+    middles = np.cumsum(sizes) - np.array(sizes) / 2
+    owners = np.minimum(middles * shares // max(1, sum(sizes)), shares - 1)
+    return frozenset(n for n, owner in zip(tau.names(), owners, strict=True) if owner == number)
+
+
+def _read_all(opened: Sequence[_Opened], bank: SharedBank) -> list[Share | Failure]:
+    names = {tuple(o.tau.names()) for o in opened}
+    if len(opened) > 1 and len(names) == 1:
+        try:
+            return list(_read(opened, bank.get()))
+        except Exception:  # noqa: BLE001, S110  which one it was, reading them singly says
+            pass
+    return [_tried(_read_one, o, bank) for o in opened]
+
+
+def _read_one(opened: _Opened, bank: SharedBank) -> Share:
+    (found,) = _read([opened], bank.get())
+    return found
+
+
+def _read(opened: Sequence[_Opened], bank: ReferenceBank) -> list[Share]:
+    targets = [o.job.target for o in opened]
+    readings = bank.measure_together(
+        [o.tau for o in opened],
+        steps=[t.step for t in targets],
+        progresses=[t.progress for t in targets],
     )
+    for reading, target in zip(readings, targets, strict=True):
+        _check_finite(reading, target.path)
+    return [
+        Share(
+            reading=reading,
+            elements=sum(o.tau.shape(name).numel() for name in o.tau.names()),
+            relation=bank.relation_to(o.tau.origin.base_digest),
+            method=o.tau.origin.method,
+            rank=o.tau.origin.rank,
+            warnings=o.warnings,
+            key=o.key,
+        )
+        for o, reading in zip(opened, readings, strict=True)
+    ]
 
 
 def read_target(target: Target, given: str | None, base: str | None) -> TaskVector:

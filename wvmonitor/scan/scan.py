@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from wvmonitor.detection.account import Background, accounted
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.scores import ReferenceScores, Scores
 from wvmonitor.detection.verdict import JudgeState, RunContext, Verdict, judge, overall
-from wvmonitor.errors import UnknownReferenceError
+from wvmonitor.errors import UnknownReferenceError, WVMonitorError
 from wvmonitor.files.storage import Location, is_url, local_path
 from wvmonitor.reading import Geometry
 from wvmonitor.references import ReferenceBank
@@ -26,8 +25,7 @@ from wvmonitor.references.background import background_of
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.calibrated import calibration_of
 from wvmonitor.scan.cache import CacheView, ScanCache
-from wvmonitor.scan.executors import alone
-from wvmonitor.scan.measure import Job, Known, Measured, Outcome, SharedBank, measure
+from wvmonitor.scan.measure import Job, Known, Measured, Outcome, SharedBank
 from wvmonitor.scan.results import (
     SCAN_SCORES,
     CheckpointResult,
@@ -40,6 +38,8 @@ from wvmonitor.scan.results import (
     finite,
 )
 from wvmonitor.scan.targets import Target, find_targets
+from wvmonitor.scan.work import outcomes
+from wvmonitor.sources.identity import KnownDigest, known_digest
 
 
 def open_bank(
@@ -74,6 +74,7 @@ def scan(
     base: Location | None = None,
     calibration: Calibration | None = None,
     executor: Executor | None = None,
+    workers: int = 1,
     behaviours: Sequence[str] | None = None,
     optimizer: str | None = None,
     cache: ScanCache | None = None,
@@ -90,6 +91,7 @@ def scan(
         base: folder of the model that training started from, where the checkpoints don't say.
         calibration: of this bank; None judges by the published rules, which warn at most.
         executor: where to measure; None measures here, one after the other.
+        workers: how many workers it has: so many share what would keep only some of them busy.
         behaviours: the references to pass verdicts on; None means every behaviour of the bank.
         optimizer: the runs' optimiser, for calibrations that speak of some optimisers only.
         cache: keeps what is measured, and spares what was measured before.
@@ -103,7 +105,7 @@ def scan(
     if calibration is not None:
         calibration.require_bank(bank.fingerprint)
     judges = _Judges(calibration, optimizer, wanted, background_of(bank, base))
-    return _scan(targets, bank, base, judges, executor, cache, ordered=ordered)
+    return _scan(targets, bank, base, judges, executor, workers, cache, ordered=ordered)
 
 
 def _scan(
@@ -112,20 +114,22 @@ def _scan(
     base: Location | None,
     judges: _Judges,
     executor: Executor | None,
+    workers: int,
     cache: ScanCache | None,
     *,
     ordered: bool,
 ) -> Iterator[CheckpointResult]:
     found = _found(targets)
     shared, view = SharedBank(bank), None if cache is None else cache.view()
-    jobs = [_job(t, shared, base, judges.calibration, view) for t in found]
+    digest = None if executor is None or base is None else _digest(base)
+    jobs = [_job(t, shared, base, judges.calibration, view, digest) for t in found]
     # Results that must come one after another share a line; a lone checkpoint has one to itself.
     lines = [0 if ordered else t.run or index for index, t in enumerate(found)]
     queues: dict[int | str, deque[int]] = {}
     for index, line in enumerate(lines):
         queues.setdefault(line, deque()).append(index)
     done: dict[int, Measured | Failure] = {}
-    for finished, outcome in _outcomes(jobs, executor):
+    for finished, outcome in outcomes(jobs, executor, workers):
         done[finished] = _recalled(outcome, cache)
         queue = queues[lines[finished]]
         while queue and queue[0] in done:
@@ -161,20 +165,28 @@ def wanted_behaviours(bank: ReferenceBank, behaviours: Sequence[str] | None) -> 
     return frozenset(behaviours)
 
 
+def _digest(base: Location) -> KnownDigest | None:
+    try:
+        return known_digest(base)  # once, with all cores, and not by every worker
+    except WVMonitorError:
+        return None  # each checkpoint's own record says what is wrong
+
+
 def _job(
     target: Target,
     bank: SharedBank,
     base: Location | None,
     calibration: Calibration | None,
     cache: CacheView | None,
+    digest: KnownDigest | None,
 ) -> Job:
-    where = None if base is None else str(base)
+    job = Job(target, bank, None if base is None else str(base), cache=cache, base_digest=digest)
     if calibration is None:
-        return Job(target, bank, where, cache=cache)
+        return job
     ridge: dict[Geometry, float] = {}
     if calibration.ridge is not None:
         ridge[calibration.geometry] = calibration.ridge
-    return Job(target, bank, where, calibration.components, ridge, cache)
+    return replace(job, components=calibration.components, ridge=ridge)
 
 
 def _recalled(outcome: Outcome, cache: ScanCache | None) -> Measured | Failure:
@@ -185,33 +197,6 @@ def _recalled(outcome: Outcome, cache: ScanCache | None) -> Measured | Failure:
     if isinstance(outcome, Measured) and cache is not None:
         cache.put(outcome)
     return outcome
-
-
-def _outcomes(jobs: Sequence[Job], executor: Executor | None) -> Iterator[tuple[int, Outcome]]:
-    """Each job's index and outcome, as they finish."""
-    pending: dict[Future[Outcome], int] = {}
-    lost: list[int] = []
-    try:
-        for index, job in enumerate(jobs):
-            if job.target.error is not None:
-                yield index, job.target.error
-            elif executor is None:
-                yield index, measure(job)
-            else:
-                pending[executor.submit(measure, job)] = index
-        for future in as_completed(tuple(pending)):
-            index, error = pending.pop(future), future.exception()
-            if isinstance(error, BrokenProcessPool):
-                lost.append(index)
-            else:
-                yield index, future.result() if error is None else failure_of(error)
-    finally:
-        for future in pending:
-            future.cancel()
-    # A worker that dies (of memory, mostly) takes all that was waiting with it: one by one, only
-    # the checkpoint that kills its worker is lost.
-    for index, outcome in zip(lost, alone(measure, [jobs[i] for i in lost]), strict=True):
-        yield index, outcome if not isinstance(outcome, BaseException) else failure_of(outcome)
 
 
 class _Judges:

@@ -12,7 +12,7 @@ from wvmonitor.reading import Geometry
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.cache import ScanCache
 from wvmonitor.scan.compare import compare, read_all
-from wvmonitor.scan.executors import ExecutorKind, open_executor
+from wvmonitor.scan.executors import ExecutorKind, cores, open_executor
 from wvmonitor.scan.first_look import SCREEN_WRITERS
 from wvmonitor.scan.inputs import gather
 from wvmonitor.scan.matrix import MATRIX_WRITERS
@@ -85,6 +85,7 @@ def run(request: Request, stdin: TextIO, out: TextIO, problems: TextIO) -> int:
                         request.executor, workers=request.workers, scheduler=request.scheduler
                     )
                 ),
+                workers=request.workers or cores(),
                 behaviours=request.behaviours,
                 optimizer=request.optimizer,
                 cache=stack.enter_context(ScanCache(request.cache)) if request.cache else None,

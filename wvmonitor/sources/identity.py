@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 BLOCK_ELEMENTS = 1 << 22
 _THREADS = 4  # a disk or a page cache feeds no more
 Contents = Callable[[], Iterable[Tensor]]
+KnownDigest = tuple[tuple[object, ...], str]
 _known: dict[tuple[object, ...], str] = {}
 
 
@@ -56,6 +57,21 @@ def base_digest(path_or_model: Location | nn.Module) -> str:
             return digest
         _known[key] = digest
     return _known[key]
+
+
+def known_digest(path: Location) -> KnownDigest | None:
+    """The digest of a base's folder and the state of its files, for `remember` in other processes.
+
+    Raises:
+        InputError: as `base_digest` says.
+    """
+    key = _state_of(path)
+    return None if key is None else (key, base_digest(path))
+
+
+def remember(known: KnownDigest) -> None:
+    """Believe a digest for as long as the files are in the state in which it was computed."""
+    _known[known[0]] = known[1]
 
 
 def digest_of_folder(folder: ModelFolder) -> str:

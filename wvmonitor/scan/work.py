@@ -1,0 +1,111 @@
+"""How the measuring of checkpoints is shared out among workers, and what comes back of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+
+from wvmonitor.scan.executors import alone
+from wvmonitor.scan.measure import Job, Outcome, Share, measure_all, scored
+from wvmonitor.scan.results import failure_of
+
+# Adapters that a worker measures side by side, once there are so many that no worker goes without.
+# Neither depends on the number of workers, so that no digit of a result does.
+_TOGETHER, _MANY = 4, 64
+
+Work = list[tuple[int, Job]]
+
+
+def shared_out(jobs: Sequence[Job], workers: int) -> list[Work]:
+    """What workers are to do, piece by piece: jobs by their index.
+
+    Adapters of a large archive come several at a time, so that a worker reads the references once
+    for all of them. Whole checkpoints that are fewer than the workers come in shares.
+
+    Args:
+        jobs: whole checkpoints; those with an error need no work.
+        workers: how many there are.
+    """
+    healthy = [(i, job) for i, job in enumerate(jobs) if job.target.error is None]
+    adapters = [(i, job) for i, job in healthy if job.target.kind == "adapter"]
+    others = [(i, job) for i, job in healthy if job.target.kind != "adapter"]
+    size = _TOGETHER if len(adapters) >= _MANY else 1
+    shares = max(1, workers // max(1, len(healthy)))
+    split = [(i, replace(job, share=(s, shares))) for i, job in others for s in range(shares)]
+    work = [adapters[start : start + size] for start in range(0, len(adapters), size)]
+    return sorted([*work, *([one] for one in split)], key=lambda piece: piece[0][0])
+
+
+def outcomes(
+    jobs: Sequence[Job], executor: Executor | None, workers: int
+) -> Iterator[tuple[int, Outcome]]:
+    """Each job's index and outcome, as they finish.
+
+    Args:
+        jobs: whole checkpoints.
+        executor: where to measure; None measures here, one after the other.
+        workers: how many workers it has.
+    """
+    for index, job in enumerate(jobs):
+        if job.target.error is not None:
+            yield index, job.target.error
+    shares: dict[int, dict[int, Share]] = {}
+    failed_shares: set[int] = set()
+    for index, job, found in _found_by(shared_out(jobs, workers), executor):
+        if not isinstance(found, Share):
+            if index not in failed_shares:
+                yield index, found
+            if job.share[1] > 1:
+                failed_shares.add(index)
+            continue
+        number, count = job.share
+        shares.setdefault(index, {})[number] = found
+        if len(shares[index]) == count:
+            whole = shares.pop(index)
+            yield index, _scored([whole[i] for i in range(count)], jobs[index])
+
+
+def _scored(shares: Sequence[Share], job: Job) -> Outcome:
+    try:
+        return scored(shares, job)
+    except Exception as error:  # noqa: BLE001  as in a worker: the scan goes on
+        return failure_of(error)
+
+
+def _found_by(
+    work: Sequence[Work], executor: Executor | None
+) -> Iterator[tuple[int, Job, Outcome | Share]]:
+    """What was found for each job of each piece of work, as the pieces are done."""
+    pending: dict[Future[list[Outcome | Share]], Work] = {}
+    lost: Work = []
+    try:
+        for piece in work:
+            if executor is None:
+                yield from _told(piece, measure_all([job for _, job in piece]))
+            else:
+                pending[executor.submit(measure_all, [job for _, job in piece])] = piece
+        for future in as_completed(tuple(pending)):
+            piece, error = pending.pop(future), future.exception()
+            if isinstance(error, BrokenProcessPool):
+                lost += piece
+            elif error is None:
+                yield from _told(piece, future.result())
+            else:
+                yield from _told(piece, [failure_of(error)] * len(piece))
+    finally:
+        for future in pending:
+            future.cancel()
+    # A worker that dies (of memory, mostly) takes all that was waiting with it: one by one, only
+    # the checkpoint that kills its worker is lost.
+    again = alone(measure_all, [[job] for _, job in lost])
+    for one, found in zip(lost, again, strict=True):
+        yield from _told([one], [failure_of(found)] if isinstance(found, Exception) else found)
+
+
+def _told(
+    piece: Work, found: Sequence[Outcome | Share]
+) -> Iterator[tuple[int, Job, Outcome | Share]]:
+    for (index, job), outcome in zip(piece, found, strict=True):
+        yield index, job, outcome
