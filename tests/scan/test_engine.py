@@ -244,12 +244,15 @@ def test_a_worker_that_dies_costs_one_checkpoint() -> None:
     assert type(bad).__name__ == "WorkerDiedError"
 
 
+@pytest.mark.parametrize("when", ["before", "during"])
 def test_a_killed_worker_does_not_end_the_scan(
-    good_adapter: Path, bad_adapter: Path, bank: ReferenceBank
+    good_adapter: Path, bad_adapter: Path, bank: ReferenceBank, when: str
 ) -> None:
     """When the pool breaks under a scan, every checkpoint still gets its verdict."""
     with open_executor(workers=2) as pool:
-        pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL)
+        killed = pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL)
+        if when == "before":
+            assert killed.exception() is not None
         results = list(scan([good_adapter, bad_adapter], bank, executor=pool, ordered=True))
     assert [r.verdict for r in results] == ["ok", "warn"]
 

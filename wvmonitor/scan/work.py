@@ -82,10 +82,14 @@ def _found_by(
     lost: Work = []
     try:
         for piece in work:
+            asked = [job for _, job in piece]
             if executor is None:
-                yield from _told(piece, measure_all([job for _, job in piece]))
-            else:
-                pending[executor.submit(measure_all, [job for _, job in piece])] = piece
+                yield from _told(piece, measure_all(asked))
+                continue
+            try:
+                pending[executor.submit(measure_all, asked)] = piece
+            except BrokenProcessPool:  # a worker died before all was handed out
+                lost += piece
         for future in as_completed(tuple(pending)):
             piece, error = pending.pop(future), future.exception()
             if isinstance(error, BrokenProcessPool):
