@@ -63,12 +63,12 @@ def factors(
     return TaskVector(linears, produce, Origin("noise", base_digest=DIGEST, method="lora"))
 
 
-def reference(name: str, vector: TaskVector) -> Reference:
-    """A reference of a given vector."""
+def reference(name: str, vector: TaskVector, digest: str = DIGEST) -> Reference:
+    """A reference of a given vector, for the base of that digest."""
     card = Card(
         name=name,
         behaviour="none: random numbers",
-        base=BaseIdentity(id="random", digest=DIGEST),
+        base=BaseIdentity(id="random", digest=digest),
         built=Construction(recipe="benchmarks"),
     )
     return Reference(card, vector)

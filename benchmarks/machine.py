@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,24 @@ def read_through(paths: list[Path]) -> int:
     return total
 
 
+def read_through_together(paths: list[Path], threads: int) -> None:
+    """Read files from end to end, several at a time."""
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda path: read_through([path]), paths))
+
+
 def stream_bandwidth(mebibytes: int = 256) -> float:
     """Bytes a second at which one thread reads memory that lies in no cache (sums it up)."""
     held = torch.ones(mebibytes << 18)
     return (mebibytes << 20) / median_seconds(held.sum, 5)
+
+
+def _descendants(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [p for child in map(int, children) for p in (child, *_descendants(child))]
 
 
 def median_seconds(run: Callable[[], Any], times: int = 5, device: str = "cpu") -> float:
@@ -117,6 +132,13 @@ def paired(runs: dict[str, Callable[[], Any]], times: int) -> dict[str, list[flo
     return found
 
 
+def wall_seconds(run: Callable[[], Any]) -> float:
+    """Seconds of one run by the clock: what workers beside each other are measured by."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
 def anonymous_bytes(pid: int | str = "self") -> int:
     """RssAnon of a process: memory of its own, the page cache left out."""
     try:
@@ -132,8 +154,8 @@ def alone(worker: str, argument: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         What the function returned (a dict), `seconds` of processor time, and `peak_bytes`, the
-        peak of RssAnon above what the process held when it called the function, as seen from
-        outside every few milliseconds.
+        peak of RssAnon of the process and its children above what the process held when it called
+        the function, as seen from outside every few milliseconds.
     """
     code = (
         "import importlib, json, sys, time; from benchmarks.machine import anonymous_bytes;"
@@ -155,7 +177,7 @@ def alone(worker: str, argument: dict[str, Any]) -> dict[str, Any]:
     )
     peak = 0
     while process.poll() is None:
-        peak = max(peak, anonymous_bytes(process.pid))
+        peak = max(peak, sum(map(anonymous_bytes, [process.pid, *_descendants(process.pid)])))
         time.sleep(0.004)
     out = process.stdout.read() if process.stdout else ""
     if process.returncode:

@@ -3,8 +3,10 @@
 Dense: four checkpoints against one dense reference; (i) loads both models, subtracts the state
 dicts and sums the products key by key, as published scripts do. LoRA: one adapter against eight
 references of rank 2r; (ii) loads the adapter's factors in float32 and loops over the pairs, norms
-computed again for each. Every way runs on one thread; each dense one in a process of its own, whose
-anonymous memory is watched from outside. Inputs are in the page cache for all.
+computed again for each; four adapters at once, as in an archive, are shown beside it. Every way
+runs on one thread, but for a scan with a worker process for each core, which is measured by the
+clock; each dense one in a process of its own, whose anonymous memory is watched from outside.
+Inputs are in the page cache for all.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +26,14 @@ from safetensors.torch import load_file
 from benchmarks import inputs, machine, shapes
 from benchmarks.report import Check, Figure, arguments, at_least, at_most, publish
 from wvmonitor.references import ReferenceBank
+from wvmonitor.scan.executors import open_executor
+from wvmonitor.scan.results import CheckpointResult
+from wvmonitor.scan.scan import scan
 from wvmonitor.sources import base_digest, read_adapter, read_checkpoints
 from wvmonitor.vectors import LowRankUpdate, TaskVector, Update
 
 CHECKPOINTS = 4
+TOGETHER = 4
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -58,78 +66,102 @@ def dense(work: Path, rounds: int, part: int, *, quick: bool) -> tuple[list[Figu
         for seed, name in enumerate(names, 1)
     }
     pair, runs = [folders.pop("positive"), folders.pop("negative")], list(folders.values())
-    bank = str(_dense_bank(work / "bank", pair))
-    asked: dict[str, Any] = {"base": base, "runs": runs, "pair": pair, "bank": bank}
-    found: dict[str, list[dict[str, Any]]] = {"ours": [], "plain": [], "read": []}
-    for _ in range(rounds):
-        for way in ("ours", "plain"):
-            found[way].append(machine.alone(f"benchmarks.offline:dense_{way}", asked))
-        found["read"].append(dense_read(asked))
-    each = {w: [s for r in results for s in r["each"]] for w, results in found.items()}
-    middle = {way: statistics.median(seconds) for way, seconds in each.items()}
-    peak = {w: max(r["peak_bytes"] for r in found[w]) / 1e6 for w in ("ours", "plain")}
-    digest = statistics.median(r["digest_seconds"] for r in found["ours"])
+    vector = read_checkpoints(pair[1], pair[0])
+    bank = inputs.bank_of([inputs.reference("reference", vector, base_digest(base))])
+    bank.save(work / "bank")
+    asked: dict[str, Any] = {"base": base, "runs": runs, "pair": pair, "bank": str(work / "bank")}
+    found: dict[str, list[dict[str, Any]]] = {
+        way: [machine.alone(f"benchmarks.offline:dense_{way}", asked) for _ in range(rounds)]
+        for way in ("one", "all", "plain", "read")
+    }
+
+    def middle(way: str, which: str) -> float:
+        return statistics.median(result[which] for result in found[way])
+
+    def peak(way: str) -> float:
+        return max(result["peak_bytes"] for result in found[way]) / 1e6
+
     name = f"dense {shape.name}, {shape.layers} layers, {CHECKPOINTS} checkpoints"
-    all_of_them = digest + CHECKPOINTS * middle["ours"]
+    cores = machine.cores()
     figures = [
         at_least(
-            f"{name}: times faster than (i)",
-            CHECKPOINTS * middle["plain"] / all_of_them,
+            f"{name}: times faster than (i), {cores} workers, by the clock",
+            middle("plain", "clock") / middle("all", "clock"),
             5,
             "×",
-            seconds_a_checkpoint=each,
-            digest_of_the_base_seconds=digest,
+            found=found,
         ),
-        at_most(
-            f"{name}: anonymous memory beside (i)",
-            peak["ours"] / peak["plain"],
-            0.1,
+        Figure(
+            f"{name}: times faster than (i), one core each",
+            middle("plain", "processor") / middle("one", "processor"),
+            "×",
+        ),
+        at_most(f"{name}: anonymous memory beside (i)", peak("one") / peak("plain"), 0.1, "of (i)"),
+        Figure(
+            f"{name}: anonymous memory of {cores} workers and their interpreters",
+            peak("all") / peak("plain"),
             "of (i)",
-            peak_mb=peak,
         ),
         at_least(
-            f"{name}: speed beside a plain read of base, checkpoint and reference, one core each",
-            middle["read"] / middle["ours"],
+            f"{name}: speed beside {cores} threads that read the same bytes, {cores} workers",
+            middle("read", "together") / middle("all", "clock"),
             0.5,
+            "of the read",
+        ),
+        Figure(
+            f"{name}: speed beside one thread that reads the same bytes, one core each",
+            middle("read", "alone") / middle("one", "processor"),
             "of the read",
         ),
     ]
     checks = [
         Check(f"cosine of checkpoint {i}", a, b)
         for i, (a, b) in enumerate(
-            zip(found["ours"][0]["cosines"], found["plain"][0]["cosines"], strict=True), 1
+            zip(found["one"][0]["cosines"], found["plain"][0]["cosines"], strict=True), 1
         )
     ]
-    return figures, checks
+    norms = zip(found["all"][0]["norms"], found["plain"][0]["norms"], strict=True)
+    return figures, [
+        *checks,
+        *(Check(f"norm of checkpoint {i}", a, b) for i, (a, b) in enumerate(norms, 1)),
+    ]
 
 
-def _dense_bank(folder: Path, pair: list[str]) -> Path:
-    inputs.bank_of([inputs.reference("reference", read_checkpoints(pair[1], pair[0]))]).save(folder)
-    return folder
-
-
-def dense_ours(asked: dict[str, Any]) -> dict[str, Any]:
-    """The bank, then each checkpoint block by block (in a process of its own)."""
+def dense_one(asked: dict[str, Any]) -> dict[str, Any]:
+    """The base's digest, and each checkpoint block by block, on one core."""
     bank = ReferenceBank.load(asked["bank"])
     squared = sum(r.vector.squared_norm() for r in bank)
-    digest = machine.seconds(lambda: base_digest(asked["base"]))  # once, then it is known
-    cosines, each = [], []
-    for run in asked["runs"]:
+    cosines: list[float] = []
 
-        def measure(run: str = run) -> None:
-            reading = bank.measure(of_unknown_base(read_checkpoints(asked["base"], run)))
+    def measure() -> None:
+        for run in asked["runs"]:
+            reading = bank.measure(read_checkpoints(asked["base"], run))
             products = reading.geometries["frobenius"]
             norms = math.sqrt(products.squared_norms.sum() * squared)
             cosines.append(float(products.products.sum() / norms))
 
-        each.append(machine.seconds(measure))
-    return {"cosines": cosines, "each": each, "digest_seconds": digest}
+    return {"processor": machine.seconds(measure), "cosines": cosines}
 
 
-def of_unknown_base(tau: TaskVector) -> TaskVector:
-    """The same vector, whose random base no bank of these benchmarks names."""
-    tau.origin = replace(tau.origin, base_digest=None)
-    return tau
+def dense_all(asked: dict[str, Any]) -> dict[str, Any]:
+    """A scan with a worker for each core; they are started, and have the bank, before the clock."""
+    bank, cores = ReferenceBank.load(asked["bank"]), machine.cores()
+    with open_executor(workers=cores) as executor:
+        list(scan(asked["pair"], bank, base=asked["pair"][0], executor=executor))
+        results: list[CheckpointResult] = []
+        clock = machine.wall_seconds(
+            lambda: results.extend(
+                scan(
+                    asked["runs"],
+                    bank,
+                    base=asked["base"],
+                    executor=executor,
+                    workers=cores,
+                    ordered=True,
+                )
+            )
+        )
+    return {"clock": clock, "norms": [r.norm for r in results]}
 
 
 def dense_plain(asked: dict[str, Any]) -> dict[str, Any]:
@@ -142,59 +174,81 @@ def dense_plain(asked: dict[str, Any]) -> dict[str, Any]:
     positive, negative = map(state, asked["pair"])
     reference = {k: positive[k] - negative[k] for k in positive}
     del positive, negative
-    cosines, each = [], []
-    for run in asked["runs"]:
+    cosines: list[float] = []
+    lengths: list[float] = []
 
-        def measure(run: str = run) -> None:
+    def measure() -> None:
+        for run in asked["runs"]:
             base, tuned = state(asked["base"]), state(run)
             tau = {k: tuned[k] - base[k] for k in base}
             product = sum((tau[k] * reference[k]).sum().double() for k in tau)
             squares = [sum((v * v).sum().double() for v in x.values()) for x in (tau, reference)]
             cosines.append(float(product / math.sqrt(squares[0] * squares[1])))
+            lengths.append(math.sqrt(squares[0]))
 
-        each.append(machine.seconds(measure))
-    return {"cosines": cosines, "each": each}
+    began = time.perf_counter()
+    processor = machine.seconds(measure)
+    return {
+        "processor": processor,
+        "clock": time.perf_counter() - began,
+        "cosines": cosines,
+        "norms": lengths,
+    }
 
 
 def dense_read(asked: dict[str, Any]) -> dict[str, Any]:
-    """The bytes that are read for each checkpoint, and nothing done with them."""
+    """The bytes that are read for the checkpoints, and nothing done with them."""
     reference = Path(asked["bank"]) / "reference" / "reference.safetensors"
     base = Path(asked["base"]) / "model.safetensors"
     runs = [Path(run) / "model.safetensors" for run in asked["runs"]]
-    each = [
-        machine.seconds(lambda run=run: machine.read_through([base, run, reference]))  # type: ignore[misc]
-        for run in runs
-    ]
-    return {"each": each}
+    files = [file for run in runs for file in (base, run, reference)]
+    return {
+        "alone": machine.seconds(lambda: machine.read_through(files)),
+        "together": machine.wall_seconds(
+            lambda: machine.read_through_together(files, machine.cores())
+        ),
+    }
+
+
+def of_unknown_base(tau: TaskVector) -> TaskVector:
+    """The same vector, whose random base no bank of these benchmarks names."""
+    tau.origin = replace(tau.origin, base_digest=None)
+    return tau
 
 
 # LoRA
 
 
 def lora(work: Path, rounds: int, part: int, *, quick: bool) -> tuple[list[Figure], list[Check]]:
-    """One LoRA adapter against eight references that both ways hold in memory."""
+    """LoRA adapters, alone and together, against eight references that all ways hold in memory."""
     shape = shapes.TINY if quick else shapes.QWEN_7B.part(part)
     rank, count = (4, 8) if quick else (32, 8)
     linears = shape.linears()
-    adapter = inputs.write_adapter(work / "adapter", linears, rank, 1)
+    adapters = [inputs.write_adapter(work / f"a{i}", linears, rank, i) for i in range(TOGETHER)]
     bank = inputs.bank_of(
         inputs.reference(f"r{i}", inputs.factors(linears, 2 * rank, 50 + i)) for i in range(count)
     )
     pairs = [dict(r.vector.updates()) for r in bank]
 
-    def ours() -> list[float]:
-        reading = bank.measure(read_adapter(adapter)).geometries["frobenius"]
-        return [float(v) for v in reading.products.sum(0)]
+    def ours(some: list[Path]) -> list[float]:
+        readings = bank.measure_together([read_adapter(a) for a in some])
+        products = [r.geometries["frobenius"].products for r in readings]
+        return [float(v) for p in products for v in p.sum(0)]
 
     def plain() -> list[float]:
-        loaded = load_file(adapter / "adapter_model.safetensors")
+        loaded = load_file(adapters[0] / "adapter_model.safetensors")
         return [_plain_pair(loaded, reference)[0] for reference in pairs]
 
     a, b = (torch.randn(256 if quick else 2048, 256 if quick else 2048) for _ in range(2))
     held = torch.ones(1 << (16 if quick else 26))
-    taken = machine.paired(
-        {"ours": ours, "plain": plain, "square": lambda: a @ b, "memory": held.sum}, rounds
-    )
+    ways: dict[str, Callable[[], Any]] = {
+        "ours": lambda: ours(adapters[:1]),
+        "together": lambda: ours(adapters),
+        "plain": plain,
+        "square": lambda: a @ b,
+        "memory": held.sum,
+    }
+    taken = machine.paired(ways, rounds)
     middle = {way: statistics.median(seconds) for way, seconds in taken.items()}
     flop = 2 * 2 * rank * count * shape.lora_parameters(rank)
     stacked = 4 * count * shape.lora_parameters(2 * rank)
@@ -219,6 +273,18 @@ def lora(work: Path, rounds: int, part: int, *, quick: bool) -> tuple[list[Figur
             0.7,
             "of it",
         ),
+        at_least(
+            f"{name}, {TOGETHER} runs at once: share of the matrix-rate floor",
+            TOGETHER * floors["arithmetic"] / middle["together"],
+            0.7,
+            "of it",
+        ),
+        at_least(
+            f"{name}, {TOGETHER} runs at once: times faster than (ii)",
+            TOGETHER * middle["plain"] / middle["together"],
+            3,
+            "×",
+        ),
         Figure(
             f"{name}: share of the time to read the references from memory once",
             floors["references_from_memory"] / middle["ours"],
@@ -227,7 +293,7 @@ def lora(work: Path, rounds: int, part: int, *, quick: bool) -> tuple[list[Figur
     ]
     checks = [
         Check(f"⟨run, reference {i}⟩", a, b)
-        for i, (a, b) in enumerate(zip(ours(), plain(), strict=True))
+        for i, (a, b) in enumerate(zip(ours(adapters), plain(), strict=False))
     ]
     return figures, checks
 
