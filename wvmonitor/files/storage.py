@@ -25,6 +25,7 @@ _LOCAL_URL = re.compile(r"(file|local)://", re.IGNORECASE)
 _USER = re.compile(r"://[^/\s@]*@")
 _QUERY = re.compile(r"(://[^\s?]*)\?[^\s'\"]*")
 _CHUNK = 8 << 20  # bytes asked for at once, where a read needs a buffer of its own
+_HASHED = 1 << 19  # bytes that are still in a core's cache when they are hashed
 _FLAGS = (
     os.O_RDONLY
     | os.O_CLOEXEC
@@ -241,17 +242,18 @@ def read_bytes(storage: Storage, offset: int, count: int) -> bytearray:
 
 
 def sha256_file(path: Location, root: Location | None = None) -> str:
-    """The SHA-256 of a file's bytes as 64 hexadecimal digits, read 8 MiB at a time.
+    """The SHA-256 of a file's bytes as 64 hexadecimal digits, read piece by piece.
 
     Raises:
         InputError: the file is missing, irregular, or changes while it is being read.
     """
     storage = open_storage(path, root)
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(min(_CHUNK, storage.size)))
+    step = max(storage.least, _HASHED)
+    buffer = memoryview(bytearray(min(step, storage.size)))
     try:
-        for offset in range(0, storage.size, _CHUNK):
-            part = buffer[: min(_CHUNK, storage.size - offset)]
+        for offset in range(0, storage.size, step):
+            part = buffer[: min(step, storage.size - offset)]
             storage.read_into(part, offset)
             digest.update(part)
     finally:

@@ -129,10 +129,10 @@ def inners_of_pieces(pieces: Iterable[Sequence[Tensor]], others: int) -> Tensor:
 
 def dots_of_chunks(first: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
     """⟨first, other⟩ for each other, chunk after chunk, each while it is in the cache."""
-    dtype = working_dtype(first, *others)
     if first.numel() > chunk_elements(first.device):
         chunks = zip(*(_chunks(t) for t in (first, *others)), strict=True)
         return [dot for mine, *theirs in chunks for dot in dots_of_chunks(mine, theirs)]
+    dtype = working_dtype(first, *others)
     wide = first.to(dtype)
     return [torch.dot(wide, other.to(dtype)) for other in others]
 
@@ -148,11 +148,13 @@ def count_changed(delta: Tensor) -> Tensor | int:
     """How many elements are not 0: a number on the CPU, elsewhere a scalar tensor that waits."""
     if delta.device.type != "cpu":
         return torch.count_nonzero(delta)
-    # numpy, which knows no bfloat16, compares and counts several times faster than torch
     delta = delta.detach()
-    chunks = _chunks(delta.reshape(-1)) if delta.numel() > _CHUNK_ON_CPU else (delta,)
-    moved = (c.to(working_dtype(c)).numpy() != 0 for c in chunks)
-    return sum(int(np.count_nonzero(m)) for m in moved)
+    if delta.numel() > _CHUNK_ON_CPU:
+        return sum(int(count_changed(chunk)) for chunk in _chunks(delta.reshape(-1)))
+    if delta.dtype not in (torch.float32, torch.float64):
+        delta = delta.to(torch.float32)  # numpy knows no bfloat16
+    # several times faster than torch, which is slow at comparing
+    return int(np.count_nonzero(delta.numpy() != 0))
 
 
 def low_rank_inner(left_OR: Tensor, right_RI: Tensor, left_OS: Tensor, right_SI: Tensor) -> Tensor:
