@@ -7,6 +7,7 @@ depends on the readings before it.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -303,8 +304,11 @@ def _saved_at(path: str) -> float | None:
         return None
     where = local_path(path)
     try:
-        files = where.glob("*.safetensors") if where.is_dir() else [where]
-        return max((f.stat().st_mtime for f in files), default=None)
+        if not where.is_dir():
+            return where.stat().st_mtime
+        with os.scandir(where) as entries:
+            weights = [entry for entry in entries if entry.name.endswith(".safetensors")]
+            return max((entry.stat().st_mtime for entry in weights), default=None)
     except OSError:
         return None
 
