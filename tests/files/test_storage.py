@@ -163,6 +163,36 @@ def test_a_url_reads_as_the_file(
     assert sha256_file(remote) == sha256_file(weights)
 
 
+def test_many_small_tensors_behind_a_url_take_few_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors read in file order share requests; one alone, or a header, fetches no more."""
+    tensors = {f"t{i:03}": torch.full((40, 100), float(i)) for i in range(300)}
+    write_safetensors(tmp_path / "many.safetensors", tensors)
+    url, memory = "memory://wvmonitor-many/many.safetensors", fsspec.filesystem("memory")
+    with fsspec.open(url, "wb") as file:
+        file.write((tmp_path / "many.safetensors").read_bytes())
+    asked: list[int] = []
+    fetch = type(memory).cat_file
+
+    def counted(self: object, path: str, start: int, end: int) -> bytes:
+        asked.append(end - start)
+        return bytes(fetch(self, path, start=start, end=end))
+
+    monkeypatch.setattr(type(memory), "cat_file", counted)
+    with SafetensorsFile(url) as found:
+        assert sum(asked) < 40_000
+        asked.clear()
+        assert torch.equal(found.read("t250"), tensors["t250"])
+        assert asked == [16_000]
+        asked.clear()
+        for name in sorted(tensors):
+            assert torch.equal(found.read(name), tensors[name])
+        assert len(asked) < 6
+        assert sum(asked) <= 300 * 16_000
+    memory.rm("/wvmonitor-many", recursive=True)
+
+
 def test_a_url_that_fails_is_typed(remote: str) -> None:
     """A missing object, a folder, an unknown protocol and a chained URL are each told apart."""
     with pytest.raises(MissingPathError):

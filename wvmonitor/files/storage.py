@@ -25,6 +25,7 @@ _LOCAL_URL = re.compile(r"(file|local)://", re.IGNORECASE)
 _USER = re.compile(r"://[^/\s@]*@")
 _QUERY = re.compile(r"(://[^\s?]*)\?[^\s'\"]*")
 _CHUNK = 8 << 20  # bytes asked for at once, where a read needs a buffer of its own
+_FEW = 2  # reads that follow one another, the two of a header, before more is asked for at once
 _HASHED = 1 << 19  # bytes that are still in a core's cache when they are hashed
 _FLAGS = (
     os.O_RDONLY
@@ -171,6 +172,9 @@ class LocalStorage:
 class RemoteStorage:
     """An object behind an fsspec URL, of which only the ranges asked for are fetched.
 
+    Small reads that follow one another are served from one larger request: an adapter has hundreds
+    of tensors, and a request takes longer than most of them.
+
     Args:
         url: for instance `s3://bucket/model.safetensors`; chained URLs (`a::b`) are refused.
 
@@ -194,6 +198,8 @@ class RemoteStorage:
                 f"{self.where} does not say its size, so it cannot be checked: download it first"
             )
         self.size = size
+        self._next, self._in_order = 0, 0  # where the last read ended; how many followed another
+        self._ahead_from, self._ahead = 0, b""
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from `offset` by ranged requests of at most 8 MiB each.
@@ -202,21 +208,33 @@ class RemoteStorage:
             MalformedFileError: the server answered with fewer or more bytes than were asked for.
             InputError: the request failed.
         """
+        self._in_order = self._in_order + 1 if offset == self._next else 0
+        self._next = offset + len(buffer)
+        held = self._ahead_from <= offset and self._next <= self._ahead_from + len(self._ahead)
+        if not held and self._in_order > _FEW and len(buffer) < _CHUNK:
+            self._ahead = b""  # never both at once
+            self._ahead = self._fetched(offset, min(offset + _CHUNK, self.size))
+            self._ahead_from, held = offset, True
+        if held:
+            start = offset - self._ahead_from
+            buffer[:] = self._ahead[start : start + len(buffer)]
+            return
         for begin in range(0, len(buffer), _CHUNK):
             part = buffer[begin : begin + _CHUNK]
-            start = offset + begin
-            got = _ask(
-                self._files.cat_file, self._path, self.where, start=start, end=start + len(part)
-            )
-            if len(got) != len(part):
-                raise MalformedFileError(
-                    f"{self.where} gave {len(got)} bytes at {start} where {len(part)} were asked"
-                    " for: it changed, or its server ignores ranges; download it first"
-                )
-            part[:] = got
+            part[:] = self._fetched(offset + begin, offset + begin + len(part))
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing is held open; what was read ahead is let go."""
+        self._in_order, self._ahead = 0, b""
+
+    def _fetched(self, start: int, end: int) -> bytes:
+        got = _ask(self._files.cat_file, self._path, self.where, start=start, end=end)
+        if len(got) != end - start:
+            raise MalformedFileError(
+                f"{self.where} gave {len(got)} bytes at {start} where {end - start} were asked"
+                " for: it changed, or its server ignores ranges; download it first"
+            )
+        return bytes(got)
 
 
 def open_storage(where: Location, root: Location | None = None) -> Storage:
