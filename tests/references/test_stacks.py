@@ -1,5 +1,7 @@
 """One pass over many parameters: batches, device transfers, and memory held once."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -90,6 +92,23 @@ def test_vectors_measured_together_have_the_numbers_they_have_alone(tools, monke
                 np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
             assert (found.step, found.parameters) == (step, alone.parameters)
             assert found.changed_fraction == alone.changed_fraction
+
+
+def test_dense_updates_measured_together_are_held_one_at_a_time(tools):
+    """Four vectors that store a parameter whole take the memory of one."""
+    alive, most = set(), []
+
+    def produce(name):
+        delta = torch.ones(SHAPES[name])
+        alive.add(id(delta))
+        weakref.finalize(delta, alive.discard, id(delta))
+        most.append(len(alive))
+        return DenseUpdate(delta)
+
+    origin = Origin("runs/a", base_digest=tools.digest)
+    bank_of(tools).measure_together([TaskVector(SHAPES, produce, origin) for _ in range(4)])
+    assert len(most) == 4 * len(SHAPES)
+    assert max(most) == 1
 
 
 def test_vectors_of_other_parameters_are_not_measured_together(tools):

@@ -274,9 +274,8 @@ class ReferenceBank:
         measured = Pass(self._stacks, len(taus))
         for name in taus[0].names() if taus else ():
             before = earlier.update(name) if earlier is not None and name in earlier else None
-            measured.add(
-                name, [tau.update(name) for tau in taus], None if before is None else [before]
-            )
+            now = (tau.update(name) for tau in taus)
+            measured.add(name, now, None if before is None else [before])
         return measured.table()
 
     def _reading(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -209,27 +209,54 @@ class Pass:
         self._elements = np.zeros(vectors)
 
     def add(
-        self, name: str, updates: Sequence[Update], earlier: Sequence[Update] | None = None
+        self, name: str, updates: Iterable[Update], earlier: Sequence[Update] | None = None
     ) -> None:
         """Measure each vector's update of one parameter, now or together with those that follow.
+
+        Args:
+            name: the parameter.
+            updates: one of each vector; of dense ones, one at a time is held.
+            earlier: the same some steps earlier.
 
         Raises:
             ShapeMismatchError: as `products` says.
         """
-        position, device = self._positions, device_of(updates[0])
+        given = iter(updates)
+        first = next(given)
+        position, device = self._positions, device_of(first)
         self._positions += 1
-        if name in self._stacks.places and _fit_a_block(updates) and _fit_a_block(earlier or ()):
-            number, member = self._stacks.places[name]
-            low, before = _low_rank(updates), None if earlier is None else _low_rank(earlier)
-            if before is None or before[0].shape == low[0].shape:
-                self._wait(number, device, _Waiting(position, member, low, before))
+        came = [first]
+        if isinstance(first, LowRankUpdate):
+            came += given
+            if self._waits(name, position, device, came, earlier):
                 return
+        del first
         stack = self._stacks.stack(name, device)
+        before: Sequence[Update | None] = earlier or [None] * self._vectors
         found = [
-            self._single(vector, update, stack, None if earlier is None else earlier[vector])
-            for vector, update in enumerate(updates)
+            self._single(vector, came.pop(0) if came else next(given), stack, before[vector])
+            for vector in range(self._vectors)
         ]
         self._keep([position], torch.stack(found).unsqueeze(0))
+
+    def _waits(
+        self,
+        name: str,
+        position: int,
+        device: torch.device,
+        updates: Sequence[Update],
+        earlier: Sequence[Update] | None,
+    ) -> bool:
+        """Whether updates are low-rank ones alike, which are then measured side by side."""
+        fits = name in self._stacks.places and _fit_a_block(updates) and _fit_a_block(earlier or ())
+        if not fits:
+            return False
+        low, before = _low_rank(updates), None if earlier is None else _low_rank(earlier)
+        if before is not None and before[0].shape != low[0].shape:
+            return False
+        number, member = self._stacks.places[name]
+        self._wait(number, device, _Waiting(position, member, low, before))
+        return True
 
     def _single(
         self, vector: int, update: Update, stack: ReferenceStack, earlier: Update | None
