@@ -87,9 +87,11 @@ def test_a_block_measures_low_precision_as_float32(dtype):
 
 def test_a_block_refuses_another_layout():
     """An update stored (in, out) is refused where the references are (out, in)."""
-    block = stack_block([{0: low_rank(1, 0)}], 1, [])
-    with pytest.raises(ShapeMismatchError, match=r"\(in, out\)"):
-        block_products([[low_rank(1, 1, turned=True)]], block, 0)
+    block = stack_block([{0: low_rank(1, 0)}, {0: low_rank(1, 2)}], 1, [])
+    fits, turned = low_rank(1, 1), low_rank(1, 1, turned=True)
+    for updates in ([[turned]], [[fits], [turned]], [[fits, turned]]):
+        with pytest.raises(ShapeMismatchError, match=r"\(in, out\)"):
+            block_products(updates, block, 0)
 
 
 @pytest.mark.parametrize("turned", [False, True])

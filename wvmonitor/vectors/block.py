@@ -6,6 +6,7 @@ arithmetic. Dimension suffixes as in `stack.py`; G parameters lie in a block.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -218,16 +219,14 @@ def _gathered(
     when: str,
 ) -> tuple[Tensor, list[Tensor]]:
     """Factors side by side, M = N·R ranks: (G, O, M) and, by geometry, (G, M, I) and (G, M, N)."""
-    for update in updates[0]:
+    for update in itertools.chain(*updates):
         check_layout(update, block.transposed)
     turned = [[updates_.as_linear(u) for u in row] for row in updates]
     linear = [[u for u in row if isinstance(u, LowRankUpdate)] for row in turned]
-    lefts, ours = (
-        [[u.left for u in row] for row in linear],
-        [[u.right for u in row] for row in linear],
-    )
+    lefts = [[u.left for u in row] for row in linear]
+    rights = [[u.right for u in row] for row in linear]
     left = _joined(lefts, block.lefts, -1, scratch, f"left {when}")
-    right = _joined(ours, block.lefts, -2, scratch, f"right {when}")
+    right = _joined(rights, block.lefts, -2, scratch, f"right {when}")
     if not block.probes:
         return left, [right]
     probes = block.probes[members]
@@ -242,6 +241,9 @@ def _joined(
     first, rank = factors[0][0], factors[0][0].shape[along]
     if len(factors) == len(factors[0]) == 1:
         return first.to(like.device, like.dtype).unsqueeze(0)
+    if like.device.type != "cpu":  # few launches rather than few copies
+        rows = [m[0] if len(m) == 1 else torch.cat(list(m), along) for m in factors]
+        return torch.stack(rows).to(like.device, like.dtype)
     shape = list(first.shape)
     shape[along] *= len(factors[0])
     made = scratch.tensor(place, (len(factors), *shape), like)
