@@ -107,7 +107,7 @@ hostile: $(INSTALLED) ## the corpus of hostile files: cases tried and correct, b
 	$(BIN)/python -m tests.hostile.harness
 
 .PHONY: kill
-kill: $(INSTALLED) ## kill -9 at 100 random moments of a watched training and of a scan
+kill: $(INSTALLED) ## kill -9 at 100 random moments of a watched training, a scan and a build
 	$(BIN)/python -m tests.kill.battery --points 100
 
 .PHONY: properties
