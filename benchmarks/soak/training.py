@@ -19,6 +19,7 @@ SCRAPES_PER_SECOND = 50
 P99_SECONDS = 0.05
 BLACK_HOLE_SECONDS = 3_600.0
 TURNS = 20
+LEAST_SECONDS = 4.0
 PAUSE_SECONDS = 0.05
 """Between two steps: a run that waits for its processor would measure the other programs."""
 
@@ -65,15 +66,16 @@ def black_hole(folder: Path, scale: float = 1.0) -> list[Figure]:
         scale: how much of the full length.
     """
     base, bank = prepared(folder)
-    turn = max(BLACK_HOLE_SECONDS * scale / TURNS, 8.0)
+    turns = max(round(TURNS * scale), 1)
+    turn = max(BLACK_HOLE_SECONDS * scale / turns, LEAST_SECONDS)
     wall: dict[bool, list[float]] = {False: [], True: []}
     cpu: dict[bool, list[float]] = {False: [], True: []}
     with socket.create_server(("127.0.0.1", 0)) as hole:
         url = f"http://127.0.0.1:{hole.getsockname()[1]}"
-        for number in range(2 * TURNS):
+        for number in range(2 * turns):
             with_hole = bool(number % 2)
             hook = [{"kind": "webhook", "url": url, "secret": "s"}] if with_hole else []
-            seconds = turn if with_hole else turn / 4
+            seconds = turn if with_hole else max(turn / 4, LEAST_SECONDS)
             clock = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", f"import time; time.sleep({seconds})"]
             )

@@ -1,4 +1,4 @@
-"""kill −9 at random moments of real work; `python -m tests.kill.battery --points 100`.
+"""kill −9 at random moments of real work; `python -m tests.kill.battery --points 200`.
 
 At each point the work runs in a fork, is killed, looked at, and taken to its end by another fork.
 """
@@ -163,7 +163,7 @@ def _undisturbed(job: Job, folder: Path) -> tuple[float, int]:
 def main() -> int:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--points", type=int, default=100)
+    parser.add_argument("--points", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=["training", "scan", "build"], help="one kind of work")
     arguments = parser.parse_args()
