@@ -10,9 +10,9 @@ from wvmonitor.journal.outbox import DeliveryLimits
 
 def test_a_run_is_read_again_and_again(tmp_path: Path) -> None:
     """A hundred readings with journal and metrics work, and their memory is looked at."""
-    (figure,) = readings.run(tmp_path, scale=0.01)
-    assert figure.unit == "MB per 1,000"
-    assert figure.detail["last"] > 0
+    resident, private = readings.run(tmp_path, scale=0.01)
+    assert resident.unit == private.unit == "MB per 1,000"
+    assert resident.detail["last"] > private.detail["last"] > 0
 
 
 def test_hostile_files_among_sound_ones_are_found_exactly(tmp_path: Path) -> None:
