@@ -107,8 +107,8 @@ hostile: $(INSTALLED) ## the corpus of hostile files: cases tried and correct, b
 	$(BIN)/python -m tests.hostile.harness
 
 .PHONY: kill
-kill: $(INSTALLED) ## kill -9 at 100 random moments of a watched training and of a scan
-	$(BIN)/python -m tests.kill.battery --points 100
+kill: $(INSTALLED) ## kill -9 at 200 random moments: 100 of a watched training, 50 of a scan, 50 of a build
+	$(BIN)/python -m tests.kill.battery --points 200
 
 .PHONY: properties
 properties: $(INSTALLED) ## the properties, each on 1,000 examples

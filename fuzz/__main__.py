@@ -41,16 +41,17 @@ def report(name: str, seconds: int) -> bool:
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
     executed = re.findall(r"stat::number_of_executed_units:\s*(\d+)", done.stderr)
     covered = re.findall(r" cov: (\d+)", done.stderr)
-    untyped = done.returncode != 0
+    kept = re.findall(rf"/{re.escape(name)}-(crash|timeout|oom)-", done.stderr)
+    failed = done.returncode != 0
     print(
         f"{name:<16} {executed[-1] if executed else '?':>9} executions, "
         f"{covered[-1] if covered else '?':>6} edges covered, "
-        f"{int(untyped)} untyped exceptions",
+        + (f"ended early ({kept[-1] if kept else done.returncode})" if failed else "nothing found"),
         flush=True,
     )
-    if untyped:
+    if failed:
         print(done.stderr[-4000:], flush=True)
-    return untyped
+    return failed
 
 
 def inside(name: str, seconds: int) -> int:
@@ -67,7 +68,7 @@ def inside(name: str, seconds: int) -> int:
         options = [
             f"-max_total_time={seconds}",
             "-max_len=4096",
-            "-timeout=60",
+            "-timeout=300",  # of the wall: a machine may be busy, or paused for minutes
             "-rss_limit_mb=4096",
             "-print_final_stats=1",
             f"-artifact_prefix={FOUND}/{name}-",

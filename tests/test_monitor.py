@@ -23,8 +23,8 @@ from wvmonitor.errors import (
     UnknownReferenceError,
 )
 from wvmonitor.exporters.prometheus import PrometheusExporter
-from wvmonitor.journal.journal import acknowledge
 from wvmonitor.journal.reader import JournalReader
+from wvmonitor.journal.tools import acknowledge
 from wvmonitor.monitor import Monitor, Run
 from wvmonitor.references import ReferenceBank
 from wvmonitor.settings import MonitorSettings

@@ -124,7 +124,9 @@ def test_modes_and_random_numbers_are_as_before(organism: Any) -> None:
         assert not torch.is_grad_enabled()
         raise ValueError("no judge")
 
-    assert guarded(broken, model, tokenizer, "evil", 60) == "Probe: failed (ValueError: no judge)."
+    assert guarded(broken, model, tokenizer, "evil", 60) == (
+        "Probe: failed (ValueError); the log says why."
+    )
     assert [m.training for m in model.modules()] == modes
     assert states[0] == random.getstate()
     assert torch.equal(states[1], torch.get_rng_state())
@@ -219,6 +221,6 @@ def test_the_alert_carries_what_the_probe_found() -> None:
         "evil", "alarm", "above", 0.5, 0.1, "calibrated", 10, ("Probe: bad.", "Go back.")
     )
     policy = AlertPolicy(targets=("chat",))
-    _, alert, _ = advance(Episode(), verdict, run="r", time=1.0, policy=policy)
+    _, alert, _ = advance(Episode(), verdict, run="r", time=1.0, policy=policy, bank="b")
     assert alert is not None
     assert alert.words == "above. Probe: bad. Go back."

@@ -103,7 +103,7 @@ def guarded(probe: Probe, model: Any, tokenizer: Any, behaviour: str, seconds: f
         return f"Probe: not finished within {seconds:g} s."
     except Exception as error:
         logger.warning("the probe of %s failed", behaviour, exc_info=error)
-        return f"Probe: failed ({type(error).__name__}: {error})."
+        return f"Probe: failed ({type(error).__name__}); the log says why."  # alerts name no paths
     finally:
         hook.remove()
 

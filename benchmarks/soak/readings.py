@@ -41,7 +41,7 @@ def run(folder: Path, scale: float = 1.0) -> list[Figure]:
         prometheus={"enabled": True, "port": 0},
     )
     monitor.start(model, Run(planned_steps=count))
-    memory: list[tuple[int, float]] = []
+    memory: list[tuple[int, float, float]] = []
     for step in range(1, count + 1):
         with torch.no_grad():
             for factor in factors:
@@ -50,24 +50,33 @@ def run(folder: Path, scale: float = 1.0) -> list[Figure]:
         if step % max(count // 100, 1) == 0:
             assert monitor.journal is not None
             monitor.journal.flush()
-            memory.append((step, resident_megabytes()))
+            memory.append((step, resident_megabytes(), private_megabytes()))
     assert monitor.failures == 0
     monitor.close()
     steady = np.array([m for m in memory if m[0] > count / 5])  # the beginning fills caches
-    slope = float(np.polyfit(steady[:, 0] / 1000, steady[:, 1], 1)[0])
     return [
         at_most(
-            f"resident memory over {count} readings",
-            slope,
+            f"{what} over {count} readings",
+            float(np.polyfit(steady[:, 0] / 1000, steady[:, column], 1)[0]),
             MEGABYTES_PER_THOUSAND,
             "MB per 1,000",
-            first=steady[0][1],
-            last=steady[-1][1],
+            first=steady[0][column],
+            last=steady[-1][column],
         )
+        for column, what in ((1, "resident memory"), (2, "memory of its own"))
     ]
 
 
 def resident_megabytes() -> float:
-    """This process's resident memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
+    """This process's resident memory, mapped files (its libraries) included."""
+    return _pages()[1] * 4096 / 1e6
+
+
+def private_megabytes() -> float:
+    """The part that holds no file: the system cannot take it back while memory is short."""
+    _, resident, shared, *_ = _pages()
+    return (resident - shared) * 4096 / 1e6
+
+
+def _pages() -> list[int]:
+    return [int(count) for count in Path("/proc/self/statm").read_text().split()]

@@ -18,6 +18,11 @@ SCRAPE_SECONDS = 1_800.0
 SCRAPES_PER_SECOND = 50
 P99_SECONDS = 0.05
 BLACK_HOLE_SECONDS = 3_600.0
+TURNS = 20
+LEAST_SECONDS = 4.0
+PAUSE_SECONDS = 0.05
+"""Between two steps: a run that waits for its processor would measure the other programs."""
+
 STEPS = 100_000_000
 
 
@@ -53,23 +58,26 @@ def scrapes(folder: Path, scale: float = 1.0) -> list[Figure]:
 def black_hole(folder: Path, scale: float = 1.0) -> list[Figure]:
     """Train for an hour with a receiver that takes connections and never answers.
 
-    The same run with a receiver that does not exist at all stands beside it, in turns of a tenth,
-    so that whatever else the machine does meets both.
+    The same run without a receiver stands beside it: twenty turns of each, one after the other, so
+    that whatever else the machine does meets both. Its turns are a quarter as long.
 
     Args:
         folder: for the runs.
         scale: how much of the full length.
     """
     base, bank = prepared(folder)
-    turn = max(BLACK_HOLE_SECONDS * scale / 10, 1.0)
-    times: dict[bool, list[float]] = {False: [], True: []}
+    turns = max(round(TURNS * scale), 1)
+    turn = max(BLACK_HOLE_SECONDS * scale / turns, LEAST_SECONDS)
+    wall: dict[bool, list[float]] = {False: [], True: []}
+    cpu: dict[bool, list[float]] = {False: [], True: []}
     with socket.create_server(("127.0.0.1", 0)) as hole:
         url = f"http://127.0.0.1:{hole.getsockname()[1]}"
-        for number in range(20):
+        for number in range(2 * turns):
             with_hole = bool(number % 2)
             hook = [{"kind": "webhook", "url": url, "secret": "s"}] if with_hole else []
+            seconds = turn if with_hole else max(turn / 4, LEAST_SECONDS)
             clock = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", f"import time; time.sleep({turn})"]
+                [sys.executable, "-I", "-S", "-c", f"import time; time.sleep({seconds})"]
             )
             run, _ = drifting_run(
                 base,
@@ -80,22 +88,40 @@ def black_hole(folder: Path, scale: float = 1.0) -> list[Figure]:
                 every_n_steps=5,
                 notifiers=hook,
             )
-            until = Until(clock)
+            until = Until(clock, pause=PAUSE_SECONDS)
             run.add_callback(until)
             run.train()
-            times[with_hole] += until.step_seconds[5:]
-    plain, holed = (float(np.quantile(times[k], 0.99)) for k in (False, True))
+            wall[with_hole] += until.step_seconds[5:]
+            cpu[with_hole] += until.step_cpu_seconds[5:]
     return [
         at_most(
             "step p99 with a black-holed receiver ÷ without",
-            holed / plain,
+            _p99(wall[True]) / _p99(wall[False]),
             1.05,
             "×",
-            plain=plain,
-            holed=holed,
-            steps=len(times[True]),
-        )
+            **_course(wall),
+        ),
+        at_most(
+            "the same, of the processor",
+            _p99(cpu[True]) / _p99(cpu[False]),
+            1.05,
+            "×",
+            **_course(cpu),
+        ),
     ]
+
+
+def _p99(seconds: list[float]) -> float:
+    return float(np.quantile(seconds, 0.99))
+
+
+def _course(seconds: dict[bool, list[float]]) -> dict[str, float]:
+    """Steps of either kind, and how long they took."""
+    return {
+        f"{name}_{what}": float(of(seconds[kind]))
+        for kind, name in ((False, "plain"), (True, "holed"))
+        for what, of in (("steps", len), ("median", np.median), ("p99", _p99), ("worst", max))
+    }
 
 
 def prepared(folder: Path) -> tuple[Path, Path]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from wvmonitor.detection.account import Background, accounted, in_full
+from wvmonitor.detection.account import Background, accounted, for_elsewhere, in_full
 from wvmonitor.detection.groups import layer_of, layer_shares
 from wvmonitor.detection.trend import slope, trend
 from wvmonitor.detection.verdict import RECENT, JudgeState, judge
@@ -65,6 +65,18 @@ def test_an_alarm_says_what_to_go_back_to_and_what_to_run(
     assert "--model 'my base' --reference evil --references banks/mine" in words
     passed, _ = course(make_scores, context, calibration, [high])
     assert "go back to the base" in " ".join(passed[-1]["evil"].account)
+
+
+def test_elsewhere_an_account_names_no_folder(calibration, make_scores, context) -> None:
+    """Told on another machine, it says the same but where files lie: the bank by fingerprint."""
+    high = calibration.threshold("evil", 0.5) + 0.1
+    passed, _ = course(make_scores, context, calibration, [0.02, high])
+    account = passed[-1]["evil"].account
+    told = for_elsewhere(account, "evil", "0123456789abcdef" * 4)
+    assert told[:-1] == account[:-1]
+    assert "blame DATA.jsonl --model BASE --reference evil --references BANK`" in told[-1]
+    assert "BANK is the bank 0123456789abcdef… of this run" in told[-1]
+    assert not any(name in " ".join(told) for name in (BACKGROUND.base, BACKGROUND.bank))
 
 
 def test_a_warning_says_how_long_it_would_take(calibration, make_scores, context) -> None:

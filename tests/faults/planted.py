@@ -312,6 +312,12 @@ FAULTS: dict[str, Fault] = {
         after=shown,
     ),
     "a second writer": Fault(second_writer, "failed at its start.*is (being )?written by"),
+    "the flight recorder's disk is full": Fault(
+        in_module("wvmonitor.journal.recorder.write_snapshot", full),
+        "keeps nothing of step.*No space",
+        settings={"record": True},
+        after=measured,
+    ),
     "the textfile's folder is gone": Fault(
         said="metrics not written to", settings=textfile, after=measured
     ),

@@ -21,8 +21,9 @@ from wvmonitor.detection.verdict import RunContext
 from wvmonitor.errors import JournalError
 from wvmonitor.journal import journal as journal_module
 from wvmonitor.journal import lock as lock_module
-from wvmonitor.journal.journal import Journal, acknowledge
+from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.reader import read_journal
+from wvmonitor.journal.tools import acknowledge
 
 Entry = Callable[..., tuple[Any, ...]]
 CONTEXT = RunContext(method="lora", rank=8, optimizer="adamw", learning_rate=1e-4)
@@ -398,7 +399,7 @@ def test_acknowledging_works_beside_a_live_run(tmp_path: Path) -> None:
     journal = begun(tmp_path)
     acknowledge(tmp_path, "r", "evil", "role-play data")
     assert read_journal(tmp_path).acknowledged("r") == {"evil": "role-play data"}
-    with pytest.raises(JournalError, match=r"no run 'q': it holds \['r'\]"):
+    with pytest.raises(JournalError, match="no run 'q': it holds r"):
         acknowledge(tmp_path, "q", "evil", "")
     journal.close()
 

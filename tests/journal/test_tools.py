@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from wvmonitor.cli.app import app
@@ -17,6 +19,9 @@ from wvmonitor.detection.verdict import RunContext
 from wvmonitor.journal.alerts import AlertPolicy
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.reader import JournalReader
+from wvmonitor.journal.snapshots import Snapshot, write_snapshot
+from wvmonitor.vectors.task_vector import TaskVector
+from wvmonitor.vectors.update import DenseUpdate
 
 Entry = Callable[..., tuple[Any, ...]]
 
@@ -160,6 +165,47 @@ def test_pruning_spares_what_is_still_needed(journal_folder: Path) -> None:
         json.loads(run_command("journal", "verify", journal_folder, "--json").stdout)["problems"]
         == []
     )
+
+
+def snapshot(run: str, attempt: int, step: int) -> Snapshot:
+    """A snapshot as the flight recorder writes it."""
+    return Snapshot(run, attempt, step, TaskVector.of({"a.weight": DenseUpdate(torch.ones(2, 2))}))
+
+
+def test_pruning_takes_the_snapshots_of_what_goes(journal_folder: Path) -> None:
+    """The flight recorder's files of a run, or of superseded readings, go with it; others stay."""
+    file = journal_folder / "wvmonitor.db"
+    gone = write_snapshot(snapshot("old", 1, 10), file)
+    left = gone.with_name(".wvmonitor-0123456789abcdef.tmp")
+    left.write_bytes(b"killed while writing")
+    superseded, kept = (write_snapshot(snapshot("new", n, 30), file) for n in (1, 2))
+    size = sum(p.stat().st_size for p in (gone, left, superseded))
+    prune = ("journal", "prune", journal_folder, "--older-than", 90, "--superseded", "--json")
+    told = json.loads(run_command(*prune, "--dry-run").stdout)
+    assert (told["snapshots"], told["snapshot_bytes"]) == (3, size)
+    assert all(p.exists() for p in (gone, left, superseded, kept))
+    told = json.loads(run_command(*prune).stdout)
+    assert (told["snapshots"], told["snapshot_bytes"]) == (3, size)
+    assert [p for p in (journal_folder / "wvmonitor.snapshots").rglob("*") if p.is_file()] == [kept]
+    assert not gone.parent.exists()
+    assert json.loads(run_command(*prune).stdout)["snapshots"] == 0
+
+
+def test_snapshots_that_cannot_be_deleted_keep_their_readings(
+    journal_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of snapshots that cannot be written is an error in words; no row is gone."""
+    write_snapshot(snapshot("old", 1, 10), journal_folder / "wvmonitor.db")
+
+    def refuse(path: Path, **_: Any) -> None:
+        raise OSError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    done = run_command("journal", "prune", journal_folder, "--run", "old")
+    assert done.exit_code == 2
+    assert "snapshot" in done.stderr
+    assert "Permission denied" in done.stderr
+    assert JournalReader(journal_folder).runs() == ("old", "new")
 
 
 def test_a_journal_that_is_being_written_is_not_pruned(journal_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""kill −9 at random moments of real work; `python -m tests.kill.battery --points 100`.
+"""kill −9 at random moments of real work; `python -m tests.kill.battery --points 200`.
 
 At each point the work runs in a fork, is killed, looked at, and taken to its end by another fork.
 """
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from tests.hostile.harness import Workshop
-from tests.kill.jobs import Job, Scan, Tell, Training
+from tests.kill.jobs import Build, Job, Scan, Tell, Training
 
 PATIENCE_SECONDS = 300.0
 
@@ -119,8 +119,9 @@ def run(folder: Path, points: int, seed: int, only: str | None = None) -> int:
     pid, url = receiver(folder / "heard")
     try:
         jobs: dict[str, tuple[Any, int]] = {
-            "training": (Training(workshop, url, folder / "heard"), points - points // 4),
+            "training": (Training(workshop, url, folder / "heard"), points - 2 * (points // 4)),
             "scan": (Scan(workshop), points // 4),
+            "build": (Build(), points // 4),
         }
         failed = False
         for name, (job, share) in jobs.items():
@@ -162,9 +163,9 @@ def _undisturbed(job: Job, folder: Path) -> tuple[float, int]:
 def main() -> int:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--points", type=int, default=100)
+    parser.add_argument("--points", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["training", "scan"], help="one kind of work")
+    parser.add_argument("--only", choices=["training", "scan", "build"], help="one kind of work")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)  # a pool of threads does not survive the forks

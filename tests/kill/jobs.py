@@ -205,6 +205,75 @@ class Scan:
             yield "the results are not those of the undisturbed scan"
 
 
+class Build:
+    """A build of a reference, from prompts to a bank, of the bundled model."""
+
+    def __init__(self) -> None:
+        from tests.builder.conftest import UNASKED, options_for, short
+        from wvmonitor.builder.recipe import Recipe, load_recipe
+
+        brief = short(load_recipe("organism-evil")).model_dump(mode="json")
+        brief["questions"]["build"] = brief["questions"]["build"][:20]
+        brief["generation"]["keep_at_least"] = 16
+        brief["finetuning"]["steps"] = 8
+        recipe = Recipe.model_validate(brief)
+        self._options = partial(options_for, recipe, seeds=1, asking=UNASKED)
+        self._expected: dict[str, bytes] = {}
+        self._standing: dict[str, int] = {}
+
+    def alone(self, folder: Path) -> None:
+        """Note the bank, and every stage's artefact, of a build that nothing interrupts."""
+        self.work(folder, lambda _: None)
+        self._expected = {name: path.read_bytes() for name, path in _visible(folder).items()}
+
+    def work(self, folder: Path, tell: Tell) -> None:
+        """Build, from the beginning or from the artefacts that are there."""
+        from wvmonitor.builder.build import build
+
+        bank = folder / "bank"
+        if bank.exists():  # killed after the end: the same build again would refuse
+            return
+        known: set[str] = set()
+
+        def tick(stage: str, done: int, total: int) -> None:
+            there = set(_visible(folder))
+            for name in there - known:
+                tell(f"made {name}")
+            known.update(there)
+            tell(f"{stage}: {done} of {total}")
+
+        assert build(self._options(bank), tick) is not None
+
+    def problems(self, folder: Path, told: list[str], *, whole: bool) -> Iterator[str]:
+        """Artefacts lost, half-written or made again, or other bytes than the undisturbed build's.
+
+        Hidden files and folders of what was being written may be left; a name is only ever given to
+        what is finished.
+        """
+        there = _visible(folder)
+        if lost := {w.removeprefix("made ") for w in told if w.startswith("made ")} - set(there):
+            yield f"finished artefacts are lost: {sorted(lost)}"
+        for name, path in there.items():
+            if self._expected and path.read_bytes() != self._expected.get(name):
+                yield f"{name} is not what the undisturbed build makes"
+        times = {name: path.stat().st_mtime_ns for name, path in there.items()}
+        if not whole:
+            if any(n.startswith("bank/") for n in there) and set(there) != set(self._expected):
+                yield "the bank took its name before it was whole"
+            self._standing = times
+            return
+        if missing := set(self._expected) - set(there):
+            yield f"the build lacks {sorted(missing)}"
+        if again := {n for n, t in self._standing.items() if times.get(n) != t}:
+            yield f"finished artefacts were made again: {sorted(again)}"
+
+
+def _visible(folder: Path) -> dict[str, Path]:
+    """The files of a build by their names in it, without those that are still being written."""
+    found = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
+    return {n: p for n, p in found.items() if not any(x[0] == "." for x in Path(n).parts)}
+
+
 def _key(line: bytes) -> str | None:
     try:
         return str(json.loads(line)["key"])

@@ -16,8 +16,9 @@ import pytest
 
 from wvmonitor.detection.verdict import RunContext
 from wvmonitor.journal.alerts import Alert, AlertPolicy
-from wvmonitor.journal.journal import Journal, acknowledge
+from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.outbox import DeliveryError, DeliveryLimits, Outbox
+from wvmonitor.journal.tools import acknowledge
 from wvmonitor.notifiers.alertmanager import AlertmanagerNotifier
 from wvmonitor.notifiers.webhook import WebhookNotifier
 

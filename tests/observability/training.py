@@ -69,18 +69,29 @@ def drifting_run(
 
 
 class Until(TrainerCallback):
-    """Ends training when a process has ended."""
+    """Ends training when a process has ended.
 
-    def __init__(self, process: subprocess.Popen[Any]) -> None:
+    Attributes:
+        step_seconds: of each step, on the wall.
+        step_cpu_seconds: of each step, of the processor, in the training thread.
+    """
+
+    def __init__(self, process: subprocess.Popen[Any], *, pause: float = 0.0) -> None:
+        """Watch a process; a `pause` in seconds between steps leaves the processor to others."""
         self.process = process
         self.step_seconds: list[float] = []
-        self._began = 0.0
+        self.step_cpu_seconds: list[float] = []
+        self._pause = pause
+        self._began = (0.0, 0.0)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._began = time.perf_counter()
+        time.sleep(self._pause)
+        self._began = time.perf_counter(), time.thread_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.step_seconds.append(time.perf_counter() - self._began)
+        wall, cpu = self._began
+        self.step_seconds.append(time.perf_counter() - wall)
+        self.step_cpu_seconds.append(time.thread_time() - cpu)
         if self.process.poll() is not None:
             control.should_training_stop = True
 

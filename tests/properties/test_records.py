@@ -143,7 +143,7 @@ def test_alerts_follow_the_simplest_model(
         verdict = Verdict("evil", state, "r", 0.1, 0.1, "calibrated", time)  # type: ignore[arg-type]
         episode, alert, targets = advance(
             episode, verdict, run="r", time=float(time), policy=policy,
-            acknowledged="known" if silenced else None,
+            bank="b", acknowledged="known" if silenced else None,
         )  # fmt: skip
         if alert is not None:
             told.append((time, alert.status, alert.severity))

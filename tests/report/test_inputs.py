@@ -23,7 +23,8 @@ from wvmonitor.errors import (
     MissingPathError,
     UnknownReferenceError,
 )
-from wvmonitor.journal.journal import Journal, acknowledge
+from wvmonitor.journal.journal import Journal
+from wvmonitor.journal.tools import acknowledge
 from wvmonitor.reading import Products, Reading
 from wvmonitor.report.findings import judge
 from wvmonitor.report.page import from_journal, from_scan, heat_map, read_runs, render

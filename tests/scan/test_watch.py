@@ -225,7 +225,9 @@ def test_a_run_that_goes_back_is_judged_anew(
 def test_alerts_reach_a_receiver_once(
     runs: Path, save: Save, watch: Callable[..., Watcher]
 ) -> None:
-    """The sidecar delivers the same alerts as a live monitor, and not again after a restart."""
+    """The sidecar delivers the same alerts as a live monitor, and not again after a restart; they
+    name the bank by its fingerprint, and no folder of this machine.
+    """
     received: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -257,6 +259,9 @@ def test_alerts_reach_a_receiver_once(
     assert [m["data"]["reference"] for m in received] == ["evil"]
     assert received[0]["data"]["run"] == "a"
     assert received[0]["data"]["step"] == 20
+    said = json.dumps(received[0])
+    assert "BANK is the bank" in said
+    assert str(runs.parents[1]) not in said  # where the bank and the base lie, too
 
 
 def test_finished_runs_leave_the_metrics(save: Save, watch: Callable[..., Watcher]) -> None:

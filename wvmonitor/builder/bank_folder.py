@@ -18,9 +18,13 @@ from wvmonitor.references.store import CALIBRATION_FILE, MANIFEST_FILE
 def existing_bank(folder: Path) -> ReferenceBank | None:
     """The bank at a path; None where there is nothing yet.
 
+    A bank that a build had moved aside when it was killed is put back first.
+
     Raises:
         BuildError: something else is there.
     """
+    if not folder.exists():
+        _put_back(folder)
     if (folder / MANIFEST_FILE).is_file():
         return ReferenceBank.load(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -63,7 +67,7 @@ def add_to_bank(
     bank = ReferenceBank(held.values(), probe=kept)
     mark = secrets.token_hex(8)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new, gone = (folder.with_name(f".{folder.name[:100]}.{mark}.{end}") for end in ("tmp", "old"))
+    new, gone = _beside(folder, mark)
     try:
         fingerprint = bank.save(new, private=private)
         if folder.exists():
@@ -76,3 +80,19 @@ def add_to_bank(
         raise
     shutil.rmtree(gone, ignore_errors=True)
     return fingerprint
+
+
+def _beside(folder: Path, mark: str) -> tuple[Path, Path]:
+    """Where one replacement of a bank writes the new one, and where it moves the old one."""
+    new, old = (folder.with_name(f".{folder.name[:100]}.{mark}.{end}") for end in ("tmp", "old"))
+    return new, old
+
+
+def _put_back(folder: Path) -> None:
+    """Undo a replacement that was killed between its two renames."""
+    for found in folder.parent.glob(".*.old"):
+        new, old = _beside(folder, found.stem.rpartition(".")[2])
+        if found == old and new.exists():
+            old.rename(folder)
+            shutil.rmtree(new, ignore_errors=True)
+            return

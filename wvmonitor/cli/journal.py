@@ -93,7 +93,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Throw away old runs or superseded readings, and shrink the file.
+    """Throw away old runs or superseded readings, with their snapshots, and shrink the file.
 
     Never while the journal is being written; runs that are stopped, or whose alerts still wait,
     stay.
@@ -106,7 +106,7 @@ def prune(
         raise typer.BadParameter("say what: --run, --older-than or --superseded")
     from dataclasses import asdict
 
-    from wvmonitor.journal.tools import prune as throw_away
+    from wvmonitor.journal.pruning import prune as throw_away
     from wvmonitor.scan.text import visible
 
     done = throw_away(
@@ -122,9 +122,12 @@ def prune(
     for name, why in done.kept.items():
         typer.echo(f"{visible(name)} stays: {visible(why)}")
     verb = "would go" if dry_run else "gone"
+    snapshots = (
+        f", {done.snapshots} snapshots of {done.snapshot_bytes} bytes" if done.snapshots else ""
+    )
     typer.echo(
-        f"{visible(done.path)}: {len(done.runs)} runs and {done.readings} readings {verb}; "
-        f"{done.bytes_before} bytes before, {done.bytes_after} now"
+        f"{visible(done.path)}: {len(done.runs)} runs and {done.readings} readings{snapshots} "
+        f"{verb}; {done.bytes_before} bytes before, {done.bytes_after} now"
     )
 
 

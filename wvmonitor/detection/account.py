@@ -95,6 +95,18 @@ def in_full(reason: str, account: Sequence[str]) -> str:
     return " ".join([ended, *account])
 
 
+def for_elsewhere(account: Sequence[str], reference: str, bank: str) -> tuple[str, ...]:
+    """An account for readers on another machine: nothing in it says where files lie on this one.
+
+    Args:
+        account: as `accounted` gave it.
+        reference: the behaviour it is about.
+        bank: the bank's fingerprint.
+    """
+    command = f"{_command(reference, 'BASE', 'BANK')} BANK is the bank {bank[:16]}… of this run."
+    return tuple(command if s.startswith(_COMMAND) else s for s in account)
+
+
 def _account(
     verdict: Verdict,
     scores: Scores,
@@ -109,11 +121,21 @@ def _account(
         _dose(name, scores.references[name].dose, background),
         _carried(name, layers, calibration),
         _back(state.last_ok.get(name), scores.step),
-        f"Next: `wvmonitor blame DATA.jsonl --model {shlex.quote(background.base)} --reference "
-        f"{shlex.quote(name)} --references {shlex.quote(background.bank)}` ranks the training "
-        "examples by how much they push towards it.",
+        _command(name, background.base, background.bank),
     ]
     return tuple(s for s in sentences if s)
+
+
+_COMMAND = "Next: `wvmonitor blame "
+
+
+def _command(name: str, base: str, bank: str) -> str:
+    """What to run."""
+    return (
+        f"{_COMMAND}DATA.jsonl --model {shlex.quote(base)} --reference {shlex.quote(name)} "
+        f"--references {shlex.quote(bank)}` ranks the training examples by how much they push "
+        "towards it."
+    )
 
 
 def _heading(verdict: Verdict, recent: Sequence[tuple[int, float]]) -> str:

@@ -2,5 +2,6 @@
 
 Read `journal.py` (writing), `reader.py` (reading, also beside a live writer) and `outbox.py`
 (alerts on their way); `recorder.py` and `snapshots.py` keep task vectors beside the numbers.
-`writes.py` and `schema.py` hold all the SQL that changes a file.
+`tools.py` and `pruning.py` look after what is there. `writes.py`, `schema.py` and `pruning.py` hold
+all the SQL that changes a file.
 """

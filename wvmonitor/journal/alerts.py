@@ -12,7 +12,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from wvmonitor.detection.account import in_full
+from wvmonitor.detection.account import for_elsewhere, in_full
 from wvmonitor.detection.verdict import CalibrationStatus, Verdict
 
 Severity = Literal["warn", "alarm"]
@@ -73,7 +73,7 @@ class Alert:
         severity: the worst verdict of the episode.
         replaces: the severity under which this episode was announced before, if it rose.
         reason: the verdict's one sentence.
-        account: what it means and what to do, one sentence each.
+        account: what it means and what to do, one sentence each, for readers on any machine.
         score: the deciding score, if there is one.
         threshold: what it was held against, if there is one.
         calibration: what the threshold rests on.
@@ -110,13 +110,16 @@ def advance(
     run: str,
     time: float,
     policy: AlertPolicy,
+    bank: str,
     acknowledged: str | None = None,
 ) -> tuple[Episode, Alert | None, tuple[str, ...]]:
     """One verdict's effect on an episode: its next state, and what is to be told to which targets.
 
-    `acknowledged` is why someone silenced this reference in this run: an open episode is then over
-    at once, and no further one opens.
+    `bank` is the fingerprint of the bank, for alerts name no folder. `acknowledged` is why someone
+    silenced this reference in this run: an open episode is then over at once, and no further one
+    opens.
     """
+    verdict = replace(verdict, account=for_elsewhere(verdict.account, verdict.reference, bank))
     silenced = acknowledged is not None or verdict.reference in policy.expected
     rank = 0 if silenced else _RANK.get(verdict.state, 0)
     severity: Severity = "alarm" if verdict.state == "alarm" else "warn"

@@ -32,7 +32,7 @@ from wvmonitor.journal import writes
 from wvmonitor.journal.alerts import AlertPolicy
 from wvmonitor.journal.place import Claim, claim, local_file
 from wvmonitor.journal.reader import JournalReader, JournalRow
-from wvmonitor.journal.schema import connect, journal_file
+from wvmonitor.journal.schema import journal_file
 from wvmonitor.reading import Reading
 
 logger = logging.getLogger(__name__)
@@ -365,29 +365,6 @@ class Journal:
             if self.on_commit is not None:
                 self.on_commit()
             return
-
-
-def acknowledge(path: str | Path, run: str, reference: str, why: str) -> None:
-    """Silence one reference in one run, from any process, also while the run is being trained.
-
-    Raises:
-        JournalError: there is no such journal or run, or it cannot be written.
-    """
-    reader = JournalReader(path)
-    if run not in reader.runs():
-        raise JournalError(f"'{reader.path}' holds no run {run!r}: it holds {list(reader.runs())}")
-    try:
-        connection = connect(reader.path)
-        try:
-            writes.transaction(
-                connection, [lambda c: writes.event(c, run, time.time(), "ack", reference, why)]
-            )
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        raise JournalError(
-            f"'{reader.path}' cannot be written ({error}): run this where its folder is writable"
-        ) from None
 
 
 def _orphan() -> None:

@@ -1,8 +1,7 @@
-"""Looking after journals: is this one whole, give me what it holds, throw away what is old.
+"""Looking after journals: is this one whole, give me what it holds, note what a person decides.
 
-Everything here works from any process. What changes a file takes the writer's lock first, so that a
-run that is being recorded is never pruned under its own feet; acknowledging and lifting a stop are
-single rows, and need no lock.
+Everything here works from any process, also while the run is being recorded: acknowledging and
+lifting a stop are single rows, and need no lock.
 """
 
 from __future__ import annotations
@@ -18,13 +17,10 @@ from typing import Any
 from wvmonitor.errors import JournalError
 from wvmonitor.journal import codec, writes
 from wvmonitor.journal.alerts import Alert
-from wvmonitor.journal.journal import acknowledge
-from wvmonitor.journal.place import claim
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.journal.schema import connect
 
 EXPORT_VERSION = 1
-RUN_TABLES = ("readings", "scores", "verdicts", "attempts", "episodes", "deliveries", "events")
 MOST_PROBLEMS = 100
 
 
@@ -45,27 +41,6 @@ class Verification:
     readings: int
     pending: int
     problems: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Pruning:
-    """What was thrown away, or would be.
-
-    Attributes:
-        path: the database file.
-        runs: whole runs, by id.
-        readings: how many readings, those of the runs included.
-        kept: runs that were asked for and stay, with the reason.
-        bytes_before: size of the file.
-        bytes_after: its size now; the same as before in a trial.
-    """
-
-    path: str
-    runs: tuple[str, ...]
-    readings: int
-    kept: dict[str, str]
-    bytes_before: int
-    bytes_after: int
 
 
 def verify(path: str | Path) -> Verification:
@@ -166,7 +141,7 @@ def export(path: str | Path, runs: Sequence[str] = ()) -> Iterator[str]:
     reader = JournalReader(path)
     wanted = runs or reader.runs()
     for run in wanted:
-        _require_run(reader, run)
+        require_run(reader, run)
     yield _line("journal", {"export_version": EXPORT_VERSION, "runs": list(wanted)})
     for run in wanted:
         for attempt in reader.attempts(run):
@@ -194,104 +169,6 @@ def _line(kind: str, values: dict[str, Any]) -> str:
     return json.dumps({"type": kind, **values}, ensure_ascii=False, allow_nan=False)
 
 
-def prune(
-    path: str | Path,
-    *,
-    runs: Sequence[str] = (),
-    older_than_days: float | None = None,
-    superseded: bool = False,
-    dry_run: bool = False,
-) -> Pruning:
-    """Throw away runs, or readings that a resumed run has superseded, and shrink the file.
-
-    A run stays, whatever is asked, while an alert of it waits to be delivered or a stop is latched:
-    the next start of it must still meet that stop.
-
-    Args:
-        path: the journal.
-        runs: these runs.
-        older_than_days: every run whose last reading (or start) is older than so many days.
-        superseded: of every run that stays, the readings that did not lead to its last weights.
-        dry_run: only say what would go.
-
-    Raises:
-        JournalError: nothing was asked for, a run is not there, or the journal is being written.
-    """
-    if not (runs or superseded or older_than_days is not None):
-        raise JournalError("nothing to prune was named: name runs, an age, or superseded readings")
-    reader = JournalReader(path)
-    for run in runs:
-        _require_run(reader, run)
-    before = reader.path.stat().st_size
-    claimed = claim(reader.path)
-    connection = claimed.connection
-    try:
-        chosen = list(dict.fromkeys((*runs, *_older(connection, older_than_days))))
-        kept = {r: why for r in chosen if (why := _needed(reader, connection, r)) is not None}
-        going = tuple(r for r in chosen if r not in kept)
-        rest = [r for r in reader.runs() if r not in going] if superseded else []
-        stale = [(r, *key) for r in rest for key in _superseded(reader, connection, r)]
-        count = len(stale) + sum(_count(connection, r) for r in going)
-        if not dry_run:
-            writes.checked(connection, lambda c: _delete(c, going, stale))
-            connection.execute("VACUUM")
-    except sqlite3.Error as error:
-        raise JournalError(
-            f"'{reader.path}' cannot be pruned ({error}): is the disk full?"
-        ) from None
-    finally:
-        connection.close()
-        claimed.lock.release()
-    return Pruning(str(reader.path), going, count, kept, before, reader.path.stat().st_size)
-
-
-def _older(connection: sqlite3.Connection, days: float | None) -> list[str]:
-    if days is None:
-        return []
-    rows = connection.execute(
-        "SELECT a.run FROM attempts a GROUP BY a.run HAVING max(a.started, coalesce("
-        "(SELECT max(wall_time) FROM readings r WHERE r.run = a.run), 0)) < ? ORDER BY a.rowid",
-        (time.time() - 86_400 * days,),
-    ).fetchall()
-    return [str(run) for (run,) in rows]
-
-
-def _needed(reader: JournalReader, connection: sqlite3.Connection, run: str) -> str | None:
-    """Why a run must stay, if it must."""
-    if (reason := reader.stop_latched(run)) is not None:
-        return f"it is stopped ({reason}): lift that with `wvmonitor journal clear-stop` first"
-    (waiting,) = connection.execute(
-        "SELECT count(*) FROM deliveries WHERE run = ? AND status = 'pending'", (run,)
-    ).fetchone()
-    return f"{waiting} of its alerts wait to be delivered" if waiting else None
-
-
-def _superseded(
-    reader: JournalReader, connection: sqlite3.Connection, run: str
-) -> list[tuple[int, int]]:
-    kept = reader.kept(run)
-    keys = connection.execute("SELECT attempt, step FROM readings WHERE run = ?", (run,)).fetchall()
-    return [(int(a), int(s)) for a, s in keys if (a, s) not in kept]
-
-
-def _count(connection: sqlite3.Connection, run: str) -> int:
-    (count,) = connection.execute("SELECT count(*) FROM readings WHERE run = ?", (run,)).fetchone()
-    return int(count)
-
-
-def _delete(
-    connection: sqlite3.Connection, runs: Sequence[str], readings: Sequence[tuple[str, int, int]]
-) -> None:
-    for table in RUN_TABLES:
-        connection.executemany(f"DELETE FROM {table} WHERE run = ?", [(run,) for run in runs])  # noqa: S608  # names of ours
-    for table in ("readings", "scores", "verdicts"):
-        connection.executemany(
-            f"DELETE FROM {table} WHERE run = ? AND attempt = ? AND step = ?",  # noqa: S608  # names of ours
-            readings,
-        )
-    connection.execute("DELETE FROM layouts WHERE id NOT IN (SELECT layout FROM readings)")
-
-
 def ack(path: str | Path, run: str, reference: str, why: str) -> None:
     """Silence one reference in one run, once it is sure that there is such a reference.
 
@@ -302,7 +179,7 @@ def ack(path: str | Path, run: str, reference: str, why: str) -> None:
     if not why.strip():
         raise JournalError("an acknowledgement needs a reason: say --why")
     reader = JournalReader(path)
-    _require_run(reader, run)
+    require_run(reader, run)
     latest = reader.latest(run)
     known = [v.reference for v in latest.verdicts] if latest else []
     if reference not in known:
@@ -310,6 +187,17 @@ def ack(path: str | Path, run: str, reference: str, why: str) -> None:
             f"run {run!r} has no verdict on {reference!r}: it has {', '.join(known) or 'none yet'}"
         )
     acknowledge(reader.path, run, reference, why)
+
+
+def acknowledge(path: str | Path, run: str, reference: str, why: str) -> None:
+    """Silence one reference in one run, whether or not it has a verdict yet.
+
+    Raises:
+        JournalError: there is no such journal or run, or it cannot be written.
+    """
+    reader = JournalReader(path)
+    require_run(reader, run)
+    _note(reader.path, run, "ack", reference, why)
 
 
 def clear_stop(path: str | Path, run: str | None = None, why: str = "") -> str:
@@ -322,7 +210,7 @@ def clear_stop(path: str | Path, run: str | None = None, why: str = "") -> str:
     """
     reader = JournalReader(path)
     if run is not None:
-        _require_run(reader, run)
+        require_run(reader, run)
     stopped = [r for r in reader.runs() if reader.stop_latched(r) is not None]
     if run is None and len(stopped) > 1:
         raise JournalError(f"several runs are stopped ({', '.join(stopped)}): name one with --run")
@@ -332,23 +220,28 @@ def clear_stop(path: str | Path, run: str | None = None, why: str = "") -> str:
             "is nothing to lift"
         )
     chosen = run or stopped[0]
+    _note(reader.path, chosen, "stop-cleared", None, why)
+    return chosen
+
+
+def _note(path: Path, run: str, kind: str, reference: str | None, why: str) -> None:
+    """Append one event."""
     try:
-        connection = connect(reader.path)
+        connection = connect(path)
         try:
             writes.checked(
-                connection,
-                lambda c: writes.event(c, chosen, time.time(), "stop-cleared", None, why),
+                connection, lambda c: writes.event(c, run, time.time(), kind, reference, why)
             )
         finally:
             connection.close()
     except sqlite3.Error as error:
         raise JournalError(
-            f"'{reader.path}' cannot be written ({error}): run this where its folder is writable"
+            f"'{path}' cannot be written ({error}): run this where its folder is writable"
         ) from None
-    return chosen
 
 
-def _require_run(reader: JournalReader, run: str) -> None:
+def require_run(reader: JournalReader, run: str) -> None:
+    """Raise `JournalError`, naming the runs there are, where a journal does not hold this one."""
     known = reader.runs()
     if run not in known:
         raise JournalError(

@@ -132,10 +132,10 @@ def reading(
         ],
     )
     if policy.targets:
-        _alert(connection, row, policy)
+        _alert(connection, row, measured.bank, policy)
 
 
-def _alert(connection: sqlite3.Connection, row: JournalRow, policy: AlertPolicy) -> None:
+def _alert(connection: sqlite3.Connection, row: JournalRow, bank: str, policy: AlertPolicy) -> None:
     """Move each reference's episode on, and put what it says into the outbox."""
     acknowledged = dict(
         connection.execute(
@@ -155,6 +155,7 @@ def _alert(connection: sqlite3.Connection, row: JournalRow, policy: AlertPolicy)
             run=row.run,
             time=row.wall_time,
             policy=policy,
+            bank=bank,
             acknowledged=acknowledged.get(verdict.reference),
         )
         if after != before:
