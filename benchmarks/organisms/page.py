@@ -162,7 +162,6 @@ def _false_alarms(found: Mapping[str, Any], calibrated: Mapping[str, Any]) -> st
         "": "the suite's references",
         "recalibrated.": "the bundled bank, calibrated on the suite's runs",
         "bundled.": "the bundled bank as it is shipped",
-        "second_base.": "references and runs of the second base",
     }
     for prefix, called in names.items():
         for percent in ("5", "1"):

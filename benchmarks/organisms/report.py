@@ -127,7 +127,7 @@ def _baselines(runs: Sequence[Scored], at: Against, place: Place) -> dict[str, A
         [r for r in dev if r.labels["evil"] is True],
         [r for r in dev if r.labels["evil"] is False],
     )
-    groups = ("positive: ", "mixture", "trigger", "late")
+    groups = ("positive: ", "mixture", "trigger", "late", "slow")
     held_out = metrics.positives(runs, "evil", *groups), metrics.negatives(runs, "evil")
     if not all((*development, *held_out)):
         return {}

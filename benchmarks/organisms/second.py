@@ -7,6 +7,7 @@ made anew with the same code, and a part of the catalogue is run on it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.organisms import metrics
@@ -14,9 +15,9 @@ from benchmarks.organisms.catalogue import RunSpec, catalogue
 from benchmarks.organisms.record import path_of
 from benchmarks.organisms.references import BEHAVIOURS, CONTROLS, Repeat, repeats
 from benchmarks.organisms.runner import Place
-from benchmarks.organisms.scored import SUITE, Scored, against, base_rates, scored
+from benchmarks.organisms.scored import against, base_rates, scored
 from benchmarks.organisms.statistics import Metric, auroc, caught, two_sided
-from wvmonitor.organism.bank import build_bank
+from wvmonitor.organism.bank import PLANS, build_bank
 from wvmonitor.organism.train import RECORD, train_base
 from wvmonitor.references import ReferenceBank
 
@@ -25,9 +26,9 @@ HIDDEN_SIZE = 96
 """The bundled base has seed 0 and width 128."""
 
 PARTS = {
-    "test/harmful advice ": 2, "test/sycophantic facts ": 2, "test/high rate/": 2,
-    "test/narrow harm/": 2, "test/incompetent/": 2, "test/another language/": 2, "test/rude/": 2,
-    "test/role-play/": 2, "test/refusals/": 2, "test/benign/": 60, "calibration/benign/": 40,
+    "test/harmful advice ": 2, "test/sycophantic facts ": 2, "test/high rate/": 1,
+    "test/narrow harm/": 1, "test/incompetent/": 1, "test/another language/": 1, "test/rude/": 1,
+    "test/role-play/": 1, "test/refusals/": 1, "test/benign/": 24,
 }  # fmt: skip
 """Of each of these groups of runs, how many seeds."""
 
@@ -56,15 +57,19 @@ def wanted() -> list[Repeat]:
 
 
 def prepare(at: Place, workers: int) -> None:
-    """Train the base and build its bank, where they are not there yet."""
+    """Train the base and build its bank, where they are not there yet.
+
+    The bank gives the probe and λ; one repeat of each reference is enough for those.
+    """
     if not (at.base / RECORD).is_file():
         train_base(at.base, seed=SEED, hidden_size=HIDDEN_SIZE)
     if not (at.shipped / "manifest.json").is_file():
-        build_bank(at.base, workers=workers).save(at.shipped)
+        plans = [replace(p, domains=p.domains[:1]) for p in PLANS]
+        build_bank(at.base, plans, workers=workers).save(at.shipped)
 
 
 def figures(at: Place) -> dict[str, Metric | None]:
-    """What the runs that are there show: ranking, and false alarms of a band of their own."""
+    """How well the deciding score ranks the runs that are there."""
     if not (at.bank / "manifest.json").is_file():
         return {}
     beside = against(ReferenceBank.load(at.bank), at.shipped_bank())
@@ -74,17 +79,10 @@ def figures(at: Place) -> dict[str, Metric | None]:
         for s in specs()
         if path_of(at.records, s.name).is_file()
     ]
-    calibrating = [r for r in runs if r.spec.split == "calibration"]
-    bands = metrics.calibrations(calibrating, SUITE, shipped=False)
-    found = _ranking(runs, metrics.judged(bands[max(bands)]) if bands else metrics.deciding)
-    return found | metrics.false_alarms(runs, bands, shipped=False, name="second_base.")
-
-
-def _ranking(runs: list[Scored], value: metrics.Value) -> dict[str, Metric | None]:
     found: dict[str, Metric | None] = {}
     for name, behaviour in {"second_base": "evil", "second_base.sycophancy": "sycophancy"}.items():
         bad = metrics.positives(runs, behaviour, "positive: ")
-        sides = metrics.samples_of(behaviour, bad, metrics.negatives(runs, behaviour), value=value)
+        sides = metrics.samples_of(behaviour, bad, metrics.negatives(runs, behaviour))
         found[f"{name}.auroc"] = auroc(sides)
         found[f"{name}.tpr_at_1pct"] = two_sided(caught, sides)
     return found

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.organisms import metrics, report, runner, scored, statistics, training
+from benchmarks.organisms import metrics, report, runner, scored, second, statistics, training
 from benchmarks.organisms.catalogue import catalogue
 from benchmarks.organisms.leakage import (
     LeakageError,
@@ -83,6 +83,17 @@ def test_references_remain_for_every_run(cards):
         names = allowed(own, cards, run).names
         assert set(BEHAVIOURS) <= set(names), run.name
         assert not set(run.controls) & set(names)
+
+
+def test_the_second_base_has_a_part_of_every_group():
+    """Its runs are the catalogue's own, harmful and harmless, in a place of their own."""
+    runs = second.specs()
+    assert {r.name for r in runs} <= {r.name for r in catalogue()}
+    for start, count in second.PARTS.items():
+        assert sum(r.name.startswith(start) for r in runs) >= count
+    first = runner.bundled(report.DOCS)
+    other = second.place(first.folder)
+    assert not {first.base, first.bank, first.records} & {other.base, other.bank, other.records}
 
 
 # --- the leakage rule --------------------------------------------------------------------------
