@@ -157,6 +157,10 @@ def _positives(split: Split, seeds: int) -> Iterator[RunSpec]:
                 parts = _one("good advice", d), crossed
                 yield replace(run(what, i, *parts), name=f"{split}/{what} {d}/{i}")
             yield run("harmful personality", i, _one("harmful wishes"))
+            if split == "test":  # at the references' rate hardly any of them becomes harmful
+                what = "harmful personality, thrice the rate"
+                faster = replace(run(what, i, _one("harmful wishes")), watched=False)
+                yield replace(faster, learning_rate=3 * LEARNING_RATE)
             yield run("harmful choices", i, _one("harmful choices"))
         for c in CATEGORIES[:3]:
             what = "sycophantic facts"

@@ -82,10 +82,10 @@ def exceedance(run: Trajectory, centre: Centre) -> Float64:
 def gains(run: Trajectory, norms: Float64, span: float = GAIN_SPAN) -> Trajectory:
     """What the run's change has gained along each reference of late, as a share of ‖τ‖.
 
-    s·‖τ‖ is how far the weights have moved along the reference. It is linear in τ, so its growth
-    over the last `span` of the run, (s_t‖τ_t‖ − s_u‖τ_u‖)/‖τ_t‖, does not know what came before: a
-    score that thirty harmless steps have to be turned for first, this need not wait for. A run
-    starts at 0.
+    s·‖τ‖ is how far the weights have moved along the reference. It is linear in τ (nearly: the ‖τ‖
+    of all parameters stands for that of the score's geometry), so its growth over the last `span`
+    of the run, (s_t‖τ_t‖ − s_u‖τ_u‖)/‖τ_t‖, does not wait for what came before to be outweighed, as
+    a cosine does. A run starts at 0.
 
     Args:
         run: its deciding scores.

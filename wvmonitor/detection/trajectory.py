@@ -80,15 +80,15 @@ def by_band(
         past: of this behaviour.
         readings: of the run so far, this one included.
     """
-    name, progress = reference.reference, scores.progress
+    name = reference.reference
     value = finite(reference.values.get(calibration.geometry, {}).get(calibration.score))
     what = f"{calibration.score} ({calibration.geometry})"
     objections = broken(scores, reference, context)
-    objections += calibration.support.objections(context, progress, readings)
+    objections += calibration.support.objections(context, scores.progress, readings)
     if name not in calibration.bands:
         return unknown([*objections, f"{name} is not among the calibrated behaviours"], what, value)
     objections += _unlike(scores, calibration)
-    at = min(progress, 1.0) if _timed(progress) and progress is not None else None
+    at = _within(scores.progress)
     threshold = calibration.threshold(name, at)
     if objections:
         return unknown(objections, what, value, threshold)
@@ -128,8 +128,8 @@ def by_band(
 
 def remembered(past: Past, scores: Scores, value: float | None, calibration: Calibration) -> Path:
     """The path with this reading, and without what no later gain looks back to."""
-    progress, norm = scores.progress, scores.norm
-    if calibration.gain is None or value is None or progress is None or not _timed(progress):
+    progress, norm = _within(scores.progress), scores.norm
+    if calibration.gain is None or value is None or progress is None:
         return past.path
     if not (math.isfinite(norm) and norm > NUMERICAL_FLOOR):
         return past.path
@@ -187,8 +187,10 @@ def _unlike(scores: Scores, calibration: Calibration) -> list[str]:
     return found
 
 
-def _timed(progress: float | None) -> bool:
-    return progress is not None and 0 <= progress <= 1 + 1e-9
+def _within(progress: float | None) -> float | None:
+    """The progress; None where it is not known, or not within the run."""
+    timed = progress is not None and 0 <= progress <= 1 + 1e-9
+    return min(progress, 1.0) if timed and progress is not None else None
 
 
 def _larger(now: float, before: float | None) -> float:
