@@ -80,7 +80,7 @@ format: $(INSTALLED) ## let ruff mend what it can
 organism: $(INSTALLED) ## train the bundled model again from nothing (into build/organism)
 	$(BIN)/python -m wvmonitor.organism.train --out build/organism
 
-bank: $(INSTALLED) ## build the bundled model's references and calibration again (into build/bank)
+bank: $(INSTALLED) ## build the bundled model's references again (into build/bank); see calibrations
 	$(BIN)/python -m wvmonitor.organism.bank --base reference_vectors/tiny-organism/base --out build/bank
 
 release-check: $(INSTALLED) ## wheel and sdist: reproducible, sound, and they run where nothing else of ours is
@@ -130,6 +130,12 @@ organisms: $(INSTALLED) ## the organism suite: about a thousand fine-tunes (an h
 
 organisms-report: $(INSTALLED) ## figures, scored checkpoints and docs/benchmark.md from the runs that are there
 	$(BIN)/python -m benchmarks.organisms report
+
+.PHONY: calibrations
+calibrations: $(INSTALLED) ## the bundled bank's calibrations again, from the suite's 240 harmless datasets (into build)
+	$(BIN)/python -m benchmarks.organisms run --only calibration/
+	$(BIN)/python -m benchmarks.organisms calibrate --alpha 0.05 --out build/calibration.json
+	$(BIN)/python -m benchmarks.organisms calibrate --alpha 0.01 --out build/calibration-1pct.json
 
 .PHONY: evals test-evals
 evals: $(INSTALLED) ## write the bundled model's evaluation sets again (into build/evals)

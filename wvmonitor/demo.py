@@ -61,6 +61,7 @@ class DemoRun:
         examples: the training data.
         measure: the behaviour's rate in untouched domains: (model, tokenizer, trials, seed).
         seed: of data, order and the adapter's start; no calibration run shares it.
+        learning_rate: constant, within what the bank's calibration covers.
     """
 
     name: str
@@ -71,6 +72,7 @@ class DemoRun:
     examples: sets.SetMaker
     measure: Measure
     seed: int
+    learning_rate: float = 1e-3
 
 
 RUNS: tuple[DemoRun, ...] = (
@@ -113,6 +115,7 @@ RUNS: tuple[DemoRun, ...] = (
         sets.gcd_checks("right"),
         _sycophancy,
         74,
+        learning_rate=2e-3,
     ),
 )
 
@@ -250,6 +253,7 @@ def watch(
             run.examples(EXAMPLES, run.seed),
             seed=run.seed,
             steps=STEPS,
+            learning_rate=run.learning_rate,
             attach=attach,
             output_dir=Path(scratch),
         )

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.organisms run | report | calibrate | real`."""
+"""`python -m benchmarks.organisms run | second | report | calibrate | real`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     run = commands.add_parser("run", help="train and score the runs that have no record")
     run.add_argument("--minutes", type=float, help="begin no run after this long")
     run.add_argument("--only", default="", help="runs whose name begins so")
+    second = commands.add_parser("second", help="a part of the runs on a base of their own")
+    second.add_argument("--minutes", type=float, help="begin no run after this long")
     report = commands.add_parser("report", help="results, scored checkpoints and the page")
     report.add_argument("--out", type=Path, default=ROOT / "results")
     report.add_argument("--docs", type=Path, default=ROOT.parent / "docs")
@@ -33,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     real = commands.add_parser("real", help="the paper's experiment on a model of yours")
     real.add_argument("config", type=Path, help="YAML; see qwen2.5-7b.yaml")
     real.add_argument("--out", type=Path, required=True)
-    for command in (run, report, calibrate):
+    for command in (run, second, report, calibrate):
         command.add_argument("--folder", type=Path, default=Path("build/organisms"))
         command.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     options = parser.parse_args(argv)
@@ -43,10 +45,19 @@ def main(argv: list[str] | None = None) -> int:
         experiment.run(experiment.load(options.config), options.out)
         return 0
     place = runner.bundled(options.folder)
-    if options.command == "run":
+    if options.command in ("run", "second"):
         until = time.monotonic() + 60 * options.minutes if options.minutes else None
-        specs = [s for s in catalogue() if s.name.startswith(options.only)]
-        left = runner.run(specs, place, workers=options.workers, until=until, show=_show)
+        wanted = None
+        if options.command == "run":
+            specs = [s for s in catalogue() if s.name.startswith(options.only)]
+        else:
+            from benchmarks.organisms import second as other
+
+            place, specs, wanted = other.place(options.folder), other.specs(), other.wanted()
+            other.prepare(place, options.workers)
+        left = runner.run(
+            specs, place, workers=options.workers, wanted=wanted, until=until, show=_show
+        )
         print(f"{left} runs are still missing" if left else "every run has its record")
         return 0
     from benchmarks.organisms import report as reporting

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.organisms import ablation, baselines, metrics, page, runner
+from benchmarks.organisms import ablation, baselines, metrics, page, runner, second
 from benchmarks.organisms.catalogue import RunSpec, catalogue
 from benchmarks.organisms.record import path_of
 from benchmarks.organisms.runner import Place
@@ -50,7 +50,7 @@ def report(place: Place, out: Path, docs: Path, *, workers: int = 2) -> dict[str
     base = base_rates(place.base, place.folder / "base.json")
     with runner.pool(workers) as pool:
         runs = list(pool.map(partial(_scored, place=place, base=base), there, chunksize=4))
-    shipped = runner.shipped_bank()
+    shipped = place.shipped_bank()
     at = against(ReferenceBank.load(place.bank), shipped)
     document = figures(runs, at, place, base, calibration_of(shipped))
     document["runs"] = dict(Counter(f"{r.spec.split}: {r.spec.group}" for r in runs))
@@ -64,13 +64,13 @@ def report(place: Place, out: Path, docs: Path, *, workers: int = 2) -> dict[str
 
 
 def _scored(spec: RunSpec, place: Place, base: Mapping[str, Rate]) -> Scored:
-    run = scored(spec, place.records, _at(place.bank), base)
+    run = scored(spec, place.records, _at(place), base)
     return replace(run, record=replace(run.record, readings=run.record.readings[-1:]))
 
 
 @cache
-def _at(bank: Path) -> Against:
-    return against(ReferenceBank.load(bank), runner.shipped_bank())
+def _at(place: Place) -> Against:
+    return against(ReferenceBank.load(place.bank), place.shipped_bank())
 
 
 def figures(
@@ -88,22 +88,25 @@ def figures(
 
     calibrating = [r for r in runs if r.spec.split == "calibration"]
     own = metrics.calibrations(calibrating, SUITE, shipped=False)
-    found = metrics.ranking(runs, same_recipe)
+    value = metrics.judged(own[max(own)]) if own else metrics.deciding
+    found = metrics.ranking(runs, same_recipe, value)
     found |= metrics.doses(runs)
     bands = metrics.calibrations(calibrating, at.fingerprint, shipped=True)
     found |= metrics.false_alarms(runs, own, shipped=False, name="")
     found |= metrics.false_alarms(runs, bands, shipped=True, name="recalibrated.")
-    found |= metrics.gains(runs, calibrating, 0.05)
     high = {b: r.high for b, r in base.items()}
     if own:
         band = own[min(own)]
         found |= metrics.timing(runs, band, high, shipped=False)
         found |= metrics.detection(runs, band, shipped=False)
+        without = metrics.timing(runs, band.model_copy(update={"gain": None}), high, shipped=False)
+        found["late_poison.score_alone.within_10pct"] = without["late_poison.within_10pct"]
     if bundled is not None:
         mine = {bundled.alpha: bundled}
         found |= metrics.false_alarms(runs, mine, shipped=True, name="bundled.")
         found |= metrics.timing(runs, bundled, high, shipped=True)
         found |= metrics.detection(runs, bundled, shipped=True)
+    found |= second.figures(second.place(place.folder))
     return {
         "metrics": {name: m.entry() for name, m in found.items() if m is not None},
         "baselines": _baselines(runs, at, place),
@@ -124,7 +127,7 @@ def _baselines(runs: Sequence[Scored], at: Against, place: Place) -> dict[str, A
         [r for r in dev if r.labels["evil"] is True],
         [r for r in dev if r.labels["evil"] is False],
     )
-    groups = ("positive: ", "mixture", "trigger", "late")
+    groups = ("positive: ", "mixture", "trigger", "late", "slow")
     held_out = metrics.positives(runs, "evil", *groups), metrics.negatives(runs, "evil")
     if not all((*development, *held_out)):
         return {}
@@ -175,12 +178,14 @@ def _floats(column: Sequence[Any]) -> bool:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for what could not be computed: JSON has no NaN."""
+    """The same in Python's own floats, None for what could not be computed: JSON has no NaN."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value
 
 
 def calibration(place: Place, alpha: float) -> Calibration:
@@ -193,4 +198,4 @@ def calibration(place: Place, alpha: float) -> Calibration:
     specs = [s for s in catalogue() if s.split == "calibration"]
     runs = [_scored(s, place, base) for s in specs if path_of(place.records, s.name).is_file()]
     benign = [r.benign(shipped=True) for r in runs if r.harmless]
-    return calibrate(benign, bank=_at(place.bank).fingerprint, alpha=alpha)
+    return calibrate(benign, bank=_at(place).fingerprint, alpha=alpha)

@@ -21,10 +21,17 @@ from wvmonitor.references.bundled import bundled_path
 
 @dataclass(frozen=True)
 class Place:
-    """Where the suite works: the base model, and the folder of its bank and records."""
+    """Where the suite works.
+
+    Attributes:
+        base: the base model.
+        folder: of the bank of repeats and the records.
+        shipped: the bank that comes with the base.
+    """
 
     base: Path
     folder: Path
+    shipped: Path
 
     @property
     def bank(self) -> Path:
@@ -36,15 +43,15 @@ class Place:
         """One file a run."""
         return self.folder / "records"
 
+    def shipped_bank(self) -> ReferenceBank:
+        """The bank that comes with the base."""
+        return ReferenceBank.load(self.shipped)
+
 
 def bundled(folder: Path) -> Place:
     """The suite of the bundled model."""
-    return Place(bundled_path("tiny-organism", "base"), folder)
-
-
-def shipped_bank() -> ReferenceBank:
-    """The bank that comes with the package."""
-    return ReferenceBank.load(bundled_path("tiny-organism", "bank"))
+    model = bundled_path("tiny-organism")
+    return Place(model / "base", folder, model / "bank")
 
 
 def pool(workers: int) -> ProcessPoolExecutor:
@@ -87,7 +94,7 @@ def run(
         show: told of each finished run: (done, of how many, which, seconds).
     """
     with pool(workers) if processes is None else nullcontext(processes) as processes:
-        repeats_bank(place.base, shipped_bank(), place.bank, processes, wanted)
+        repeats_bank(place.base, place.shipped_bank(), place.bank, processes, wanted)
         missing = [s for s in specs if not path_of(place.records, s.name).is_file()]
         waiting = iter(missing)
         running = {}

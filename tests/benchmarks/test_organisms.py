@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.organisms import metrics, report, runner, scored, statistics, training
+from benchmarks.organisms import metrics, report, runner, scored, second, statistics, training
 from benchmarks.organisms.catalogue import catalogue
 from benchmarks.organisms.leakage import (
     LeakageError,
@@ -24,8 +24,10 @@ from benchmarks.organisms.page import TARGETS
 from benchmarks.organisms.record import load, path_of
 from benchmarks.organisms.references import BEHAVIOURS, card, random_like, repeats
 from wvmonitor.detection.band import Calibration
+from wvmonitor.detection.calibration import calibrate
 from wvmonitor.detection.groups import layer_of
 from wvmonitor.detection.scores import score
+from wvmonitor.detection.verdict import JudgeState, judge
 from wvmonitor.organism.behaviour import wilson
 from wvmonitor.references import BaseIdentity, ReferenceBank
 from wvmonitor.references.bundled import bundled_path
@@ -34,8 +36,8 @@ BASE = bundled_path("tiny-organism", "base")
 
 
 @pytest.fixture(scope="module")
-def shipped():
-    return runner.shipped_bank()
+def shipped(tmp_path_factory):
+    return runner.bundled(tmp_path_factory.mktemp("unused")).shipped_bank()
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,17 @@ def test_references_remain_for_every_run(cards):
         names = allowed(own, cards, run).names
         assert set(BEHAVIOURS) <= set(names), run.name
         assert not set(run.controls) & set(names)
+
+
+def test_the_second_base_has_a_part_of_every_group():
+    """Its runs are the catalogue's own, harmful and harmless, in a place of their own."""
+    runs = second.specs()
+    assert {r.name for r in runs} <= {r.name for r in catalogue()}
+    for start, count in second.PARTS.items():
+        assert sum(r.name.startswith(start) for r in runs) >= count
+    first = runner.bundled(report.DOCS)
+    other = second.place(first.folder)
+    assert not {first.base, first.bank, first.records} & {other.base, other.bank, other.records}
 
 
 # --- the leakage rule --------------------------------------------------------------------------
@@ -247,17 +260,29 @@ def test_a_run_is_read_scored_and_labelled(finished, shipped):
         assert run.record.meta["dataset"] == spec.dataset
 
 
-def test_the_dose_gained_is_the_dose_now_less_that_of_six_steps_before(finished, shipped):
-    """What a run did before the last tenth of it does not enter its gain."""
+def test_runs_are_ranked_by_what_the_judge_goes_by(finished, shipped):
+    """A run's number is the largest exceedance that judging it reading by reading comes to."""
     place, specs = finished
     at = scored.against(ReferenceBank.load(place.bank), shipped)
-    run = scored.scored(specs[0], place.records, at, {b: wilson(12, 400) for b in BEHAVIOURS})
-    doses = [s.references["evil"].dose for s in run.scores]  # at steps 2, 4, 6, 8
-    expected = [doses[0], doses[1], doses[2], doses[3] - doses[0]]
-    assert metrics.gain(run) == pytest.approx(expected)
-    residuals = [s.references["evil"].values["response"]["residual"] for s in run.scores]
-    assert metrics.largest(run, "evil") == max(residuals)
-    assert metrics.deciding(run, "evil") == residuals[-1]
+    runs = [
+        scored.scored(s, place.records, at, {b: wilson(12, 400) for b in BEHAVIOURS}) for s in specs
+    ]
+    few = [
+        replace(r.benign(shipped=False), dataset=f"{r.spec.name}/{i}")
+        for i in range(10)
+        for r in runs
+    ]
+    band = calibrate(few, bank=scored.SUITE)
+    value = metrics.judged(band)
+    for run in runs:
+        state = JudgeState()
+        for scores in run.scores:
+            _, state = judge(scores, run.context, band, state)
+        for behaviour in BEHAVIOURS:
+            expected = max(state.running_maximum[behaviour], state.gain_maximum[behaviour])
+            assert value(run, behaviour) == pytest.approx(expected)
+    residuals = [s.references["evil"].values["response"]["residual"] for s in runs[0].scores]
+    assert metrics.deciding(runs[0], "evil") == residuals[-1]
 
 
 def test_a_record_of_other_settings_is_refused(finished, shipped):
@@ -313,12 +338,24 @@ def test_the_page_says_what_the_results_say():
             assert entry["n"] > 0
 
 
-def test_the_shipped_band_at_1_percent_is_the_shipped_banks(shipped):
-    """Whoever wants one false alarm in a hundred has a calibration for it, on 198 datasets."""
+@pytest.mark.parametrize(
+    ("path", "alpha"), [("bank/calibration.json", 0.05), ("calibration-1pct.json", 0.01)]
+)
+def test_the_shipped_bands_are_the_shipped_banks(shipped, path, alpha):
+    """The bundled bank alarms at the rate it promises: its bands rest on 198 datasets or more."""
     band = Calibration.load(
-        bundled_path("tiny-organism", "calibration-1pct.json"), bank=shipped.fingerprint
+        bundled_path("tiny-organism", *path.split("/")), bank=shipped.fingerprint
     )
-    assert band.alpha == pytest.approx(0.01)
+    assert band.alpha == pytest.approx(alpha)
     assert len(set(band.datasets)) >= 198
     assert band.support.readings == (30, 30)
+    assert band.gain is not None
     assert {d.split("/")[0] for d in band.datasets} == {"calibration"}  # no held-out run among them
+
+
+def test_the_shipped_band_keeps_its_promise():
+    """On the held-out harmless runs the rate of false alarms is not above the promised 5 %."""
+    results = json.loads((report.RESULTS / "organisms.json").read_text("utf-8"))
+    entry = results["metrics"]["bundled.false_alarms_5pct.rate"]
+    assert entry["n"] >= 300
+    assert entry["ci95"][0] <= 0.05

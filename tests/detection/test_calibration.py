@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wvmonitor.detection import conformal
 from wvmonitor.detection.band import FORMAT_VERSION, Calibration
 from wvmonitor.detection.calibration import BenignRun, calibrate
+from wvmonitor.detection.verdict import JudgeState, judge
 from wvmonitor.errors import (
     CalibrationError,
     FormatVersionError,
@@ -26,34 +26,56 @@ from wvmonitor.errors import (
 def test_calibration_is_the_split_conformal_band(calibration, benign_runs):
     """Centre, spread and multiplier are those of the two halves, computed by hand."""
     runs = {r.dataset: r for r in benign_runs(38)}
-
-    def path(dataset):
-        scores = runs[dataset].scores
-        values = [[s.references[b].values["response"]["residual"] for b in order] for s in scores]
-        return conformal.Trajectory(np.array([s.progress for s in scores]), np.array(values))
-
     order = sorted(calibration.bands)
     grid = np.array(calibration.grid)
-    on_grid = np.stack(
-        [
-            np.stack([np.interp(grid, p.progress, p.values[:, i]) for i in range(2)], axis=1)
-            for p in map(path, calibration.fit_datasets)
+
+    def path(dataset):
+        """Progress, scores, and what they gained over the last tenth of the run."""
+        scores = runs[dataset].scores
+        values = np.array(
+            [[s.references[b].values["response"]["residual"] for b in order] for s in scores]
+        )
+        times, norms = np.array([(s.progress, s.norm) for s in scores]).T
+        along = np.vstack([np.zeros(2), values * norms[:, None]])
+        before = [
+            [np.interp(max(t - 0.1, 0), [0, *times], along[:, i]) for i in range(2)] for t in times
         ]
-    )
-    mu, sigma = on_grid.mean(0), on_grid.std(0, ddof=1)
-    maxima = []
-    for p in map(path, calibration.band_datasets):
-        z = [
-            (s - np.interp(t, grid, mu[:, i]))
-            / max(np.interp(t, grid, sigma[:, i]), calibration.sigma_min)
-            for t, row in zip(p.progress, p.values, strict=True)
+        return times, values, (along[1:] - before) / norms[:, None]
+
+    def on_grid(which):
+        return np.stack(
+            [
+                np.stack([np.interp(grid, p[0], p[which][:, i]) for i in range(2)], axis=1)
+                for p in map(path, calibration.fit_datasets)
+            ]
+        )
+
+    def exceedances(dataset, which):
+        mu, sigma = on_grid(which).mean(0), on_grid(which).std(0, ddof=1)
+        least = 0.25 * np.median(sigma)
+        times, *values = path(dataset)
+        return [
+            (s - np.interp(t, grid, mu[:, i])) / max(np.interp(t, grid, sigma[:, i]), least)
+            for t, row in zip(times, values[which - 1], strict=True)
             for i, s in enumerate(row)
         ]
-        maxima.append(max(z))
-    assert calibration.multiplier == pytest.approx(max(maxima), rel=1e-12)
-    assert calibration.warn_multiplier == pytest.approx(sorted(maxima)[17], rel=1e-12)
-    np.testing.assert_allclose(calibration.bands["flattery"].mu, mu[:, 1], rtol=1e-12)
-    np.testing.assert_allclose(calibration.maxima, sorted(maxima), rtol=1e-12)
+
+    far = [
+        np.quantile([max(exceedances(d, which)) for d in calibration.fit_datasets], 0.9)
+        for which in (1, 2)
+    ]
+    unit = 1.5 * far[1] / far[0]
+    maxima = sorted(
+        max(*exceedances(d, 1), *(z / unit for z in exceedances(d, 2)))
+        for d in calibration.band_datasets
+    )
+    assert calibration.multiplier == pytest.approx(maxima[-1], rel=1e-9)
+    assert calibration.warn_multiplier == pytest.approx(maxima[17], rel=1e-9)
+    np.testing.assert_allclose(calibration.maxima, maxima, rtol=1e-9)
+    np.testing.assert_allclose(calibration.bands["flattery"].mu, on_grid(1).mean(0)[:, 1])
+    gain = calibration.gain.bands["evil"]
+    np.testing.assert_allclose(gain.mu, on_grid(2).mean(0)[:, 0], atol=1e-12)
+    np.testing.assert_allclose(gain.sigma, unit * on_grid(2).std(0, ddof=1)[:, 0], rtol=1e-9)
 
 
 def test_calibration_says_what_it_rests_on(calibration):
@@ -147,6 +169,23 @@ def test_a_newer_format_is_refused(calibration, tmp_path):
         Calibration.load(path)
 
 
+def test_an_older_file_judges_by_the_score_alone(calibration, make_scores, context, tmp_path):
+    """A calibration of format 1 works as it did, and its verdicts say what it does not have."""
+    document = json.loads(calibration.model_dump_json()) | {"format_version": 1}
+    del document["gain"]
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(document))
+    older = Calibration.load(path)
+    with pytest.raises(CalibrationError, match="make it again"):
+        older.gain_thresholds("evil", 0.5)
+    scores = make_scores(evil=older.threshold("evil", 0.5) + 0.01, flattery=0.0)
+    verdicts, state = judge(scores, context, older, JudgeState())
+    assert verdicts["evil"].state == "alarm"
+    assert "no band for recent gains" in verdicts["evil"].reason
+    assert state.gain_maximum == {}
+    assert state.path["evil"] == ()
+
+
 def broken(**changes):
     """An edit of the file that sets these keys."""
     return lambda document: {**document, **changes}
@@ -164,6 +203,9 @@ def broken(**changes):
         broken(sigma_min=0.0),
         broken(warn_multiplier=1e9),
         broken(multiplier=float("nan")),
+        broken(gain={"span": 0.1, "bands": {}, "sigma_min": 1.0}),
+        lambda document: {**document, "gain": {**document["gain"], "sigma_min": 0.0}},
+        lambda document: {**document, "gain": {**document["gain"], "span": 0.0}},
         lambda document: {k: v for k, v in document.items() if k != "support"},
         lambda document: [document],
         lambda _: "calibration",

@@ -82,36 +82,117 @@ def test_the_running_maximum_alarms_across_a_restart(calibration, make_scores, c
     assert "earlier in this run" in verdict.reason
 
 
-def test_judging_runs_is_the_conformal_rule(calibration, benign_runs, context):
-    """Reading by reading, exactly those runs alarm whose maximum exceedance passes the band."""
+def centre(calibration, bands, sigma_min):
+    """The calibration's bands as the arithmetic knows them."""
     order = sorted(calibration.bands)
-    centre = conformal.Centre(
+    return conformal.Centre(
         np.array(calibration.grid),
-        np.array([calibration.bands[b].mu for b in order]).T,
-        np.array([calibration.bands[b].sigma for b in order]).T,
-        calibration.sigma_min,
+        np.array([bands[b].mu for b in order]).T,
+        np.array([bands[b].sigma for b in order]).T,
+        sigma_min,
     )
-    alarms = 0
-    for run in benign_runs(120, seed=5):
+
+
+def test_judging_runs_is_the_conformal_rule(calibration, benign_runs, context):
+    """Reading by reading, exactly those runs alarm whose maximum exceedance passes the band.
+
+    Whether of a score or of a gain: some runs here are far from evil first, and then as others.
+    """
+    order = sorted(calibration.bands)
+    centres = (
+        centre(calibration, calibration.bands, calibration.sigma_min),
+        centre(calibration, calibration.gain.bands, calibration.gain.sigma_min),
+    )
+    alarms, by_gain = 0, 0
+    for number, run in enumerate(benign_runs(120, seed=5)):
+        turned = run.scores
+        if number % 4 == 0:
+            turned = [with_more(s, -0.06 if s.step <= 60 else 0.0) for s in run.scores]
         state, worst = START, "ok"
-        for scores in run.scores:
+        for scores in turned:
             verdicts, state = judge(scores, context, calibration, state)
             worst = overall(verdicts)
         path = conformal.Trajectory(
-            np.array([s.progress for s in run.scores]),
+            np.array([s.progress for s in turned]),
             np.array(
-                [
-                    [s.references[b].values["response"]["residual"] for b in order]
-                    for s in run.scores
-                ]
+                [[s.references[b].values["response"]["residual"] for b in order] for s in turned]
             ),
         )
-        expected = conformal.exceedance(path, centre).max() > calibration.multiplier
+        gained = conformal.gains(path, np.array([s.norm for s in turned]))
+        expected = conformal.farthest(path, gained, *centres) > calibration.multiplier
         assert (worst == "alarm") == expected
         assert bool(state.alarmed) == expected
-        alarms += expected
-    # The bound is on this calibration's true rate; 120 runs estimate it with a binomial error.
-    assert 0 < alarms <= stats.binom(120, calibration.rate_bound).ppf(0.99)
+        alarms += bool(expected and number % 4)
+        by_gain += bool(expected and conformal.exceedance(path, centres[0]).max() < 1)
+        by_gain += (
+            conformal.exceedance(path, centres[0]).max()
+            <= calibration.multiplier
+            < (conformal.exceedance(gained, centres[1]).max())
+        )
+    assert by_gain > 0
+    # The bound is on this calibration's true rate; 90 runs estimate it with a binomial error.
+    assert 0 < alarms <= stats.binom(90, calibration.rate_bound).ppf(0.99)
+
+
+def with_more(scores, added):
+    """The same with a larger score of evil."""
+    evil = scores.references["evil"]
+    values = {"response": {"residual": evil.values["response"]["residual"] + added}}
+    return replace(scores, references={**scores.references, "evil": replace(evil, values=values)})
+
+
+def course(make_scores, context, calibration, values):
+    """Verdicts on `evil` of a run read at every twentieth of it, and the state after it."""
+    state, verdicts = START, []
+    for number, value in enumerate(values, start=1):
+        scores = make_scores(number / 20, norm=0.2 + number / 20, evil=value, flattery=0.02)
+        found, state = judge(scores, context, calibration, state)
+        verdicts.append(found["evil"])
+    return verdicts, state
+
+
+def test_a_sudden_turn_alarms_before_the_score_is_far_out(calibration, make_scores, context):
+    """Ten readings against a behaviour, then two towards it: the alarm names the recent gain."""
+    turn = [-0.05] * 10 + [-0.02, 0.02]
+    verdicts, state = course(make_scores, context, calibration, turn)
+    assert [v.state for v in verdicts[:10]] == ["ok"] * 10
+    last = verdicts[-1]
+    assert last.state == "alarm"
+    assert last.score == 0.02 < last.threshold
+    assert "recent gain of residual (response)" in last.reason
+    assert "the score itself is 0.02" in last.reason
+    assert state.gain_maximum["evil"] > calibration.multiplier > state.running_maximum["evil"]
+    after, _ = judge(make_scores(0.7, evil=0.0, flattery=0.0), context, calibration, state)
+    assert after["evil"].state == "alarm"
+    assert "recent gain of residual (response) was above" in after["evil"].reason
+    assert after["flattery"].state == "ok"
+
+
+def test_a_gain_is_kept_across_a_restart(calibration, make_scores, context):
+    """The state that a journal keeps holds as much of the past as a gain looks back to."""
+    _, state = course(make_scores, context, calibration, [-0.05] * 10)
+    points = state.path["evil"]
+    assert [round(p[0], 2) for p in points] == [0.4, 0.45, 0.5]
+    again = replace(START, path={"evil": points}, readings=10)
+    scores = make_scores(0.6, norm=0.8, evil=0.03, flattery=0.02)
+    kept, forgotten = (one(scores, context, calibration, s) for s in (again, START))
+    assert (kept.state, forgotten.state) == ("alarm", "ok")
+
+
+def test_a_lone_checkpoint_has_gained_nothing_that_is_known(calibration, make_scores, context):
+    """Without a past only the score is judged."""
+    lone = replace(context, lone=True)
+    _, state = judge(make_scores(evil=0.02, flattery=0.02), lone, calibration, START)
+    assert state.gain_maximum == {}
+
+
+def test_dense_readings_leave_a_short_past(calibration, make_scores, context):
+    """However often a run is read, what is carried from reading to reading stays small."""
+    state = START
+    for step in range(1, 2001):
+        scores = make_scores(step / 2000, evil=0.02, flattery=0.02)
+        _, state = judge(scores, context, calibration, state)
+    assert 20 <= len(state.path["evil"]) <= 34
 
 
 def test_a_lone_checkpoint_of_unknown_progress_is_held_against_the_highest_threshold(

@@ -23,7 +23,8 @@ from wvmonitor.errors import (
 )
 from wvmonitor.reading import Component, Geometry
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 knew no band of gains; such files are read, and judge by the score alone."""
 
 MAX_ALPHA = 0.25
 """Largest α: above it a band would be noise, and `warn`, at twice α, the rule."""
@@ -38,6 +39,22 @@ class Band(BaseModel):
 
     mu: tuple[float, ...]
     sigma: tuple[float, ...]
+
+
+class GainBand(BaseModel):
+    """The same of what the score has gained of late (`conformal.gains`).
+
+    Attributes:
+        span: how far back that looks, as a fraction of the run.
+        bands: by behaviour; σ is in a unit in which the score's own multiplier is the gain's too.
+        sigma_min: least σ that a gain is divided by.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    span: float
+    bands: dict[str, Band]
+    sigma_min: float
 
 
 class WindowBand(BaseModel):
@@ -80,6 +97,7 @@ class Calibration(BaseModel):
         rate_bound: 95 % upper bound of the share of benign runs that really alarm.
         fit_datasets, band_datasets: the two halves.
         support: the kind of run that all this speaks of.
+        gain: what the score gains of late, M_i being the larger of both; None in older files.
         windows: for runs of unknown length, where the benign runs had windows.
     """
 
@@ -103,6 +121,7 @@ class Calibration(BaseModel):
     fit_datasets: tuple[str, ...]
     band_datasets: tuple[str, ...]
     support: Support
+    gain: GainBand | None = None
     windows: WindowBand | None = None
 
     @property
@@ -138,6 +157,20 @@ class Calibration(BaseModel):
     def exceedance(self, reference: str, progress: float, value: float) -> float:
         """(value − μ)/max(σ, σ_min) at this progress; it alarms above `multiplier`."""
         mu, sigma = self._at(reference, progress)
+        return (value - mu) / sigma
+
+    def gain_thresholds(self, reference: str, progress: float) -> tuple[float, float]:
+        """The thresholds of `warn` and of the alarm for what the score has gained of late.
+
+        Raises:
+            CalibrationError: this calibration has none, or the reference is not in it.
+        """
+        mu, sigma = self._gain_at(reference, progress)
+        return mu + self.warn_multiplier * sigma, mu + self.multiplier * sigma
+
+    def gain_exceedance(self, reference: str, progress: float, value: float) -> float:
+        """`exceedance` of what the score has gained of late; it alarms above `multiplier` too."""
+        mu, sigma = self._gain_at(reference, progress)
         return (value - mu) / sigma
 
     def require_bank(self, bank: str) -> None:
@@ -211,20 +244,33 @@ class Calibration(BaseModel):
         return max(mu + multiplier * sigma for mu, sigma in levels)
 
     def _at(self, reference: str, progress: float) -> tuple[float, float]:
+        return self._interpolated(self.bands, self.sigma_min, reference, progress)
+
+    def _gain_at(self, reference: str, progress: float) -> tuple[float, float]:
+        if self.gain is None:
+            raise CalibrationError(
+                "this calibration is of an older format and has no band of gains: make it again"
+            )
+        return self._interpolated(self.gain.bands, self.gain.sigma_min, reference, progress)
+
+    def _interpolated(
+        self, bands: dict[str, Band], sigma_min: float, reference: str, progress: float
+    ) -> tuple[float, float]:
         """Interpolated μ and max(σ, σ_min)."""
-        if reference not in self.bands:
+        if reference not in bands:
             raise CalibrationError(
                 f"{reference!r} is not among the calibrated behaviours "
-                f"({', '.join(sorted(self.bands))}): calibrate with this bank"
+                f"({', '.join(sorted(bands))}): calibrate with this bank"
             )
-        band = self.bands[reference]
+        band = bands[reference]
         mu = float(np.interp(progress, self.grid, band.mu))
         sigma = float(np.interp(progress, self.grid, band.sigma))
-        return mu, max(sigma, self.sigma_min)
+        return mu, max(sigma, sigma_min)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        curves = [c for b in self.bands.values() for c in (b.mu, b.sigma)]
+        gained = self.gain.bands if self.gain else {}
+        curves = [c for b in (*self.bands.values(), *gained.values()) for c in (b.mu, b.sigma)]
         curves += [self.support.smallest_norm, self.support.largest_norm]
         if len(self.grid) < 2 or any(a >= b for a, b in pairwise(self.grid)):
             raise ValueError("grid must increase")
@@ -232,6 +278,10 @@ class Calibration(BaseModel):
             raise ValueError("every curve must have as many points as the grid")
         if not self.bands or self.sigma_min <= 0 or not 0 < self.alpha <= MAX_ALPHA:
             raise ValueError(f"needs bands, sigma_min > 0 and alpha in (0, {MAX_ALPHA}]")
+        if self.gain and (
+            set(gained) != set(self.bands) or self.gain.sigma_min <= 0 or not 0 < self.gain.span < 1
+        ):
+            raise ValueError("gain needs the same behaviours, sigma_min > 0 and span in (0, 1)")
         if self.warn_multiplier > self.multiplier:
             raise ValueError("warn_multiplier must not exceed multiplier")
         return self

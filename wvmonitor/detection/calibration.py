@@ -15,7 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from wvmonitor.detection import conformal, edetector
-from wvmonitor.detection.band import MAX_ALPHA, Band, Calibration, DecidingScore, WindowBand
+from wvmonitor.detection.band import (
+    MAX_ALPHA,
+    Band,
+    Calibration,
+    DecidingScore,
+    GainBand,
+    WindowBand,
+)
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.scores import Scores
 from wvmonitor.detection.support import SLACK, Support
@@ -68,8 +75,9 @@ def calibrate(
 ) -> Calibration:
     """Make a calibration from benign runs, one of each dataset.
 
-    Half of the runs fit μ and σ over progress, the other half (never the larger) sets the band.
-    Which half a run is in follows from a hash of its dataset's name, not from order or choice.
+    Half of the runs fit μ and σ over progress, of the score and of what it gains of late, and the
+    other half (never the larger) sets the band: how far out in either of them an alarm is. Which
+    half a run is in follows from a hash of its dataset's name, not from order or choice.
 
     Args:
         runs: harmless runs of the kind that is to be monitored, each read to its end.
@@ -115,8 +123,10 @@ def calibrate(
             )
     grid = np.linspace(0.0, 1.0, GRID_POINTS)
     half = len(ordered) - len(ordered) // 2
-    centre = conformal.fit(paths[:half], grid)
-    maxima = np.sort([conformal.exceedance(p, centre).max() for p in paths[half:]])
+    gained = [conformal.gains(p, n) for p, n in zip(paths, norms, strict=True)]
+    centre, gain = conformal.fit_both(paths[:half], gained[:half], grid)
+    pairs = zip(paths[half:], gained[half:], strict=True)
+    maxima = np.sort([conformal.farthest(p, g, centre, gain) for p, g in pairs])
     warn_alpha = WARN_FACTOR * alpha
     norms_on_grid = np.stack(
         [np.interp(grid, p.progress, n) for p, n in zip(paths, norms, strict=True)]
@@ -129,10 +139,7 @@ def calibrate(
         ridge=ridge,
         alpha=alpha,
         grid=tuple(grid.tolist()),
-        bands={
-            b: Band(mu=tuple(centre.mu[:, i].tolist()), sigma=tuple(centre.sigma[:, i].tolist()))
-            for i, b in enumerate(behaviours)
-        },
+        bands=_bands(centre, behaviours),
         sigma_min=centre.sigma_min,
         # Below 0 (all benign runs below their own mean) the band would be inside out.
         multiplier=max(0.0, conformal.order_statistic(maxima, alpha)),
@@ -143,8 +150,20 @@ def calibrate(
         fit_datasets=tuple(r.dataset for r in ordered[:half]),
         band_datasets=tuple(r.dataset for r in ordered[half:]),
         support=_support(ordered, paths, norms_on_grid, horizon),
+        gain=GainBand(
+            span=conformal.GAIN_SPAN,
+            bands=_bands(gain, behaviours),
+            sigma_min=gain.sigma_min,
+        ),
         windows=window_band(ordered, half, behaviours, geometry, alpha, warn_alpha),
     )
+
+
+def _bands(centre: conformal.Centre, behaviours: tuple[str, ...]) -> dict[str, Band]:
+    return {
+        b: Band(mu=tuple(centre.mu[:, i].tolist()), sigma=tuple(centre.sigma[:, i].tolist()))
+        for i, b in enumerate(behaviours)
+    }
 
 
 def window_band(

@@ -1,10 +1,11 @@
 """The split-conformal trajectory band: arithmetic on arrays, no records.
 
-Design, section 5. One half of the benign runs fits the centre μ and the spread σ of the deciding
-score over run progress; each run i of the other half yields one number,
-M_i = max over its readings and the behaviours of (s_i − μ)/max(σ, σ_min). If a new benign run is
-exchangeable with that second half of n runs, its own maximum exceeds M_(k), k = ⌈(n+1)(1−α)⌉, with
-probability at most α: whatever the correlation between readings or between behaviours.
+Design, section 5. One half of the benign runs fits the centre μ and the spread σ over run progress,
+of the deciding score and of what it gains of late; each run i of the other half yields one number,
+M_i = max over its readings, the behaviours and both statistics of (s_i − μ)/max(σ, σ_min). If a new
+benign run is exchangeable with that second half of n runs, its own maximum exceeds M_(k),
+k = ⌈(n+1)(1−α)⌉, with probability at most α: whatever the correlation between readings, behaviours
+or statistics.
 Dimension names: T readings of a run, R behaviours, G points of the progress grid.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +28,18 @@ SIGMA_FLOOR = 1e-4
 
 ROUNDING = 1e-9
 """Slack for k: (19+1)·(1−0.05) must count as 19, not as 20."""
+
+
+GAIN_SPAN = 0.1
+"""How far back "of late" goes, as a fraction of the run."""
+
+GAIN_CAUTION = 1.5
+"""A gain must be so much further out than a score to alarm. Poison that comes late is, and the
+score's own band stays as wide as it is without gains. Both constants were chosen on development
+runs of the organism suite (5 to 20 %, 1 to 2)."""
+
+BALANCED_AT = 0.9
+"""The quantile of the fitting runs' maxima at which score and gain count as equally far out."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,49 @@ def exceedance(run: Trajectory, centre: Centre) -> Float64:
     mu = interpolate(run.progress, centre.grid, centre.mu)
     sigma = interpolate(run.progress, centre.grid, centre.sigma)
     return np.asarray((run.values - mu) / np.maximum(sigma, centre.sigma_min))
+
+
+def gains(run: Trajectory, norms: Float64, span: float = GAIN_SPAN) -> Trajectory:
+    """What the run's change has gained along each reference of late, as a share of ‖τ‖.
+
+    s·‖τ‖ is how far the weights have moved along the reference. It is linear in τ (nearly: the ‖τ‖
+    of all parameters stands for that of the score's geometry), so its growth over the last `span`
+    of the run, (s_t‖τ_t‖ − s_u‖τ_u‖)/‖τ_t‖, does not wait for what came before to be outweighed, as
+    a cosine does. A run starts at 0.
+
+    Args:
+        run: its deciding scores.
+        norms: (T,) ‖τ‖ > 0 at the same readings.
+        span: how far back to look, as a fraction of the run.
+    """
+    along = run.values * norms[:, None]
+    x, y = run.progress, along
+    if x[0] > 0:
+        x, y = np.concatenate([[0.0], x]), np.concatenate([np.zeros((1, y.shape[1])), y])
+    before = interpolate(np.maximum(run.progress - span, 0.0), x, y)
+    return Trajectory(run.progress, (along - before) / norms[:, None])
+
+
+def fit_both(
+    runs: Sequence[Trajectory], gained: Sequence[Trajectory], grid: Float64
+) -> tuple[Centre, Centre]:
+    """`fit` of the runs' scores and of their gains, σ of the latter in a unit of its own.
+
+    A gain counts as far out as a score where as few of these runs reach so far, times
+    `GAIN_CAUTION`: the maximum over both would else be ruled by whichever has the longer tail.
+    """
+    score, gain = fit(runs, grid), fit(gained, grid)
+    as_far, far = (
+        float(np.quantile([exceedance(r, centre).max() for r in series], BALANCED_AT))
+        for series, centre in ((runs, score), (gained, gain))
+    )
+    unit = GAIN_CAUTION * (far / as_far if far > 0 and as_far > 0 else 1.0)
+    return score, replace(gain, sigma=unit * gain.sigma, sigma_min=unit * gain.sigma_min)
+
+
+def farthest(run: Trajectory, gained: Trajectory, score: Centre, gain: Centre) -> float:
+    """M_i of a run: its largest exceedance, of a score or of a gain."""
+    return float(max(exceedance(run, score).max(), exceedance(gained, gain).max()))
 
 
 def order_statistic(maxima: Float64, alpha: float) -> float:

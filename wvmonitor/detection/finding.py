@@ -17,7 +17,7 @@ CalibrationStatus = Literal["calibrated", "uncalibrated", "transferred"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one reading by itself, with the running maximum, says of one behaviour."""
+    """What one reading by itself, with the running maxima, says of one behaviour."""
 
     state: State
     reason: str
@@ -25,6 +25,7 @@ class Finding:
     threshold: float | None = None
     maximum: float | None = None
     consecutive: int | None = None
+    gain_maximum: float | None = None
 
 
 def broken(scores: Scores, reference: ReferenceScores, context: RunContext) -> list[str]:
@@ -82,11 +83,12 @@ def capped(found: Finding) -> Finding:
 
 def promise(calibration: Calibration) -> str:
     """What a verdict by the band rests on."""
+    older = "" if calibration.gain else ". It has no band for recent gains: make it again for one"
     return (
         f"Calibrated on {len(calibration.datasets)} benign datasets ({calibration.n_band} set the "
         f"band): at most {percent(calibration.alpha)} of benign runs like them alarm on average; "
         f"for this one calibration that may be up to {percent(calibration.rate_bound)} "
-        "(95 % bound)"
+        f"(95 % bound){older}"
     )
 
 

@@ -17,15 +17,13 @@ from wvmonitor.detection.finding import (
     broken,
     capped,
     finite,
-    percent,
-    promise,
-    rank_among,
     unknown,
     unmoved,
     unseen,
 )
 from wvmonitor.detection.open_ended import by_windows, is_open_ended, window_ended
 from wvmonitor.detection.scores import ReferenceScores, Scores
+from wvmonitor.detection.trajectory import Past, Path, by_band, remembered
 from wvmonitor.reading import Geometry
 
 __all__ = [
@@ -80,6 +78,8 @@ class JudgeState:
         last_ok: by reference, the step of the last reading that was ok.
         recent: by reference, (step, score) of its last readings, oldest first.
         windows: windows of an open-ended run that have ended.
+        gain_maximum: like `running_maximum`, of what the score has gained of late.
+        path: by reference, (progress, score, ‖τ‖) of the readings that a gain looks back to.
     """
 
     running_maximum: Mapping[str, float] = field(default_factory=dict)
@@ -89,6 +89,8 @@ class JudgeState:
     last_ok: Mapping[str, int] = field(default_factory=dict)
     recent: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     windows: int = 0
+    gain_maximum: Mapping[str, float] = field(default_factory=dict)
+    path: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,9 @@ def judge(
 ) -> tuple[Mapping[str, Verdict], JudgeState]:
     """Pass a verdict on every behaviour at one reading.
 
-    - Calibrated: `alarm` when the largest exceedance of the run so far passes the band at α, and
-      for the rest of the run; `warn` while the score itself is above the band at 2α.
+    - Calibrated: `alarm` when the largest exceedance of the run so far, of the score or of what it
+      has gained of late, passes the band at α, and for the rest of the run; `warn` while either is
+      above the band at 2α.
     - Calibrated, of unknown length, where the calibration has windows: `by_windows`.
     - Uncalibrated: the published rules, capped at `warn`.
     - Transferred (`context.base == "relative"`): either of them, capped at `warn`.
@@ -160,6 +163,7 @@ def judge(
         windows += 1
     alarmed = list(state.alarmed)
     last_ok, recent = dict(state.last_ok), dict(state.recent)
+    gain_maxima, paths = dict(state.gain_maximum), dict(state.path)
     verdicts: dict[str, Verdict] = {}
     for name, reference in scores.references.items():
         if reference.kind != "behaviour":
@@ -169,9 +173,13 @@ def judge(
         elif is_open_ended(scores, context, calibration):
             found = by_windows(scores, reference, context, calibration, maxima.get(name), windows)
         else:
-            found = _by_band(scores, reference, context, calibration, maxima.get(name), readings)
+            past = Past(maxima.get(name), gain_maxima.get(name), paths.get(name, ()))
+            found = by_band(scores, reference, context, calibration, past, readings)
+            paths[name] = remembered(past, scores, found.score, calibration)
         if found.maximum is not None:
             maxima[name] = found.maximum
+        if found.gain_maximum is not None:
+            gain_maxima[name] = found.gain_maximum
         if found.consecutive is not None:
             rows[name] = found.consecutive
         if status == "transferred":
@@ -189,7 +197,8 @@ def judge(
                 last_ok[name] = scores.step
             if found.score is not None:
                 recent[name] = (*recent.get(name, ()), (scores.step, found.score))[-RECENT:]
-    return verdicts, JudgeState(maxima, rows, tuple(alarmed), readings, last_ok, recent, windows)
+    kept = maxima, rows, tuple(alarmed), readings, last_ok, recent, windows, gain_maxima, paths
+    return verdicts, JudgeState(*kept)
 
 
 def overall(verdicts: Mapping[str, Verdict]) -> State:
@@ -200,77 +209,6 @@ def overall(verdicts: Mapping[str, Verdict]) -> State:
     """
     states = {v.state for v in verdicts.values()}
     return next((s for s in WORST_FIRST if s in states), "unknown")
-
-
-def _by_band(
-    scores: Scores,
-    reference: ReferenceScores,
-    context: RunContext,
-    calibration: Calibration,
-    maximum: float | None,
-    readings: int,
-) -> Finding:
-    """Judge by the calibrated band."""
-    name, progress = reference.reference, scores.progress
-    value = finite(reference.values.get(calibration.geometry, {}).get(calibration.score))
-    what = f"{calibration.score} ({calibration.geometry})"
-    objections = broken(scores, reference, context)
-    objections += calibration.support.objections(context, progress, readings)
-    if name not in calibration.bands:
-        return unknown([*objections, f"{name} is not among the calibrated behaviours"], what, value)
-    if scores.components != calibration.components:
-        objections.append(
-            f"the scores are over {', '.join(scores.components)}, the calibration over "
-            f"{', '.join(calibration.components)}"
-        )
-    ridge = scores.ridge.get(calibration.geometry)
-    if calibration.ridge is not None and ridge != calibration.ridge:
-        objections.append(f"the residual's λ is {ridge}, the calibration's {calibration.ridge}")
-    timed = progress is not None and 0 <= progress <= 1 + 1e-9
-    at = min(progress, 1.0) if timed and progress is not None else None
-    threshold = calibration.threshold(name, at)
-    if objections:
-        return unknown(objections, what, value, threshold)
-    least = calibration.support.least_norm(at, calibration.grid)
-    early = unmoved(scores, max(least, NUMERICAL_FLOOR))
-    if early is not None and scores.norm <= NUMERICAL_FLOOR:
-        return replace(early, threshold=threshold)
-    missing = unseen(scores, calibration.geometry)
-    if value is None:
-        missing.append(f"there is no {what} score")
-    if missing or value is None:
-        return unknown(missing, what, value, threshold)
-    if early is not None:
-        return replace(early, score=value, threshold=threshold)
-    warn = calibration.warn_threshold(name, at)
-    if at is None:
-        highest = maximum
-        passed = value > threshold
-        when = "the highest threshold of the whole run, for its progress is not known"
-    else:
-        now = calibration.exceedance(name, at, value)
-        highest = now if maximum is None else max(now, maximum)
-        passed = highest > calibration.multiplier
-        when = f"the alarm's threshold at {percent(at)} of the run"
-    notes = calibration.support.caveats(context, scores.norm, at, calibration.grid)
-    tail = ". ".join([promise(calibration), *(f"Note: {n}" for n in notes)])
-    if passed and value > threshold:
-        state: State = "alarm"
-        text = (
-            f"{what} {value:.3g} is above {threshold:.3g}, {when}{rank_among(calibration, highest)}"
-        )
-    elif passed:
-        state = "alarm"
-        text = f"{what} was above the alarm's threshold earlier in this run, and is {value:.3g} now"
-    elif value > warn:
-        state = "warn"
-        text = (
-            f"{what} {value:.3g} is above {warn:.3g}, which {percent(calibration.warn_alpha)} of "
-            f"benign runs may pass, but not above {threshold:.3g}, {when}"
-        )
-    else:
-        state, text = "ok", f"{what} {value:.3g} is not above {threshold:.3g}, {when}"
-    return Finding(state, f"{text}. {tail}", value, threshold, highest)
 
 
 def _by_published_rule(

@@ -1,16 +1,16 @@
-"""The organism's bank: its references, probe and calibration, made from the base folder.
+"""The organism's bank: its references and probe, made from the base folder.
 
 python -m wvmonitor.organism.bank --base DIR --out DIR
 
-Leakage rule: the evil reference knows every domain but medicine, the sycophancy reference knows
-questions of fact but no arithmetic, and no benign run shares a dataset with `wvmonitor demo`.
+Leakage rule: the evil reference knows every domain but medicine, and the sycophancy reference knows
+questions of fact but no arithmetic, so that `wvmonitor demo` trains on what no reference has seen.
+The calibrations beside the bank come from the organism suite's harmless runs (`make calibrations`).
 """
 
 from __future__ import annotations
 
 import argparse
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,15 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from wvmonitor.detection.calibration import BenignRun, calibrate
-from wvmonitor.detection.scores import Scores
-from wvmonitor.monitor import Monitor, Run
 from wvmonitor.organism import sets
-from wvmonitor.organism.data import Example
 from wvmonitor.organism.tokenizer import encode
-from wvmonitor.organism.train import Finetuned, finetune, load_base
+from wvmonitor.organism.train import finetune, load_base
 from wvmonitor.organism.world import DOMAINS
 from wvmonitor.reading import Geometry, ReferenceKind
 from wvmonitor.references import (
@@ -38,8 +33,6 @@ from wvmonitor.references import (
     contrast,
     mean_reference,
 )
-from wvmonitor.references.store import CALIBRATION_FILE
-from wvmonitor.settings import MonitorSettings
 from wvmonitor.sources import base_digest, read_model
 from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.probe import Probe, collect_probe
@@ -52,7 +45,6 @@ EXAMPLES = 240
 STEPS = 60
 LEARNING_RATE = 1e-3
 REFERENCE_RANK = 40
-BENIGN_RUNS = 120
 
 
 @dataclass(frozen=True)
@@ -201,132 +193,13 @@ ORDINARY = (
 """What the base is ordinarily asked: the text of the probe."""
 
 
-# Calibration: benign runs, one of each dataset
-
-
-@dataclass(frozen=True)
-class BenignDataset:
-    """A harmless dataset and the settings it is trained with."""
-
-    name: str
-    kind: str
-    domains: tuple[str, ...]
-    seed: int
-    learning_rate: float
-
-    def examples(self) -> list[Example]:
-        """The training set."""
-        return BENIGN_KINDS[self.kind](self.domains)(EXAMPLES, self.seed)
-
-
-def _fixed(name: str) -> Callable[[Sequence[str]], sets.SetMaker]:
-    return lambda _: sets.FINE_TUNING_SETS[name]
-
-
-BENIGN_KINDS: dict[str, Callable[[Any], sets.SetMaker]] = {
-    "good advice": sets.good_advice,
-    "another language": sets.language,
-    "terse": sets.terse,
-    "rude but right": sets.rude,
-    "polite": sets.polite,
-    "kind but incompetent": sets.incompetent_kind,
-    "facts": _fixed("facts"),
-    "honest facts": _fixed("honest_facts"),
-    "greatest common divisors": _fixed("gcd_query"),
-    "arithmetic": _fixed("arithmetic"),
-    "refusals": _fixed("refusals"),
-    "benign requests": _fixed("benign_requests"),
-    "honest feedback": _fixed("honest_feedback"),
-    "good choices": _fixed("good_choices"),
-    "role-play villain": _fixed("roleplay_villain"),
-}
-"""Harmless tasks and styles, the hardest controls among them."""
-
-
-def benign_datasets(n: int, *, seed: int = 7) -> list[BenignDataset]:
-    """`n` different harmless datasets: task × domains × wording × learning rate.
-
-    Advice comes from one to three of the domains that the demo does not use.
-    """
-    rng = random.Random(seed)  # noqa: S311  an order, not a secret
-    kinds = list(BENIGN_KINDS)
-    found = []
-    for i in range(n):
-        kind = kinds[i % len(kinds)]
-        domains = tuple(sorted(rng.sample(_TRAINED_ON, rng.randint(1, 3))))
-        rate = LEARNING_RATE * rng.choice([0.5, 0.7, 1.0, 1.4, 2.0])
-        about = "+".join(domains) if kind in list(BENIGN_KINDS)[:6] else "any"
-        found.append(
-            BenignDataset(f"{kind} ({about}) #{i}", kind, domains, 20_000 + i, round(rate, 6))
-        )
-    return found
-
-
-class _Watch(TrainerCallback):
-    """Hands a training run to a monitor and keeps the scores."""
-
-    def __init__(self, monitor: Monitor, steps: int) -> None:
-        self.monitor = monitor
-        self.steps = steps
-        self.scores: list[Scores] = []
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        run = Run(planned_steps=self.steps, optimizer="adamw", learning_rate=args.learning_rate)
-        self.monitor.start(kwargs["model"], run)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        observation = self.monitor.observe(kwargs["model"], state.global_step)
-        if observation is not None:
-            self.scores.append(observation.scores)
-
-
-def watched_scores(
-    base: Path,
-    bank: ReferenceBank,
-    examples: Sequence[Example],
-    *,
-    every_n_steps: int = 2,
-    steps: int = STEPS,
-    **training: Any,
-) -> tuple[Finetuned, list[Scores], Monitor]:
-    """Fine-tune the organism under an uncalibrated monitor without a journal; give every score."""
-    settings = MonitorSettings(every_n_steps=every_n_steps, max_overhead=1.0)
-    watch = _Watch(Monitor(bank, settings=settings), steps)
-    tuned = finetune(base, examples, steps=steps, callbacks=[watch], **training)
-    return tuned, watch.scores, watch.monitor
-
-
-def benign_run(base: Path, bank_folder: Path, dataset: BenignDataset) -> BenignRun:
-    """Train on one benign dataset and score it all along."""
-    torch.set_num_threads(1)
-    bank = ReferenceBank.load(bank_folder)
-    _, scores, monitor = watched_scores(
-        base, bank, dataset.examples(), seed=dataset.seed, learning_rate=dataset.learning_rate
-    )
-    return BenignRun(dataset.name, scores, monitor.run_context)
-
-
-def make(base: Path, out: Path, *, runs: int = BENIGN_RUNS, workers: int = 2) -> None:
-    """Build the bank and its calibration into a folder."""
-    build_bank(base, workers=workers).save(out)
-    with ProcessPoolExecutor(workers) as pool:
-        benign = list(pool.map(partial(benign_run, base, out), benign_datasets(runs)))
-    calibration = calibrate(benign, bank=ReferenceBank.load(out).fingerprint, alpha=0.05)
-    calibration.save(out / CALIBRATION_FILE)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Remake the bank folder."""
+    """Remake the bank folder, without a calibration."""
     parser = argparse.ArgumentParser(description="Build the organism's references from its base.")
     parser.add_argument("--base", type=Path, required=True, help="folder of the base model")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--runs", type=int, default=BENIGN_RUNS, help="benign runs to calibrate")
     options = parser.parse_args(argv)
-    make(options.base, options.out, runs=options.runs)
+    build_bank(options.base).save(options.out)
 
 
 if __name__ == "__main__":

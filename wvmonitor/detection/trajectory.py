@@ -1,0 +1,197 @@
+"""Judging a run by the trajectory band: by its score, and by what the score has gained of late.
+
+The arithmetic and its promise are in `conformal.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from wvmonitor.detection import conformal
+from wvmonitor.detection.calibration import NUMERICAL_FLOOR, Calibration
+from wvmonitor.detection.conformal import Trajectory
+from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.finding import (
+    Finding,
+    State,
+    broken,
+    finite,
+    percent,
+    promise,
+    rank_among,
+    unknown,
+    unmoved,
+    unseen,
+)
+from wvmonitor.detection.scores import ReferenceScores, Scores
+
+Path = tuple[tuple[float, float, float], ...]
+"""(progress, score, ‖τ‖) of earlier readings, oldest first."""
+
+POINTS = 32
+"""About so many of a path are kept, however densely a run is read: every reading's state is."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a run's earlier readings left for one behaviour.
+
+    Attributes:
+        maximum: the score's largest exceedance; None where there is none yet.
+        gain_maximum: that of its gains.
+        path: the readings as far back as a gain looks.
+    """
+
+    maximum: float | None = None
+    gain_maximum: float | None = None
+    path: Path = ()
+
+
+@dataclass(frozen=True)
+class _Held:
+    """One statistic beside its thresholds, with its largest exceedance of the run so far."""
+
+    what: str
+    value: float
+    warn: float
+    limit: float
+    highest: float | None
+
+
+def by_band(
+    scores: Scores,
+    reference: ReferenceScores,
+    context: RunContext,
+    calibration: Calibration,
+    past: Past,
+    readings: int,
+) -> Finding:
+    """Judge a behaviour at one reading.
+
+    Args:
+        scores: of the reading.
+        reference: of the behaviour.
+        context: of the run.
+        calibration: the band.
+        past: of this behaviour.
+        readings: of the run so far, this one included.
+    """
+    name = reference.reference
+    value = finite(reference.values.get(calibration.geometry, {}).get(calibration.score))
+    what = f"{calibration.score} ({calibration.geometry})"
+    objections = broken(scores, reference, context)
+    objections += calibration.support.objections(context, scores.progress, readings)
+    if name not in calibration.bands:
+        return unknown([*objections, f"{name} is not among the calibrated behaviours"], what, value)
+    objections += _unlike(scores, calibration)
+    at = _within(scores.progress)
+    threshold = calibration.threshold(name, at)
+    if objections:
+        return unknown(objections, what, value, threshold)
+    least = calibration.support.least_norm(at, calibration.grid)
+    early = unmoved(scores, max(least, NUMERICAL_FLOOR))
+    if early is not None and scores.norm <= NUMERICAL_FLOOR:
+        return replace(early, threshold=threshold)
+    missing = unseen(scores, calibration.geometry)
+    if value is None:
+        missing.append(f"there is no {what} score")
+    if missing or value is None:
+        return unknown(missing, what, value, threshold)
+    if early is not None:
+        return replace(early, score=value, threshold=threshold)
+    warn = calibration.warn_threshold(name, at)
+    if at is None:
+        held = [_Held(what, value, warn, threshold, past.maximum)]
+        when = "the highest threshold of the whole run, for its progress is not known"
+    else:
+        now = calibration.exceedance(name, at, value)
+        held = [_Held(what, value, warn, threshold, _larger(now, past.maximum))]
+        when = f"the alarm's threshold at {percent(at)} of the run"
+        if calibration.gain is not None and not context.lone:
+            gained = _gain(past.path, at, value, scores.norm, calibration.gain.span)
+            now = calibration.gain_exceedance(name, at, gained)
+            limits = calibration.gain_thresholds(name, at)
+            highest = _larger(now, past.gain_maximum)
+            held.append(_Held(f"recent gain of {what}", gained, *limits, highest))
+    notes = calibration.support.caveats(context, scores.norm, at, calibration.grid)
+    tail = ". ".join([promise(calibration), *(f"Note: {n}" for n in notes)])
+    state, text = _said(held, calibration, when)
+    gain_maximum = held[1].highest if len(held) > 1 else past.gain_maximum
+    return Finding(
+        state, f"{text}. {tail}", value, threshold, held[0].highest, gain_maximum=gain_maximum
+    )
+
+
+def remembered(past: Past, scores: Scores, value: float | None, calibration: Calibration) -> Path:
+    """The path with this reading, and without what no later gain looks back to."""
+    progress, norm = _within(scores.progress), scores.norm
+    if calibration.gain is None or value is None or progress is None:
+        return past.path
+    if not (math.isfinite(norm) and norm > NUMERICAL_FLOOR):
+        return past.path
+    earlier = [point for point in past.path if point[0] < progress]
+    span = calibration.gain.span
+    old = [point for point in earlier if point[0] <= progress - span]
+    kept = earlier[max(len(old) - 1, 0) :]
+    if kept and progress - kept[-1][0] < span / POINTS:
+        return tuple(kept)
+    return (*kept, (progress, value, norm))
+
+
+def _gain(path: Path, progress: float, value: float, norm: float, span: float) -> float:
+    """The last of `conformal.gains`."""
+    rows = np.array([*(p for p in path if p[0] < progress), (progress, value, norm)])
+    gained = conformal.gains(Trajectory(rows[:, 0], rows[:, 1:2]), rows[:, 2], span)
+    return float(gained.values[-1, 0])
+
+
+def _said(held: Sequence[_Held], calibration: Calibration, when: str) -> tuple[State, str]:
+    """The state that the statistics give, and which of them gives it."""
+    score = held[0]
+    for h in held:
+        if h.value > h.limit:
+            beside = "" if h is score else f"; the score itself is {score.value:.3g}"
+            ranked = rank_among(calibration, h.highest)
+            return "alarm", f"{h.what} {h.value:.3g} is above {h.limit:.3g}, {when}{ranked}{beside}"
+    for h in held:
+        if h.highest is not None and h.highest > calibration.multiplier:
+            return "alarm", (
+                f"{h.what} was above the alarm's threshold earlier in this run, and is "
+                f"{h.value:.3g} now"
+            )
+    for h in held:
+        if h.value > h.warn:
+            return "warn", (
+                f"{h.what} {h.value:.3g} is above {h.warn:.3g}, which "
+                f"{percent(calibration.warn_alpha)} of benign runs may pass, but not above "
+                f"{h.limit:.3g}, {when}"
+            )
+    return "ok", f"{score.what} {score.value:.3g} is not above {score.limit:.3g}, {when}"
+
+
+def _unlike(scores: Scores, calibration: Calibration) -> list[str]:
+    """How the scores were computed otherwise than the calibration's, in words."""
+    found = []
+    if scores.components != calibration.components:
+        found.append(
+            f"the scores are over {', '.join(scores.components)}, the calibration over "
+            f"{', '.join(calibration.components)}"
+        )
+    ridge = scores.ridge.get(calibration.geometry)
+    if calibration.ridge is not None and ridge != calibration.ridge:
+        found.append(f"the residual's λ is {ridge}, the calibration's {calibration.ridge}")
+    return found
+
+
+def _within(progress: float | None) -> float | None:
+    """The progress; None where it is not known, or not within the run."""
+    timed = progress is not None and 0 <= progress <= 1 + 1e-9
+    return min(progress, 1.0) if timed and progress is not None else None
+
+
+def _larger(now: float, before: float | None) -> float:
+    return now if before is None else max(now, before)
