@@ -394,6 +394,27 @@ def test_recording_costs_training_microseconds(tmp_path: Path, make_entry: Entry
     journal.close()
 
 
+@pytest.mark.parametrize(
+    "cell",
+    ["layouts SET layout", "readings SET detail", "readings SET scores", "readings SET arrays"],
+)
+@pytest.mark.parametrize("value", ["98", "[]", "null", '{"$float":"inf"}', ""])
+def test_a_foreign_value_in_a_cell_is_an_error_in_words(
+    tmp_path: Path, make_entry: Entry, cell: str, value: str
+) -> None:
+    """JSON of another kind, or none, where a record should be is damage, and no error of Python."""
+    journal = begun(tmp_path)
+    journal.record(*make_entry(1))
+    journal.close()
+    reader = read_journal(tmp_path)
+    (row,) = reader.trajectory("r")
+    with sqlite3.connect(reader.path) as raw:
+        raw.execute(f"UPDATE {cell} = ?", (value,))
+    raw.close()
+    with pytest.raises(JournalError, match="damaged"):
+        [reader.reading(r) for r in (row, *reader.trajectory("r"))]
+
+
 def test_acknowledging_works_beside_a_live_run(tmp_path: Path) -> None:
     """Someone can silence a finding while the run trains, and the reason is kept."""
     journal = begun(tmp_path)

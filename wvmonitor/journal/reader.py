@@ -253,7 +253,7 @@ class JournalReader:
             wall_time=row["wall_time"],
             measure_seconds=row["measure_seconds"],
             scores=codec.record(
-                Scores, {**codec.load(row["scores"], where), "references": references}, where
+                Scores, {**codec.load_object(row["scores"], where), "references": references}, where
             ),
             verdicts=tuple(
                 codec.record(Verdict, codec.load(kept["record"], where), where) for kept in verdicts
