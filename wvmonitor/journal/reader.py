@@ -13,7 +13,7 @@ from wvmonitor.detection.scores import ReferenceScores, Scores
 from wvmonitor.detection.verdict import JudgeState, RunContext, Verdict
 from wvmonitor.errors import JournalError
 from wvmonitor.journal import codec
-from wvmonitor.journal.schema import check_schema, connect, journal_file
+from wvmonitor.journal.schema import check_schema, connect, journal_file, legible
 from wvmonitor.reading import Reading
 
 
@@ -277,7 +277,7 @@ class JournalReader:
             try:
                 connection.row_factory = sqlite3.Row
                 connection.execute("BEGIN")
-                with codec.whole(f"'{self.path}'"):
+                with codec.whole(f"'{self.path}'"), legible():
                     check_schema(connection, self.path)
                     yield connection
             finally:
