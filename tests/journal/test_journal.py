@@ -394,6 +394,45 @@ def test_recording_costs_training_microseconds(tmp_path: Path, make_entry: Entry
     journal.close()
 
 
+@pytest.mark.parametrize(
+    "cell",
+    ["layouts SET layout", "readings SET detail", "readings SET scores", "readings SET arrays"],
+)
+@pytest.mark.parametrize("value", ["98", "[]", "null", '{"$float":"inf"}', ""])
+def test_a_foreign_value_in_a_cell_is_an_error_in_words(
+    tmp_path: Path, make_entry: Entry, cell: str, value: str
+) -> None:
+    """JSON of another kind, or none, where a record should be is damage, and no error of Python."""
+    journal = begun(tmp_path)
+    journal.record(*make_entry(1))
+    journal.close()
+    reader = read_journal(tmp_path)
+    (row,) = reader.trajectory("r")
+    with sqlite3.connect(reader.path) as raw:
+        raw.execute(f"UPDATE {cell} = ?", (value,))
+    raw.close()
+    with pytest.raises(JournalError, match="damaged"):
+        [reader.reading(r) for r in (row, *reader.trajectory("r"))]
+
+
+def test_a_complaint_that_is_no_text_is_an_error_in_words(tmp_path: Path) -> None:
+    """SQLite quotes a damaged schema; bytes in it that are no UTF-8 surprise nobody, and a journal
+    that is damaged so while it is written says what it lacks.
+    """
+    journal = begun(tmp_path)
+    with sqlite3.connect(journal.path) as raw:
+        raw.execute("PRAGMA writable_schema=ON")
+        raw.execute("UPDATE sqlite_master SET name = CAST(x'ff6d' AS TEXT), sql = 'CREATE nothing'")
+        raw.execute("PRAGMA schema_version=99")
+    raw.close()
+    with pytest.raises(JournalError, match="malformed"):
+        journal.note("a note")
+    journal.close()
+    for opening in (Journal.open, read_journal):
+        with pytest.raises(JournalError, match="malformed"):
+            opening(tmp_path)
+
+
 def test_acknowledging_works_beside_a_live_run(tmp_path: Path) -> None:
     """Someone can silence a finding while the run trains, and the reason is kept."""
     journal = begun(tmp_path)

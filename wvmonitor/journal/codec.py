@@ -10,8 +10,6 @@ import hashlib
 import io
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
@@ -69,6 +67,18 @@ def load(text: str, where: str) -> Any:
     """
     with whole(where):
         return revived(json.loads(text))
+
+
+def load_object(text: str, where: str) -> dict[str, Any]:
+    """What `dump` was given, where that was a record or a mapping.
+
+    Raises:
+        JournalError: the text is not JSON, or holds something else.
+    """
+    found = load(text, where)
+    if not isinstance(found, dict):
+        raise JournalError(f"{where} holds no record where one should be: it is damaged")
+    return found
 
 
 @contextmanager
@@ -138,14 +148,14 @@ def unpack_reading(layout: str, detail: str, arrays: bytes, where: str) -> Readi
     Raises:
         JournalError: one of its parts is damaged.
     """
-    values = {**load(layout, where), **load(detail, where)}
+    values = {**load_object(layout, where), **load_object(detail, where)}
     try:
         geometries: dict[str, dict[str, Any]] = {}
         with np.load(io.BytesIO(arrays), allow_pickle=False) as archive:
             for key in archive.files:
                 geometry, name = key.split("/")
                 geometries.setdefault(geometry, {})[name] = archive[key]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # noqa: BLE001  zipfile and NumPy say many things to foreign bytes
         raise JournalError(
             f"{where} holds damaged arrays ({error}): restore the file from a copy"
         ) from None

@@ -13,7 +13,7 @@ from wvmonitor.detection.scores import ReferenceScores, Scores
 from wvmonitor.detection.verdict import JudgeState, RunContext, Verdict
 from wvmonitor.errors import JournalError
 from wvmonitor.journal import codec
-from wvmonitor.journal.schema import check_schema, connect, journal_file
+from wvmonitor.journal.schema import check_schema, connect, journal_file, legible
 from wvmonitor.reading import Reading
 
 
@@ -253,7 +253,7 @@ class JournalReader:
             wall_time=row["wall_time"],
             measure_seconds=row["measure_seconds"],
             scores=codec.record(
-                Scores, {**codec.load(row["scores"], where), "references": references}, where
+                Scores, {**codec.load_object(row["scores"], where), "references": references}, where
             ),
             verdicts=tuple(
                 codec.record(Verdict, codec.load(kept["record"], where), where) for kept in verdicts
@@ -277,7 +277,7 @@ class JournalReader:
             try:
                 connection.row_factory = sqlite3.Row
                 connection.execute("BEGIN")
-                with codec.whole(f"'{self.path}'"):
+                with codec.whole(f"'{self.path}'"), legible():
                     check_schema(connection, self.path)
                     yield connection
             finally:

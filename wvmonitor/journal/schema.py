@@ -9,6 +9,8 @@ turns NaN into NULL.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from wvmonitor.errors import JournalError
@@ -58,6 +60,20 @@ def journal_file(path: str | Path) -> Path:
     return path if path.suffix == ".db" else path / FILE_NAME
 
 
+@contextmanager
+def legible() -> Iterator[None]:
+    """In here, a complaint of SQLite that quotes bytes which are no text is one of SQLite, too.
+
+    Raises:
+        sqlite3.DatabaseError: in place of Python's error about the complaint.
+    """
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise sqlite3.DatabaseError("it is malformed") from None
+
+
+@legible()
 def connect(path: Path, *, create: bool = False, query_only: bool = False) -> sqlite3.Connection:
     """Open one connection in autocommit mode, for one thread at a time.
 
@@ -80,6 +96,7 @@ def connect(path: Path, *, create: bool = False, query_only: bool = False) -> sq
     return connection
 
 
+@legible()
 def ensure_schema(connection: sqlite3.Connection, path: Path) -> None:
     """Create the tables of an empty file, or check that the ones there can be used.
 

@@ -12,6 +12,7 @@ from wvmonitor.detection.verdict import RunContext
 from wvmonitor.journal import codec
 from wvmonitor.journal.alerts import Alert, AlertPolicy, Episode, advance
 from wvmonitor.journal.reader import JournalRow
+from wvmonitor.journal.schema import legible
 from wvmonitor.reading import Reading
 
 
@@ -29,7 +30,8 @@ def transaction(
         for job in jobs:
             connection.execute("SAVEPOINT job")
             try:
-                outcomes.append(job(connection))
+                with legible():
+                    outcomes.append(job(connection))
             except sqlite3.OperationalError:
                 raise
             except Exception as error:  # noqa: BLE001  # one bad entry must not hold up the others
