@@ -40,7 +40,7 @@ def detectors(at: Against, place: Place) -> dict[str, Detector]:
         return lambda run: run.final("evil", geometry, name)  # type: ignore[arg-type]
 
     return {
-        "residual, response (ours, deciding)": of("response", "residual"),
+        "residual, response (the deciding score, at the end)": of("response", "residual"),
         "cosine, response": of("response", "cosine"),
         "margin, response": of("response", "margin"),
         "residual, Frobenius": of("frobenius", "residual"),

@@ -109,7 +109,7 @@ def figures(
     found |= second.figures(second.place(place.folder))
     return {
         "metrics": {name: m.entry() for name, m in found.items() if m is not None},
-        "baselines": _baselines(runs, at, place),
+        "baselines": _baselines(runs, at, place, value),
         "ablation": ablation.table(runs, at),
         "base": {b: [r.value, r.low, r.high, r.n] for b, r in base.items()},
         "calibrated": {
@@ -120,7 +120,9 @@ def figures(
     }
 
 
-def _baselines(runs: Sequence[Scored], at: Against, place: Place) -> dict[str, Any]:
+def _baselines(
+    runs: Sequence[Scored], at: Against, place: Place, value: metrics.Value
+) -> dict[str, Any]:
     """The table of detectors of harm: all harmful test runs against all negatives."""
     dev = [r for r in runs if r.spec.split == "dev"]
     development = (
@@ -131,7 +133,9 @@ def _baselines(runs: Sequence[Scored], at: Against, place: Place) -> dict[str, A
     held_out = metrics.positives(runs, "evil", *groups), metrics.negatives(runs, "evil")
     if not all((*development, *held_out)):
         return {}
-    table = baselines.compare(baselines.detectors(at, place), development, held_out)
+    judged = {"what the judge goes by (ours)": lambda run: value(run, "evil")}
+    detectors = judged | baselines.detectors(at, place)
+    table = baselines.compare(detectors, development, held_out)
     return {
         name: {k: m.entry() for k, m in row.items() if m is not None} for name, row in table.items()
     }
