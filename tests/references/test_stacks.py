@@ -84,18 +84,19 @@ def test_vectors_measured_together_have_the_numbers_they_have_alone(tools, monke
         TaskVector.of({**updates(9), **full}, Origin("runs/b", base_digest=tools.digest)),
     ]
     for some in (taus[:2], taus, taus[:1]):
-        together = bank.measure_together(some, steps=range(len(some)))
-        for step, (tau, found) in enumerate(zip(some, together, strict=True)):
-            alone = bank.measure(tau, step=step)
+        together = bank.measure_together(some)
+        for tau, found in zip(some, together, strict=True):
+            alone = bank.measure(tau)
             for field in ("products", "squared_norms"):
                 ours, theirs = (getattr(r.geometries["frobenius"], field) for r in (found, alone))
                 np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
-            assert (found.step, found.parameters) == (step, alone.parameters)
+            assert found.parameters == alone.parameters
             assert found.changed_fraction == alone.changed_fraction
 
 
-def test_dense_updates_measured_together_are_held_one_at_a_time(tools):
-    """Four vectors that store a parameter whole take the memory of one."""
+@pytest.mark.parametrize("low_rank_first", [False, True])
+def test_dense_updates_measured_together_are_held_one_at_a_time(tools, low_rank_first):
+    """Vectors that store a parameter whole take the memory of one, whatever else is beside them."""
     alive, most = set(), []
 
     def produce(name):
@@ -106,7 +107,8 @@ def test_dense_updates_measured_together_are_held_one_at_a_time(tools):
         return DenseUpdate(delta)
 
     origin = Origin("runs/a", base_digest=tools.digest)
-    bank_of(tools).measure_together([TaskVector(SHAPES, produce, origin) for _ in range(4)])
+    whole = [TaskVector(SHAPES, produce, origin) for _ in range(4)]
+    bank_of(tools).measure_together([vector(tools.digest, 5), *whole] if low_rank_first else whole)
     assert len(most) == 4 * len(SHAPES)
     assert max(most) == 1
 

@@ -202,6 +202,43 @@ def test_a_share_that_fails_fails_the_checkpoint(
         assert result.verdict == "unknown"
 
 
+def test_shares_of_different_saves_are_never_joined(
+    save_checkpoint, tiny_base: Path, evil: TaskVector, bank: ReferenceBank, tmp_path: Path
+) -> None:
+    """A checkpoint that is saved anew between two shares is an error, not a mixture."""
+    where = save_checkpoint(tmp_path / "full", evil)
+    newer = save_checkpoint(tmp_path / "newer", evil * 0.5)
+
+    class SavedBetween(Here):
+        def submit(self, function, /, *arguments, **options):
+            future = super().submit(function, *arguments, **options)
+            shutil.copyfile(newer / "model.safetensors", where / "model.safetensors")
+            return future
+
+    (result,) = scan([where], bank, base=tiny_base, executor=SavedBetween(), workers=2)
+    assert result.verdict == "unknown"
+    assert "changed while it was being read" in result.error.message
+
+
+def test_a_cluster_that_loses_a_worker_loses_one_adapter(
+    bad_adapter: Path, bank: ReferenceBank, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where an executor tells of a dead worker in its own way, the bundle's others are read."""
+    folders = [shutil.copytree(bad_adapter, tmp_path / f"a{i}") for i in range(8)]
+    monkeypatch.setattr(work, "_PIECES", 2)
+
+    class Killed(Here):
+        def submit(self, function, /, *arguments, **options):
+            if any(job.target.path == str(folders[5]) for job in arguments[0]):
+                future: Future = Future()
+                future.set_exception(RuntimeError("KilledWorker"))
+                return future
+            return super().submit(function, *arguments, **options)
+
+    results = list(scan(folders, bank, executor=Killed(), ordered=True))
+    assert [r.path for r in results if r.error] == [str(folders[5])]
+
+
 def test_adapters_of_a_large_archive_are_measured_side_by_side(
     drifting_run: Path,
     bad_adapter: Path,
@@ -218,7 +255,7 @@ def test_adapters_of_a_large_archive_are_measured_side_by_side(
     save_file(tensors, diverged / "adapter_model.safetensors")
     targets = [drifting_run, broken, diverged, bad_adapter]
     singly = list(scan(targets, bank, ordered=True))
-    monkeypatch.setattr(work, "_MANY", 2)
+    monkeypatch.setattr(work, "_PIECES", 2)
     executor = Here()
     bundled = list(scan(targets, bank, executor=executor, ordered=True))
     assert [len(found) for found in executor.found] == [4, 4]

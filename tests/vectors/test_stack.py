@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wvmonitor.errors import ShapeMismatchError
-from wvmonitor.vectors.block import BlockBuilder, block_products
+from wvmonitor.vectors.block import BlockBuilder, Scratch, block_products
 from wvmonitor.vectors.stack import products, shared, stack_references
 from wvmonitor.vectors.update import DenseUpdate, LowRankUpdate, to_dense
 
@@ -54,7 +54,7 @@ def test_a_block_measures_what_dense_matrices_have(vectors, with_probe, turned):
         ]
 
     taus, earlier = bundles(2, 500), bundles(1, 600)
-    found = block_products(taus, block, 1, earlier)
+    found = block_products(taus, block, 1, Scratch(), earlier)
     assert found.dtype == torch.float64
     assert found.shape == (G - 1, vectors, 2 if with_probe else 1, 5)
     for g in range(1, G):
@@ -80,9 +80,9 @@ def test_a_block_measures_low_precision_as_float32(dtype):
     """Low-precision factors in a block give the products of the numbers they hold."""
     block = stack_block([{0: low_rank(2, g)} for g in range(G)], 1, [])
     taus = [[low_rank(3, 50 + g, dtype=dtype)] for g in range(G)]
-    found = block_products(taus, block, 0)
+    found = block_products(taus, block, 0, Scratch())
     wide = [[LowRankUpdate(t.left.float(), t.right.float())] for (t,) in taus]
-    torch.testing.assert_close(found, block_products(wide, block, 0), rtol=0, atol=0)
+    torch.testing.assert_close(found, block_products(wide, block, 0, Scratch()), rtol=0, atol=0)
 
 
 def test_a_block_refuses_another_layout():
@@ -91,7 +91,7 @@ def test_a_block_refuses_another_layout():
     fits, turned = low_rank(1, 1), low_rank(1, 1, turned=True)
     for updates in ([[turned]], [[fits], [turned]], [[fits, turned]]):
         with pytest.raises(ShapeMismatchError, match=r"\(in, out\)"):
-            block_products(updates, block, 0)
+            block_products(updates, block, 0, Scratch())
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -25,6 +25,7 @@ _LOCAL_URL = re.compile(r"(file|local)://", re.IGNORECASE)
 _USER = re.compile(r"://[^/\s@]*@")
 _QUERY = re.compile(r"(://[^\s?]*)\?[^\s'\"]*")
 _CHUNK = 8 << 20  # bytes asked for at once, where a read needs a buffer of its own
+_SMALL = 1 << 20  # bytes; what is larger is worth a request of its own
 _FEW = 2  # reads that follow one another, the two of a header, before more is asked for at once
 _HASHED = 1 << 19  # bytes that are still in a core's cache when they are hashed
 _FLAGS = (
@@ -210,18 +211,24 @@ class RemoteStorage:
         """
         self._in_order = self._in_order + 1 if offset == self._next else 0
         self._next = offset + len(buffer)
-        held = self._ahead_from <= offset and self._next <= self._ahead_from + len(self._ahead)
-        if not held and self._in_order > _FEW and len(buffer) < _CHUNK:
+        done = self._held(buffer, offset)
+        rest = len(buffer) - done
+        if rest and self._in_order > _FEW and len(buffer) <= _SMALL:
             self._ahead = b""  # never both at once
-            self._ahead = self._fetched(offset, min(offset + _CHUNK, self.size))
-            self._ahead_from, held = offset, True
-        if held:
-            start = offset - self._ahead_from
-            buffer[:] = self._ahead[start : start + len(buffer)]
-            return
-        for begin in range(0, len(buffer), _CHUNK):
+            start = offset + done
+            self._ahead = self._fetched(start, min(start + _CHUNK, self.size))
+            self._ahead_from = start
+            done += self._held(buffer[done:], start)
+        for begin in range(done, len(buffer), _CHUNK):
             part = buffer[begin : begin + _CHUNK]
             part[:] = self._fetched(offset + begin, offset + begin + len(part))
+
+    def _held(self, buffer: memoryview, offset: int) -> int:
+        """Fill as much of the buffer's beginning as was read ahead; gives how much."""
+        start = offset - self._ahead_from
+        have = self._ahead[start : start + len(buffer)] if start >= 0 else b""
+        buffer[: len(have)] = have
+        return len(have)
 
     def close(self) -> None:
         """Nothing is held open; what was read ahead is let go."""

@@ -209,16 +209,11 @@ class ReferenceBank:
             BaseMismatchError: the vector starts from another base.
             ShapeMismatchError: a parameter has another shape in the references.
         """
-        return self._measured([tau], [step], [progress], earlier)[0]
+        (reading,) = self._measured([tau], earlier)
+        return replace(reading, step=reading.step if step is None else step, progress=progress)
 
     @torch.no_grad()
-    def measure_together(
-        self,
-        taus: Sequence[TaskVector],
-        *,
-        steps: Sequence[int | None] | None = None,
-        progresses: Sequence[float | None] | None = None,
-    ) -> list[Reading]:
+    def measure_together(self, taus: Sequence[TaskVector]) -> list[Reading]:
         """Measure task vectors of the same parameters side by side, reading the references once.
 
         That is faster than one after the other where references are larger than the caches and the
@@ -227,8 +222,6 @@ class ReferenceBank:
 
         Args:
             taus: vectors of the same parameters.
-            steps: of each, as in `measure`.
-            progresses: of each, as in `measure`.
 
         Raises:
             BaseMismatchError: as in `measure`.
@@ -240,15 +233,10 @@ class ReferenceBank:
                     f"{tau.origin.source} and {taus[0].origin.source} have different parameters: "
                     "measure them one after the other"
                 )
-        nothing = [None] * len(taus)
-        return self._measured(taus, steps or nothing, progresses or nothing)
+        return self._measured(taus)
 
     def _measured(
-        self,
-        taus: Sequence[TaskVector],
-        steps: Sequence[int | None],
-        progresses: Sequence[float | None],
-        earlier: TaskVector | None = None,
+        self, taus: Sequence[TaskVector], earlier: TaskVector | None = None
     ) -> list[Reading]:
         relations = [self.relation_to(tau.origin.base_digest) for tau in taus]
         for tau in taus:
@@ -256,15 +244,7 @@ class ReferenceBank:
                 self._check_shape(name, tau)
         table, changed = self._table(taus, earlier)
         return [
-            self._reading(
-                tau,
-                table[row],
-                changed[row],
-                relations[row],
-                step=steps[row],
-                progress=progresses[row],
-                earlier=earlier,
-            )
+            self._reading(tau, table[row], changed[row], relations[row], earlier)
             for row, tau in enumerate(taus)
         ]
 
@@ -284,9 +264,6 @@ class ReferenceBank:
         table: Float64,
         changed: float | None,
         relation: BaseRelation,
-        *,
-        step: int | None,
-        progress: float | None,
         earlier: TaskVector | None,
     ) -> Reading:
         count, names = len(self._references), tau.names()
@@ -316,8 +293,7 @@ class ReferenceBank:
             components=tuple(component_of(n, tau.shape(n)) for n in names),
             geometries=geometries,
             bank=self.fingerprint,
-            step=tau.origin.step if step is None else step,
-            progress=progress,
+            step=tau.origin.step,
             changed_fraction=changed,
             base_digest=tau.origin.base_digest,
             lag_step=earlier.origin.step if earlier is not None else None,

@@ -226,10 +226,10 @@ class Pass:
         position, device = self._positions, device_of(first)
         self._positions += 1
         came = [first]
-        if isinstance(first, LowRankUpdate):
-            came += given
-            if self._waits(name, position, device, came, earlier):
-                return
+        while isinstance(came[-1], LowRankUpdate) and len(came) < self._vectors:
+            came.append(next(given))
+        if len(came) == self._vectors and self._waits(name, position, device, came, earlier):
+            return
         del first
         stack = self._stacks.stack(name, device)
         before: Sequence[Update | None] = earlier or [None] * self._vectors
@@ -302,7 +302,7 @@ class Pass:
         if device.type == "cpu" and size > _SMALL_ON_CPU:
             self._measure(number, device, [one])
             return
-        key = (number, device, *(u.rank for u in factors))
+        key = (number, device, *((u.rank, u.left.dtype, u.right.dtype) for u in factors))
         waiting = self._waiting.setdefault(key, [])
         waiting.append(one)
         self._held += size
@@ -329,7 +329,7 @@ class Pass:
         for run in _runs(sorted(waiting, key=lambda w: w.member)):
             earlier = [w.earlier for w in run if w.earlier is not None]
             rows = block_products(
-                [w.updates for w in run], block, run[0].member, earlier or None, self._scratch
+                [w.updates for w in run], block, run[0].member, self._scratch, earlier or None
             )
             self._keep([w.position for w in run], rows)
 
@@ -343,7 +343,7 @@ def _fit_a_block(updates: Sequence[Update]) -> bool:
     if len(low) < len(updates):
         return False
     factors = [t for u in low for t in (u.left, u.right)]
-    alike = {(u.rank, u.shape, u.transposed) for u in low}
+    alike = {(u.rank, u.shape, u.transposed, u.left.dtype, u.right.dtype) for u in low}
     return len(alike) < 2 and functional.working_dtype(*factors) == torch.float32
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from wvmonitor.detection.groups import LayerShares, layer_shares
 from wvmonitor.detection.scores import Scores, score
-from wvmonitor.errors import AlteredBankError, MissingPathError, NonFiniteError
+from wvmonitor.errors import (
+    AlteredBankError,
+    MalformedFileError,
+    MissingPathError,
+    NonFiniteError,
+)
 from wvmonitor.files.checkpoint_files import open_checkpoint
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import is_url, joined, local_path, shown
@@ -22,7 +27,7 @@ from wvmonitor.references.card import BaseRelation
 from wvmonitor.scan.cache import CacheView, content_key
 from wvmonitor.scan.results import Failure, failure_of
 from wvmonitor.scan.targets import ADAPTER_CONFIG, Target
-from wvmonitor.sources.identity import KnownDigest, base_digest, remember
+from wvmonitor.sources.identity import FilesState, KnownDigest, base_digest, remember, state_of
 from wvmonitor.vectors.task_vector import TaskVector
 
 _Found = TypeVar("_Found")
@@ -131,11 +136,13 @@ class Share:
     Attributes:
         reading: of the share's parameters.
         elements: how many they have.
+        states: of the checkpoint's files, before and after: all shares must be of one save.
         relation, method, rank, warnings, key: as `Measured` has them.
     """
 
     reading: Reading
     elements: int
+    states: tuple[FilesState | None, FilesState | None]
     relation: BaseRelation
     method: str | None
     rank: int | None
@@ -149,7 +156,8 @@ Outcome = Measured | Known | Failure
 def measure(job: Job) -> Outcome:
     """Measure one whole checkpoint; whatever is wrong with it comes back as a record."""
     (found,) = measure_all([job])
-    return found if not isinstance(found, Share) else scored([found], job)
+    assert not isinstance(found, Share)  # noqa: S101  the job asks for the whole
+    return found
 
 
 def measure_all(jobs: Sequence[Job]) -> list[Outcome | Share]:
@@ -168,8 +176,18 @@ def measure_all(jobs: Sequence[Job]) -> list[Outcome | Share]:
 
 
 def scored(shares: Sequence[Share], job: Job) -> Measured:
-    """What a checkpoint's shares, in their order, say of it together."""
+    """What a checkpoint's shares, in their order, say of it together.
+
+    Raises:
+        MalformedFileError: they were read of different saves, or from different bases.
+    """
     bank, first = job.bank.get(), shares[0]
+    read_of = {(state, s.reading.base_digest) for s in shares for state in s.states}
+    if len(shares) > 1 and len(read_of) > 1:
+        raise MalformedFileError(
+            f"{shown(job.target.path)} or its base changed while it was being read: wait until it "
+            "is fully written, then try again"
+        )
     reading = join_readings([s.reading for s in shares], [s.elements for s in shares])
     known = {g: v for g, v in job.ridge.items() if g in reading.geometries}
     return Measured(
@@ -188,6 +206,7 @@ def scored(shares: Sequence[Share], job: Job) -> Measured:
 class _Opened:
     job: Job
     tau: TaskVector
+    state: FilesState | None
     warnings: tuple[str, ...]
     key: str | None
 
@@ -210,10 +229,11 @@ def _open(job: Job) -> _Opened | Known:
         key = content_key(target.path, base, *asked)
         if key in job.cache:
             return Known(key)
+    state = state_of(target.path)
     tau = read_target(target, job.base, base)
     if job.share[1] > 1:
         tau = tau.select(_share_of(tau, *job.share).__contains__)
-    return _Opened(job, tau, warnings, key)
+    return _Opened(job, tau, state, warnings, key)
 
 
 def _share_of(tau: TaskVector, number: int, shares: int) -> frozenset[str]:
@@ -241,18 +261,14 @@ def _read_one(opened: _Opened, bank: SharedBank) -> Share:
 
 
 def _read(opened: Sequence[_Opened], bank: ReferenceBank) -> list[Share]:
-    targets = [o.job.target for o in opened]
-    readings = bank.measure_together(
-        [o.tau for o in opened],
-        steps=[t.step for t in targets],
-        progresses=[t.progress for t in targets],
-    )
-    for reading, target in zip(readings, targets, strict=True):
-        _check_finite(reading, target.path)
+    readings = bank.measure_together([o.tau for o in opened])
+    for reading, o in zip(readings, opened, strict=True):
+        _check_finite(reading, o.job.target.path)
     return [
         Share(
-            reading=reading,
+            reading=replace(reading, step=o.job.target.step, progress=o.job.target.progress),
             elements=sum(o.tau.shape(name).numel() for name in o.tau.names()),
+            states=(o.state, state_of(o.job.target.path)),
             relation=bank.relation_to(o.tau.origin.base_digest),
             method=o.tau.origin.method,
             rank=o.tau.origin.rank,

@@ -18,7 +18,7 @@ from wvmonitor.detection.account import Background, accounted
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.scores import ReferenceScores, Scores
 from wvmonitor.detection.verdict import JudgeState, RunContext, Verdict, judge, overall
-from wvmonitor.errors import UnknownReferenceError, WVMonitorError
+from wvmonitor.errors import UnknownReferenceError
 from wvmonitor.files.storage import Location, is_url, local_path
 from wvmonitor.reading import Geometry
 from wvmonitor.references import ReferenceBank
@@ -169,8 +169,8 @@ def wanted_behaviours(bank: ReferenceBank, behaviours: Sequence[str] | None) -> 
 def _digest(base: Location) -> KnownDigest | None:
     try:
         return known_digest(base)  # once, with all cores, and not by every worker
-    except WVMonitorError:
-        return None  # each checkpoint's own record says what is wrong
+    except Exception:  # noqa: BLE001  each checkpoint's own record says what is wrong
+        return None
 
 
 def _job(

@@ -7,13 +7,13 @@ from concurrent.futures import Executor, Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
+from wvmonitor.files.storage import is_url
 from wvmonitor.scan.executors import alone
 from wvmonitor.scan.measure import Job, Outcome, Share, measure_all, scored
 from wvmonitor.scan.results import failure_of
 
-# Adapters that a worker measures side by side, once there are so many that no worker goes without.
-# Neither depends on the number of workers, so that no digit of a result does.
-_TOGETHER, _MANY = 4, 64
+# Adapters that a worker measures side by side, once each worker has several such pieces to do.
+_TOGETHER, _PIECES = 4, 4
 
 Work = list[tuple[int, Job]]
 
@@ -22,7 +22,9 @@ def shared_out(jobs: Sequence[Job], workers: int) -> list[Work]:
     """What workers are to do, piece by piece: jobs by their index.
 
     Adapters of a large archive come several at a time, so that a worker reads the references once
-    for all of them. Whole checkpoints that are fewer than the workers come in shares.
+    for all of them; which ones come together shows in the last digits of float32 products. Whole
+    local checkpoints that are fewer than the workers come in shares, which changes no digit; with a
+    cache they do not, for every share would have to read all bytes for the key.
 
     Args:
         jobs: whole checkpoints; those with an error need no work.
@@ -31,9 +33,14 @@ def shared_out(jobs: Sequence[Job], workers: int) -> list[Work]:
     healthy = [(i, job) for i, job in enumerate(jobs) if job.target.error is None]
     adapters = [(i, job) for i, job in healthy if job.target.kind == "adapter"]
     others = [(i, job) for i, job in healthy if job.target.kind != "adapter"]
-    size = _TOGETHER if len(adapters) >= _MANY else 1
+    size = max(1, min(_TOGETHER, len(adapters) // (_PIECES * workers)))
     shares = max(1, workers // max(1, len(healthy)))
-    split = [(i, replace(job, share=(s, shares))) for i, job in others for s in range(shares)]
+    split = [
+        (i, replace(job, share=(number, count)))
+        for i, job in others
+        for count in (1 if job.cache is not None or is_url(job.target.path) else shares,)
+        for number in range(count)
+    ]
     work = [adapters[start : start + size] for start in range(0, len(adapters), size)]
     return sorted([*work, *([one] for one in split)], key=lambda piece: piece[0][0])
 
@@ -52,19 +59,22 @@ def outcomes(
         if job.target.error is not None:
             yield index, job.target.error
     shares: dict[int, dict[int, Share]] = {}
-    failed_shares: set[int] = set()
+    done: set[int] = set()
     for index, job, found in _found_by(shared_out(jobs, workers), executor):
-        if not isinstance(found, Share):
-            if index not in failed_shares:
-                yield index, found
-            if job.share[1] > 1:
-                failed_shares.add(index)
+        if index in done:  # another share of it failed
             continue
-        number, count = job.share
-        shares.setdefault(index, {})[number] = found
-        if len(shares[index]) == count:
-            whole = shares.pop(index)
-            yield index, _scored([whole[i] for i in range(count)], jobs[index])
+        outcome: Outcome | None = None
+        if isinstance(found, Share):
+            number, count = job.share
+            shares.setdefault(index, {})[number] = found
+            if len(shares[index]) == count:
+                outcome = _scored([shares[index][i] for i in range(count)], jobs[index])
+        else:
+            outcome = found
+        if outcome is not None:
+            shares.pop(index, None)
+            done.add(index)
+            yield index, outcome
 
 
 def _scored(shares: Sequence[Share], job: Job) -> Outcome:
@@ -80,6 +90,7 @@ def _found_by(
     """What was found for each job of each piece of work, as the pieces are done."""
     pending: dict[Future[list[Outcome | Share]], Work] = {}
     lost: Work = []
+    again: Work = []
     try:
         for piece in work:
             asked = [job for _, job in piece]
@@ -96,15 +107,18 @@ def _found_by(
                 lost += piece
             elif error is None:
                 yield from _told(piece, future.result())
+            elif len(piece) > 1:
+                again += piece  # one of them did it, as a cluster's worker that was killed
             else:
-                yield from _told(piece, [failure_of(error)] * len(piece))
+                yield from _told(piece, [failure_of(error)])
+        yield from _found_by([[one] for one in again], executor) if again else ()
     finally:
         for future in pending:
             future.cancel()
     # A worker that dies (of memory, mostly) takes all that was waiting with it: one by one, only
     # the checkpoint that kills its worker is lost.
-    again = alone(measure_all, [[job] for _, job in lost])
-    for one, found in zip(lost, again, strict=True):
+    singly = alone(measure_all, [[job] for _, job in lost])
+    for one, found in zip(lost, singly, strict=True):
         yield from _told([one], [failure_of(found)] if isinstance(found, Exception) else found)
 
 

@@ -87,22 +87,16 @@ def check_finite(tensor: Tensor, name: str, where: str) -> Tensor:
     Raises:
         NonFiniteError: it holds NaN or infinity.
     """
-    if not sums_finitely(tensor) and not bool(torch.isfinite(_summable(tensor)).all()):
+    values = (
+        tensor.to(torch.float32) if tensor.dtype.itemsize == 1 else tensor
+    )  # torch sums no 8 bits
+    # the sum finds a NaN or infinity in one pass, and may only have overflowed
+    if not math.isfinite(values.sum()) and not bool(torch.isfinite(values).all()):
         raise NonFiniteError(
             f"{shown(name)} of {where} holds NaN or infinity: the run diverged or the file is "
             "damaged; take an earlier checkpoint"
         )
     return tensor
-
-
-def sums_finitely(tensor: Tensor) -> bool:
-    """False if there is a NaN or infinity, found in one pass; also if the sum only overflows."""
-    return math.isfinite(float(_summable(tensor).sum()))
-
-
-def _summable(tensor: Tensor) -> Tensor:
-    # torch does not sum numbers of eight bits
-    return tensor.to(torch.float32) if tensor.dtype.itemsize == 1 else tensor
 
 
 def _paired_names(start: ModelFolder, end: ModelFolder) -> list[str]:

@@ -146,6 +146,11 @@ class ModelFolder:
         """Whether the files hold the tensor in parts, so that it can only be read whole."""
         return isinstance(self._source(name), Fused)
 
+    @property
+    def needs_its_model(self) -> bool:
+        """Whether live names could only be told by building the model, as fused tensors need it."""
+        return "meta_model" in self.__dict__
+
     def stream(self, name: str, elements: int, count: int | None = None) -> Iterator[Tensor]:
         """One tensor's first `count` elements in flat blocks, as `SafetensorsFile.stream`.
 

@@ -11,7 +11,9 @@ float16's subnormal range (below 6e-5), where that format itself has lost bits.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -31,8 +33,9 @@ BLOCK_ELEMENTS = 1 << 18  # half a megabyte in bfloat16: still in a core's cache
 _DEVICE_ELEMENTS = 1 << 22  # an accelerator is asked less often
 _THREADS = 4  # a disk or a page cache feeds no more
 Contents = Callable[[], Iterable[Tensor]]
-KnownDigest = tuple[tuple[object, ...], str]
-_known: dict[tuple[object, ...], str] = {}
+FilesState = tuple[object, ...]
+KnownDigest = tuple[FilesState, str]
+_known: dict[FilesState, str] = {}
 
 
 def base_digest(path_or_model: Location | nn.Module) -> str:
@@ -50,7 +53,7 @@ def base_digest(path_or_model: Location | nn.Module) -> str:
         from wvmonitor.sources.live_base import digest_of_model
 
         return digest_of_model(path_or_model)
-    key = _state_of(path_or_model)
+    key = state_of(path_or_model)
     if key is None or key not in _known:
         with opened(path_or_model) as folder:
             digest = digest_of_folder(folder)
@@ -63,11 +66,14 @@ def base_digest(path_or_model: Location | nn.Module) -> str:
 def known_digest(path: Location) -> KnownDigest | None:
     """The digest of a base's folder and the state of its files, for `remember` in other processes.
 
+    None for URLs, and for files that changed meanwhile.
+
     Raises:
         InputError: as `base_digest` says.
     """
-    key = _state_of(path)
-    return None if key is None else (key, base_digest(path))
+    state = state_of(path)
+    digest = None if state is None else base_digest(path)
+    return None if state is None or digest is None or state != state_of(path) else (state, digest)
 
 
 def remember(known: KnownDigest) -> None:
@@ -78,16 +84,29 @@ def remember(known: KnownDigest) -> None:
 def digest_of_folder(folder: ModelFolder) -> str:
     """The digest of an open folder, streamed block by block, several tensors at a time."""
     shapes = _of_blocks({name: folder.shape(name) for name in folder.names()}, folder.where)
-    names = list(shapes)
-    threads = 1 if is_url(folder.path) else min(_THREADS, os.cpu_count() or 1)
+    own, opened_here = threading.local(), []
 
-    def hashes(share: list[str]) -> dict[str, str]:
-        with opened(folder.path) as own:  # descriptors are not shared between threads
-            return {name: content_hash(own.stream(name, BLOCK_ELEMENTS)) for name in share}
+    def hashed(name: str) -> str:
+        if not hasattr(own, "folder"):  # descriptors are not shared between threads
+            own.folder = ModelFolder(folder.path)
+            opened_here.append(own.folder)
+        return content_hash(own.folder.stream(name, BLOCK_ELEMENTS))
 
-    with ThreadPoolExecutor(threads) as pool:  # hashing and reading let other threads run
-        shares = pool.map(hashes, [names[i::threads] for i in range(threads)])
-        return _joined(shapes, {n: h for share in shares for n, h in share.items()})
+    pool = ThreadPoolExecutor(_threads(folder))  # hashing and reading let other threads run
+    try:
+        return _joined(shapes, dict(zip(shapes, pool.map(hashed, shapes), strict=True)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for one in opened_here:
+            one.files.close()
+
+
+def _threads(folder: ModelFolder) -> int:
+    """How many tensors are hashed at once: one behind a URL, and where they are made whole."""
+    if is_url(folder.path) or folder.needs_its_model or multiprocessing.parent_process():
+        return 1  # worker processes share the cores already
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(_THREADS, cores or 1)
 
 
 def digest_of(tensors: Mapping[str, tuple[tuple[int, ...], Contents]], where: str) -> str:
@@ -154,8 +173,8 @@ def _pieces(tensor: Tensor) -> Iterator[Tensor]:
         yield piece.to(torch.bfloat16).cpu().contiguous().view(torch.int16)
 
 
-def _state_of(path: Location) -> tuple[object, ...] | None:
-    """What changes when a local checkpoint does; None for URLs, which are not remembered."""
+def state_of(path: Location) -> FilesState | None:
+    """What changes when a local checkpoint does; None for URLs and what cannot be read."""
     if is_url(path):
         return None
     root = local_path(path)
@@ -164,4 +183,7 @@ def _state_of(path: Location) -> tuple[object, ...] | None:
         stats = [(f, f.stat()) for f in files if f.suffix in (".safetensors", ".json")]
     except OSError:
         return None  # whoever opens it says what is wrong
-    return (str(root.resolve()), *((f.name, s.st_size, s.st_mtime_ns, s.st_ino) for f, s in stats))
+    return (
+        str(root.resolve()),
+        *((f.name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for f, s in stats),
+    )

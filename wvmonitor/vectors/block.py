@@ -151,8 +151,8 @@ def block_products(
     updates: Sequence[Sequence[LowRankUpdate]],
     block: ReferenceBlock,
     start: int,
+    scratch: Scratch,
     earlier: Sequence[Sequence[LowRankUpdate]] | None = None,
-    scratch: Scratch | None = None,
 ) -> Tensor:
     """What `products` gives for each of several parameters that follow one another in a block.
 
@@ -164,8 +164,8 @@ def block_products(
             one rank.
         block: the references.
         start: the first parameter.
-        earlier: the same h steps earlier, of one rank as well.
         scratch: kept from call to call.
+        earlier: the same h steps earlier, of one rank as well.
 
     Returns:
         (parameters, task vectors, geometries, count + 2) float64 on the updates' device. Nothing is
@@ -176,7 +176,6 @@ def block_products(
             other way round.
     """
     members = slice(start, start + len(updates))
-    scratch = scratch or Scratch()
     left, rights = _gathered(updates, block, members, scratch, "now")
     vectors = len(updates[0])
     shape = (len(updates), vectors, len(rights), block.count + 2)
