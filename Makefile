@@ -120,7 +120,7 @@ fuzz: $(INSTALLED) ## five readers on random files, guided by coverage, ten minu
 	$(BIN)/python -m fuzz
 
 .PHONY: soak
-soak: $(INSTALLED) ## long runs: readings, a hostile archive, scrapes, a receiver that never answers (three hours)
+soak: $(INSTALLED) ## long runs: readings, a hostile archive, scrapes, a receiver that never answers (two and a half hours)
 	$(BIN)/python -m benchmarks.soak
 
 .PHONY: organisms organisms-report
