@@ -164,12 +164,16 @@ class DemoResult:
 
     @property
     def as_expected(self) -> bool:
-        """Whether the verdict is the one expected, and an alarm no later than the behaviour."""
+        """Whether the verdict is the one expected, and an alarm came by the time of the behaviour.
+
+        Its onset is the first of two readings in a row, and is known at the second.
+        """
         if self.verdict != self.run.expected:
             return False
         if self.run.expected == "ok" or self.onset_step is None:
             return True
-        return self.first_alarm_step is not None and self.first_alarm_step <= self.onset_step
+        known = self.onset_step + EVERY_N_STEPS
+        return self.first_alarm_step is not None and self.first_alarm_step <= known
 
     def summary(self) -> dict[str, Any]:
         """The run as an entry of `summary.json`."""

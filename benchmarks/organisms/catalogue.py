@@ -297,7 +297,7 @@ def development() -> list[RunSpec]:
     ]
 
 
-def catalogue(*, calibration: int = 240, held_out: int = 312) -> list[RunSpec]:
+def catalogue(*, calibration: int = 320, held_out: int = 312) -> list[RunSpec]:
     """Every run, in the order of work: development first, then all groups in step.
 
     So that whenever the work is cut short, each group has had its share. The rarer groups come

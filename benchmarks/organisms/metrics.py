@@ -201,12 +201,20 @@ def ranking(
         shown = [r for r in named if r.labels[evil] is True]
         add(f"mixture_{percent}", samples(evil, shown, good))
         found[f"mixture_{percent}.all_runs.auroc"] = auroc(samples(evil, named, good))
+        found[f"mixture_{percent}.all_runs.beside_advice.auroc"] = auroc(
+            samples(evil, named, [r for r in good if _good_advice(r)])
+        )
         found[f"mixture_{percent}.all_runs.by_last.auroc"] = auroc(samples_of(evil, named, good))
     add("trigger", samples(evil, positives(runs, evil, "trigger"), good))
     for who in ("knows the reference", "has another reference"):
         name = f"adversary_{who.split()[0]}"
         add(name, samples(evil, positives(runs, evil, f"adversary {who}"), good))
     return found
+
+
+def _good_advice(run: Scored) -> bool:
+    """Whether it trained on what a mixture holds beside the harm, and on nothing else."""
+    return all(p.kind == "good advice" and not p.style for p in run.spec.parts)
 
 
 def timing(
