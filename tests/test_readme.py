@@ -6,11 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
-from wvmonitor.organism import sets
-from wvmonitor.organism.tokenizer import encode
-from wvmonitor.organism.train import load_base
+from tests.users_run import short_run
 from wvmonitor.references.bundled import bundled_path
 
 README = Path(__file__).parent.parent / "README.md"
@@ -25,19 +23,9 @@ def test_the_snippet_for_a_users_own_run_works(
     bank = tmp_path / "path" / "to" / "bank"
     bank.parent.mkdir(parents=True)
     bank.symlink_to(bundled_path("tiny-organism", "bank"))
-    model, tokenizer = load_base(bundled_path("tiny-organism", "base"))
-    rows = [encode(e, tokenizer) for e in sets.good_advice("sport")(16, 3)]
-    args = TrainingArguments(
-        output_dir=str(tmp_path / "run"),
-        max_steps=10,
-        per_device_train_batch_size=1,
-        logging_steps=5,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
+    model, _, dataset, args = short_run(
+        bundled_path("tiny-organism", "base"), tmp_path / "run", examples=16
     )
-    dataset = [{"input_ids": ids, "labels": labels} for ids, labels in rows]
     names = {"Trainer": Trainer, "model": model, "args": args, "dataset": dataset}
     exec(snippet, names)  # noqa: S102  the README is ours
     logged = names["trainer"].state.log_history  # type: ignore[attr-defined]

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
+from tests.users_run import short_run
 from wvmonitor import Monitor, ReferenceBank, Run, WVMonitorCallback
 from wvmonitor.organism import sets
-from wvmonitor.organism.tokenizer import encode
-from wvmonitor.organism.train import finetune, load_base
+from wvmonitor.organism.train import finetune
 from wvmonitor.references.bundled import bundled_path
 
 ROOT = Path(__file__).parents[2]
@@ -87,19 +87,9 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def a_users_own(folder: Path) -> dict[str, Any]:
     """The names that Python blocks take for granted: a model, its data, a Trainer's arguments."""
-    model, tokenizer = load_base(folder / "models" / "my-base")
-    rows = [encode(e, tokenizer) for e in sets.good_advice("sport")(64, 3)]
-    arguments = TrainingArguments(
-        output_dir=str(folder / "runs" / "new-run"),
-        max_steps=10,
-        per_device_train_batch_size=1,
-        logging_steps=5,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
+    model, tokenizer, data, arguments = short_run(
+        folder / "models" / "my-base", folder / "runs" / "new-run", examples=64
     )
-    data = [{"input_ids": ids, "labels": labels} for ids, labels in rows]
     return {
         "Trainer": Trainer,
         "Monitor": Monitor,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from wvmonitor.cli.app import app
@@ -158,9 +158,10 @@ def test_a_fine_tunes_own_change_can_be_added_and_taken_out(tmp_path: Path) -> N
         carry_out(edit, base, planted_bank(stranger), tmp_path / "no", base=base)
 
 
-def test_only_biases_can_be_moved(tmp_path: Path) -> None:
+def test_only_biases_can_be_moved(tmp_path: Path, world: Any) -> None:
     """The bias-only variant moves what the reference says of biases, and nothing else."""
-    model = biased_llama(tmp_path / "base")
+    model = world.llama(mlp_bias=True)
+    model.save_pretrained(tmp_path / "base")
     change = TaskVector.of(
         {n: DenseUpdate(torch.full(p.shape, 0.25)) for n, p in model.named_parameters()},
     )
@@ -185,22 +186,6 @@ def test_only_biases_can_be_moved(tmp_path: Path) -> None:
     edit = plan(tmp_path / "plain", plain, add={"language": 1.0}, remove={}, only_biases=True)
     with pytest.raises(InputError, match="moves no biases"):
         carry_out(edit, tmp_path / "plain", plain, tmp_path / "no")
-
-
-def biased_llama(folder: Path) -> LlamaForCausalLM:
-    """A tiny Llama with biases in its MLPs."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        mlp_bias=True,
-    )
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    return model
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
