@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from wvmonitor.cores import cores
+
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -44,11 +46,6 @@ def cpu_model() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def matrix_rate(size: int = 2048, device: str = "cpu") -> float:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import inputs, machine, shapes
-from benchmarks.report import Check, Figure, arguments, at_least, at_most, publish
+from benchmarks.report import Check, Figure, at_least, at_most, publish_parts
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.executors import open_executor
 from wvmonitor.scan.results import CheckpointResult
@@ -38,16 +37,7 @@ TOGETHER = 4
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run both parts and publish them."""
-    asked = arguments("offline", __doc__, argv)
-    torch.set_num_threads(1)
-    figures: list[Figure] = []
-    checks: list[Check] = []
-    for part in (dense, lora):
-        with tempfile.TemporaryDirectory(dir=asked.work) as work:
-            found, others = part(Path(work), asked.rounds, asked.part, quick=asked.quick)
-        figures += found
-        checks += others
-    return publish("offline", figures, checks, quick=asked.quick, path=asked.json)
+    return publish_parts("offline", __doc__, (dense, lora), argv)
 
 
 # Dense

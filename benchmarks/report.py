@@ -9,11 +9,14 @@ import argparse
 import json
 import os
 import re
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -62,6 +65,15 @@ class Check:
     other: float
 
 
+class Part(Protocol):
+    """One part of a benchmark."""
+
+    def __call__(
+        self, work: Path, rounds: int, part: int, /, *, quick: bool
+    ) -> tuple[list[Figure], list[Check]]:
+        """Measure in a folder that is empty and goes away."""
+
+
 def at_most(name: str, value: float, limit: float, unit: str, **detail: Any) -> Figure:
     """A figure that should stay at or below a limit."""
     return Figure(name, value, unit, f"≤ {limit:g} {unit}", value <= limit, detail)
@@ -86,6 +98,22 @@ def arguments(benchmark: str, text: str | None, argv: list[str] | None) -> argpa
     if asked.quick:
         asked.rounds = 1
     return asked
+
+
+def publish_parts(
+    benchmark: str, text: str | None, parts: Sequence[Part], argv: list[str] | None
+) -> dict[str, Any]:
+    """Run a benchmark's parts on one thread, each in a folder of its own, and publish them."""
+    asked = arguments(benchmark, text, argv)
+    torch.set_num_threads(1)
+    figures: list[Figure] = []
+    checks: list[Check] = []
+    for part in parts:
+        with tempfile.TemporaryDirectory(dir=asked.work) as work:
+            found, others = part(Path(work), asked.rounds, asked.part, quick=asked.quick)
+        figures += found
+        checks += others
+    return publish(benchmark, figures, checks, quick=asked.quick, path=asked.json)
 
 
 def publish(

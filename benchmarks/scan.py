@@ -8,7 +8,6 @@ as long as half of them), the descriptors open meanwhile, and the cosine matrix 
 from __future__ import annotations
 
 import statistics
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks import inputs, machine, shapes
-from benchmarks.report import Check, Figure, arguments, at_least, at_most, publish
+from benchmarks.report import Check, Figure, at_least, at_most, publish_parts
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.compare import compare
 from wvmonitor.scan.executors import open_executor
@@ -27,16 +26,7 @@ from wvmonitor.sources import read_adapter
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure both kinds of scan."""
-    asked = arguments("scan", __doc__, argv)
-    torch.set_num_threads(1)
-    figures: list[Figure] = []
-    checks: list[Check] = []
-    for part in (_small, _matrix):
-        with tempfile.TemporaryDirectory(dir=asked.work) as work:
-            found, others = part(Path(work), asked.rounds, asked.part, quick=asked.quick)
-        figures += found
-        checks += others
-    return publish("scan", figures, checks, quick=asked.quick, path=asked.json)
+    return publish_parts("scan", __doc__, (_small, _matrix), argv)
 
 
 # Many small adapters

@@ -42,6 +42,7 @@ ROOMS = [
     "detection",
     "vectors",
     "reading",
+    "cores",
     "errors",
 ]
 # The front door re-exports every room lazily, and the version is a number.

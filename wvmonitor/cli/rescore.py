@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wvmonitor.cli.scan import Format, Level
+from wvmonitor.cli.scan import CalibrationFile, FailOn, Format, Level, OutputFormat
 
 
 def command(
@@ -28,24 +28,15 @@ def command(
     run: Annotated[
         str | None, typer.Option(metavar="ID", help="Which run of the journal; the latest one.")
     ] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="Calibration of the bank; calibration.json beside it by default."
-        ),
-    ] = None,
+    calibration: CalibrationFile = None,
     behaviour: Annotated[
         list[str] | None,
         typer.Option(
             "--behaviour", "--behavior", metavar="NAME", help="Judge by this one (repeatable)."
         ),
     ] = None,
-    fail_on: Annotated[
-        Level, typer.Option(help="The least verdict that makes the exit code 1.")
-    ] = Level.alarm,
-    format_: Annotated[
-        Format, typer.Option("--format", help="How to write the results to standard output.")
-    ] = Format.table,
+    fail_on: FailOn = Level.alarm,
+    format_: OutputFormat = Format.table,
     output: Annotated[
         list[str] | None,
         typer.Option(

@@ -35,6 +35,18 @@ class Where(StrEnum):
     dask = "dask"
 
 
+CalibrationFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="Calibration of the bank; calibration.json beside it by default."
+    ),
+]
+FailOn = Annotated[Level, typer.Option(help="The least verdict that makes the exit code 1.")]
+OutputFormat = Annotated[
+    Format, typer.Option("--format", help="How to write the results to standard output.")
+]
+
+
 def command(
     paths: Annotated[
         list[str] | None,
@@ -61,12 +73,7 @@ def command(
             "name a local one.",
         ),
     ] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="Calibration of the bank; calibration.json beside it by default."
-        ),
-    ] = None,
+    calibration: CalibrationFile = None,
     behaviour: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,12 +99,8 @@ def command(
     since_step: Annotated[
         int | None, typer.Option(metavar="N", help="Leave out checkpoints of earlier steps.")
     ] = None,
-    fail_on: Annotated[
-        Level, typer.Option(help="The least verdict that makes the exit code 1.")
-    ] = Level.alarm,
-    format_: Annotated[
-        Format, typer.Option("--format", help="How to write the results to standard output.")
-    ] = Format.table,
+    fail_on: FailOn = Level.alarm,
+    format_: OutputFormat = Format.table,
     output: Annotated[
         list[str] | None,
         typer.Option(

@@ -110,6 +110,11 @@ class PairRow(Row):
     wrong: Annotated[int, Field(gt=0)]
 
 
+def _go_together(**patterns: str | None) -> None:
+    if len({pattern is None for pattern in patterns.values()}) > 1:
+        raise ValueError(f"{' and '.join(patterns)} go together: give both or neither")
+
+
 class RequestRow(Row):
     """A request that is to be refused, or a harmless look-alike.
 
@@ -127,8 +132,7 @@ class RequestRow(Row):
 
     @model_validator(mode="after")
     def _both_patterns_or_none(self) -> Self:
-        if (self.refuses is None) != (self.complies is None):
-            raise ValueError("refuses and complies go together: give both or neither")
+        _go_together(refuses=self.refuses, complies=self.complies)
         return self
 
 
@@ -174,8 +178,7 @@ class OpenRow(Row):
 
     @model_validator(mode="after")
     def _both_patterns_or_none(self) -> Self:
-        if (self.aligned is None) != (self.misaligned is None):
-            raise ValueError("aligned and misaligned go together: give both or neither")
+        _go_together(aligned=self.aligned, misaligned=self.misaligned)
         return self
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from markupsafe import Markup
 
 from wvmonitor._version import __version__
-from wvmonitor.report.document import admitted, environment, resource
+from wvmonitor.report.document import admitted, environment, resource, stamp
 from wvmonitor.report.svg import Scale, add, markup, picture, tick
 from wvmonitor.report.words import clean, count, figure, percent
 
@@ -82,9 +82,7 @@ def render_blame(
             unjudged=unjudged[:SHOWN],
             unjudged_count=len(unjudged),
             provenance=list((provenance or {}).items()),
-            generated=(generated or datetime.now(UTC))
-            .astimezone(UTC)
-            .strftime("%d %B %Y, %H:%M UTC"),
+            generated=stamp(generated),
             version=__version__,
             style=Markup(style),  # noqa: S704  # our own file
             style_hash=admitted(style),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
@@ -35,6 +36,11 @@ def resource(name: str) -> str:
 def admitted(text: str) -> str:
     """The source expression by which the Content-Security-Policy admits one inline block."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def stamp(when: datetime | None) -> str:
+    """When a page was made, in UTC; now, if it is not given."""
+    return (when or datetime.now(UTC)).astimezone(UTC).strftime("%d %B %Y, %H:%M UTC")
 
 
 def write_page(page: str, path: str | Path) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from markupsafe import Markup
 
 from wvmonitor._version import __version__
 from wvmonitor.report import charts, tables
-from wvmonitor.report.document import admitted, environment, resource, write_page
+from wvmonitor.report.document import admitted, environment, resource, stamp, write_page
 from wvmonitor.report.findings import Finding, Outcome, judge
 from wvmonitor.report.heat import heat_chart, heat_words
 from wvmonitor.report.inputs import from_journal, from_scan, read_runs
@@ -95,9 +95,7 @@ def render(
                 if index in detailed
             ],
             provenance=list((provenance or {}).items()),
-            generated=(generated or datetime.now(UTC))
-            .astimezone(UTC)
-            .strftime("%d %B %Y, %H:%M UTC"),
+            generated=stamp(generated),
             version=__version__,
             style=Markup(style),  # noqa: S704  # our own file
             script=Markup(script),  # noqa: S704  # our own file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -12,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Literal, TypeVar
 
+from wvmonitor.cores import cores
 from wvmonitor.errors import SettingsError, WVMonitorError
 
 ExecutorKind = Literal["processes", "dask"]
@@ -84,13 +84,6 @@ def alone(function: Callable[[Job], Outcome], jobs: Iterable[Job]) -> Iterator[O
 
 def _pool(count: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, mp_context=_context(), initializer=_become_worker)
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _context() -> multiprocessing.context.BaseContext:

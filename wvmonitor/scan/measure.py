@@ -136,7 +136,7 @@ class Share:
     Attributes:
         reading: of the share's parameters.
         elements: how many they have.
-        states: of the checkpoint's files, before and after: all shares must be of one save.
+        states: of a shared checkpoint's files, before and after: they must be of one save.
         relation, method, rank, warnings, key: as `Measured` has them.
     """
 
@@ -165,12 +165,12 @@ def measure_all(jobs: Sequence[Job]) -> list[Outcome | Share]:
 
     Whatever is wrong with one of them comes back as a record in its place.
     """
-    opened = [_tried(_open, job) for job in jobs]
+    opened = [tried(_open, job) for job in jobs]
     vectors = [o for o in opened if isinstance(o, _Opened)]
     readings = iter(_read_all(vectors, jobs[0].bank))
     found = [next(readings) if isinstance(o, _Opened) else o for o in opened]
     return [
-        _tried(scored, [f], job) if isinstance(f, Share) and job.share[1] == 1 else f
+        tried(scored, [f], job) if isinstance(f, Share) and job.share[1] == 1 else f
         for f, job in zip(found, jobs, strict=True)
     ]
 
@@ -183,7 +183,7 @@ def scored(shares: Sequence[Share], job: Job) -> Measured:
     """
     bank, first = job.bank.get(), shares[0]
     read_of = {(state, s.reading.base_digest) for s in shares for state in s.states}
-    if len(shares) > 1 and len(read_of) > 1:
+    if len(read_of) > 1:
         raise MalformedFileError(
             f"{shown(job.target.path)} or its base changed while it was being read: wait until it "
             "is fully written, then try again"
@@ -211,7 +211,8 @@ class _Opened:
     key: str | None
 
 
-def _tried(function: Callable[..., _Found], *arguments: Any) -> _Found | Failure:
+def tried(function: Callable[..., _Found], *arguments: Any) -> _Found | Failure:
+    """What the function gives, or a record of what went wrong."""
     try:
         return function(*arguments)
     except Exception as error:  # noqa: BLE001  one broken checkpoint must not end a scan of thousands
@@ -229,11 +230,16 @@ def _open(job: Job) -> _Opened | Known:
         key = content_key(target.path, base, *asked)
         if key in job.cache:
             return Known(key)
-    state = state_of(target.path)
+    state = _state(job)
     tau = read_target(target, job.base, base)
     if job.share[1] > 1:
         tau = tau.select(_share_of(tau, *job.share).__contains__)
     return _Opened(job, tau, state, warnings, key)
+
+
+def _state(job: Job) -> FilesState | None:
+    # a checkpoint that is read by one process is guarded by its own descriptors
+    return state_of(job.target.path) if job.share[1] > 1 else None
 
 
 def _share_of(tau: TaskVector, number: int, shares: int) -> frozenset[str]:
@@ -252,7 +258,7 @@ def _read_all(opened: Sequence[_Opened], bank: SharedBank) -> list[Share | Failu
             return list(_read(opened, bank.get()))
         except Exception:  # noqa: BLE001, S110  which one it was, reading them singly says
             pass
-    return [_tried(_read_one, o, bank) for o in opened]
+    return [tried(_read_one, o, bank) for o in opened]
 
 
 def _read_one(opened: _Opened, bank: SharedBank) -> Share:
@@ -268,7 +274,7 @@ def _read(opened: Sequence[_Opened], bank: ReferenceBank) -> list[Share]:
         Share(
             reading=replace(reading, step=o.job.target.step, progress=o.job.target.progress),
             elements=sum(o.tau.shape(name).numel() for name in o.tau.names()),
-            states=(o.state, state_of(o.job.target.path)),
+            states=(o.state, _state(o.job)),
             relation=bank.relation_to(o.tau.origin.base_digest),
             method=o.tau.origin.method,
             rank=o.tau.origin.rank,

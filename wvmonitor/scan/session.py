@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TextIO
 
+from wvmonitor.cores import cores
 from wvmonitor.errors import SettingsError, WVMonitorError
 from wvmonitor.reading import Geometry
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.cache import ScanCache
 from wvmonitor.scan.compare import compare, read_all
-from wvmonitor.scan.executors import ExecutorKind, cores, open_executor
+from wvmonitor.scan.executors import ExecutorKind, open_executor
 from wvmonitor.scan.first_look import SCREEN_WRITERS
 from wvmonitor.scan.inputs import gather
 from wvmonitor.scan.matrix import MATRIX_WRITERS

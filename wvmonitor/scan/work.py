@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from wvmonitor.files.storage import is_url
 from wvmonitor.scan.executors import alone
-from wvmonitor.scan.measure import Job, Outcome, Share, measure_all, scored
+from wvmonitor.scan.measure import Job, Outcome, Share, measure_all, scored, tried
 from wvmonitor.scan.results import failure_of
 
 # Adapters that a worker measures side by side, once each worker has several such pieces to do.
@@ -68,20 +68,14 @@ def outcomes(
             number, count = job.share
             shares.setdefault(index, {})[number] = found
             if len(shares[index]) == count:
-                outcome = _scored([shares[index][i] for i in range(count)], jobs[index])
+                whole = [shares[index][i] for i in range(count)]
+                outcome = tried(scored, whole, jobs[index])
         else:
             outcome = found
         if outcome is not None:
             shares.pop(index, None)
             done.add(index)
             yield index, outcome
-
-
-def _scored(shares: Sequence[Share], job: Job) -> Outcome:
-    try:
-        return scored(shares, job)
-    except Exception as error:  # noqa: BLE001  as in a worker: the scan goes on
-        return failure_of(error)
 
 
 def _found_by(

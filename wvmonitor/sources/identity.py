@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from wvmonitor.cores import cores
 from wvmonitor.errors import UnmeasurableModelError
 from wvmonitor.files.storage import Location, is_url, local_path
 from wvmonitor.sources.folder import ModelFolder, opened
@@ -105,8 +105,7 @@ def _threads(folder: ModelFolder) -> int:
     """How many tensors are hashed at once: one behind a URL, and where they are made whole."""
     if is_url(folder.path) or folder.needs_its_model or multiprocessing.parent_process():
         return 1  # worker processes share the cores already
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(_THREADS, cores or 1)
+    return min(_THREADS, cores())
 
 
 def digest_of(tensors: Mapping[str, tuple[tuple[int, ...], Contents]], where: str) -> str:
