@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from tests.sources import zoo
 from wvmonitor.errors import UnmeasurableModelError
 from wvmonitor.files.safetensors import write_safetensors
+from wvmonitor.references.bundled import bundled_path
 from wvmonitor.sources import base_digest, identity
 from wvmonitor.sources.identity import without_prefix
 
@@ -85,3 +88,31 @@ def test_a_shared_prefix_does_not_count() -> None:
     full = {f"transformer.{name}" for name in bare}
     assert set(without_prefix(bare).values()) == set(without_prefix(full).values())
     assert set(without_prefix({"h.0.a.weight"}).values()) == {"weight"}
+
+
+FORKED = """
+import os, sys, torch
+torch.set_num_threads(1)
+torch.ones(1 << 20).sum()
+from wvmonitor.sources import base_digest, identity
+expected = base_digest(sys.argv[1])
+for _ in range(300):
+    child = os.fork()
+    if child == 0:
+        identity._known.clear()
+        try:
+            os._exit(base_digest(sys.argv[1]) != expected)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_tells_a_base_too() -> None:
+    """Whoever forks after torch has worked gets the digest, however many threads hash."""
+    base = bundled_path("tiny-organism", "base")
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, str(base)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -94,6 +94,8 @@ def digest_of_folder(folder: ModelFolder) -> str:
 
     pool = ThreadPoolExecutor(_threads(folder))  # hashing and reading let other threads run
     try:
+        # After a fork torch makes its own threads anew, which must not happen in two at once.
+        pool.submit(torch.get_num_threads).result()
         return _joined(shapes, dict(zip(shapes, pool.map(hashed, shapes), strict=True)))
     finally:
         pool.shutdown(cancel_futures=True)
