@@ -93,7 +93,8 @@ def _found_by(
                 continue
             try:
                 pending[executor.submit(measure_all, asked)] = piece
-            except BrokenProcessPool:  # a worker died before all was handed out
+            # a worker died before all was handed out; a pool that is breaking has closed its pipes
+            except (BrokenProcessPool, OSError):
                 lost += piece
         for future in as_completed(tuple(pending)):
             piece, error = pending.pop(future), future.exception()
