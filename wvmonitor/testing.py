@@ -180,6 +180,11 @@ def _one_of_several(file: str, function: str, arguments: str, out: str) -> None:
     Path(out, f"{rank}.json").write_text(json.dumps(result))
     distributed.barrier()
     distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # gloo's threads may still hold tensors, and letting go of one while the interpreter is going
+    # down aborts the process (pytorch/pytorch#179291): nothing is left to do, so it just ends.
+    os._exit(0)
 
 
 if __name__ == "__main__":

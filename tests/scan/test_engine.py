@@ -6,7 +6,11 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -281,6 +285,27 @@ def test_a_worker_that_dies_costs_one_checkpoint() -> None:
     assert type(bad).__name__ == "WorkerDiedError"
 
 
+def test_workers_end_with_a_scan_that_is_killed() -> None:
+    """They are no orphans that hold memory for ever: each ends when the scan's process is gone."""
+    program = (
+        "import os; from wvmonitor.scan.executors import open_executor\n"
+        "with open_executor(workers=2) as pool:\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as scanning:
+        assert scanning.stdout is not None
+        worker = Path("/proc", scanning.stdout.readline().strip())
+        assert worker.exists()
+        scanning.kill()
+    deadline = time.monotonic() + 60
+    while worker.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("when", ["before", "during"])
 def test_a_killed_worker_does_not_end_the_scan(
     good_adapter: Path, bad_adapter: Path, bank: ReferenceBank, when: str
@@ -289,7 +314,10 @@ def test_a_killed_worker_does_not_end_the_scan(
     with open_executor(workers=2) as pool:
         killed = pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL)
         if when == "before":
-            assert killed.exception() is not None
+            killed.exception()
+            with pytest.raises(BrokenProcessPool):
+                while True:
+                    pool.submit(os.getpid).result()
         results = list(scan([good_adapter, bad_adapter], bank, executor=pool, ordered=True))
     assert [r.verdict for r in results] == ["ok", "warn"]
 

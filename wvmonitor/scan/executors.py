@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from typing import Literal, TypeVar
 
 from wvmonitor.cores import cores
@@ -51,12 +55,8 @@ def open_executor(
     if count == 1:
         yield None
         return
-    pool = _pool(count)
-    try:
+    with _pool(count) as pool:
         yield pool
-    finally:
-        # Whoever stops early has no use for what is still waiting.
-        pool.shutdown(cancel_futures=True)
 
 
 def alone(function: Callable[[Job], Outcome], jobs: Iterable[Job]) -> Iterator[Outcome | Exception]:
@@ -64,26 +64,43 @@ def alone(function: Callable[[Job], Outcome], jobs: Iterable[Job]) -> Iterator[O
 
     A job that kills its worker gives a `WorkerDiedError`, and the next one gets a new worker.
     """
-    pool: ProcessPoolExecutor | None = None
-    try:
+    with ExitStack() as worker:
+        pool: ProcessPoolExecutor | None = None
         for job in jobs:
-            pool = pool or _pool(1)
+            pool = pool or worker.enter_context(_pool(1))
             try:
                 yield pool.submit(function, job).result()
             except BrokenProcessPool:
-                pool.shutdown()
+                worker.close()
                 pool = None
                 yield WorkerDiedError(
                     "the worker process that measured this checkpoint died, of too little memory "
                     "most likely: scan it by itself with --workers 1, or on a larger machine"
                 )
+
+
+@contextmanager
+def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes that end with the block, and with this process however it ends.
+
+    Left to itself the standard library's pool can wait for ever for workers of which one was
+    killed: for one that started while the pool broke, or one that waits for a lock of the dead.
+    """
+    context = _context()
+    start = context.Barrier(count)
+    theirs, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        count, mp_context=context, initializer=_become_worker, initargs=(start, theirs)
+    )
+    try:
+        for _ in range(count):  # each starts a worker, and none is idle before all are there
+            pool.submit(os.getpid)
+        theirs.close()
+        yield pool
     finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
-
-
-def _pool(count: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(count, mp_context=_context(), initializer=_become_worker)
+        # Whoever stops early has no use for what is still waiting.
+        ours.close()
+        pool.shutdown(cancel_futures=True)
 
 
 def _context() -> multiprocessing.context.BaseContext:
@@ -96,12 +113,19 @@ def _context() -> multiprocessing.context.BaseContext:
     return multiprocessing.get_context("spawn")
 
 
-def _become_worker() -> None:
+def _become_worker(start: Barrier, parent: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
     # Ctrl-C reaches every process of the terminal; the scan itself ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    start.wait()
+
+
+def _end_with(parent: Connection) -> None:
+    parent.poll(None)  # nothing is ever sent: it returns when the other end is closed
+    os._exit(0)
 
 
 @contextmanager
