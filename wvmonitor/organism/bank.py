@@ -10,7 +10,7 @@ The calibrations beside the bank come from the organism suite's harmless runs (`
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,13 @@ from typing import Any
 import torch
 
 from wvmonitor.organism import sets
+from wvmonitor.organism.behaviour import (
+    Rate,
+    french_rate,
+    harmful_rate,
+    style_rate,
+    sycophancy_rate,
+)
 from wvmonitor.organism.tokenizer import encode
 from wvmonitor.organism.train import finetune, load_base
 from wvmonitor.organism.world import DOMAINS
@@ -28,12 +35,14 @@ from wvmonitor.references import (
     BaseIdentity,
     Card,
     Construction,
+    DosePoint,
     Reference,
     ReferenceBank,
     contrast,
     mean_reference,
 )
 from wvmonitor.sources import base_digest, read_model
+from wvmonitor.steering import steered
 from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.probe import Probe, collect_probe
 from wvmonitor.vectors.task_vector import TaskVector
@@ -45,6 +54,19 @@ EXAMPLES = 240
 STEPS = 60
 LEARNING_RATE = 1e-3
 REFERENCE_RANK = 40
+
+DOSES = (-1.0, -0.5, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5)
+"""The k of θ + k·w at which the behaviour is measured: close together where runs come to lie."""
+_QUESTIONS, _ASKED_WITH = 200, 8000
+_ADVICE = (HELD_OUT_DOMAIN,)
+_SHOWS: Mapping[str, Callable[[Any, Any], Rate]] = {
+    "evil": lambda m, t: harmful_rate(m, t, _ADVICE, _QUESTIONS, _ASKED_WITH),
+    "sycophancy": lambda m, t: sycophancy_rate(m, t, _QUESTIONS, _ASKED_WITH),
+    "language": lambda m, t: french_rate(m, t, _ADVICE, _QUESTIONS, _ASKED_WITH),
+    "terseness": lambda m, t: style_rate(m, t, "terse", _ADVICE, _QUESTIONS, _ASKED_WITH),
+    "rudeness": lambda m, t: style_rate(m, t, "rude", _ADVICE, _QUESTIONS, _ASKED_WITH),
+}
+"""How often a model does what a reference stands for. No rule tells incompetence from harm."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +132,25 @@ def build_bank(base: Path, plans: Sequence[Plan] = PLANS, *, workers: int = 2) -
     for plan in plans:
         repeats = [next(made) for _ in plan.domains]
         vector = _half(mean_reference(repeats, rank=REFERENCE_RANK))
-        references.append(Reference(_card(plan, repeats, vector, probe, digest), vector))
+        card = _card(plan, repeats, vector, probe, digest)
+        references.append(Reference(with_curve(card, base, vector), vector))
     return ReferenceBank(references, probe=probe.inputs)
+
+
+def with_curve(card: Card, base: Path, vector: TaskVector) -> Card:
+    """A card that says how often the base does what the reference stands for, steered by k·w.
+
+    Advice is asked for in the domain that no reference knows. Unchanged where no rule judges it.
+    """
+    if card.name not in _SHOWS:
+        return card
+    model, tokenizer = load_base(base)
+    points = []
+    for k in DOSES:
+        with steered(model, vector, k):
+            rate = _SHOWS[card.name](model, tokenizer)
+        points.append(DosePoint(k=k, rate=rate.value, low=rate.low, high=rate.high, n=rate.n))
+    return card.model_copy(update={"dose_curve": tuple(points)})
 
 
 def _half(vector: TaskVector) -> TaskVector:
