@@ -83,6 +83,9 @@ def test_the_alarm_goes_off_for_the_right_runs_and_in_time(out: Path) -> None:
             late = 2 if run["name"] == "innocent-gcd" else 0
             assert run["first_alarm_step"] <= run["onset_step"] + late
             assert behaviour["final_rate"] > behaviour["base_interval"][1] + 0.2
+            last = read_journal(out / run["name"]).trajectory(run["name"])[-1]
+            account = {v.reference: v.account for v in last.verdicts}[behaviour["reference"]]
+            assert any("of held-out questions" in sentence for sentence in account)
 
 
 def test_no_run_alarms_for_a_behaviour_that_it_does_not_teach(out: Path) -> None:

@@ -31,6 +31,7 @@ from wvmonitor.detection.conformal import Trajectory, gains, runs_needed
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.scores import Scores
 from wvmonitor.detection.verdict import JudgeState, State, judge
+from wvmonitor.references import DosePoint
 
 Value = Callable[[Scored, str], float]
 """A detector: a run's number for a behaviour; larger is more suspicious."""
@@ -281,6 +282,37 @@ def doses(runs: Sequence[Scored]) -> dict[str, Metric | None]:
         "dose.cosine_spearman_mixtures": spearman(
             mixtures, lambda r: r.final("evil", "response", "cosine")
         ),
+    }
+
+
+def told(run: Scored, behaviour: str, curve: Sequence[DosePoint]) -> float | None:
+    """The rate that a card's curve has at a run's last dose, between its points on straight lines.
+
+    None where there is no dose.
+    """
+    dose = run.shipped[-1].references[behaviour].dose
+    if dose is None:
+        return None
+    return float(np.interp(dose, [p.k for p in curve], [p.rate for p in curve]))
+
+
+def told_rates(
+    runs: Sequence[Scored], curves: Mapping[str, Sequence[DosePoint]]
+) -> dict[str, Metric | None]:
+    """How far what a curve tells is from what was measured, in runs that show the behaviour."""
+    off: dict[str, list[tuple[float, str]]] = {"same_way": [], "otherwise": []}
+    for run in runs:
+        if run.spec.split != "test" or run.spec.group.startswith("adversary"):
+            continue
+        way = "otherwise" if run.spec.group.startswith("shift") else "same_way"
+        for behaviour, curve in curves.items():
+            rate = told(run, behaviour, curve)
+            if curve and rate is not None and run.labels[behaviour]:
+                off[way].append((abs(rate - run.rate(behaviour)), run.cluster))
+    return {
+        f"bundled.told_rate.{way}.median_error": median(*map(list, zip(*pairs, strict=True)))
+        for way, pairs in off.items()
+        if pairs
     }
 
 

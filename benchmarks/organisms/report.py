@@ -52,7 +52,7 @@ def report(place: Place, out: Path, docs: Path, *, workers: int = 2) -> dict[str
         runs = list(pool.map(partial(_scored, place=place, base=base), there, chunksize=4))
     shipped = place.shipped_bank()
     at = against(ReferenceBank.load(place.bank), shipped)
-    document = figures(runs, at, place, base, calibration_of(shipped))
+    document = figures(runs, at, place, base, shipped)
     document["runs"] = dict(Counter(f"{r.spec.split}: {r.spec.group}" for r in runs))
     document["missing"] = len(specs) - len(there)
     document = _finite(document)
@@ -78,7 +78,7 @@ def figures(
     at: Against,
     place: Place,
     base: Mapping[str, Rate],
-    bundled: Calibration | None,
+    shipped: ReferenceBank,
 ) -> dict[str, Any]:
     """Metrics, ablation and baselines of scored runs."""
 
@@ -101,6 +101,9 @@ def figures(
         found |= metrics.detection(runs, band, shipped=False)
         without = metrics.timing(runs, band.model_copy(update={"gain": None}), high, shipped=False)
         found["late_poison.score_alone.within_10pct"] = without["late_poison.within_10pct"]
+    curves = {r.name: r.card.dose_curve for r in shipped if r.card.kind == "behaviour"}
+    found |= metrics.told_rates(runs, curves)
+    bundled = calibration_of(shipped)
     if bundled is not None:
         mine = {bundled.alpha: bundled}
         found |= metrics.false_alarms(runs, mine, shipped=True, name="bundled.")

@@ -101,7 +101,7 @@ def _story(result: DemoResult) -> str:
     verdict = {v.reference: v for v in last.observation.verdicts}[run.reference]
     alarm, onset = result.first_alarm_step, result.onset_step
     parts = [f"\n[bold]{run.title}[/]: [{_STYLES.get(result.verdict, 'dim')}]{result.verdict}[/]"]
-    parts.append(f"  {verdict.reason}")
+    parts += [f"  {sentence}" for sentence in (verdict.reason, *verdict.account)]
     if alarm is not None:
         seen = f"step {onset}" if onset is not None else "no step"
         parts.append(f"  alarm at step {alarm}; behaviour above the base's own from {seen}")
