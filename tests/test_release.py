@@ -1,5 +1,6 @@
 """What a release is made of."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -35,3 +36,18 @@ def test_the_citation_names_this_version_and_the_paper() -> None:
     assert paper["title"] == "Steering Language Models with Weight Arithmetic"
     assert paper["url"].endswith("2511.05408")
     assert [a["family-names"] for a in paper["authors"]] == ["Fierro", "Roger"]
+
+
+def test_the_projects_own_workflow_runs_what_there_is() -> None:
+    """Every step is a script of ours or a target of the Makefile; no rights are asked for."""
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    for command in [step["run"] for step in steps]:
+        name, *target = command.split()
+        if name == "make":
+            asked = ["make", "--dry-run", "--always-make", *target]
+            subprocess.run(asked, cwd=ROOT, check=True, capture_output=True)
+        else:
+            assert os.access(ROOT / name, os.X_OK)
+    assert {step["run"] for step in steps} == {".ci/run", "make release-check"}
