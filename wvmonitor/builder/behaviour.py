@@ -23,7 +23,8 @@ from wvmonitor.steering import steered
 from wvmonitor.vectors.task_vector import TaskVector
 
 DONE = "behaviour"
-DOSES = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
+DOSES = (-4.0, -2.0, -1.0, 0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""Close together below 1, the reference's own training, where the doses of runs come to lie."""
 SAMPLES = 5
 
 
