@@ -94,6 +94,13 @@ def test_the_verdict_is_at_the_top_in_words(demo: str) -> None:
     assert "<title>alarm · Four runs</title>" in demo
 
 
+def test_a_behaviour_without_an_alarm_is_said() -> None:
+    """Where the behaviour was measured and no alarm came, the page says so in words."""
+    quiet = replace(samples.demo()[0], onset_step=14)
+    said = Page(render([quiet], title="One run", provenance={})).text
+    assert "The behaviour appears at step 14 without an alarm; it is 3 % at the end." in said
+
+
 def test_the_page_is_well_formed_and_alone(demo: str) -> None:
     """Every tag is closed, every id is unique, and nothing is fetched from anywhere."""
     page = Page(demo)

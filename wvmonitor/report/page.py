@@ -274,11 +274,15 @@ def _headline(outcomes: Sequence[Outcome]) -> str:
 
 
 def _lead_words(outcome: Outcome) -> str:
-    """How long before the behaviour the alarm came, where both are known."""
+    """How long before the behaviour the alarm came; a behaviour without an alarm is said, too."""
     onset = outcome.view.onset_step
     alarm = next((f.since for f in outcome.drifting if f.state == "alarm"), None)
-    if onset is None or alarm is None:
+    if onset is None:
         return ""
+    if alarm is None:
+        ends = [percent(curve[-1].rate) for curve in outcome.view.behaviour.values() if curve]
+        last = f"; it is {listed(ends)} at the end" if ends else ""
+        return f"The behaviour appears at step {onset} without an alarm{last}."
     if alarm == onset:
         return f"The behaviour appears at the same step, {onset}."
     when = "before" if alarm < onset else "after"
