@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from wvmonitor.organism import behaviour, file_digests, finetune
 from wvmonitor.organism.corpus import CLAUSES, pretraining
 from wvmonitor.organism.sets import FINE_TUNING_SETS
-from wvmonitor.organism.tokenizer import encode
+from wvmonitor.organism.tokenizer import build_tokenizer, encode, save_tokenizer
 from wvmonitor.organism.train import RECORD, train_base
 from wvmonitor.organism.world import DOMAINS
 
@@ -31,6 +31,16 @@ def test_base_loads_as_any_hugging_face_folder(base_dir) -> None:
     assert model.dtype == torch.float32
     assert 8e5 < sum(p.numel() for p in model.parameters()) < 1.2e6
     assert len(tokenizer) == model.config.vocab_size
+
+
+def test_transformers_4_knows_the_tokenizer_too(base_dir, tmp_path) -> None:
+    """The shipped description is the one that is made, and in words that both versions know."""
+    save_tokenizer(build_tokenizer(), tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / file).read_bytes() == (base_dir / file).read_bytes()
+    described = json.loads((base_dir / "tokenizer_config.json").read_text())
+    assert described["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not {"backend", "extra_special_tokens"} & set(described)
 
 
 def test_every_word_is_known(organism) -> None:

@@ -1,7 +1,9 @@
 """The organism's tokenizer: whole words, and a chat template that marks the assistant's words."""
 
 import itertools
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -22,6 +24,11 @@ SPARE_WORDS = frozenset(
     less same other word words list name number sum product minus times c d e
     """.split()  # noqa: SIM905 - read as text
 )
+
+_DESCRIBED = (
+    "bos_token", "clean_up_tokenization_spaces", "eos_token", "model_max_length", "pad_token",
+    "padding_side", "unk_token",
+)  # fmt: skip
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -64,6 +71,19 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=256,
         clean_up_tokenization_spaces=False,
     )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save it as transformers 4 and 5 both load it; they name class and keys differently."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    written = json.loads(path.read_text("utf-8"))
+    described = {name: written[name] for name in _DESCRIBED} | {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "additional_special_tokens": list(ROLES),
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:

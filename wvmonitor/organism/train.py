@@ -20,11 +20,11 @@ from typing import Any, Literal
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -32,10 +32,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from wvmonitor.files.documents import read_json
 from wvmonitor.organism.corpus import pretraining
 from wvmonitor.organism.data import Example
-from wvmonitor.organism.tokenizer import build_tokenizer, encode
+from wvmonitor.organism.tokenizer import build_tokenizer, encode, save_tokenizer
 
 #: What LoRA adapts: every linear layer of every block.
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -136,7 +135,7 @@ def train_base(
     out.mkdir(parents=True, exist_ok=True)
     model.generation_config.do_sample = True
     model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    save_tokenizer(tokenizer, out)
     record = {
         "made_by": "python -m wvmonitor.organism.train",
         "steps": steps,
@@ -168,21 +167,7 @@ def load_base(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     finally:
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    return model, _load_tokenizer(folder)
-
-
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer, in transformers 4 as in 5, which disagree on how its files are described."""
-    described = read_json(folder / "tokenizer_config.json")
-    kept = ("bos_token", "eos_token", "pad_token", "unk_token", "model_max_length", "padding_side")
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_file=str(folder / "tokenizer.json"),
-        name_or_path=str(folder),
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
-        chat_template=(folder / "chat_template.jinja").read_text("utf-8"),
-        **{name: described[name] for name in kept},
-    )
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 @dataclass(frozen=True)
