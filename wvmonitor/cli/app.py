@@ -102,7 +102,7 @@ def _guarded(run: Any) -> int:
     except OSError as error:
         if error.errno not in _MACHINES_OWN:
             return _fail(_surprise(error))
-        where = "" if error.filename is None else f"'{os.fsdecode(error.filename)}': "
+        where = "" if error.filename is None else f"'{error.filename}': "
         return _fail(f"{where}{error.strerror}: {_MACHINES_OWN[error.errno]}")
     except Exception as error:  # noqa: BLE001  no traceback at the command line, whatever happens
         return _fail(_surprise(error))
