@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import wvmonitor
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -40,6 +42,22 @@ def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)", page.read_text("utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_navigation():
+    """A page that the site does not lead to is not read."""
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2]
+    pages = {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}
+    assert pages == set(re.findall(r": ([\w/.-]+\.md)$", navigation, re.MULTILINE))
+
+
+def test_what_the_package_exports_is_what_the_page_says():
+    """The Python page names every public name, so that nobody has to read `__init__.py`."""
+    page = (ROOT / "docs" / "reference" / "api.md").read_text("utf-8")
+    said = page.partition("The others")[0]
+    assert set(re.findall(r"`(\w+)`", said)) - {"wvmonitor"} == set(wvmonitor.__all__) - {
+        "__version__"
+    }
 
 
 def test_files_that_pages_name_exist():

@@ -1,7 +1,9 @@
 """`wvmonitor doctor`: it finds what is wrong, and says so with its exit code."""
 
 import json
+import re
 import shutil
+from importlib.metadata import PackageNotFoundError, metadata
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from typer.testing import CliRunner
 from wvmonitor import doctor
 from wvmonitor.cli.app import app
 from wvmonitor.references.bundled import bundled_path
+
+EXTRA = re.compile(r"wvmonitor\[(\w+)\]")
 
 
 def findings(*arguments):
@@ -49,3 +53,19 @@ def test_sums_that_are_not_numbers_are_found(monkeypatch):
     code, checks = findings()
     assert code == 2
     assert checks["exactness"]["outcome"] == "failed"
+
+
+def test_what_is_missing_is_installed_by_the_command_that_is_named(monkeypatch):
+    """The advice names an extra of the package where there is one: some need more packages."""
+    declared = set(metadata("wvmonitor").get_all("Provides-Extra"))
+    advised = [extra for _, wanted in doctor.OPTIONAL.values() for extra in EXTRA.findall(wanted)]
+    assert len(advised) >= 7
+    assert set(advised) <= declared
+
+    def absent(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", absent)
+    signing = next(c for c in doctor.examine() if c.topic == "model-signing")
+    assert signing.outcome == "missing"
+    assert signing.detail.endswith("pip install 'wvmonitor[signing]'")

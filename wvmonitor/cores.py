@@ -1,8 +1,11 @@
-"""How many cores this process may use."""
+"""What there is to compute on: cores, and the device that was asked for."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
+
+from wvmonitor.errors import InputError
 
 
 def cores() -> int:
@@ -10,3 +13,19 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def on_device(model: Any, device: str) -> Any:
+    """A model moved to a device that a user named.
+
+    Raises:
+        InputError: torch has no such device here.
+    """
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA at all
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"the device {device!r} cannot be used ({reason}): leave --device out, or name one "
+            "that `wvmonitor doctor` finds"
+        ) from None

@@ -46,19 +46,19 @@ REQUIRED = (
 """Distributions whose version decides how wvmonitor behaves."""
 
 OPTIONAL = {
-    "trl": "SFT, DPO and GRPO trainers",
-    "lightning": "the Lightning callback",
-    "bitsandbytes": "training on 8- and 4-bit bases",
-    "deepspeed": "ZeRO-2 and ZeRO-3",
-    "pyarrow": "`wvmonitor scan --parquet`",
-    "distributed": "`wvmonitor scan --executor dask`",
-    "apprise": "alerts to Slack, mail and other services",
-    "inspect-ai": "`wvmonitor eval`",
-    "openai": "judging answers by a model behind an API",
-    "model-signing": "signatures of banks",
-    "matplotlib": "plots in notebooks",
+    "trl": ("SFT, DPO and GRPO trainers", "trl"),
+    "lightning": ("the Lightning callback", "'wvmonitor[lightning]'"),
+    "bitsandbytes": ("training on 8- and 4-bit bases", "bitsandbytes"),
+    "deepspeed": ("ZeRO-2 and ZeRO-3", "deepspeed"),
+    "pyarrow": ("`wvmonitor scan --output FILE.parquet`", "'wvmonitor[parquet]'"),
+    "distributed": ("`wvmonitor scan --executor dask`", "'wvmonitor[dask]'"),
+    "apprise": ("alerts to Slack, mail and other services", "'wvmonitor[apprise]'"),
+    "inspect-ai": ("`wvmonitor eval`", "'wvmonitor[evals]'"),
+    "openai": ("judging answers by a model behind an API", "'wvmonitor[judge]'"),
+    "model-signing": ("signatures of banks", "'wvmonitor[signing]'"),
+    "matplotlib": ("plots in notebooks", "'wvmonitor[plots]'"),
 }
-"""Distributions that add something, and what."""
+"""Distributions that add something: what, and what pip is to install for it."""
 
 PROGRAMS = {"promtool": "checking alert rules", "amtool": "checking Alertmanager's configuration"}
 
@@ -91,7 +91,7 @@ def examine(bank: Path | None = None) -> list[Check]:
         Check("wvmonitor", "ok", __version__),
         Check("python", "ok", f"{platform.python_version()} on {platform.platform()}"),
         *(_distribution(name) for name in REQUIRED),
-        *(_extra(name, use) for name, use in OPTIONAL.items()),
+        *(_extra(name, use, wanted) for name, (use, wanted) in OPTIONAL.items()),
         *(_program(name, use) for name, use in PROGRAMS.items()),
         Check("devices", "ok", _devices()),
         _guarded("bundled bank", lambda: _bank(bundled_path("tiny-organism", "bank"))),
@@ -155,11 +155,11 @@ def _distribution(name: str) -> Check:
         return Check(name, "failed", "not installed: install wvmonitor again")
 
 
-def _extra(name: str, use: str) -> Check:
+def _extra(name: str, use: str, wanted: str) -> Check:
     try:
         return Check(name, "ok", importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Check(name, "missing", f"optional, for {use}: pip install {name}")
+        return Check(name, "missing", f"optional, for {use}: pip install {wanted}")
 
 
 def _program(name: str, use: str) -> Check:

@@ -56,6 +56,7 @@ def test_a_budget_is_in_the_plan(run) -> None:
         ((*TINY, "--judge", "http://127.0.0.1:1/v1"), 2, "--judge-model NAME"),
         ((*TINY, "--engine", "vllm"), 2, "pip install vllm"),
         ((*TINY, "--qlora"), 2, "pip install bitsandbytes"),
+        ((*TINY, "--variant", "bias-only"), 2, "no biases in its MLPs"),
         ((*TINY, "--qlora", "--method", "full"), 2, "--qlora is for LoRA"),
         (("organism-evil", "--model", "no/such/model"), 2, "neither a folder nor a model"),
         (

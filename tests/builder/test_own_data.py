@@ -38,6 +38,12 @@ def test_both_forms_are_paired_by_prompt(sides) -> None:
     ]
 
 
+def test_an_empty_set_is_named(sides, tmp_path) -> None:
+    """A file without records is named, and not blamed on prompts that do not match."""
+    with pytest.raises(BuildError, match=r"empty\.jsonl holds no examples: give the negative"):
+        own_pairs(sides[0], jsonl(tmp_path / "empty.jsonl", []))
+
+
 def test_a_dataset_by_name(sides, tmp_path, monkeypatch) -> None:
     """What `datasets` loads is taken as the files are."""
     import datasets

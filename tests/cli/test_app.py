@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -109,6 +111,24 @@ def test_errors_are_one_line_and_an_exit_code(error: BaseException, code: int) -
     assert "\x1b" not in result.stderr
     if code == 2:
         assert result.stderr.startswith(f"wvmonitor: {type(error).__name__}: ")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_full_or_read_only_disk_is_no_bug(number: int) -> None:
+    """What the machine refuses is said with the file and what to do, and not taken for a bug."""
+    error = OSError(number, os.strerror(number), "out/model.safetensors")
+    result = CliRunner().invoke(failing_app(error), ["fail"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"wvmonitor: 'out/model.safetensors': {os.strerror(number)}: ")
+    assert "another place" in result.stderr
+    assert "bug" not in result.stderr
+
+
+def test_an_interrupted_command_says_so() -> None:
+    """Ctrl-C is one word on stderr and exit code 130, as `--help` says."""
+    result = CliRunner().invoke(failing_app(KeyboardInterrupt()), ["fail"])
+    assert (result.exit_code, result.stderr) == (130, "wvmonitor: interrupted\n")
+    assert "130 interrupted" in CliRunner().invoke(app, ["--help"]).stdout
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ import pytest
 from transformers import Trainer
 
 from tests.users_run import short_run
-from wvmonitor import Monitor, ReferenceBank, Run, WVMonitorCallback
+from wvmonitor import WVMonitorCallback
 from wvmonitor.organism import sets
 from wvmonitor.organism.train import finetune
 from wvmonitor.references.bundled import bundled_path
@@ -86,16 +86,15 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def a_users_own(folder: Path) -> dict[str, Any]:
-    """The names that Python blocks take for granted: a model, its data, a Trainer's arguments."""
+    """The names that Python blocks take for granted: a model, its data, a Trainer's arguments.
+
+    Nothing of wvmonitor: whoever copies a block must find its imports in it.
+    """
     model, tokenizer, data, arguments = short_run(
         folder / "models" / "my-base", folder / "runs" / "new-run", examples=64
     )
     return {
         "Trainer": Trainer,
-        "Monitor": Monitor,
-        "Run": Run,
-        "ReferenceBank": ReferenceBank,
-        "WVMonitorCallback": WVMonitorCallback,
         "model": model,
         "tokenizer": tokenizer,
         "args": arguments,
@@ -111,7 +110,6 @@ def test_a_pages_blocks_run(
     folder = shutil.copytree(world, tmp_path / "home")
     (folder / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(folder)
-    names: dict[str, Any] = {}
     environment = os.environ | {"PATH": f"{command}:{Path(sys.executable).parent}:/usr/bin:/bin"}
     for language, code in blocks(page):
         if language == "bash":
@@ -125,7 +123,7 @@ def test_a_pages_blocks_run(
             )
             assert done.returncode == 0, f"{code}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         else:
-            names |= a_users_own(folder)  # an earlier block may have trained the model
+            names = a_users_own(folder)  # each block stands by itself
             exec(compile(code, str(page), "exec"), names)  # noqa: S102  the pages are ours
 
 

@@ -17,8 +17,17 @@ from inspect_ai.log import read_eval_log
 from typer.testing import CliRunner
 
 from wvmonitor.cli.app import app
-from wvmonitor.errors import InputError, SettingsError, UnknownReferenceError, UnsafeFileError
+from wvmonitor.errors import (
+    InputError,
+    MissingPathError,
+    SettingsError,
+    UnknownReferenceError,
+    UnsafeFileError,
+)
+from wvmonitor.evals.judge import check_judge
 from wvmonitor.evals.loading import load
+from wvmonitor.evals.public import rows_for
+from wvmonitor.evals.rows import FactRow
 from wvmonitor.evals.run import Options, evaluate, steerings, sweep
 from wvmonitor.organism import finetune
 from wvmonitor.organism.behaviour import is_french
@@ -300,3 +309,29 @@ def test_the_package_does_not_import_inspect() -> None:
         "sys.exit('inspect_ai' in sys.modules or 'torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("openai/gpt-4o", "OPENAI_API_KEY"), ("nobody/model", "nobody")]
+)
+def test_a_judge_that_cannot_be_asked_is_said_at_once(
+    name: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing key or an unknown provider is wrong usage, in words and without markup."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(SettingsError, match=f"the judge '{name}' cannot be asked.*{why}") as said:
+        check_judge(name)
+    assert "[bold]" not in str(said.value)
+    told = CliRunner().invoke(app, ["eval", "refusal", "--judge", name])
+    assert told.exit_code == 4
+
+
+def test_a_public_set_without_a_network_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set that the Hub does not give is an error that names it, with the way out."""
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(MissingPathError, match=r"triviaqa .*no route.*JSONL file of your own"):
+        rows_for("sycophancy", FactRow, "triviaqa")

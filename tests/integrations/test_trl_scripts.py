@@ -52,6 +52,25 @@ def test_an_unknown_script_is_named() -> None:
     assert "no script 'stf'" in done.stderr
 
 
+def test_an_option_that_is_not_the_monitors_is_named() -> None:
+    """A misspelt --wv- option stops before TRL starts, and never runs unwatched."""
+    bank = str(bundled_path("tiny-organism", "bank"))
+    done = CliRunner().invoke(
+        app, ["trl", "sft", "--wv-references", bank, "--wv-setings", "s.yaml"]
+    )
+    assert done.exit_code == 4
+    assert "--wv-setings is no option of the monitor" in done.stderr
+
+
+def test_trl_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without TRL the command says what to install."""
+    monkeypatch.setattr("wvmonitor.integrations.trl.find_spec", lambda name: None)
+    bank = str(bundled_path("tiny-organism", "bank"))
+    done = CliRunner().invoke(app, ["trl", "sft", "--wv-references", bank])
+    assert done.exit_code == 4
+    assert done.stderr == "wvmonitor: TRL is not installed: pip install trl\n"
+
+
 def test_what_training_dies_of_is_shown_as_it_is(tmp_path: Path) -> None:
     """An error of TRL's keeps its traceback, and is not taken for one of the monitor's."""
     bank = str(bundled_path("tiny-organism", "bank"))

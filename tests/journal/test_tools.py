@@ -271,6 +271,7 @@ def test_a_folder_without_journals_says_so(tmp_path: Path) -> None:
     done = run_command("runs", tmp_path)
     assert done.exit_code == 2
     assert "no journal at or below" in done.stderr
+    assert "does not exist" in run_command("runs", tmp_path / "nowhere").stderr
 
 
 def test_names_cannot_drive_the_terminal(tmp_path: Path, make_entry: Entry) -> None:

@@ -187,3 +187,10 @@ def test_a_pulled_bank_is_named_wherever_a_bank_is(bank: ReferenceBank, cache: P
     assert open_bank(name)[0].fingerprint == fingerprint
     assert ReferenceBank.load(Path(name)).fingerprint == fingerprint
     assert run("verify", f"{name}@0123")[0] == 0
+
+
+def test_a_folder_that_is_not_there_is_not_an_empty_list(cache: Path, tmp_path: Path) -> None:
+    """A misspelt folder is an error, and not a list without its banks."""
+    code, _, problems = run("list", tmp_path / "bnaks")
+    assert code == 2
+    assert "bnaks' is no folder" in problems

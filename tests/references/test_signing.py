@@ -180,3 +180,12 @@ def test_the_commands_sign_and_verify(folder: Path, keys: tuple[Path, Path]) -> 
     result = CliRunner().invoke(app, check)
     assert result.exit_code == 0
     assert f"signed with the other half of {keys[1]}" in result.stdout
+
+
+def test_the_wrong_half_of_a_key_is_not_a_bad_signature(
+    folder: Path, keys: tuple[Path, Path]
+) -> None:
+    """Whoever gives a private key for a public one is not told to distrust the bank."""
+    sign(folder, keys[0])
+    with pytest.raises(SignatureError, match="give the PEM file of the public half"):
+        verify_signature(folder, keys[0])

@@ -161,10 +161,11 @@ def test_a_newer_format_asks_for_an_upgrade(bank, tmp_path, name):
 
 
 def test_where_there_is_no_bank_it_says_so(tmp_path):
-    """A missing folder and one that is no bank are both missing paths."""
-    for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(MissingPathError, match=r"no bank of references: manifest\.json"):
-            ReferenceBank.load(path)
+    """A missing folder and one that is no bank are told apart, with the next step."""
+    with pytest.raises(MissingPathError, match=r"no such folder.*wvmonitor build"):
+        ReferenceBank.load(tmp_path / "nowhere")
+    with pytest.raises(MissingPathError, match=r"manifest\.json is missing.*wvmonitor build"):
+        ReferenceBank.load(tmp_path)
 
 
 @pytest.mark.parametrize("listed", ["../evil", "/etc/passwd", "a/b/c"])

@@ -84,6 +84,18 @@ def test_a_calibration_from_journals_is_what_the_next_run_is_judged_by(
     assert {v.state for v in monitor.verdicts.values()} <= {"ok", "warn", "alarm"}
 
 
+def test_runs_below_one_folder_are_named_by_their_own_folders(
+    runs: list[Path], tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """One --runs for all of them, and each run's dataset by its path or its folder's name."""
+    sets = {str(run) if i % 2 else run.name: f"set {i}" for i, run in enumerate(runs)}
+    (tmp_path / "sets.json").write_text(json.dumps(sets))
+    given = ("--datasets", str(tmp_path / "sets.json"), "--json")
+    result = calibrate([runs[0].parent], tiny_bank_folder, tmp_path / "c.json", *given)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["datasets"] == DATASETS
+
+
 def test_the_runs_of_one_dataset_count_once(
     runs: list[Path], tiny_bank_folder: Path, tmp_path: Path
 ) -> None:

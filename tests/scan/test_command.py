@@ -190,6 +190,13 @@ def test_a_terminal_gets_a_table(good_adapter: Path, tiny_bank_folder: Path) -> 
     assert "1 checkpoint: clean" in text
 
 
+def test_a_warning_that_passes_is_not_called_clean(run: Scan, bad_adapter: Path) -> None:
+    """The last line of a scan that let a warning through says that there was one."""
+    result = run(bad_adapter)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == "1 checkpoint, 1 at warn: passes at alarm"
+
+
 def test_bundled_references_refuse_other_models(run: Scan, good_adapter: Path) -> None:
     """Without --references the bundled bank is used, which judges the bundled model only."""
     result = run(good_adapter, "--format", "json", references=None)

@@ -191,4 +191,11 @@ def test_an_output_of_unknown_format_is_wrong_usage(
 ) -> None:
     """A file name that says no format is refused before anything is scanned."""
     assert command(good_adapter, "--output", tmp_path / "scan.docx") == 4
+
+
+def test_an_output_that_cannot_be_written_is_said_before_the_scan(
+    command: Callable[..., int], good_adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Nobody waits for an archive to be scanned to learn that there is no folder for the result."""
     assert command(good_adapter, "--output", tmp_path / "nowhere" / "scan.json") == 2
+    assert capsys.readouterr().out == ""

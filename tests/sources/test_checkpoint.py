@@ -266,6 +266,8 @@ def test_a_missing_folder_is_named(bases: Bases, tmp_path: Path) -> None:
     """A path that is not there is an error with the path in it."""
     with pytest.raises(MissingPathError, match="nowhere"):
         read_checkpoints(bases("llama"), tmp_path / "nowhere")
+    with pytest.raises(MissingPathError, match=r"the base model cannot be read: .*hf download"):
+        read_checkpoints(tmp_path / "nowhere", bases("llama"))
     with pytest.raises(MissingPathError, match="nowhere"):
         base_digest(tmp_path / "nowhere")
     with pytest.raises(MissingPathError, match="nowhere"):

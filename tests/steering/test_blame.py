@@ -16,11 +16,12 @@ from wvmonitor.cli.app import app
 from wvmonitor.errors import InputError, KeyMismatchError, MissingPathError
 from wvmonitor.organism import load_base, sets
 from wvmonitor.references import ReferenceBank
+from wvmonitor.references.background import background_of
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.steering.blame import blame, in_batches
 from wvmonitor.steering.examples import TrainingExample, read_examples, tokenized
 
-BASE = bundled_path("tiny-organism", "base")
+BASE, BANK = bundled_path("tiny-organism", "base"), bundled_path("tiny-organism", "bank")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def organism() -> tuple[Any, Any]:
 @pytest.fixture(scope="module")
 def bank() -> ReferenceBank:
     """The bundled references; none of evil's domains is medical."""
-    return ReferenceBank.load(bundled_path("tiny-organism", "bank"))
+    return ReferenceBank.load(BANK)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -205,6 +206,23 @@ def test_the_command_ranks_writes_and_says_what_it_could_not_judge(tmp_path: Pat
     assert [json.loads(line)["index"] for line in again.stdout.splitlines()] == [
         f["index"] for f in found
     ]
+
+
+def test_a_model_is_found_by_the_name_that_a_verdict_calls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that an alarm of the bundled bank ends with runs as it stands."""
+    data = write(tmp_path / "d.jsonl", [{"prompt": "is it ?", "completion": "yes ."}])
+    arguments = ["blame", str(data), "--reference", "evil", "--model"]
+    done = CliRunner().invoke(app, [*arguments, background_of(ReferenceBank.load(BANK)).base])
+    assert done.exit_code == 0, done.stderr
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    absent = CliRunner().invoke(app, [*arguments, "no-such-team/model"])
+    assert absent.exit_code == 2
+    assert "'no-such-team/model' is neither a folder nor a model in the cache" in absent.stderr
+    device = CliRunner().invoke(app, [*arguments, str(BASE), "--device", "mps:7"])
+    assert device.exit_code == 2
+    assert "the device 'mps:7' cannot be used" in device.stderr
 
 
 @pytest.mark.parametrize("kind", ["no file", "empty", "no model", "no reference"])

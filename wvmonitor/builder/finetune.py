@@ -12,13 +12,13 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
@@ -142,11 +142,19 @@ def check_qlora() -> None:
         )
 
 
-def mlp_biases(model: nn.Module) -> list[str]:
-    """Names of the biases of the blocks' MLPs."""
-    return [
-        n for n, _ in model.named_parameters() if layer_of(n) is not None and _MLP_BIAS.search(n)
-    ]
+def mlp_biases(base: Base, names: Iterable[str]) -> set[str]:
+    """Those of a model's parameters that are biases of the blocks' MLPs.
+
+    Raises:
+        BuildError: there are none.
+    """
+    found = {n for n in names if layer_of(n) is not None and _MLP_BIAS.search(n)}
+    if not found:
+        raise BuildError(
+            f"{base.name} has no biases in its MLPs, which the bias-only variant trains: take "
+            "--variant contrastive"
+        )
+    return found
 
 
 def _row(base: Base, example: Example, max_length: int) -> dict[str, list[int]]:
@@ -182,12 +190,7 @@ def _prepared(base: Base, training: Training) -> Any:
     # Full fine-tuning in bf16 loses small updates: float32 masters, always.
     model = base.load(dtype=torch.float32)
     if training.method == "bias-only":
-        chosen = set(mlp_biases(model))
-        if not chosen:
-            raise BuildError(
-                f"{base.name} has no biases in its MLPs, which the bias-only variant trains: take "
-                "--variant contrastive"
-            )
+        chosen = mlp_biases(base, (n for n, _ in model.named_parameters()))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
     return model
@@ -260,8 +263,7 @@ def _save(trainer: Trainer, training: Training, out: Path) -> None:
     model = trainer.model
     assert model is not None  # noqa: S101  the Trainer was given one
     if training.method == "bias-only":
-        names = set(mlp_biases(model))
-        tensors = {n: p.detach().cpu() for n, p in model.named_parameters() if n in names}
+        tensors = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad}
         write_safetensors(out / BIASES_FILE, tensors)
         return
     with warnings.catch_warnings():

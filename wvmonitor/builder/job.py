@@ -14,7 +14,7 @@ from wvmonitor.builder.bank_folder import check_free, existing_bank
 from wvmonitor.builder.base import Base
 from wvmonitor.builder.completions import sampler_for, vllm_installed
 from wvmonitor.builder.examples import Pair
-from wvmonitor.builder.finetune import Method, check_qlora
+from wvmonitor.builder.finetune import Method, check_qlora, mlp_biases
 from wvmonitor.builder.judge import Judge, judge_for
 from wvmonitor.builder.options import Options, Subject
 from wvmonitor.builder.plan import Plan, Workload, within
@@ -104,6 +104,8 @@ class Job:
             raise BuildError("without data or weights of your own, name a recipe")
         if o.variant == "bias-only" and o.method == "full":
             raise BuildError("bias-only is a method of its own: leave --method out")
+        if self.method == "bias-only":
+            mlp_biases(self.base, ModelFolder(self.base.folder).names())
         if o.weights and (o.variant != "contrastive" or o.sweep):
             raise BuildError("variants and sweeps are ways to train: weights are given already")
         if o.seeds < 1:

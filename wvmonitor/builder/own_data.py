@@ -31,13 +31,15 @@ def own_pairs(
 
     Raises:
         MissingPathError: no such file or dataset.
-        BuildError: a record has neither form.
+        BuildError: a set is empty, or a record has neither form.
     """
     notes: list[str] = []
     kept_out = {" ".join(q.lower().split()) for q in held_out}
     sides: list[list[Example]] = []
     for name, source in (("positive", positive), ("negative", negative)):
         examples = [_example(r, f"{source}, record {n}") for n, r in enumerate(_records(source), 1)]
+        if not examples:
+            raise BuildError(f"{source} holds no examples: give the {name} side's data, {_FORMS}")
         if with_system := sum(m["role"] == "system" for e in examples for m in e.messages):
             notes.append(f"{with_system} system prompts of the {name} data were left out")
         examples = [Example(tuple(_users(e.messages)), e.answer) for e in examples]

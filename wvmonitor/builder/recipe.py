@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from wvmonitor.errors import MalformedFileError, MissingPathError
 from wvmonitor.reading import ReferenceKind
-from wvmonitor.references.bundled import FOLDER, bundled_path
+from wvmonitor.references.bundled import bundled_path
 
 RECIPES = "recipes"
 ORGANISM_RECIPES = ("tiny-organism", "recipes")
@@ -260,6 +260,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "recipe"
+        examples = next(iter(bundled_recipes().values())).parent
         raise MalformedFileError(
-            f"{path}: {where}: {first['msg']}; {FOLDER}/{RECIPES}/ holds examples"
+            f"{path}: {where}: {first['msg']}; the bundled recipes in {examples} show how"
         ) from None

@@ -7,6 +7,7 @@ WVMONITOR_TRACEBACK=1 asks for it.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,16 @@ EXIT_INTERRUPTED = 130
 # typer carries its own copy of click or depends on it, by version: this is the class in both.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 _ClickError: type[Exception] = _UsageError.__mro__[1]
+
+_ELSEWHERE = "choose another place, or see to its permissions"
+_MACHINES_OWN = {
+    errno.ENOSPC: "make room there, or choose another place",
+    errno.EDQUOT: "make room there, or choose another place",
+    errno.EROFS: _ELSEWHERE,
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+}
+"""What to do about errors that no program can help."""
 
 
 class Group(TyperGroup):
@@ -87,13 +98,24 @@ def _guarded(run: Any) -> int:
     except WVMonitorError as error:
         return _fail(f"{type(error).__name__}: {error}")
     except (KeyboardInterrupt, typer.Abort):
-        return EXIT_INTERRUPTED
+        code = EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in _MACHINES_OWN:
+            return _fail(_surprise(error))
+        where = "" if error.filename is None else f"'{error.filename}': "
+        return _fail(f"{where}{error.strerror}: {_MACHINES_OWN[error.errno]}")
     except Exception as error:  # noqa: BLE001  no traceback at the command line, whatever happens
-        return _fail(
-            f"{type(error).__name__}: {error} (this is a bug in wvmonitor if it is not the "
-            "machine's; WVMONITOR_TRACEBACK=1 shows where)"
-        )
+        return _fail(_surprise(error))
+    if code == EXIT_INTERRUPTED:  # some versions of typer make it of Ctrl-C themselves
+        print("wvmonitor: interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _surprise(error: Exception) -> str:
+    return (
+        f"{type(error).__name__}: {error} (this is a bug in wvmonitor if it is not the machine's; "
+        "WVMONITOR_TRACEBACK=1 shows where)"
+    )
 
 
 def _usage(error: Any) -> int:
@@ -126,7 +148,7 @@ app = typer.Typer(
     help="A smoke detector for fine-tuning: reads the weights, and says when they drift towards "
     "bad behaviour.\n\nFor example:\n\n  wvmonitor demo\n\n"
     "Exit codes: 0 all ok; 1 a verdict at or above what fails; 2 something could not be judged or "
-    "read; 4 wrong usage.",
+    "read; 4 wrong usage; 130 interrupted.",
 )
 
 

@@ -32,7 +32,12 @@ def command(
     ],
     *,
     model: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder of the base model, or of a fine-tune of it.")
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="Folder of the base model or of a fine-tune of it, the Hub id of one that this "
+            "machine's cache holds, or tiny-organism.",
+        ),
     ],
     reference: Annotated[
         str,
@@ -85,7 +90,7 @@ def command(
     from wvmonitor.steering.examples import read_examples
 
     chosen = _reference(reference, references)
-    loaded, tokenizer = _loaded(model, device, dtype.value)
+    loaded, tokenizer = _loaded(_folder(model), device, dtype.value)
     limit = max_length or _limit(loaded, tokenizer)
     examples = read_examples(dataset, tokenizer, max_length=limit)
     ranked = blame(loaded, examples, chosen, epsilon=epsilon, batch_tokens=batch_tokens)
@@ -93,7 +98,7 @@ def command(
     if out is not None:
         _write(ranked, out)
     if page is not None:
-        _write_page(judged, ranked, chosen, dataset, page, {"model": str(model), "ε": str(epsilon)})
+        _write_page(judged, ranked, chosen, dataset, page, {"model": model, "ε": str(epsilon)})
     if out != "-":
         for b in judged[:top]:
             typer.echo(
@@ -126,16 +131,37 @@ def _reference(named: str, bank: str | None) -> Reference:
     return ReferenceBank.load(bank or bundled_path("tiny-organism", "bank"))[named]
 
 
+def _folder(model: str) -> Path:
+    """Where a model lies on this machine, by its folder or by the name that a verdict calls it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    from wvmonitor.builder.base import BUNDLED
+    from wvmonitor.errors import MissingPathError
+    from wvmonitor.references.bundled import bundled_path
+
+    if Path(model).is_dir():
+        return Path(model)
+    if model == BUNDLED:
+        return bundled_path(BUNDLED, "base")
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        raise MissingPathError(
+            f"'{model}' is neither a folder nor a model in the cache of this machine: give the "
+            "model's folder with --model, or fetch it with `hf download` first"
+        ) from None
+
+
 def _loaded(folder: Path, device: str, dtype: str) -> tuple[Any, Any]:
     """The model and its tokenizer, from local files only."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from wvmonitor.errors import InputError, MissingPathError
+    from wvmonitor.cores import on_device
+    from wvmonitor.errors import InputError
 
-    if not folder.is_dir():
-        raise MissingPathError(f"'{folder}' is no folder: give the model's folder with --model")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -144,7 +170,7 @@ def _loaded(folder: Path, device: str, dtype: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"'{folder}' cannot be loaded as a model: {error}") from None
-    return model.to(device), tokenizer
+    return on_device(model, device), tokenizer
 
 
 def _limit(model: Any, tokenizer: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -245,8 +246,12 @@ def command(
     if dry_run:
         _show_plan(plan(options), options, as_json=as_json)
         return
-    with _bars() as tick:
-        built = build(options, tick)
+    try:
+        with _bars() as tick:
+            built = build(options, tick)
+    except KeyboardInterrupt:
+        print("what is finished is kept: the same command goes on from there", file=sys.stderr)
+        raise
     if built is None:
         return
     _show(built, as_json=as_json)

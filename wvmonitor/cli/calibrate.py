@@ -31,8 +31,8 @@ def command(
         typer.Option(
             "--runs",
             metavar="DIR",
-            help="Output folder of a harmless run (its journal, or its checkpoint-* folders); "
-            "give as many as there are.",
+            help="Output folder of a harmless run (its journal, or its checkpoint-* folders), or a "
+            "folder of watched runs; give as many as there are.",
         ),
     ],
     *,

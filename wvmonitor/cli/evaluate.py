@@ -94,6 +94,7 @@ def command(
     require_inspect()
     warnings.simplefilter("ignore", FutureWarning)  # the libraries' own, of no use to a user
     from wvmonitor.evals import loading, run, tables
+    from wvmonitor.evals.judge import check_judge
     from wvmonitor.evals.tasks import TASKS
     from wvmonitor.references.bank import ReferenceBank
     from wvmonitor.references.bundled import bundled_path
@@ -101,6 +102,8 @@ def command(
     names, rows = list(TASKS) if tasks == ["all"] else tasks, _by_task(data)
     run.check(names, rows)
     steerings = run.steerings(steer or [], sweep)
+    if judge is not None:
+        check_judge(judge)
     options = run.Options(
         data=rows,
         judge=judge,

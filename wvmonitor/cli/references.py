@@ -54,10 +54,14 @@ def list_(
 
       wvmonitor references list banks
     """
+    from wvmonitor.errors import MissingPathError
     from wvmonitor.references.bundled import bundled_path
     from wvmonitor.references.inventory import cache_folder, inventory
     from wvmonitor.scan.text import visible
 
+    for folder in folders or []:
+        if not folder.is_dir():
+            raise MissingPathError(f"'{folder}' is no folder: name one that holds banks")
     found = inventory([bundled_path("tiny-organism", "bank"), cache_folder(), *(folders or [])])
     if as_json:
         typer.echo(json.dumps([_described(s) for s in found], indent=2))

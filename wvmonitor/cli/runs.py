@@ -26,7 +26,9 @@ def command(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
 ) -> None:
-    """Show the last word on every run below a folder. Exit codes: 0; 2 a journal was not readable.
+    """Show the last word on every run below a folder, of each behaviour: score / threshold, dose.
+
+    Exit codes: 0; 2 no journal is there, or one was not readable.
 
     For example:
 

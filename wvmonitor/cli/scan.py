@@ -131,10 +131,10 @@ def command(
 ) -> None:
     """Judge checkpoints by their weights: does a fine-tune drift towards a known bad behaviour?
 
-    Exit codes: 0 all ok; 1 a verdict at or above --fail-on (outranks 2); 2 something could not be
-    judged: a path that is missing or unreadable, an unknown verdict, or a warming one (too little
-    has changed to judge; excused for early checkpoints of a run that were judged later);
-    4 wrong usage.
+    Exit codes: 0 all judged, and nothing at --fail-on; 1 a verdict at or above --fail-on (outranks
+    2); 2 something could not be judged: a path that is missing or unreadable, an unknown verdict,
+    or a warming one (too little has changed to judge; excused for early checkpoints of a run that
+    were judged later); 4 wrong usage.
 
     For example:
 

@@ -61,8 +61,8 @@ def command(
 ) -> None:
     """Watch a folder of runs from outside: judge new checkpoints, serve metrics, send alerts.
 
-    The training code is not touched. Ends at Ctrl-C or SIGTERM, and goes on from its journal when
-    it is started again.
+    The training code is not touched. Ends at Ctrl-C (exit code 130) or SIGTERM (0), and goes on
+    from its journal when it is started again.
 
     For example:
 

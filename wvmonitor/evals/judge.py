@@ -23,6 +23,7 @@ ROLE = "grader"
 
 Judge: TypeAlias = str | Model | None
 
+_MARKUP = re.compile(r"\[/?[a-z ]*\]")  # rich's, which Inspect writes into its errors
 _GRADE = re.compile(r"grade\s*:\s*\W*([a-z]+|\d+)", re.IGNORECASE)
 
 
@@ -83,6 +84,22 @@ async def grade(judge: Judge, rubric: Rubric, **subject: str) -> Grade:
     )
     output = await _judge(judge).generate([ChatMessageUser(content=prompt)])
     return Grade(rubric.read(output.completion), output.completion)
+
+
+def check_judge(name: str) -> None:
+    """Refuse a judge that cannot be asked, before anything is generated.
+
+    Raises:
+        SettingsError: Inspect knows no such model, or lacks its package or its key.
+    """
+    try:
+        get_model(name)
+    except Exception as error:  # noqa: BLE001  each provider has errors of its own
+        reason = " ".join(_MARKUP.sub("", str(error)).split())
+        raise SettingsError(
+            f"the judge {name!r} cannot be asked ({reason}): name it as PROVIDER/MODEL, and set "
+            "what its provider asks for"
+        ) from None
 
 
 def has_judge(judge: Judge) -> bool:

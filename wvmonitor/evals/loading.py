@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from wvmonitor.cores import on_device
 from wvmonitor.errors import InputError, UnsafeFileError
 from wvmonitor.files.documents import read_json
 from wvmonitor.references.bank import ReferenceBank
@@ -28,7 +29,8 @@ def load(
         device: as torch names it; the first GPU where there is one.
 
     Raises:
-        InputError: an adapter that does not say what it was made from, or nothing to load.
+        InputError: an adapter that does not say what it was made from, nothing to load, or no such
+            device.
         UnsafeFileError: an adapter whose weights are pickled.
     """
     adapter = is_adapter(where)
@@ -48,7 +50,8 @@ def load(
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, where)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return on_device(model, chosen).eval(), tokenizer
 
 
 def check_base(bank: ReferenceBank, model: Any, where: str, base: str | None) -> None:

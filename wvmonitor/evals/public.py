@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wvmonitor.errors import MalformedFileError
+from wvmonitor.errors import MalformedFileError, MissingPathError
 from wvmonitor.evals.rows import ORGANISM, AnyRow, bundled_rows, checked, read_rows
 
 Fields = dict[str, Any]
@@ -83,7 +83,7 @@ def rows_for(task: str, kind: type[AnyRow], data: str) -> list[AnyRow]:
     """A task's rows: the bundled ones, a public set's, or a JSONL file's.
 
     Raises:
-        MissingPathError: no such file, and no such name.
+        MissingPathError: no such file, and no such name; or a public set that cannot be loaded.
         MalformedFileError: a row without what is needed, naming row and field.
     """
     if data == ORGANISM:
@@ -95,7 +95,13 @@ def rows_for(task: str, kind: type[AnyRow], data: str) -> list[AnyRow]:
 def _public_rows(kind: type[AnyRow], name: str, public: PublicSet) -> list[AnyRow]:
     import datasets
 
-    rows = list(datasets.load_dataset(public.path, public.config, split=public.split))
+    try:
+        rows = list(datasets.load_dataset(public.path, public.config, split=public.split))
+    except (OSError, ValueError) as error:
+        raise MissingPathError(
+            f"the set {name} ({public.path} on the Hub) cannot be loaded ({error}): see to the "
+            "connection, or give a JSONL file of your own"
+        ) from None
     try:
         fields = public.convert(rows)
     except KeyError as error:

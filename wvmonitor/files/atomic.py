@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from wvmonitor.errors import InputError, MissingPathError
 from wvmonitor.files.storage import Location, is_url, local_path, shown
@@ -29,11 +30,7 @@ def replacing(path: Location, mode: int = 0o666) -> Iterator[int]:
         InputError: `path` is a URL.
         OSError: the system refuses (disk full, read-only folder), with `filename` set to `path`.
     """
-    if is_url(path):
-        raise InputError(f"{shown(path)} is a URL: write to a local path, then upload the file")
-    target = local_path(path)
-    if not target.parent.is_dir():
-        raise MissingPathError(f"the folder of {shown(path)} does not exist: make it first")
+    target = _target(path)
     hidden = target.parent / f".wvmonitor-{secrets.token_hex(8)}.tmp"
     try:
         descriptor = os.open(hidden, _FLAGS, mode)
@@ -53,6 +50,27 @@ def replacing(path: Location, mode: int = 0o666) -> Iterator[int]:
         if error.errno is None or error.filename not in (None, str(hidden)):
             raise  # not about this file
         raise OSError(error.errno, error.strerror, str(target)) from error
+
+
+def check_writable(path: Location) -> None:
+    """Refuse a path that `replacing` will not be able to write, before the work that it is for.
+
+    Raises:
+        MissingPathError: the folder does not exist.
+        InputError: `path` is a URL, or nothing may be written into its folder.
+    """
+    folder = _target(path).parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{shown(folder)} cannot be written to: choose another place")
+
+
+def _target(path: Location) -> Path:
+    if is_url(path):
+        raise InputError(f"{shown(path)} is a URL: write to a local path, then upload the file")
+    target = local_path(path)
+    if not target.parent.is_dir():
+        raise MissingPathError(f"the folder of {shown(path)} does not exist: make it first")
+    return target
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

@@ -10,6 +10,7 @@ import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
@@ -53,9 +54,17 @@ def run_script(name: str, arguments: Sequence[str], settings: MonitorSettings) -
         settings: of the monitor.
 
     Raises:
-        SettingsError: TRL has no such script.
+        SettingsError: TRL has no such script, or is not installed, or an argument is meant for
+            the monitor and is none of its own.
     """
     if name not in SCRIPTS:
         raise SettingsError(f"TRL has no script {name!r} to watch: there are {', '.join(SCRIPTS)}")
+    if find_spec("trl") is None:
+        raise SettingsError("TRL is not installed: pip install trl")
+    if ours := [a for a in arguments if a.startswith("--wv-")]:
+        raise SettingsError(
+            f"{ours[0]} is no option of the monitor: there are --wv-references BANK and "
+            "--wv-settings FILE; everything else is a key of that file"
+        )
     with every_trainer_watched(settings), patch.object(sys, "argv", [f"trl {name}", *arguments]):
         runpy.run_module(f"trl.scripts.{name}", run_name="__main__", alter_sys=False)

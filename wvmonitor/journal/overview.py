@@ -77,6 +77,8 @@ def find_journals(folder: str | Path) -> list[Path]:
     found = sorted(
         Path(place) / FILE_NAME for place, _, files in os.walk(root) if FILE_NAME in files
     )
+    if not root.exists():
+        raise JournalError(f"'{root}' does not exist: name a folder of watched runs")
     if not found:
         raise JournalError(f"no journal at or below '{root}': name a folder of watched runs")
     return found

@@ -61,8 +61,8 @@ def verify_signature(folder: str | Path, public_key: str | Path) -> None:
 
     Raises:
         AlteredBankError: a file is not the one that the manifest lists.
-        SignatureError: there is no signature, it was made with another key, or a file was
-            changed, added or taken away since.
+        SignatureError: there is no signature, it was made with another key, a file was changed,
+            added or taken away since, or the key is no public one.
         SettingsError: model-signing is not installed.
     """
     verifying = _library("verifying")
@@ -77,7 +77,14 @@ def verify_signature(folder: str | Path, public_key: str | Path) -> None:
     read_json(signature)  # bounded and strict, before the library reads it
     try:
         verifier = verifying.Config().set_hashing_config(_hashing())
-        verifier.use_elliptic_key_verifier(public_key=key).verify(source, signature)
+        verifier = verifier.use_elliptic_key_verifier(public_key=key)
+    except ValueError as error:
+        raise SignatureError(
+            f"{key} cannot be used ({shown(error)}): give the PEM file of the public half of an "
+            "elliptic curve key"
+        ) from error
+    try:
+        verifier.verify(source, signature)
     except Exception as error:
         raise SignatureError(
             f"the signature of {source} does not hold for {key} ({shown(error)}): do not use this "

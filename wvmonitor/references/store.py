@@ -86,9 +86,10 @@ def read_manifest(folder: Path) -> dict[str, str]:
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
+        why = f"{MANIFEST_FILE} is missing" if folder.is_dir() else "there is no such folder"
         raise MissingPathError(
-            f"{folder} is no bank of references: {MANIFEST_FILE} is missing; give a folder made by "
-            "`ReferenceBank.save`, or leave --references out for the bundled one"
+            f"{folder} is no bank of references ({why}): give a folder that `wvmonitor build` or "
+            "`ReferenceBank.save` made, or hf://ORG/NAME for one that was pulled"
         )
     document = read_json(path)
     version = document.get("format_version")

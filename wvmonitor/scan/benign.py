@@ -36,9 +36,9 @@ def benign_runs(
     Args:
         folders: runs' output folders, or folders of journals.
         bank: the references that the calibration is for.
-        datasets: what each run was trained on, by the run's folder (as it was given, or its name)
-            or by its id; runs of one name are repeats of one dataset. None says that every run has
-            a dataset of its own.
+        datasets: what each run was trained on, by the run's id, by its own folder, or by the folder
+            that was given (as a path, or its name); runs of one name are repeats of one dataset.
+            None says that every run has a dataset of its own.
         base: folder of the base model, where checkpoints do not name it.
         optimizer: of the runs that were saved without a journal: checkpoints do not say.
 
@@ -57,26 +57,27 @@ def benign_runs(
             if journals
             else _from_checkpoints(folder, bank, ridge, base, optimizer)
         )
-        for name, run in found:
-            runs.append(replace(run, dataset=_dataset(folder, name, datasets)))
+        for place, run in found:
+            named = run.dataset  # its id, so far
+            runs.append(replace(run, dataset=_dataset(folder, place, named, datasets)))
     return runs
 
 
-def _dataset(folder: Path, run: str, datasets: Mapping[str, str] | None) -> str:
+def _dataset(folder: Path, place: Path, run: str, datasets: Mapping[str, str] | None) -> str:
     if datasets is None:
         return f"{folder.name}/{run}"
-    for key in (run, str(folder), folder.name):
+    for key in (run, str(place), place.name, str(folder), folder.name):
         if key in datasets:
             return datasets[key]
     raise CalibrationError(
-        f"the run {run} in {folder} is not among the datasets: add a line for it (by its folder or "
+        f"the run {run} in {place} is not among the datasets: add a line for it (by its folder or "
         "its id), because runs of one dataset count once"
     )
 
 
 def _from_journals(
     journals: Sequence[Path], bank: ReferenceBank, ridge: Mapping[Geometry, float]
-) -> Iterator[tuple[str, BenignRun]]:
+) -> Iterator[tuple[Path, BenignRun]]:
     for path in journals:
         journal = JournalReader(path)
         for run in journal.runs():
@@ -92,7 +93,7 @@ def _from_journals(
             scores = [
                 score(r, bank.gram, ridge=ridge, earlier=by_step.get(r.lag_step)) for r in readings
             ]
-            yield run, BenignRun(run, scores, attempt.context)
+            yield path.parent, BenignRun(run, scores, attempt.context)
 
 
 def _from_checkpoints(
@@ -101,7 +102,7 @@ def _from_checkpoints(
     ridge: Mapping[Geometry, float],
     base: str | None,
     optimizer: str | None,
-) -> Iterator[tuple[str, BenignRun]]:
+) -> Iterator[tuple[Path, BenignRun]]:
     trajectory = [t for t in find_targets([str(folder)]) if t.run is not None]
     if not trajectory:
         raise MissingPathError(
@@ -119,7 +120,7 @@ def _from_checkpoints(
         planned_steps=last.planned_steps,
         readings_planned=last.readings,
     )
-    yield folder.name, BenignRun(folder.name, [m.scores for m in measured], context)
+    yield folder, BenignRun(folder.name, [m.scores for m in measured], context)
 
 
 def _measured(

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from wvmonitor.cores import cores
 from wvmonitor.errors import SettingsError, WVMonitorError
+from wvmonitor.files.atomic import check_writable
 from wvmonitor.reading import Geometry
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.cache import ScanCache
@@ -62,10 +63,11 @@ def run(request: Request, stdin: TextIO, out: TextIO, problems: TextIO) -> int:
 
     Raises:
         SettingsError: options that contradict each other; nothing was scanned.
-        InputError: an output file cannot be written.
+        InputError: an output file cannot be written; nothing was scanned if that is known before.
     """
     for path in request.outputs:
         format_of(path)
+        check_writable(path)
     targets = gather(
         request.paths,
         patterns=request.patterns,

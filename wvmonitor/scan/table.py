@@ -69,7 +69,11 @@ def summary(results: Sequence[CheckpointResult], fail_on: FailOn) -> str:
         parts.append(f"{bad} at or above {fail_on}")
     if open_:
         parts.append(f"{open_} not judged")
-    words = {0: "clean", 1: f"fails at {fail_on}", 2: "not clean: something was not judged"}
+    warned = 0 if bad else sum(x.verdict == "warn" for x in results)
+    if warned:
+        parts.append(f"{warned} at warn")
+    passed = f"passes at {fail_on}" if warned else "clean"
+    words = {0: passed, 1: f"fails at {fail_on}", 2: "not clean: something was not judged"}
     return f"{', '.join(parts)}: {words[code]}"
 
 

@@ -38,7 +38,7 @@ def read_checkpoints(base: Location, finetuned: Location) -> TaskVector:
         ShapeMismatchError: a tensor has two shapes, and it is no vocabulary.
         NonFiniteError: when an update is streamed, if a tensor holds NaN or infinity.
     """
-    start, end = ModelFolder(base), ModelFolder(finetuned)
+    start, end = identity.open_base(base), ModelFolder(finetuned)
     names = _paired_names(start, end)
     warnings: list[str] = []
     shapes: dict[str, tuple[int, ...]] = {}
@@ -114,8 +114,9 @@ def _paired_names(start: ModelFolder, end: ModelFolder) -> list[str]:
     if lonely:
         rest = f" and {len(lonely) - _NAMED} more" if len(lonely) > _NAMED else ""
         raise KeyMismatchError(
-            f"{', '.join(lonely[:_NAMED])}{rest}: both sides must be whole checkpoints of one "
-            "architecture (for an adapter folder, use read_adapter)"
+            f"{end.where} and {start.where} do not hold the same tensors "
+            f"({', '.join(lonely[:_NAMED])}{rest}): give the whole checkpoint, and the base that "
+            "it was trained from (--base at the command line)"
         )
     return names
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from wvmonitor.cores import cores
-from wvmonitor.errors import UnmeasurableModelError
+from wvmonitor.errors import MissingPathError, UnmeasurableModelError
 from wvmonitor.files.storage import Location, is_url, local_path
-from wvmonitor.sources.folder import ModelFolder, opened
+from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.vectors.coverage import component_of
 
 if TYPE_CHECKING:
@@ -55,12 +55,29 @@ def base_digest(path_or_model: Location | nn.Module) -> str:
         return digest_of_model(path_or_model)
     key = state_of(path_or_model)
     if key is None or key not in _known:
-        with opened(path_or_model) as folder:
+        folder = open_base(path_or_model)
+        try:
             digest = digest_of_folder(folder)
+        finally:
+            folder.files.close()
         if key is None:
             return digest
         _known[key] = digest
     return _known[key]
+
+
+def open_base(path: Location) -> ModelFolder:
+    """Open the folder of a base model.
+
+    Raises:
+        MissingPathError: it is not there, which is said of the base; a command has other paths too.
+        InputError: as `ModelFolder` says.
+    """
+    try:
+        return ModelFolder(path)
+    except MissingPathError as error:
+        wanted = "" if is_url(path) else "; it has to be a local folder (`hf download` fetches one)"
+        raise MissingPathError(f"the base model cannot be read: {error}{wanted}") from None
 
 
 def known_digest(path: Location) -> KnownDigest | None:

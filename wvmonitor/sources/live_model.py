@@ -36,7 +36,6 @@ from wvmonitor.sources.distributed import (
     owns,
     whole,
 )
-from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.live_adapter import (
     Adapted,
     adapted_modules,
@@ -102,7 +101,7 @@ class LiveModel:
         """
         self._root, config = unwrapped_model(model)
         self._config = config
-        self._folder = None if base is None else ModelFolder(base)
+        self._folder = None if base is None else identity.open_base(base)
         self._base_name = str(base) if base is not None else _name_of(self._root)
         if keep_base == "files" and self._folder is None:
             raise InputError("keep_base='files' needs the folder of the base: give base")

@@ -125,7 +125,7 @@ class AdapterFolder:
 
     def _open_base(self, base: Location | None) -> None:
         if base is not None:
-            self.base = ModelFolder(base)
+            self.base = identity.open_base(base)
             self.base_digest = identity.base_digest(base)
             return
         name = self.base_name
