@@ -114,11 +114,11 @@ def _context() -> multiprocessing.context.BaseContext:
 
 
 def _become_worker(start: Barrier, parent: Connection) -> None:
+    # Ctrl-C reaches every process of the terminal; the scan itself ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of the terminal; the scan itself ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     start.wait()
 
