@@ -61,6 +61,9 @@ class CheckpointFiles:
         """The names of all tensors, sorted."""
         return self._names
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._shard_of
+
     def info(self, name: str) -> TensorInfo:
         """Shape and dtype of one tensor (its offsets count within its own shard).
 
