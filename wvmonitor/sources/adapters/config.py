@@ -46,6 +46,7 @@ _REFUSED_VARIANTS = {
 }
 _AT_BASE = ("gaussian", "eva", "orthogonal", "mica")
 _MOVED = ("corda", "loftq", "lora_ga")
+_TAKEN_OFF = ("pissa", "olora", "corda", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class LoraSettings:
         fan_in_fan_out: whether the adapted weights are stored (inputs, outputs).
         dora: whether magnitudes go with the factors.
         start: whether training started at the base's own weights.
+        moves_base: whether making the adapter took B₀A₀ off the base's weights in memory.
         parameters: `target_parameters`.
         tied: `ensure_weight_tying`.
     """
@@ -75,6 +77,7 @@ class LoraSettings:
     fan_in_fan_out: bool
     dora: bool
     start: Start
+    moves_base: bool
     parameters: tuple[str, ...]
     tied: bool
 
@@ -141,6 +144,7 @@ def lora_settings(config: Mapping[str, Any], where: str) -> LoraSettings:
         fan_in_fan_out=_flag(config, "fan_in_fan_out", where),
         dora=_flag(config, "use_dora", where),
         start=_start(config.get("init_lora_weights", True), where),
+        moves_base=_moves_base(config, where),
         parameters=strings(config, "target_parameters", where),
         tied=_flag(config, "ensure_weight_tying", where),
     )
@@ -176,6 +180,16 @@ def _start(value: object, where: str) -> Start:
         f"init_lora_weights {shown(value, 60)} ({where}) is not known, and may start elsewhere "
         "than at the base: upgrade wvmonitor"
     )
+
+
+def _moves_base(config: Mapping[str, Any], where: str) -> bool:
+    value = config.get("init_lora_weights")
+    if value == "loftq" and config.get("use_dora"):
+        raise UnsupportedAdapterError(
+            f"{where} combines DoRA with LoftQ, whose rounding of the base is in no file, so that "
+            "its update cannot be told; monitor such a run while it trains"
+        )
+    return isinstance(value, str) and value.lower().startswith(_TAKEN_OFF)
 
 
 def _flag(config: Mapping[str, Any], field: str, where: str) -> bool:
