@@ -75,11 +75,12 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
     parts: list[Part] = []
     fused = _fused_layout(folder, settings, modules, initial)
     embeddings = [module for module in modules.values() if module.embedding]
+    mixed = _mixed(modules)
     for module in modules.values():
         if module.path in fused:
             parts.append(fused[module.path])
         elif not _is_tied_copy(folder, settings, module, embeddings):
-            parts += _module_parts(folder, settings, module, modules, initial)
+            parts += _module_parts(folder, settings, module, initial, mixed=mixed)
     if settings.moves_base:
         # W − s·B₀A₀, as it was made: the factors' own start takes it into account
         linear = {f"{m.path}.base_layer.weight" for m in modules.values() if not m.embedding}
@@ -167,8 +168,9 @@ def _module_parts(
     folder: AdapterFolder,
     settings: LoraSettings,
     module: _Module,
-    modules: Mapping[str, _Module],
     initial: InitialState | None,
+    *,
+    mixed: bool,
 ) -> list[Part]:
     a, b = module.keys["A"], module.keys["B"]
     a_shape, b_shape = folder.shape(a), folder.shape(b)
@@ -183,7 +185,7 @@ def _module_parts(
     if module.embedding:
         shape, conv1d = (inputs, outputs), False
     else:
-        conv1d = _is_conv1d(folder, settings, name, (inputs, outputs), modules)
+        conv1d = _is_conv1d(folder, settings, name, (inputs, outputs), mixed=mixed)
         shape = (inputs, outputs) if conv1d else (outputs, inputs)
     _check_fits(folder, name, shape)
     scale = settings.scale_of(module.path)
@@ -276,7 +278,8 @@ def _is_conv1d(
     settings: LoraSettings,
     name: str,
     sizes: tuple[int, int],
-    modules: Mapping[str, _Module],
+    *,
+    mixed: bool,
 ) -> bool:
     base = folder.base
     if base is not None:
@@ -286,8 +289,8 @@ def _is_conv1d(
         standard = "model_type" in base.config and "auto_map" not in base.config
         return base.is_conv1d(name) if standard else settings.fan_in_fan_out
     if settings.fan_in_fan_out or not may_be_conv1d(name):
-        return settings.fan_in_fan_out and (may_be_conv1d(name) or not _mixed(modules))
-    if _mixed(modules):
+        return settings.fan_in_fan_out and (may_be_conv1d(name) or not mixed)
+    if mixed:
         # PEFT keeps one flag for all modules and saves what the last one set it to
         folder.needed_base(
             f"fan_in_fan_out does not say how {shown(name)} is stored where Conv1D and Linear "
@@ -297,6 +300,7 @@ def _is_conv1d(
 
 
 def _mixed(modules: Mapping[str, _Module]) -> bool:
+    """Whether names alone allow Conv1D for some adapted modules and not for others."""
     linear = [may_be_conv1d(f"{m.path}.weight") for m in modules.values() if not m.embedding]
     return any(linear) and not all(linear)
 
