@@ -113,6 +113,17 @@ def test_lists_and_standard_input(good_adapter: Path, bad_adapter: Path, tmp_pat
     assert missing.error.type == "MissingPathError"
 
 
+def test_an_empty_path_is_not_the_current_folder(
+    good_adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable that was never set, as in `wvmonitor scan "$ADAPTER"`, is an error."""
+    monkeypatch.chdir(good_adapter)
+    assert find_targets(["."])[0].error is None
+    (target,) = find_targets([""])
+    assert target.error is not None
+    assert "empty path" in target.error.message
+
+
 def test_standard_input_at_the_command_line(good_adapter: Path, tiny_bank_folder: Path) -> None:
     """`find … | wvmonitor scan -` works."""
     arguments = ["scan", "-", "--references", str(tiny_bank_folder)]

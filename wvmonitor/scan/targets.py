@@ -86,6 +86,11 @@ def find_targets(paths: Iterable[Location]) -> list[Target]:
 
 
 def _at(path: str) -> list[Target]:
+    if not path:
+        raise MissingPathError(
+            "an empty path was given, which would stand for the current folder: check the variable "
+            "that it came from, or write ."
+        )
     try:
         entries = list_folder(path)
     except MissingPathError as error:
