@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from wvmonitor.errors import AdapterError, UnsupportedAdapterError
@@ -81,9 +82,17 @@ class LoraSettings:
     parameters: tuple[str, ...]
     tied: bool
 
+    @cached_property
+    def _rank_patterns(self) -> patterns.Patterns:
+        return patterns.Patterns(self.ranks, self.where)
+
+    @cached_property
+    def _alpha_patterns(self) -> patterns.Patterns:
+        return patterns.Patterns(self.alphas, self.where)
+
     def rank_of(self, module: str) -> int:
         """The rank PEFT gives a module, `rank_pattern` considered."""
-        key = patterns.first_match(self.ranks, module, self.where)
+        key = self._rank_patterns.first(module)
         return self.rank if key is None else self.ranks[key]
 
     def scale_of(self, module: str) -> float:
@@ -92,7 +101,7 @@ class LoraSettings:
         Raises:
             AdapterError: it is beyond what any training means.
         """
-        key = patterns.first_match(self.alphas, module, self.where)
+        key = self._alpha_patterns.first(module)
         alpha = self.alpha if key is None else self.alphas[key]
         rank = self.rank_of(module)
         scale = alpha / (math.sqrt(rank) if self.rslora else rank)

@@ -288,7 +288,8 @@ def _explicit(folder: AdapterFolder, targets: list[str]) -> dict[str, Any]:
         ]
     for field, table in config.items():
         if field.endswith("_pattern") and isinstance(table, dict) and folder.kind != "ADALORA":
-            found = {t: patterns.first_match(table, t, where) for t in targets}
+            entries = patterns.Patterns(table, where)
+            found = {t: entries.first(t) for t in targets}
             config[field] = {re.escape(t): table[k] for t, k in found.items() if k is not None}
     return config
 
