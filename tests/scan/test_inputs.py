@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from pathlib import Path
 
@@ -34,6 +35,23 @@ def test_a_pattern_without_a_match_is_not_clean(tmp_path: Path) -> None:
     """A pattern that matches nothing is an error: what was asked for was not judged."""
     (target,) = gather([], patterns=[f"{tmp_path}/*"])
     assert target.error.type == "MissingPathError"
+
+
+@pytest.mark.parametrize("pattern", ["**/adapter_model.safetensors", "*/adapter_model.safetensors"])
+def test_a_folder_that_a_pattern_cannot_look_into_is_not_clean(
+    pattern: str, good_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies behind missing permissions is named as unjudged, where glob passes over it."""
+    shutil.copytree(good_adapter, tmp_path / "open")
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    allowed = os.access  # whoever runs this may be root, from whom nothing is closed
+    monkeypatch.setattr(os, "access", lambda p, m: Path(p) != closed and allowed(p, m))
+    judged, unseen = gather([], patterns=[f"{tmp_path}/{pattern}"])
+    assert (Path(judged.path).name, judged.error) == ("open", None)
+    assert Path(unseen.path) == closed
+    assert unseen.error is not None
+    assert "permissions" in unseen.error.message
 
 
 @pytest.mark.parametrize("pickle", ["pytorch_model.bin", "adapter_model.bin", "model.pt"])
