@@ -371,6 +371,24 @@ def test_one_embedding_retrained_whole_and_by_rows_is_refused(
             read_adapter(tmp_path / "end", bases("llama"), initial=initial)
 
 
+def test_a_small_step_from_a_large_start_keeps_its_digits(
+    bases: Callable[..., Path], tmp_path: Path
+) -> None:
+    """DoRA's change since a random start is what two much larger changes leave of each other."""
+    config = peft.LoraConfig(
+        target_modules=["embed_tokens", "q_proj"], use_dora=True, init_lora_weights=False
+    )
+    lora = peft.get_peft_model(zoo.build("llama"), config)
+    live = LiveModel(lora)
+    start = zoo.merged(lora)
+    zoo.shake(lora, size=1e-3)
+    lora.save_pretrained(tmp_path)
+    oracle = zoo.change(zoo.merged(lora), start)
+    zoo.assert_equal_change(live.task_vector(), oracle)
+    saved = read_adapter(tmp_path, bases("llama"), initial=live.initial_state())
+    zoo.assert_equal_change(saved, oracle)
+
+
 def test_dora_on_loftq_is_refused(tmp_path: Path) -> None:
     """DoRA depends on the rounded base that LoftQ made, which no file holds."""
     lora = peft.get_peft_model(

@@ -198,8 +198,14 @@ def _module_parts(
     computed = settings.start in ("pissa", "olora")
     start = "base" if computed and module.embedding else settings.start
 
+    # DoRA since a start of its own is what two large changes leave: float32 keeps too few digits
+    wide = settings.dora and initial is not None and start != "base"
+
     def plain(source: AdapterFolder | InitialState) -> LowRankUpdate:
-        made = factors(source.read(a), source.read(b), scale, transposed=by_column, mark=mark)
+        one, two = source.read(a), source.read(b)
+        if wide:
+            one, two = one.to(torch.float64), two.to(torch.float64)
+        made = factors(one, two, scale, transposed=by_column, mark=mark)
         if made.shape != torch.Size(shape):
             raise ShapeMismatchError(
                 f"the factors of {shown(module.path)} in {source.where} make {tuple(made.shape)}, "
@@ -219,8 +225,10 @@ def _module_parts(
                 f"magnitudes for {outputs} outputs: re-save the adapter"
             )
         weight = base.read(stored(base, name) or name)
-        if settings.moves_base and start != "base" and initial is not None:
-            weight = weight.to(torch.float64) - updates.to_dense(plain(initial))
+        if wide and initial is not None:
+            weight = weight.to(torch.float64)
+            if settings.moves_base:
+                weight = weight - updates.to_dense(plain(initial))
         delta = dora_delta(
             weight, low_rank.left, low_rank.right, magnitude.reshape(-1), by_column=by_column
         )
