@@ -389,6 +389,24 @@ def test_a_small_step_from_a_large_start_keeps_its_digits(
     zoo.assert_equal_change(saved, oracle)
 
 
+@pytest.mark.parametrize("start", ["Gaussian", "OLoRA", "MiCA"])
+def test_starts_are_known_in_any_case(
+    start: str, bases: Callable[..., Path], tmp_path: Path
+) -> None:
+    """PEFT takes the names of starts in capitals too: none is refused, or told from its base."""
+    model = zoo.build("llama")
+    before = zoo.weights_of(model)
+    options: Any = {"target_modules": ["q_proj"], "r": 4, "init_lora_weights": start}
+    lora = peft.get_peft_model(model, peft.LoraConfig(**options))
+    live = LiveModel(lora)
+    assert (live.base_digest is None) == (start == "OLoRA")
+    zoo.shake(lora)
+    lora.save_pretrained(tmp_path)
+    oracle = zoo.change(zoo.merged(lora), before)
+    zoo.assert_equal_change(live.task_vector(), oracle)
+    zoo.assert_equal_change(read_adapter(tmp_path, bases("llama")), oracle)
+
+
 def test_dora_on_loftq_is_refused(tmp_path: Path) -> None:
     """DoRA depends on the rounded base that LoftQ made, which no file holds."""
     lora = peft.get_peft_model(

@@ -176,7 +176,8 @@ def strings(config: Mapping[str, Any], field: str, where: str) -> tuple[str, ...
     return tuple(value)
 
 
-def _start(value: object, where: str) -> Start:
+def _start(given: object, where: str) -> Start:
+    value = given.lower() if isinstance(given, str) else given  # as PEFT compares them
     if value is True or value is None or value in _AT_BASE:
         return "base"
     if value is False or value in _MOVED:
@@ -186,7 +187,7 @@ def _start(value: object, where: str) -> Start:
     if value in ("pissa", "olora"):
         return "pissa" if value == "pissa" else "olora"
     raise UnsupportedAdapterError(
-        f"init_lora_weights {shown(value, 60)} ({where}) is not known, and may start elsewhere "
+        f"init_lora_weights {shown(given, 60)} ({where}) is not known, and may start elsewhere "
         "than at the base: upgrade wvmonitor"
     )
 
