@@ -172,6 +172,20 @@ def test_what_is_stored_whole_hides_no_change(
     zoo.assert_equal_change(started, oracle)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_bias_that_is_trained_and_adapted_is_refused(
+    bases: Callable[..., Path], tmp_path: Path
+) -> None:
+    """GLoRA changes biases itself: one that `bias="all"` trains too is never read by halves."""
+    config = peft.GloraConfig(target_modules=["q_proj"], r=4, bias="all")
+    adapted = peft.get_peft_model(zoo.build("llama", attention_bias=True), config)
+    zoo.shake(adapted)
+    adapted.save_pretrained(tmp_path)
+    tau = read_adapter(tmp_path, bases("llama", attention_bias=True))
+    with pytest.raises(UnsupportedAdapterError, match=r"q_proj\.bias.*as a whole as well"):
+        tau.norm()
+
+
 @pytest.mark.parametrize("kind", ["LORA", "LOHA", "OSF"])
 def test_an_adapter_without_tensors_is_refused(
     kind: str, bases: Callable[..., Path], tmp_path: Path

@@ -22,7 +22,7 @@ from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters import patterns, saved_modules
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
 from wvmonitor.sources.adapters.initialised import RECORD_IT
-from wvmonitor.sources.adapters.parts import Part, assembled
+from wvmonitor.sources.adapters.parts import Part, assembled, stored_once
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import unwrapped
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
@@ -149,14 +149,8 @@ def read_merged(folder: AdapterFolder, initial: InitialState | None) -> TaskVect
         step=folder.step,
         warnings=tuple(folder.warnings),
     )
-    return assembled(_once(parts, whole_keys), origin)
-
-
-def _once(parts: list[Part], whole_keys: list[str]) -> list[Part]:
-    """The parts, without the merged weight of a layer whose base weight is stored whole."""
-    stored = {unwrapped(k.removeprefix(_PREFIX)) for k in whole_keys}
-    last = {part.name: part for part in parts}
-    return [p for p in parts if p.name not in stored or p is last[p.name]]
+    stored = {unwrapped(key.removeprefix(_PREFIX)) for key in whole_keys}
+    return assembled(stored_once(parts, stored), origin)
 
 
 def _rank(folder: AdapterFolder) -> int | None:
