@@ -201,6 +201,21 @@ def test_an_adapter_without_tensors_is_refused(
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_what_is_saved_whole_is_not_chosen_too(bases: Callable[..., Path], tmp_path: Path) -> None:
+    """Uni-LoRA's file names no modules: one that is saved whole is none of those it adapts."""
+    model = zoo.build("llama")
+    config = peft.UniLoraConfig(target_modules=["q_proj", "lm_head"], modules_to_save=["lm_head"])
+    adapted = peft.get_peft_model(model, config)
+    start = zoo.merged(adapted)
+    adapted.save_pretrained(tmp_path / "initial")
+    zoo.shake(adapted)
+    adapted.save_pretrained(tmp_path / "end")
+    oracle = zoo.change(zoo.merged(adapted), start)
+    tau = read_adapter(tmp_path / "end", bases("llama"), initial=tmp_path / "initial")
+    zoo.assert_equal_change(tau, oracle)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_layer_numbered_zero_is_a_choice(bases: Callable[..., Path], tmp_path: Path) -> None:
     """`layers_to_transform=0` is not read as no choice of layers, for a file that names none."""
     config = peft.UniLoraConfig(target_modules=["q_proj"], layers_to_transform=0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -182,11 +182,13 @@ def _chosen(folder: AdapterFolder, base: ModelFolder) -> list[str]:
             f"{further[0] if further else 'target_modules'} of its configuration is no list of "
             "names: re-save it with target_modules as a list"
         )
-    return [
-        path
-        for path, _ in base.meta_model.named_modules()
-        if any(path == target or path.endswith(f".{target}") for target in said)
-    ]
+
+    def named(path: str, names: Iterable[str]) -> bool:
+        return any(path == name or path.endswith(f".{name}") for name in names)
+
+    saved = folder.config.get("modules_to_save") or ()
+    paths = (path for path, _ in base.meta_model.named_modules())
+    return [path for path in paths if named(path, said) and not named(path, saved)]
 
 
 def _divided(folder: AdapterFolder, base: ModelFolder) -> tuple[dict[str, str], list[str]]:
