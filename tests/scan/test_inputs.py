@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,88 @@ def test_a_pattern_without_a_match_is_not_clean(tmp_path: Path) -> None:
     assert target.error.type == "MissingPathError"
 
 
+@pytest.mark.parametrize("pattern", ["**/adapter_model.safetensors", "*/adapter_model.safetensors"])
+def test_a_folder_that_a_pattern_cannot_look_into_is_not_clean(
+    pattern: str, good_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies behind missing permissions is named as unjudged, where glob passes over it."""
+    shutil.copytree(good_adapter, tmp_path / "open")
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    allowed = os.access  # whoever runs this may be root, from whom nothing is closed
+    monkeypatch.setattr(os, "access", lambda p, m: Path(p) != closed and allowed(p, m))
+    judged, unseen = gather([], patterns=[f"{tmp_path}/{pattern}"])
+    assert (Path(judged.path).name, judged.error) == ("open", None)
+    assert Path(unseen.path) == closed
+    assert unseen.error is not None
+    assert "permissions" in unseen.error.message
+
+
+@pytest.mark.parametrize("pickle", ["pytorch_model.bin", "adapter_model.bin", "model.pt"])
+def test_a_final_model_that_is_a_pickle_is_not_passed_over(
+    pickle: str, drifting_run: Path, tmp_path: Path, tiny_bank_folder: Path
+) -> None:
+    """What a run saved last, and publishes, is named and unjudged where it is a pickle."""
+    run = shutil.copytree(drifting_run, tmp_path / "run")
+    (run / "training_args.bin").write_bytes(b"")
+    assert len(find_targets([run])) == 5
+    (run / pickle).write_bytes(b"")
+    *trajectory, last = scan([run], ReferenceBank.load(tiny_bank_folder))
+    assert [r.error for r in trajectory] == [None] * 5
+    assert last.path == str(run)
+    assert last.error is not None
+    assert last.error.type == "UnsafeFileError"
+
+
+def test_a_pickle_beside_the_weights_is_named(good_adapter: Path, tmp_path: Path) -> None:
+    """What another loader may take in place of the judged weights is a warning."""
+    adapter = shutil.copytree(good_adapter, tmp_path / "adapter")
+    assert find_targets([adapter])[0].warnings == ()
+    (adapter / "adapter_model.bin").write_bytes(b"")
+    (note,) = find_targets([adapter])[0].warnings
+    assert "adapter_model.bin" in note
+
+
+def test_an_adapter_and_a_whole_model_in_one_folder_are_not_judged_as_one(
+    good_adapter: Path, tmp_path: Path
+) -> None:
+    """Which of the two is used depends on the loader: refused, unless one file is named."""
+    folder = shutil.copytree(good_adapter, tmp_path / "both")
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"")
+    (target,) = find_targets([folder])
+    assert target.error is not None
+    assert target.error.type == "MalformedFileError"
+    (adapter,) = find_targets([folder / "adapter_model.safetensors"])
+    assert (adapter.kind, adapter.error) == ("adapter", None)
+
+
+def test_further_adapters_and_final_models_are_scanned_too(
+    good_adapter: Path, bad_adapter: Path, drifting_run: Path, tmp_path: Path
+) -> None:
+    """PEFT saves a second adapter in a folder below the first, and runs end in a folder of theirs:
+    neither hides behind what lies above it.
+    """
+    folder = shutil.copytree(good_adapter, tmp_path / "adapter")
+    shutil.copytree(bad_adapter, folder / "second")
+    (folder / "logs").mkdir()
+    (folder / "README").write_text("nothing")
+    (folder / "gone").symlink_to(tmp_path / "nowhere")
+    assert names(find_targets([folder])) == ["adapter", "second"]
+    (folder / "stray").symlink_to(bad_adapter)
+    assert [t.error and t.error.type for t in find_targets([folder])] == [
+        None,
+        None,
+        "UnsafeFileError",
+    ]
+    run = shutil.copytree(drifting_run, tmp_path / "run")
+    shutil.copytree(bad_adapter, run / "checkpoint-last")
+    shutil.copytree(bad_adapter, run / "checkpoint-4" / "second")
+    *trajectory, last = find_targets([run])
+    assert (Path(last.path).name, last.run) == ("checkpoint-last", None)
+    assert [bool(t.warnings) for t in trajectory] == [False, True, False, False, False]
+    assert "'second'" in trajectory[1].warnings[0]
+
+
 def test_lists_and_standard_input(good_adapter: Path, bad_adapter: Path, tmp_path: Path) -> None:
     """Paths come from a file or from standard input, one a line or separated by NUL."""
     listed = tmp_path / "list"
@@ -46,6 +129,17 @@ def test_lists_and_standard_input(good_adapter: Path, bad_adapter: Path, tmp_pat
     assert [t.path for t in gather(["-"], stdin=nul)] == expected
     (missing,) = gather([], lists=[str(tmp_path / "none")])
     assert missing.error.type == "MissingPathError"
+
+
+def test_an_empty_path_is_not_the_current_folder(
+    good_adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable that was never set, as in `wvmonitor scan "$ADAPTER"`, is an error."""
+    monkeypatch.chdir(good_adapter)
+    assert find_targets(["."])[0].error is None
+    (target,) = find_targets([""])
+    assert target.error is not None
+    assert "empty path" in target.error.message
 
 
 def test_standard_input_at_the_command_line(good_adapter: Path, tiny_bank_folder: Path) -> None:

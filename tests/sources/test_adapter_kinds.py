@@ -22,6 +22,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "biased": ("llama", {"attention_bias": True}),
 }
+TIED = "model.embed_tokens.weight"
 # PEFT type -> (model, configuration)
 STARTS_AT_BASE: dict[str, tuple[str, dict[str, Any]]] = {
     "ADALORA": (
@@ -106,6 +107,122 @@ def _check(kind: str, name: str, options: Any, bases: Callable[..., Path], folde
         tau = read_adapter(folder / "end")
     zoo.assert_equal_change(tau, oracle)
     assert tau.origin.method == kind.lower()
+
+
+# what was read wrongly, or refused, for reasons that are no fault of the adapter's
+ON_TIED_WEIGHTS: dict[str, dict[str, Any]] = {
+    "TRAINABLE_TOKENS": {"token_indices": [1, 5, 2], "target_modules": ["embed_tokens"]},
+    "LOHA": {"target_modules": ["q_proj", "lm_head"], "r": 4},
+    "OFT": {
+        "target_modules": ["q_proj"],
+        "oft_block_size": 8,
+        "modules_to_save": ["lm_head", "norm"],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ON_TIED_WEIGHTS)
+@pytest.mark.filterwarnings("ignore")
+def test_tied_weights_are_counted_once(
+    kind: str, bases: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Where head and embedding are one tensor, its change counts once, live and saved."""
+    model = zoo.build("llama", tied=True)
+    model.name_or_path = str(bases("llama", tied=True))
+    before = zoo.weights_of(model)
+    config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)](**ON_TIED_WEIGHTS[kind])
+    adapted = peft.get_peft_model(model, config)
+    live = LiveModel(adapted)
+    zoo.shake(adapted)
+    adapted.save_pretrained(tmp_path)
+    after = zoo.merged(adapted)
+    oracle = {name: value - before.get(name, before[TIED]) for name, value in after.items()}
+    zoo.assert_equal_change(live.task_vector(), oracle)
+    zoo.assert_equal_change(read_adapter(tmp_path), oracle)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("llama", {"target_modules": ["q_proj", "lm_head"], "r": 4}),
+        ("gpt2", {"target_modules": ["c_fc"], "modules_to_save": ["ln_1"]}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_stored_whole_hides_no_change(
+    architecture: str, options: Any, bases: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The base's own head, stored beside its adapter, does not stand for the change; nor do the
+    biases of modules that are saved whole, which `bias="all"` stores once more.
+    """
+    model = zoo.build(architecture)
+    model.name_or_path = str(bases(architecture))
+    before = zoo.weights_of(model)
+    if architecture == "llama":
+        config: Any = peft.LoHaConfig(**options)
+    else:
+        config = peft.GraloraConfig(**options, r=4, gralora_k=2, bias="all")
+    adapted = peft.get_peft_model(model, config)
+    adapted.save_pretrained(tmp_path / "initial")
+    zoo.shake(adapted)
+    adapted.save_pretrained(tmp_path / "end")
+    oracle = zoo.change(zoo.merged(adapted), before)
+    zoo.assert_equal_change(read_adapter(tmp_path / "end"), oracle)
+    started = read_adapter(tmp_path / "end", initial=tmp_path / "initial")
+    zoo.assert_equal_change(started, oracle)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_bias_that_is_trained_and_adapted_is_refused(
+    bases: Callable[..., Path], tmp_path: Path
+) -> None:
+    """GLoRA changes biases itself: one that `bias="all"` trains too is never read by halves."""
+    config = peft.GloraConfig(target_modules=["q_proj"], r=4, bias="all")
+    adapted = peft.get_peft_model(zoo.build("llama", attention_bias=True), config)
+    zoo.shake(adapted)
+    adapted.save_pretrained(tmp_path)
+    tau = read_adapter(tmp_path, bases("llama", attention_bias=True))
+    with pytest.raises(UnsupportedAdapterError, match=r"q_proj\.bias.*as a whole as well"):
+        tau.norm()
+
+
+@pytest.mark.parametrize("kind", ["LORA", "LOHA", "OSF"])
+def test_an_adapter_without_tensors_is_refused(
+    kind: str, bases: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A save that lost its tensors, as sharded runs can make it, is no change of zero."""
+    from wvmonitor.files.documents import write_json
+    from wvmonitor.files.safetensors import write_safetensors
+
+    write_json(tmp_path / "adapter_config.json", {"peft_type": kind, "target_modules": ["q_proj"]})
+    write_safetensors(tmp_path / "adapter_model.safetensors", {})
+    with pytest.raises(AdapterError, match="holds no tensor"):
+        read_adapter(tmp_path, bases("llama"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_saved_whole_is_not_chosen_too(bases: Callable[..., Path], tmp_path: Path) -> None:
+    """Uni-LoRA's file names no modules: one that is saved whole is none of those it adapts."""
+    model = zoo.build("llama")
+    config = peft.UniLoraConfig(target_modules=["q_proj", "lm_head"], modules_to_save=["lm_head"])
+    adapted = peft.get_peft_model(model, config)
+    start = zoo.merged(adapted)
+    adapted.save_pretrained(tmp_path / "initial")
+    zoo.shake(adapted)
+    adapted.save_pretrained(tmp_path / "end")
+    oracle = zoo.change(zoo.merged(adapted), start)
+    tau = read_adapter(tmp_path / "end", bases("llama"), initial=tmp_path / "initial")
+    zoo.assert_equal_change(tau, oracle)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_layer_numbered_zero_is_a_choice(bases: Callable[..., Path], tmp_path: Path) -> None:
+    """`layers_to_transform=0` is not read as no choice of layers, for a file that names none."""
+    config = peft.UniLoraConfig(target_modules=["q_proj"], layers_to_transform=0)
+    model = peft.get_peft_model(zoo.build("llama"), config)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match="layers_to_transform"):
+        read_adapter(tmp_path, bases("llama"), initial=tmp_path)
 
 
 def test_every_kind_that_peft_has_is_read_or_refused() -> None:

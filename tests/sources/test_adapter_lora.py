@@ -13,7 +13,7 @@ import torch
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 
 from tests.sources import zoo
-from wvmonitor.errors import AdapterError, UnmeasurableModelError
+from wvmonitor.errors import AdapterError, UnmeasurableModelError, UnsupportedAdapterError
 from wvmonitor.sources import LiveModel, base_digest, read_adapter, read_model
 from wvmonitor.vectors import LowRankUpdate
 
@@ -89,6 +89,35 @@ STARTS_AT_BASE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "pissa": ("llama", {}, {"target_modules": Q, "init_lora_weights": "pissa"}),
     "pissa conv1d": ("gpt2", {}, {"target_modules": ["c_attn"], "init_lora_weights": "pissa"}),
     "olora": ("llama", {}, {"target_modules": Q, "init_lora_weights": "olora"}),
+    "olora scaled": (
+        "llama",
+        {},
+        {"target_modules": Q, "init_lora_weights": "olora", "r": 4, "alpha_pattern": {"q_proj": 7}},
+    ),
+    "pissa of a head": (
+        "llama",
+        {},
+        {"target_modules": ["q_proj", "lm_head"], "init_lora_weights": "pissa", "lora_alpha": 3},
+    ),
+    "olora and an embedding": (
+        "llama",
+        {},
+        {"target_modules": ["q_proj", "embed_tokens"], "init_lora_weights": "olora"},
+    ),
+    "bias all beside saved modules": (
+        "gpt2",
+        {},
+        {"target_modules": ["c_fc"], "bias": "all", "modules_to_save": ["ln_1"]},
+    ),
+    "trainable tokens tied on purpose": (
+        "llama",
+        {"tied": True},
+        {
+            "target_modules": Q,
+            "trainable_token_indices": {"embed_tokens": [3, 1]},
+            "ensure_weight_tying": True,
+        },
+    ),
     "velora": ("llama", {}, {"target_modules": Q, "velora_config": VeloraConfig()}),
     "monteclora": ("llama", {}, {"target_modules": Q, "monteclora_config": MontecloraConfig()}),
     "bdlora": (
@@ -110,6 +139,16 @@ NEEDS_THE_START: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "llama",
         {},
         {"target_modules": Q, "use_dora": True, "init_lora_weights": False},
+    ),
+    "dora pissa": (
+        "llama",
+        {},
+        {"target_modules": Q, "use_dora": True, "init_lora_weights": "pissa", "r": 4},
+    ),
+    "dora olora": (
+        "llama",
+        {},
+        {"target_modules": ["lm_head"], "use_dora": True, "init_lora_weights": "olora", "r": 4},
     ),
     "fused experts random start": (
         "moe",
@@ -285,6 +324,98 @@ def test_a_tied_adapter_counts_once(tmp_path: Path) -> None:
     lora.save_pretrained(tmp_path / "adapter")
     zoo.assert_equal_change(live.task_vector(), oracle)
     zoo.assert_equal_change(read_adapter(tmp_path / "adapter", tmp_path / "base"), oracle)
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_trained_biases_are_not_taken_for_the_base_s(
+    bias: str, bases: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Without a base an adapter that trained biases is refused, and never read without them."""
+    model = zoo.build("llama", attention_bias=True)
+    lora = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], bias=bias))
+    lora.save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match=r"\.bias' whole.*give the folder"):
+        read_adapter(tmp_path)
+    read_adapter(tmp_path, base=bases("llama", attention_bias=True))
+
+
+def test_replicated_layers_are_refused_live_and_saved(tmp_path: Path) -> None:
+    """layer_replication trains more layers than the base has: refused, not read as one of them."""
+    config = peft.LoraConfig(target_modules=["q_proj"], layer_replication=[[0, 2], [0, 2]])
+    lora = peft.get_peft_model(zoo.build("llama"), config)
+    with pytest.raises(UnsupportedAdapterError, match="layer_replication"):
+        LiveModel(lora)
+    lora.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedAdapterError, match="layer_replication"):
+        read_adapter(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_embedding_retrained_whole_and_by_rows_is_refused(
+    bases: Callable[..., Path], tmp_path: Path
+) -> None:
+    """modules_to_save and trainable_token_indices on one embedding: a save that lacks a part."""
+    config = peft.LoraConfig(
+        target_modules=["q_proj"],
+        modules_to_save=["embed_tokens"],
+        trainable_token_indices=[1, 3],
+    )
+    lora = peft.get_peft_model(zoo.build("llama"), config)
+    with pytest.raises(UnmeasurableModelError, match="embed_tokens"):
+        LiveModel(lora)
+    lora.save_pretrained(tmp_path / "initial")
+    zoo.shake(lora)
+    lora.save_pretrained(tmp_path / "end")
+    for initial in (None, tmp_path / "initial"):
+        with pytest.raises(AdapterError, match=r"embed_tokens.*at once"):
+            read_adapter(tmp_path / "end", bases("llama"), initial=initial)
+
+
+def test_a_small_step_from_a_large_start_keeps_its_digits(
+    bases: Callable[..., Path], tmp_path: Path
+) -> None:
+    """DoRA's change since a random start is what two much larger changes leave of each other."""
+    config = peft.LoraConfig(
+        target_modules=["embed_tokens", "q_proj"], use_dora=True, init_lora_weights=False
+    )
+    lora = peft.get_peft_model(zoo.build("llama"), config)
+    live = LiveModel(lora)
+    start = zoo.merged(lora)
+    zoo.shake(lora, size=1e-3)
+    lora.save_pretrained(tmp_path)
+    oracle = zoo.change(zoo.merged(lora), start)
+    zoo.assert_equal_change(live.task_vector(), oracle)
+    saved = read_adapter(tmp_path, bases("llama"), initial=live.initial_state())
+    zoo.assert_equal_change(saved, oracle)
+
+
+@pytest.mark.parametrize("start", ["Gaussian", "OLoRA", "MiCA"])
+def test_starts_are_known_in_any_case(
+    start: str, bases: Callable[..., Path], tmp_path: Path
+) -> None:
+    """PEFT takes the names of starts in capitals too: none is refused, or told from its base."""
+    model = zoo.build("llama")
+    before = zoo.weights_of(model)
+    options: Any = {"target_modules": ["q_proj"], "r": 4, "init_lora_weights": start}
+    lora = peft.get_peft_model(model, peft.LoraConfig(**options))
+    live = LiveModel(lora)
+    assert (live.base_digest is None) == (start == "OLoRA")
+    zoo.shake(lora)
+    lora.save_pretrained(tmp_path)
+    oracle = zoo.change(zoo.merged(lora), before)
+    zoo.assert_equal_change(live.task_vector(), oracle)
+    zoo.assert_equal_change(read_adapter(tmp_path, bases("llama")), oracle)
+
+
+def test_dora_on_loftq_is_refused(tmp_path: Path) -> None:
+    """DoRA depends on the rounded base that LoftQ made, which no file holds."""
+    lora = peft.get_peft_model(
+        zoo.build("llama"), peft.LoraConfig(target_modules=["q_proj"], use_dora=True)
+    )
+    lora.peft_config["default"].init_lora_weights = "loftq"
+    lora.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedAdapterError, match="LoftQ"):
+        read_adapter(tmp_path)
 
 
 def test_factors_are_read_without_the_base(bases: Callable[..., Path], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
 
 from wvmonitor.errors import UnsupportedAdapterError
-from wvmonitor.sources.adapters.patterns import first_match, matches
+from wvmonitor.sources.adapters.patterns import Patterns, first_match, matches
 
 MODULES = [
     "model.layers.0.self_attn.q_proj",
@@ -59,6 +59,18 @@ def test_the_first_that_matches_wins(patterns: list[str], module: str) -> None:
     theirs = get_pattern_key(patterns, module)
     mine = first_match(patterns, module, "here")
     assert (module if mine is None else mine) == theirs
+
+
+def test_a_name_for_each_of_thousands_of_modules_is_looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """EVA writes one entry a module: 20,000 are no reason to refuse, nor to try them one by one."""
+    modules = [f"model.layers.{i // 400}.mlp.experts.{i % 400}.up_proj" for i in range(20_000)]
+    monkeypatch.setattr("wvmonitor.sources.adapters.patterns.matches", None)
+    table = Patterns([*reversed(modules), "up_proj"], "here")
+    assert [table.first(module) for module in modules[::97]] == modules[::97]
+    assert table.first("model.layers.99.mlp.up_proj") == "up_proj"
+    assert table.first("model.layers.99.mlp.xup_proj") is None
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
 
 import torch
@@ -32,6 +32,11 @@ MAX_OPEN_FILES = 8
 _SUFFIX = ".safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".distcp")
 _DCP_METADATA = ".metadata"
+# The pickles that transformers, PEFT and Meta's own code load as a model's weights.
+_PICKLED_MODEL = re.compile(
+    r"(?:(?:pytorch_|adapter_)?model(?:_fsdp)?|consolidated)\b.*\.(?:bin|pt|pth|ckpt)",
+    re.IGNORECASE,
+)
 # What trainers keep beside the weights; to name one of these as the weights would mislead.
 _NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|optim_).*")
 
@@ -60,6 +65,9 @@ class CheckpointFiles:
     def names(self) -> tuple[str, ...]:
         """The names of all tensors, sorted."""
         return self._names
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shard_of
 
     def info(self, name: str) -> TensorInfo:
         """Shape and dtype of one tensor (its offsets count within its own shard).
@@ -167,6 +175,11 @@ def open_checkpoint(path: Location, stem: str = "model") -> CheckpointFiles:
     if index in entries:
         return _open_sharded(path, index, loose)
     raise _no_weights(where, single, entries, loose)
+
+
+def pickled_models(entries: Iterable[str]) -> list[str]:
+    """Those of a folder's entries that are a model's or an adapter's weights as a pickle."""
+    return sorted(entry for entry in entries if _PICKLED_MODEL.fullmatch(entry))
 
 
 def _open_sharded(path: Location, index: str, loose: list[str]) -> CheckpointFiles:

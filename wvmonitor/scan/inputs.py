@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
-from wvmonitor.errors import MissingPathError, WVMonitorError
+from wvmonitor.errors import InputError, MissingPathError, WVMonitorError
 from wvmonitor.files.storage import is_url, open_storage, read_bytes, remote_files, shown
 from wvmonitor.scan.results import failure_of
 from wvmonitor.scan.targets import Target, find_targets
@@ -25,8 +25,8 @@ def gather(
 ) -> list[Target]:
     """Everything to scan.
 
-    A pattern that matches nothing, or a list that cannot be read, becomes a target with an error:
-    what was asked for was not judged.
+    A pattern that matches nothing, a folder that a pattern cannot look into, or a list that cannot
+    be read becomes a target with an error: what was asked for was not judged.
 
     Args:
         paths: as `find_targets` takes them; "-" stands for a list on `stdin`.
@@ -62,16 +62,33 @@ def _given(paths: Iterable[str], stdin: TextIO | None) -> Iterator[Target]:
 def _matches(pattern: str) -> list[Target]:
     try:
         found = _remote_glob(pattern) if is_url(pattern) else _local_glob(pattern)
+        closed = [] if is_url(pattern) else _closed_folders(pattern)
     except (WVMonitorError, OSError, ValueError, ImportError) as error:
         return [Target(pattern, error=failure_of(error))]
-    if not found:
+    unseen = [Target(p, error=failure_of(_closed_error(p))) for p in closed]
+    if not found and not unseen:
         problem = MissingPathError(f"nothing matches {shown(pattern)}: check the pattern")
         return [Target(pattern, error=failure_of(problem))]
-    return find_targets(sorted(found))
+    return find_targets(sorted(found)) + unseen
 
 
 def _local_glob(pattern: str) -> list[str]:
     return glob.glob(pattern, recursive=True)  # noqa: PTH207  pathlib takes no absolute patterns
+
+
+def _closed_folders(pattern: str) -> list[str]:
+    """Folders that a pattern looks into and this user may not: glob says nothing of them."""
+    parts = pattern.split("/")
+    above = ["/".join(parts[:depth]) + "/" for depth in range(1, len(parts))]
+    folders = {f for a in above if glob.has_magic(a) for f in _local_glob(a)}
+    return sorted(f for f in folders if not os.access(f, os.R_OK | os.X_OK))
+
+
+def _closed_error(folder: str) -> InputError:
+    return InputError(
+        f"{shown(folder)} cannot be looked into, so what the pattern matches in it was not judged: "
+        "check its permissions"
+    )
 
 
 def _remote_glob(pattern: str) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from wvmonitor.errors import MalformedFileError, MissingPathError, UnsafeFileError, WVMonitorError
+from wvmonitor.files.checkpoint_files import pickled_models
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import (
     Location,
@@ -28,6 +29,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 TRAINER_STATE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
 _TRAINER_STATE_BYTES = 200_000_000
+_WHOLE_MODEL = re.compile(r"model(?:-\d+-of-\d+)?\.safetensors(?:\.index\.json)?")
 _FIELD = re.compile(rb'^  "(global_step|max_steps)": (\d{1,12}),?$', re.MULTILINE)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -69,6 +71,9 @@ class Target:
 def find_targets(paths: Iterable[Location]) -> list[Target]:
     """Everything to scan at these paths, in their order; a path given twice is scanned once.
 
+    What lies in folders below an adapter or a run (PEFT's further adapters, a final model) is
+    scanned too, and weights that are a pickle are named: nothing hides beside what was judged.
+
     A path that cannot be scanned becomes a target with an error: the rest of the scan goes on.
     """
     found: list[Target] = []
@@ -81,6 +86,11 @@ def find_targets(paths: Iterable[Location]) -> list[Target]:
 
 
 def _at(path: str) -> list[Target]:
+    if not path:
+        raise MissingPathError(
+            "an empty path was given, which would stand for the current folder: check the variable "
+            "that it came from, or write ."
+        )
     try:
         entries = list_folder(path)
     except MissingPathError as error:
@@ -91,14 +101,49 @@ def _at(path: str) -> list[Target]:
         return [_file(path)]
     steps = sorted((int(m[1]), m[0]) for e in entries if (m := _CHECKPOINT.fullmatch(e)))
     if not steps:
-        return [_described(Target(path, _kind(entries)), entries)]
+        kind = _kind(path, entries)
+        further = _below(path, entries) if kind == "adapter" else []
+        return [_described(Target(path, kind), entries), *further]
     trajectory = [_checkpoint(path, name, step, len(steps)) for step, name in steps]
     trajectory = _with_plan(trajectory)
-    if not any(e.endswith((".safetensors", ".safetensors.index.json")) for e in entries):
-        return trajectory
     # What was saved last, and is about to be published, is a checkpoint by itself: as one more
     # reading of the run it would only repeat the last one.
-    return [*trajectory, _described(Target(path, _kind(entries)), entries)]
+    last = [_lone(path, entries)] if _holds_weights(entries) else []
+    return [*trajectory, *last, *_below(path, entries)]
+
+
+def _lone(path: str, entries: frozenset[str], within: str | None = None) -> Target:
+    try:
+        if within is not None:
+            _refuse_stray_link(within, path)
+        return _described(Target(path, _kind(path, entries)), entries)
+    except WVMonitorError as error:
+        return Target(path, error=failure_of(error))
+
+
+def _below(path: str, entries: frozenset[str]) -> list[Target]:
+    """What lies in folders below an adapter or a run: PEFT's further adapters, a final model."""
+    found: list[Target] = []
+    for name in sorted(entries):
+        ending = PurePath(name).suffix[1:]
+        if (ending and not ending.isdigit()) or name[0] == "." or _CHECKPOINT.fullmatch(name):
+            continue  # a file, or known already
+        inside = str(joined(path, name))
+        try:
+            held = list_folder(inside) or frozenset()
+        except (MissingPathError, UnsafeFileError):
+            continue  # a link that leads nowhere
+        except (WVMonitorError, OSError) as error:
+            found.append(Target(inside, error=failure_of(error)))
+            continue
+        if _holds_weights(held):
+            found.append(_lone(inside, held, within=path))
+    return found
+
+
+def _holds_weights(entries: frozenset[str]) -> bool:
+    safe = any(e.endswith((".safetensors", ".safetensors.index.json")) for e in entries)
+    return safe or bool(pickled_models(entries))
 
 
 def _file(path: str) -> Target:
@@ -110,8 +155,17 @@ def _file(path: str) -> Target:
     return Target(path)
 
 
-def _kind(entries: frozenset[str]) -> TargetKind:
-    return "adapter" if ADAPTER_CONFIG in entries else "checkpoint"
+def _kind(path: str, entries: frozenset[str]) -> TargetKind:
+    if ADAPTER_CONFIG not in entries:
+        return "checkpoint"
+    whole = sorted(entry for entry in entries if _WHOLE_MODEL.fullmatch(entry))
+    if whole:
+        raise MalformedFileError(
+            f"{shown(path)} holds both an adapter and a whole model ({shown(whole[0])}), and which "
+            "of the two is used depends on what loads it: give the path of the one file to judge, "
+            "or keep them in folders of their own"
+        )
+    return "adapter"
 
 
 def _checkpoint(run: str, name: str, step: int, readings: int) -> Target:
@@ -120,9 +174,14 @@ def _checkpoint(run: str, name: str, step: int, readings: int) -> Target:
     try:
         _refuse_stray_link(run, path)
         entries = list_folder(path) or frozenset()
+        further = [PurePath(t.path).name for t in _below(path, entries)]
+        described = _described(replace(target, kind=_kind(path, entries)), entries)
     except (WVMonitorError, OSError) as error:
         return replace(target, error=failure_of(error))
-    return _described(replace(target, kind=_kind(entries)), entries)
+    if not further:
+        return described
+    note = f"{shown(', '.join(further))} below it was not judged: scan it by its own path"
+    return replace(described, warnings=(*described.warnings, note))
 
 
 def _refuse_stray_link(run: str, path: str) -> None:
@@ -139,6 +198,10 @@ def _described(target: Target, entries: frozenset[str]) -> Target:
     """The target with what its trainer state and its name say of it."""
     named = _CHECKPOINT.fullmatch(PurePath(target.path).name)
     step = target.step if named is None else int(named[1])
+    pickles = pickled_models(entries)
+    if pickles:
+        note = f"{shown(pickles[0])} beside the weights is a pickle: it was not read, nor judged"
+        target = replace(target, warnings=(*target.warnings, note))
     if TRAINER_STATE not in entries:
         return replace(target, step=step)
     where = joined(target.path, TRAINER_STATE)

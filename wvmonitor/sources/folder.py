@@ -316,7 +316,13 @@ class ModelFolder:
         )
         for key, pattern in fused.parts:
             converter.add_tensor(name, key, pattern, self.files.read(key))
-        made = converter.convert(name, model=self.meta_model, config=self.meta_model.config)
+        try:
+            made = converter.convert(name, model=self.meta_model, config=self.meta_model.config)
+        except (RuntimeError, ValueError) as error:
+            raise ShapeMismatchError(
+                f"the {len(fused.parts)} parts of {shown(name)} in {self.where} do not fit together"
+                f" ({shown(error)}): one is missing or of another model; fetch them again"
+            ) from error
         if name not in made:
             raise KeyMismatchError(
                 f"the parts of {shown(name)} in {self.where} do not make one tensor with the "

@@ -15,7 +15,12 @@ from wvmonitor.sources.names import unwrapped
 
 _PREFIX = "base_model.model."
 # Where PEFT lets the adapter of tied weights share memory.
-_SHARED = (("lora_embedding_A", None), ("lora_B", "weight"), ("modules_to_save", "weight"))
+_SHARED = (
+    ("lora_embedding_A", None),
+    ("lora_B", "weight"),
+    ("modules_to_save", "weight"),
+    ("trainable_tokens_delta", None),
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ def adapted_modules(root: nn.Module) -> Iterator[Adapted]:
     """
     from peft.tuners.lora.layer import ParamWrapper
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
+    from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 
     outer: list[tuple[str, nn.Module]] = []
     for path, module in root.named_modules():
@@ -52,8 +57,8 @@ def adapted_modules(root: nn.Module) -> Iterator[Adapted]:
             continue
         if outer:
             holder = outer[-1][1]
-            if type(holder).__name__ == "TrainableTokensWrapper":
-                continue  # its own token adapter
+            if isinstance(holder, TrainableTokensWrapper) and module is holder.token_adapter:
+                continue
             if not (isinstance(holder, ParamWrapper) and isinstance(module, ParamWrapper)):
                 raise UnmeasurableModelError(
                     f"{shown(path)} is a {type(module).__name__} inside a "

@@ -33,6 +33,11 @@ def unwrapped_model(model: nn.Module) -> tuple[nn.Module, Mapping[str, Any]]:
     config: Mapping[str, Any] = getattr(current, "peft_config", {}) or {}
     for settings in config.values():
         _refuse(settings.peft_type.value)
+        if getattr(settings, "layer_replication", None):
+            raise UnsupportedAdapterError(
+                "the model is trained with layer_replication, which makes a model of more layers "
+                "than the base, so it has no task vector"
+            )
     if isinstance(current, PeftModel | PeftMixedModel):
         return current.base_model.model, config
     return current, config or {"default": None}

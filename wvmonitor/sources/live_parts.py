@@ -117,6 +117,9 @@ def _lora_parts(
 
     def low_rank(adapter: str, *, start: bool) -> LowRankUpdate:
         a, b = _factors_of(adapted, adapter, initial if start else None)
+        if adapter in module.lora_magnitude_vector and _recorded(adapted, adapter, initial):
+            # what two large changes leave, of which float32 would keep too few digits
+            a, b = a.to(torch.float64), b.to(torch.float64)
         scale = module.scaling[adapter]
         return factors(a, b, scale, transposed=embedding or conv1d, mark=mark)
 
@@ -128,6 +131,8 @@ def _lora_parts(
         if start:
             magnitude = _at_start(adapted, adapter, "lora_magnitude_vector.weight", initial)
         weight = _plain_weight(module)
+        if _recorded(adapted, adapter, initial):
+            weight = weight.to(torch.float64)
         delta = dora_delta(
             weight, made.left, made.right, magnitude.reshape(-1), by_column=embedding or conv1d
         )

@@ -37,7 +37,7 @@ def moved_at_start(
         if key not in known:
             variant = any(getattr(settings, field, None) for field in MERGED_VARIANTS)
             if settings.peft_type.value == "LORA" and not variant:
-                known[key] = settings.init_lora_weights not in _STARTS_AT_BASE
+                known[key] = _start(settings) not in _STARTS_AT_BASE
             else:
                 known[key] = not starts_at_base(settings, layer, entry.path)
         if known[key]:
@@ -45,11 +45,16 @@ def moved_at_start(
     return False
 
 
+def _start(settings: Any) -> Any:
+    said = settings.init_lora_weights
+    return said.lower() if isinstance(said, str) else said  # as PEFT compares them
+
+
 def moves_base(entry: Adapted, config: Mapping[str, Any]) -> bool:
     """Whether making the adapter has changed the base's weights in memory (PiSSA and its kin)."""
     settings = [config[a] for a in entry.adapters if config.get(a) is not None]
     return any(
         getattr(s, "kasa_config", None)
-        or (s.peft_type.value == "LORA" and s.init_lora_weights not in (*_STARTS_AT_BASE, False))
+        or (s.peft_type.value == "LORA" and _start(s) not in (*_STARTS_AT_BASE, False))
         for s in settings
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from wvmonitor.errors import UnsupportedAdapterError
+from wvmonitor.errors import AdapterError, UnsupportedAdapterError
 from wvmonitor.files.storage import Location, shown
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
 from wvmonitor.sources.adapters.lora import read_lora
@@ -91,8 +91,8 @@ def read_adapter(
     Raises:
         MissingPathError, UnsafeFileError, MalformedFileError: a file cannot be read.
         UnsupportedAdapterError: a kind of adapter without a task vector, or not known.
-        AdapterError: configuration and tensors contradict each other, or base or initial are
-            needed.
+        AdapterError: configuration and tensors contradict each other, there are none, or base or
+            initial are needed.
         KeyMismatchError: a tensor belongs to nothing.
         ShapeMismatchError: a tensor does not fit the base.
         NonFiniteError: when an update is produced, if a tensor holds NaN or infinity.
@@ -107,6 +107,11 @@ def read_adapter(
         raise UnsupportedAdapterError(
             f"{folder.config_where} names the kind {shown(folder.kind, 60)}, which this version "
             "does not know: upgrade wvmonitor"
+        )
+    if not folder.files.names():
+        raise AdapterError(
+            f"{folder.where} holds no tensor, so what was trained is not in it: gather the "
+            "adapter's weights before saving it (ZeRO-3, FSDP), or re-save it with PEFT"
         )
     state = None if initial is None else InitialState(initial)
     return LOADERS[folder.kind](folder, state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from wvmonitor.errors import AdapterError, UnsupportedAdapterError
@@ -46,6 +47,7 @@ _REFUSED_VARIANTS = {
 }
 _AT_BASE = ("gaussian", "eva", "orthogonal", "mica")
 _MOVED = ("corda", "loftq", "lora_ga")
+_TAKEN_OFF = ("pissa", "olora", "corda", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class LoraSettings:
         fan_in_fan_out: whether the adapted weights are stored (inputs, outputs).
         dora: whether magnitudes go with the factors.
         start: whether training started at the base's own weights.
+        moves_base: whether making the adapter took B₀A₀ off the base's weights in memory.
         parameters: `target_parameters`.
         tied: `ensure_weight_tying`.
     """
@@ -75,12 +78,21 @@ class LoraSettings:
     fan_in_fan_out: bool
     dora: bool
     start: Start
+    moves_base: bool
     parameters: tuple[str, ...]
     tied: bool
 
+    @cached_property
+    def _rank_patterns(self) -> patterns.Patterns:
+        return patterns.Patterns(self.ranks, self.where)
+
+    @cached_property
+    def _alpha_patterns(self) -> patterns.Patterns:
+        return patterns.Patterns(self.alphas, self.where)
+
     def rank_of(self, module: str) -> int:
         """The rank PEFT gives a module, `rank_pattern` considered."""
-        key = patterns.first_match(self.ranks, module, self.where)
+        key = self._rank_patterns.first(module)
         return self.rank if key is None else self.ranks[key]
 
     def scale_of(self, module: str) -> float:
@@ -89,7 +101,7 @@ class LoraSettings:
         Raises:
             AdapterError: it is beyond what any training means.
         """
-        key = patterns.first_match(self.alphas, module, self.where)
+        key = self._alpha_patterns.first(module)
         alpha = self.alpha if key is None else self.alphas[key]
         rank = self.rank_of(module)
         scale = alpha / (math.sqrt(rank) if self.rslora else rank)
@@ -141,6 +153,7 @@ def lora_settings(config: Mapping[str, Any], where: str) -> LoraSettings:
         fan_in_fan_out=_flag(config, "fan_in_fan_out", where),
         dora=_flag(config, "use_dora", where),
         start=_start(config.get("init_lora_weights", True), where),
+        moves_base=_moves_base(config, where),
         parameters=strings(config, "target_parameters", where),
         tied=_flag(config, "ensure_weight_tying", where),
     )
@@ -163,7 +176,8 @@ def strings(config: Mapping[str, Any], field: str, where: str) -> tuple[str, ...
     return tuple(value)
 
 
-def _start(value: object, where: str) -> Start:
+def _start(given: object, where: str) -> Start:
+    value = given.lower() if isinstance(given, str) else given  # as PEFT compares them
     if value is True or value is None or value in _AT_BASE:
         return "base"
     if value is False or value in _MOVED:
@@ -173,9 +187,19 @@ def _start(value: object, where: str) -> Start:
     if value in ("pissa", "olora"):
         return "pissa" if value == "pissa" else "olora"
     raise UnsupportedAdapterError(
-        f"init_lora_weights {shown(value, 60)} ({where}) is not known, and may start elsewhere "
+        f"init_lora_weights {shown(given, 60)} ({where}) is not known, and may start elsewhere "
         "than at the base: upgrade wvmonitor"
     )
+
+
+def _moves_base(config: Mapping[str, Any], where: str) -> bool:
+    value = config.get("init_lora_weights")
+    if value == "loftq" and config.get("use_dora"):
+        raise UnsupportedAdapterError(
+            f"{where} combines DoRA with LoftQ, whose rounding of the base is in no file, so that "
+            "its update cannot be told; monitor such a run while it trains"
+        )
+    return isinstance(value, str) and value.lower().startswith(_TAKEN_OFF)
 
 
 def _flag(config: Mapping[str, Any], field: str, where: str) -> bool:

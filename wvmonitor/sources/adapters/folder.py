@@ -85,7 +85,7 @@ class AdapterFolder:
 
     def has(self, key: str) -> bool:
         """Whether there is a tensor under a key without prefix."""
-        return self._full(key) in self.files.names()
+        return self._full(key) in self.files
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of the tensor under a key without prefix."""

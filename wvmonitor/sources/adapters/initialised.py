@@ -43,13 +43,16 @@ def check_start(settings: LoraSettings, base: ModelFolder | None, *, initial: bo
         )
 
 
-def start_product(start: Start, weight: Tensor, rank: int, *, transposed: bool) -> LowRankUpdate:
+def start_product(
+    start: Start, weight: Tensor, rank: int, scale: float, *, transposed: bool
+) -> LowRankUpdate:
     """s·B₀A₀ as PEFT computes it from the base: unique, though the factors' signs are not.
 
     Args:
         start: "pissa" (the best approximation of that rank) or "olora" (the first columns of QR).
         weight: the base's weight.
         rank: of the adapter.
+        scale: s. PiSSA's factors are divided by it, OLoRA's are not.
         transposed: whether the weight is stored (inputs, outputs).
 
     Raises:
@@ -68,7 +71,7 @@ def start_product(start: Start, weight: Tensor, rank: int, *, transposed: bool) 
         product = LowRankUpdate(left[:, :rank] * values[:rank], right[:rank])
     else:
         left, right = torch.linalg.qr(linear)
-        product = LowRankUpdate(left[:, :rank], right[:rank])
+        product = LowRankUpdate(left[:, :rank] * scale, right[:rank])
     if not transposed:
         return product
     return LowRankUpdate(product.right.mT, product.left.mT, transposed=True)

@@ -26,6 +26,7 @@ from wvmonitor.sources.adapters.parts import Part, assembled
 from wvmonitor.sources.checkpoint import stored
 from wvmonitor.sources.names import is_transposed, may_be_conv1d, unwrapped
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Origin, TaskVector, Update
+from wvmonitor.vectors import update as updates
 
 # What a key ends with, and what it then is. Longer endings first.
 _ROLES = {
@@ -73,20 +74,18 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
     initialised.check_start(settings, folder.base, initial=initial is not None)
     parts: list[Part] = []
     fused = _fused_layout(folder, settings, modules, initial)
+    embeddings = [module for module in modules.values() if module.embedding]
+    mixed = _mixed(modules)
     for module in modules.values():
         if module.path in fused:
             parts.append(fused[module.path])
-        elif not _is_tied_copy(folder, settings, module, modules):
-            parts += _module_parts(folder, settings, module, modules, initial)
-    saved_whole = {unwrapped(key): key for key in rest}
-    for key in rest:
-        if saved_modules.tied_copy(folder, key, saved_whole):
-            continue
-        if key.endswith(saved_modules.TOKENS):
-            parts.append(saved_modules.tokens_part(folder, key, initial))
-        else:
-            saved = saved_modules.saved_part(folder, key, initial)
-            parts += [saved] if saved else []
+        elif not _is_tied_copy(folder, settings, module, embeddings):
+            parts += _module_parts(folder, settings, module, initial, mixed=mixed)
+    if settings.moves_base:
+        # W − s·B₀A₀, as it was made: the factors' own start takes it into account
+        linear = {f"{m.path}.base_layer.weight" for m in modules.values() if not m.embedding}
+        rest = [key for key in rest if key not in linear or (initial and key in initial)]
+    parts += saved_modules.whole_parts(folder, rest, initial)
     ranks = [folder.shape(m.keys["A"])[0] for m in modules.values() if m.path not in fused]
     origin = Origin(
         source=folder.where,
@@ -169,8 +168,9 @@ def _module_parts(
     folder: AdapterFolder,
     settings: LoraSettings,
     module: _Module,
-    modules: Mapping[str, _Module],
     initial: InitialState | None,
+    *,
+    mixed: bool,
 ) -> list[Part]:
     a, b = module.keys["A"], module.keys["B"]
     a_shape, b_shape = folder.shape(a), folder.shape(b)
@@ -185,7 +185,7 @@ def _module_parts(
     if module.embedding:
         shape, conv1d = (inputs, outputs), False
     else:
-        conv1d = _is_conv1d(folder, settings, name, (inputs, outputs), modules)
+        conv1d = _is_conv1d(folder, settings, name, (inputs, outputs), mixed=mixed)
         shape = (inputs, outputs) if conv1d else (outputs, inputs)
     _check_fits(folder, name, shape)
     scale = settings.scale_of(module.path)
@@ -194,9 +194,18 @@ def _module_parts(
         # an adapted head that is tied changes the embedding it is
         name = stored(folder.base, name) or name
     mark = is_transposed(name, shape, conv1d=conv1d)
+    # PEFT has these starts for linear layers only: an embedding's adapter starts at zero
+    computed = settings.start in ("pissa", "olora")
+    start = "base" if computed and module.embedding else settings.start
+
+    # DoRA since a start of its own is what two large changes leave: float32 keeps too few digits
+    wide = settings.dora and initial is not None and start != "base"
 
     def plain(source: AdapterFolder | InitialState) -> LowRankUpdate:
-        made = factors(source.read(a), source.read(b), scale, transposed=by_column, mark=mark)
+        one, two = source.read(a), source.read(b)
+        if wide:
+            one, two = one.to(torch.float64), two.to(torch.float64)
+        made = factors(one, two, scale, transposed=by_column, mark=mark)
         if made.shape != torch.Size(shape):
             raise ShapeMismatchError(
                 f"the factors of {shown(module.path)} in {source.where} make {tuple(made.shape)}, "
@@ -216,6 +225,10 @@ def _module_parts(
                 f"magnitudes for {outputs} outputs: re-save the adapter"
             )
         weight = base.read(stored(base, name) or name)
+        if wide and initial is not None:
+            weight = weight.to(torch.float64)
+            if settings.moves_base:
+                weight = weight - updates.to_dense(plain(initial))
         delta = dora_delta(
             weight, low_rank.left, low_rank.right, magnitude.reshape(-1), by_column=by_column
         )
@@ -223,17 +236,17 @@ def _module_parts(
 
     def produce() -> Update:
         now = whole(folder)
-        if initial is not None and (a in initial or settings.start != "base"):
+        if initial is not None and (a in initial or start != "base"):
             return initialised.minus(now, whole(initial))
-        if settings.start != "base":
+        if start != "base":
             weight = _base_weight(folder, name)
-            start = initialised.start_product(settings.start, weight, rank, transposed=conv1d)
-            return initialised.minus(now, start)
+            at_start = initialised.start_product(start, weight, rank, scale, transposed=conv1d)
+            return initialised.minus(now, at_start)
         return now
 
     if settings.dora:
         folder.needed_base("DoRA's update depends on the weights it started from")
-        if settings.start != "base" and initial is None:
+        if start != "base" and initial is None:
             raise AdapterError(
                 f"{settings.where} combines DoRA with a start that is not zero: "
                 f"{initialised.RECORD_IT}"
@@ -273,7 +286,8 @@ def _is_conv1d(
     settings: LoraSettings,
     name: str,
     sizes: tuple[int, int],
-    modules: Mapping[str, _Module],
+    *,
+    mixed: bool,
 ) -> bool:
     base = folder.base
     if base is not None:
@@ -283,8 +297,8 @@ def _is_conv1d(
         standard = "model_type" in base.config and "auto_map" not in base.config
         return base.is_conv1d(name) if standard else settings.fan_in_fan_out
     if settings.fan_in_fan_out or not may_be_conv1d(name):
-        return settings.fan_in_fan_out and (may_be_conv1d(name) or not _mixed(modules))
-    if _mixed(modules):
+        return settings.fan_in_fan_out and (may_be_conv1d(name) or not mixed)
+    if mixed:
         # PEFT keeps one flag for all modules and saves what the last one set it to
         folder.needed_base(
             f"fan_in_fan_out does not say how {shown(name)} is stored where Conv1D and Linear "
@@ -294,6 +308,7 @@ def _is_conv1d(
 
 
 def _mixed(modules: Mapping[str, _Module]) -> bool:
+    """Whether names alone allow Conv1D for some adapted modules and not for others."""
     linear = [may_be_conv1d(f"{m.path}.weight") for m in modules.values() if not m.embedding]
     return any(linear) and not all(linear)
 
@@ -324,7 +339,7 @@ def _is_tied_copy(
     folder: AdapterFolder,
     settings: LoraSettings,
     module: _Module,
-    modules: Mapping[str, _Module],
+    embeddings: list[_Module],
 ) -> bool:
     """Whether this is the head's half of an adapter on tied weights, which count once."""
     if not settings.tied or module.embedding:
@@ -334,8 +349,7 @@ def _is_tied_copy(
         and folder.shape(module.keys["B"]) == folder.shape(m.keys["A"])[::-1]
         and folder.read(module.keys["A"]).equal(folder.read(m.keys["B"]).mT)
         and folder.read(module.keys["B"]).equal(folder.read(m.keys["A"]).mT)
-        for m in modules.values()
-        if m.embedding
+        for m in embeddings
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters import patterns, saved_modules
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
 from wvmonitor.sources.adapters.initialised import RECORD_IT
-from wvmonitor.sources.adapters.parts import Part, assembled
+from wvmonitor.sources.adapters.parts import Part, assembled, stored_once
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import unwrapped
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
@@ -104,9 +104,13 @@ def read_merged(folder: AdapterFolder, initial: InitialState | None) -> TaskVect
     base = folder.needed_base(f"{folder.kind} changes weights in a way that depends on them")
     adapter_keys, whole_keys = _divided(folder, base)
     targets = sorted(set(adapter_keys.values()) - {""}) or _chosen(folder, base)
+    if folder.kind == "TRAINABLE_TOKENS":
+        targets = [t for t in targets if base.tied_to(f"{t}.weight") is None]
     tensors = {key: folder.files.read(key) for key in adapter_keys}
     model = _built(folder, base, targets)
-    layers = dict(tuner_layers(model.base_model.model))
+    # a head tied to retrained tokens only follows them
+    every = tuner_layers(model.base_model.model)
+    layers = {path: layer for path, layer in every if not getattr(layer, "tied_adapter", None)}
     if initial is None:
         _check_start(folder, base, model, layers)
     else:
@@ -116,30 +120,26 @@ def read_merged(folder: AdapterFolder, initial: InitialState | None) -> TaskVect
     _load(folder, model, tensors)
 
     def part(path: str, name: str) -> Part:
-        full = f"{unwrapped(path)}.{name}"
+        full = _held(base, f"{unwrapped(path)}.{name}")
 
         def produce() -> Update:
             now = merged_weights(layers[path], ["default"])[name]
             if initial is None:
-                before = base.read(_held(base, full)).to(torch.float64)
+                before = base.read(full).to(torch.float64)
             else:
                 before = merged_weights(at_start[path], ["default"])[name]
             return DenseUpdate((now - before).to(torch.float32), base.is_transposed(full))
 
-        return Part(full, tuple(base.shape(_held(base, full))), produce)
+        return Part(full, tuple(base.shape(full)), produce)
 
     parts = [
         part(path, name)
         for path, layer in layers.items()
         for name, _ in layer.get_base_layer().named_parameters()
     ]
-    for key in whole_keys:
-        short = key.removeprefix(_PREFIX)
-        if short.endswith(saved_modules.TOKENS):
-            parts.append(saved_modules.tokens_part(folder, short, initial))
-        else:
-            saved = saved_modules.saved_part(folder, short, initial)
-            parts += [saved] if saved else []
+    parts += saved_modules.whole_parts(
+        folder, [key.removeprefix(_PREFIX) for key in whole_keys], initial
+    )
     origin = Origin(
         source=folder.where,
         base_digest=folder.base_digest,
@@ -149,14 +149,8 @@ def read_merged(folder: AdapterFolder, initial: InitialState | None) -> TaskVect
         step=folder.step,
         warnings=tuple(folder.warnings),
     )
-    return assembled(_once(parts, whole_keys), origin)
-
-
-def _once(parts: list[Part], whole_keys: list[str]) -> list[Part]:
-    """The parts, without the merged weight of a layer whose base weight is stored whole."""
-    stored = {unwrapped(k.removeprefix(_PREFIX)) for k in whole_keys}
-    last = {part.name: part for part in parts}
-    return [p for p in parts if p.name not in stored or p is last[p.name]]
+    stored = {unwrapped(key.removeprefix(_PREFIX)) for key in whole_keys}
+    return assembled(stored_once(parts, stored), origin)
 
 
 def _rank(folder: AdapterFolder) -> int | None:
@@ -181,18 +175,20 @@ def _chosen(folder: AdapterFolder, base: ModelFolder) -> list[str]:
         AdapterError: it chooses in a way that is not understood.
     """
     said = folder.config.get("target_modules")
-    further = [f for f in _CHOOSERS[:3] if folder.config.get(f)]
+    further = [f for f in _CHOOSERS[:3] if folder.config.get(f) not in (None, [], "")]
     if further or not isinstance(said, list) or not all(isinstance(t, str) for t in said):
         raise AdapterError(
             f"the {folder.kind} adapter of {folder.where} names no modules in its file, and "
             f"{further[0] if further else 'target_modules'} of its configuration is no list of "
             "names: re-save it with target_modules as a list"
         )
-    return [
-        path
-        for path, _ in base.meta_model.named_modules()
-        if any(path == target or path.endswith(f".{target}") for target in said)
-    ]
+
+    def named(path: str, names: Iterable[str]) -> bool:
+        return any(path == name or path.endswith(f".{name}") for name in names)
+
+    saved = folder.config.get("modules_to_save") or ()
+    paths = (path for path, _ in base.meta_model.named_modules())
+    return [path for path in paths if named(path, said) and not named(path, saved)]
 
 
 def _divided(folder: AdapterFolder, base: ModelFolder) -> tuple[dict[str, str], list[str]]:
@@ -201,13 +197,15 @@ def _divided(folder: AdapterFolder, base: ModelFolder) -> tuple[dict[str, str], 
     A tensor that several modules share belongs to "".
     """
     modules = {path for path, _ in base.meta_model.named_modules() if path}
-    parameters = {n for n, _ in base.meta_model.named_parameters()}
+    parameters = {n for n, _ in base.meta_model.named_parameters(remove_duplicate=False)}
     adapter: dict[str, str] = {}
     whole: list[str] = []
     for key in folder.files.names():
         short = key.removeprefix(_PREFIX)
         if key.startswith(_PREFIX) and (
-            unwrapped(short) in parameters or short.endswith(saved_modules.TOKENS)
+            unwrapped(short) in parameters
+            or short.endswith(saved_modules.TOKENS)
+            or saved_modules.wrapper_copy(folder, short)
         ):
             whole.append(key)
             continue
@@ -253,8 +251,8 @@ def _check_sizes(folder: AdapterFolder) -> None:
     Raises:
         AdapterError: naming the field.
     """
-    dimensions = (n for key in folder.files.names() for n in folder.files.info(key).shape)
-    largest = max(_LARGEST_UNSEEN_SIZE, *dimensions)
+    dimensions = [n for key in folder.files.names() for n in folder.files.info(key).shape]
+    largest = max([_LARGEST_UNSEEN_SIZE, *dimensions])
     for field, value in folder.config.items():
         table = value if isinstance(value, Mapping) else {field: value}
         for size in table.values():
@@ -276,6 +274,8 @@ def _explicit(folder: AdapterFolder, targets: list[str]) -> dict[str, Any]:
         config.pop(field, None)
     config["target_modules"] = targets
     config["inference_mode"] = False
+    if isinstance(config.get("bias"), str):
+        config["bias"] = "none"  # trained biases are stored whole, and read as such
     feed_forward = config.get("feedforward_modules")
     if feed_forward:
         keys = [feed_forward] if isinstance(feed_forward, str) else list(feed_forward)
@@ -284,7 +284,8 @@ def _explicit(folder: AdapterFolder, targets: list[str]) -> dict[str, Any]:
         ]
     for field, table in config.items():
         if field.endswith("_pattern") and isinstance(table, dict) and folder.kind != "ADALORA":
-            found = {t: patterns.first_match(table, t, where) for t in targets}
+            entries = patterns.Patterns(table, where)
+            found = {t: entries.first(t) for t in targets}
             config[field] = {re.escape(t): table[k] for t, k in found.items() if k is not None}
     return config
 

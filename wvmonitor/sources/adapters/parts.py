@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from wvmonitor.errors import ShapeMismatchError
+from wvmonitor.errors import ShapeMismatchError, UnsupportedAdapterError
 from wvmonitor.files.storage import shown
 from wvmonitor.vectors import Origin, TaskVector, Update
 from wvmonitor.vectors import update as updates
@@ -50,3 +51,30 @@ def assembled(parts: Iterable[Part], origin: Origin) -> TaskVector:
         return made
 
     return TaskVector({n: mates[0].shape for n, mates in by_name.items()}, produce, origin)
+
+
+def stored_once(parts: Sequence[Part], stored: Container[str]) -> list[Part]:
+    """The parts, of parameters that are stored whole only the last one, which says so.
+
+    Producing it raises where the part before it, the adapter's own, changes the parameter too: the
+    two changes do not add up.
+
+    Args:
+        parts: the adapter's, then those of what is stored whole.
+        stored: names of the parameters that are stored whole.
+    """
+    first = {part.name: part for part in reversed(parts)}
+    last = {part.name: part for part in parts}
+
+    def produce(name: str) -> Update:
+        if first[name] is not last[name]:
+            adapted = first[name].produce()
+            if float(updates.inner(adapted, adapted)) > 0:
+                raise UnsupportedAdapterError(
+                    f"{shown(name)} is changed by the adapter and trained as a whole as well, so "
+                    "that its change cannot be told: train it one way or the other"
+                )
+        return last[name].produce()
+
+    alone = [Part(n, last[n].shape, partial(produce, n)) for n in last if n in stored]
+    return [part for part in parts if part.name not in stored] + alone

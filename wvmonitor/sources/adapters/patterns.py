@@ -20,31 +20,80 @@ from re import _constants as sre  # type: ignore[attr-defined]  # isort: skip
 from re import _parser as parser  # type: ignore[attr-defined]  # isort: skip
 
 _LONGEST_KEY = 1000
-_MOST_KEYS = 10_000
+_MOST_EXPRESSIONS = 10_000
 _MOST_STEPS = 100_000
 _LITERAL = re.compile(r"[\w\-/ ]+(?:\.[\w\-/ ]+)*")
 
 
-def first_match(keys: Iterable[str], module: str, where: str) -> str | None:
-    """The first of `keys` that PEFT would match with `module`, or None.
+class Patterns:
+    """The keys of one table, made ready for looking up one module after another.
 
-    Args:
-        keys: names or regular expressions, in the order of the configuration.
-        module: the module's full name in the base model.
-        where: how messages name the configuration.
-
-    Raises:
-        UnsupportedAdapterError: a key is no regular expression, or one that cannot be matched in
-            bounded time.
+    Names, of which there can be one for each of thousands of modules, are looked up by their length
+    and the places of their dots; regular expressions are tried one by one.
     """
-    for number, key in enumerate(keys):
-        if number >= _MOST_KEYS or len(key) > _LONGEST_KEY:
-            raise UnsupportedAdapterError(
-                f"the patterns of {where} are larger than any real adapter's: do not trust it"
-            )
-        if matches(key, module, where):
-            return key
-    return None
+
+    def __init__(self, keys: Iterable[str], where: str) -> None:
+        """Sort the keys.
+
+        Args:
+            keys: names or regular expressions, in the order of the configuration.
+            where: how messages name the configuration.
+
+        Raises:
+            UnsupportedAdapterError: there are more or longer expressions than any adapter needs.
+        """
+        self._keys = tuple(keys)
+        self._where = where
+        self._names: dict[tuple[int, tuple[int, ...]], dict[str, int]] = {}
+        self._expressions: list[int] = []
+        for number, key in enumerate(self._keys):
+            if len(key) > _LONGEST_KEY:
+                raise _too_large(where)
+            if _LITERAL.fullmatch(key):
+                dots = tuple(i for i, letter in enumerate(key) if letter == ".")
+                self._names.setdefault((len(key), dots), {}).setdefault(key, number)
+            else:
+                self._expressions.append(number)
+        if len(self._expressions) > _MOST_EXPRESSIONS:
+            raise _too_large(where)
+
+    def first(self, module: str) -> str | None:
+        """The first key that PEFT would match with a module's full name, or None.
+
+        Raises:
+            UnsupportedAdapterError: a key before it is no regular expression, or one that cannot be
+                matched in bounded time.
+        """
+        found = min(self._by_name(module), default=len(self._keys))
+        for number in self._expressions:
+            if number > found:
+                break
+            if matches(self._keys[number], module, self._where):
+                found = number
+        return self._keys[found] if found < len(self._keys) else None
+
+    def _by_name(self, module: str) -> Iterator[int]:
+        for (length, dots), numbers in self._names.items():
+            start = len(module) - length
+            if start < 0 or (start and module[start - 1] != "."):
+                continue
+            tail = list(module[start:])
+            for place in dots:
+                tail[place] = "."  # a dot in the key stands for any character, as it does for PEFT
+            number = numbers.get("".join(tail))
+            if number is not None:
+                yield number
+
+
+def first_match(keys: Iterable[str], module: str, where: str) -> str | None:
+    """The first of `keys` that PEFT would match with `module`, or None, as `Patterns` finds it."""
+    return Patterns(keys, where).first(module)
+
+
+def _too_large(where: str) -> UnsupportedAdapterError:
+    return UnsupportedAdapterError(
+        f"the patterns of {where} are larger than any real adapter's: do not trust it"
+    )
 
 
 def matches(key: str, module: str, where: str) -> bool:

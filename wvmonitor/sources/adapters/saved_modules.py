@@ -5,7 +5,7 @@ These are weights, not changes: their update is the difference from the base.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,29 @@ from wvmonitor.vectors.coverage import component_of
 TOKENS = ".token_adapter.trainable_tokens_delta"
 
 
+def whole_parts(
+    folder: AdapterFolder, keys: Iterable[str], initial: InitialState | None
+) -> Iterator[Part]:
+    """The parts of everything that is stored whole, each parameter once.
+
+    Args:
+        folder: the adapter.
+        keys: without PEFT's prefix.
+        initial: the adapter's state at step 0, which comes before the base if it holds a key.
+
+    Raises:
+        AdapterError, KeyMismatchError, ShapeMismatchError: as `saved_part` and `tokens_part` say.
+    """
+    own = [key for key in keys if not wrapper_copy(folder, key)]
+    by_name = {unwrapped(key): key for key in own}
+    for key in own:
+        if tied_copy(folder, key, by_name):
+            continue
+        part = (tokens_part if key.endswith(TOKENS) else saved_part)(folder, key, initial)
+        if part is not None:
+            yield part
+
+
 def saved_part(folder: AdapterFolder, key: str, initial: InitialState | None) -> Part | None:
     """The part of a tensor that is stored whole.
 
@@ -33,17 +56,20 @@ def saved_part(folder: AdapterFolder, key: str, initial: InitialState | None) ->
         initial: the adapter's state at step 0, which comes before the base if it holds the key.
 
     Returns:
-        None for the weight below a LoRA layer (`….base_layer.weight`) where it is the base's own,
-        or no base is at hand: PEFT stores it with adapted embeddings, and does not train it.
+        None for what is below a LoRA layer (`….base_layer.weight`) where it is as it was at the
+        start, or no base is at hand: PEFT stores it with adapted embeddings, and does not train it
+        (but for biases, where the configuration trains them).
 
     Raises:
         AdapterError: the base is needed.
         KeyMismatchError: neither the base nor the initial state holds the parameter.
         ShapeMismatchError: the base's shape differs, and not by a resized vocabulary.
     """
-    name = unwrapped(key)
+    name = unwrapped(key).replace(".token_adapter.", ".")
     full = f"{shown(name)} of {folder.where}"
-    if ".base_layer." in key and folder.base is None:
+    below = ".base_layer." in key
+    untrained = key.endswith(".weight") or folder.config.get("bias") in (None, "none")
+    if below and folder.base is None and untrained:
         folder.warnings.append(f"{full} is stored with the adapter and was taken to be the base's")
         return None
     # a start recorded live has the parameter's own name
@@ -51,6 +77,8 @@ def saved_part(folder: AdapterFolder, key: str, initial: InitialState | None) ->
     if initial is not None and at_start is not None:
         shape: tuple[int, ...] = tuple(initial.read(at_start).shape)
         source = None
+        if below and _unchanged(folder, key, initial.read(at_start)):
+            return None
     else:
         source = folder.needed_base(f"it stores {shown(name)} whole, not as a change")
         held = stored(source, name)
@@ -60,10 +88,15 @@ def saved_part(folder: AdapterFolder, key: str, initial: InitialState | None) ->
                 "give the adapter's state at step 0 as initial"
             )
         shape = source.shape(held)
-        if ".base_layer." in key:
-            if shape == folder.shape(key) and _equal(folder.read(key), source.read(held)):
+        if below:
+            if _unchanged(folder, key, source.read(held)):
                 return None
             name = held  # an adapted head that is tied is the embedding
+    if ".token_adapter." in key:
+        raise AdapterError(
+            f"{full} is trained as a whole and by trainable_token_indices at once, of which PEFT "
+            "saves only a part: train it one way or the other"
+        )
     if folder.shape(key) != shape:
         resized = component_of(name, shape) in ("embeddings", "head")
         if not (resized and common_rows(shape, folder.shape(key))):
@@ -164,6 +197,10 @@ def _base_tensor(base: ModelFolder | None, name: str) -> Tensor:
     return base.read(stored(base, name) or name)
 
 
+def _unchanged(folder: AdapterFolder, key: str, before: Tensor) -> bool:
+    return folder.shape(key) == tuple(before.shape) and _equal(folder.read(key), before)
+
+
 def _equal(now: Tensor, before: Tensor) -> bool:
     return bool(now.to(torch.float64).equal(before.to(torch.float64)))
 
@@ -173,13 +210,30 @@ def tied_copy(folder: AdapterFolder, key: str, saved: Mapping[str, str]) -> bool
 
     Args:
         folder: the adapter.
-        key: without PEFT's prefix.
+        key: without PEFT's prefix, of a weight or of retrained rows.
         saved: name -> key of everything stored whole.
     """
-    owner = None if folder.base is None else folder.base.tied_to(unwrapped(key))
+    if folder.base is None:
+        return False
+    if key.endswith(TOKENS):
+        owner = folder.base.tied_to(f"{key.removesuffix(TOKENS)}.weight")
+        owner = owner and owner.removesuffix(".weight") + TOKENS
+    else:
+        owner = folder.base.tied_to(unwrapped(key))
     if owner is None or owner not in saved or folder.shape(key) != folder.shape(saved[owner]):
         return False
     return _equal(folder.read(key), folder.read(saved[owner]))
+
+
+def wrapper_copy(folder: AdapterFolder, key: str) -> bool:
+    """Whether a tensor is stored under its own name too: `bias="all"` adds what wrappers hold.
+
+    Args:
+        folder: the adapter.
+        key: without PEFT's prefix.
+    """
+    plain = key.replace(".original_module.", ".").replace(".modules_to_save.", ".")
+    return plain != key and folder.has(plain)
 
 
 def _rows_difference(now: Tensor, before: Tensor) -> Tensor:
