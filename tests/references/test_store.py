@@ -167,6 +167,12 @@ def test_where_there_is_no_bank_it_says_so(tmp_path):
             ReferenceBank.load(path)
 
 
+def test_the_error_about_a_missing_bank_says_how_to_make_one(tmp_path):
+    """From Python as from the command line, the way to a bank is in the message."""
+    with pytest.raises(MissingPathError, match=r"made by `wvmonitor build`.*give no references"):
+        ReferenceBank.load(tmp_path / "missing")
+
+
 @pytest.mark.parametrize("listed", ["../evil", "/etc/passwd", "a/b/c"])
 def test_a_manifest_cannot_point_elsewhere(bank, tmp_path, listed):
     """File names that leave the folder are refused before anything is opened."""

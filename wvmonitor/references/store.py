@@ -88,7 +88,8 @@ def read_manifest(folder: Path) -> dict[str, str]:
     if not path.is_file():
         raise MissingPathError(
             f"{folder} is no bank of references: {MANIFEST_FILE} is missing; give a folder made by "
-            "`ReferenceBank.save`, or leave --references out for the bundled one"
+            "`wvmonitor build` or `ReferenceBank.save`, or give no references (on the command "
+            "line, leave --references out) for the bundled bank"
         )
     document = read_json(path)
     version = document.get("format_version")
