@@ -162,7 +162,7 @@ def test_a_newer_format_asks_for_an_upgrade(bank, tmp_path, name):
 
 def test_where_there_is_no_bank_it_says_so(tmp_path):
     """A missing folder and one that is no bank are told apart, with the next step."""
-    with pytest.raises(MissingPathError, match=r"no such folder.*wvmonitor build"):
+    with pytest.raises(MissingPathError, match=r"no such folder.*wvmonitor build.*none at all"):
         ReferenceBank.load(tmp_path / "nowhere")
     with pytest.raises(MissingPathError, match=r"manifest\.json is missing.*wvmonitor build"):
         ReferenceBank.load(tmp_path)

@@ -124,6 +124,18 @@ def test_a_resume_never_takes_the_weights_at_hand(bases: Bases) -> None:
         LiveModel(model, initial={})
 
 
+def test_a_parameter_unfrozen_late_is_named_at_every_reading() -> None:
+    """Whose start was not kept is refused in words each time, not only the first."""
+    model = zoo.build("llama")
+    embedding = model.get_input_embeddings().weight.requires_grad_(False)
+    live = LiveModel(model)
+    live.task_vector()
+    embedding.requires_grad_(True)
+    for _ in range(2):
+        with pytest.raises(KeyMismatchError, match=r"embed_tokens.*recorded start"):
+            live.task_vector()
+
+
 def test_a_fine_tuned_model_needs_its_base(bases: Bases) -> None:
     """Nothing in a fully fine-tuned model says where it started."""
     model = zoo.build("llama")

@@ -89,7 +89,8 @@ def read_manifest(folder: Path) -> dict[str, str]:
         why = f"{MANIFEST_FILE} is missing" if folder.is_dir() else "there is no such folder"
         raise MissingPathError(
             f"{folder} is no bank of references ({why}): give a folder that `wvmonitor build` or "
-            "`ReferenceBank.save` made, or hf://ORG/NAME for one that was pulled"
+            "`ReferenceBank.save` made, hf://ORG/NAME for one that was pulled, or none at all for "
+            "the bundled bank"
         )
     document = read_json(path)
     version = document.get("format_version")

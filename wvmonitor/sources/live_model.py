@@ -266,7 +266,6 @@ class LiveModel:
         return self._trained
 
     def _check_direct(self, direct: Mapping[str, Tensor]) -> list[str]:
-        self._directs = len(direct)
         warnings = []
         for name, parameter in direct.items():
             if self.sharded and self._in_memory and not owns(name):
@@ -306,6 +305,7 @@ class LiveModel:
                 f"{len(low)} trained parameters are {low[0]} and no float32 masters are seen: "
                 "steps below that resolution are lost as they are made"
             )
+        self._directs = len(direct)  # only now: what was refused is refused again
         return warnings
 
     def _direct_part(self, name: str, parameter: Tensor, current: Callable[[], Tensor]) -> Part:
