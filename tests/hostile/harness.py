@@ -348,11 +348,12 @@ def report(workshop: Workshop) -> int:
 
 def main() -> int:
     """Serve, or report."""
+    import torch
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     os.environ["HF_HUB_OFFLINE"] = "0"  # a look-up of the network must show, not be forbidden
-    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork, and the copy waits for them
     with tempfile.TemporaryDirectory() as folder:
         workshop = Workshop(Path(folder))
         warm(workshop)
