@@ -21,6 +21,7 @@ from wvmonitor.detection.verdict import RunContext
 from wvmonitor.errors import JournalError
 from wvmonitor.journal import journal as journal_module
 from wvmonitor.journal import lock as lock_module
+from wvmonitor.journal import writes
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.reader import read_journal
 from wvmonitor.journal.tools import acknowledge
@@ -440,6 +441,22 @@ def test_acknowledging_works_beside_a_live_run(tmp_path: Path) -> None:
     assert read_journal(tmp_path).acknowledged("r") == {"evil": "role-play data"}
     with pytest.raises(JournalError, match="no run 'q': it holds r"):
         acknowledge(tmp_path, "q", "evil", "")
+    journal.close()
+
+
+def test_an_acknowledgement_is_found_among_other_events(tmp_path: Path) -> None:
+    """Notes about a behaviour silence nothing, and of two reasons given the later one counts."""
+    journal = begun(tmp_path)
+    journal.note("seen", reference="evil")
+    for run, reference, why in (
+        ("r", "sycophancy", "first"),
+        ("r", "sycophancy", "second"),
+        ("other", "evil", "not of this run"),
+    ):
+        journal.execute(lambda c, e=(run, 1.0, "ack", reference, why): writes.event(c, *e))  # type: ignore[misc]
+    journal.note("seen again", reference="sycophancy")
+    assert read_journal(tmp_path).acknowledged("r") == {"sycophancy": "second"}
+    assert journal.acknowledged() == {"sycophancy"}
     journal.close()
 
 

@@ -230,7 +230,11 @@ class JournalReader:
 
     def acknowledged(self, run: str) -> dict[str, str]:
         """The references silenced in `run`, with the reason given."""
-        return {e.reference: e.detail for e in self.events(run) if e.kind == "ack" and e.reference}
+        rows = self._rows(
+            "SELECT reference, detail FROM events WHERE run = ? AND kind = 'ack' ORDER BY id",
+            (run,),
+        )
+        return {row["reference"]: row["detail"] for row in rows if row["reference"]}
 
     def _row(
         self,
