@@ -166,13 +166,15 @@ class _Metrics(Collector):
 
     def add(self, observation: Observation) -> None:
         """Count one observation, and keep it as the latest of its run."""
-        self.latest[observation.run] = observation
+        known, self.latest[observation.run] = self.latest.get(observation.run), observation
+        self.version += 1
+        if known is not None and known.reading is observation.reading:
+            return  # the same reading, of which less is known now: see `unwatched`
         self._readings += 1
         seconds = observation.measure_seconds
         if math.isfinite(seconds):
             self._seconds += seconds
             self._counts[bisect_left(SECONDS_BUCKETS, seconds)] += 1
-        self.version += 1
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: the registry is ours alone, so no name can clash."""
