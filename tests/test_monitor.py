@@ -22,7 +22,9 @@ from wvmonitor.errors import (
     SettingsError,
     UnknownReferenceError,
 )
+from wvmonitor.exporters.exporter import Observation
 from wvmonitor.exporters.prometheus import PrometheusExporter
+from wvmonitor.journal.overview import summaries
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.journal.tools import acknowledge
 from wvmonitor.monitor import Monitor, Run
@@ -201,6 +203,70 @@ def test_a_failing_monitor_never_reaches_training_and_gives_up(
         assert monitor.observe(model, step) is None
     assert monitor.failures == 3
     assert "NOT being watched" in caplog.text
+
+
+def test_a_run_that_is_not_watched_any_more_is_not_shown_as_fine(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """After the monitor has given up, whatever was ok is unknown: in Python, in the metrics and in
+    `wvmonitor runs`; a warning stays one, and the next attempt is watched again.
+    """
+    model, shown = lora_model(tiny_base), PrometheusExporter(port=None)
+    monitor = Monitor(
+        tiny_bank_folder, every_n_steps=1, journal_dir=tmp_path, run="r", exporters=[shown]
+    )
+    monitor.start(model, Run(planned_steps=9))
+    assert monitor.last is not None
+    first, *others = monitor.last.verdicts
+    fine = (replace(first, state="warn"), *(replace(v, state="ok") for v in others))
+    monitor.last = replace(monitor.last, verdicts=fine)
+    bank, monitor.bank = monitor.bank, None  # type: ignore[assignment]
+    for step in range(1, 6):
+        monitor.observe(model, step)
+    states = [v.state for v in monitor.last.verdicts]
+    assert states == ["warn"] + ["unknown"] * len(others)
+    page = shown.page().decode()
+    for verdict in others:
+        series = f'{{reference="{verdict.reference}",run="r",verdict="unknown"}} 1.0'
+        assert f"wvmonitor_verdict{series}" in page
+    assert "wvmonitor_readings_total 1.0" in page, "nothing was measured anew"
+    assert monitor.journal is not None
+    monitor.journal.flush()
+    (summary,) = summaries(tmp_path)
+    assert (
+        summary.unwatched
+        == "not watched since step 3: the monitor has failed too often and gave up"
+    )
+    assert {r.state for r in summary.references.values()} <= {"unknown", "warn", "alarm"}
+    monitor.bank = bank
+    monitor.start(model, Run(planned_steps=9))
+    assert monitor.observe(model, 1) is not None
+    monitor.close()
+    (summary,) = summaries(tmp_path)
+    assert summary.unwatched is None
+
+
+def test_what_fails_beside_the_readings_is_no_reason_to_give_up(
+    tiny_base: Path, tiny_bank_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many exporters fail at however many readings, the run is watched to its end."""
+
+    class Broken(CapturingExporter):
+        def export(self, observation: Observation) -> None:
+            raise OSError("planted")
+
+    model, sent = lora_model(tiny_base), CapturingExporter()
+    broken = [Broken() for _ in range(3)]
+    monitor = Monitor(tiny_bank_folder, every_n_steps=1, exporters=[*broken, sent])
+    monitor.start(model, Run(planned_steps=2))
+    for step in (1, 2):
+        monitor.observe(model, step)
+        for _ in range(3):
+            monitor.guarded("checkpoint", lambda: (Path("/nowhere") / "x").read_bytes(), b"")
+    assert [o.scores.step for o in sent.observations] == [0, 1, 2]
+    assert monitor.failures == 15
+    assert not monitor.disabled
+    assert "NOT being watched" not in caplog.text
 
 
 def test_a_failing_monitor_stops_training_where_asked(

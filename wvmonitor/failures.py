@@ -14,7 +14,10 @@ T = TypeVar("T")
 
 
 class Failures:
-    """Catches, counts and says what fails; gives up, loudly, after several in a row.
+    """Catches, counts and says what fails; gives up, loudly, after several readings in a row.
+
+    What fails beside a reading (a journal, an exporter, a checkpoint's sidecar) is counted and
+    said, but never a reason to stop watching.
 
     Attributes:
         total: failures so far.
@@ -31,7 +34,7 @@ class Failures:
 
         Args:
             policy: whether training goes on when the monitor fails.
-            disable_after: failures in a row after which the monitor gives up.
+            disable_after: readings that fail in a row after which the monitor gives up.
             count: told where each failure happened.
         """
         self.total = 0
@@ -42,20 +45,23 @@ class Failures:
 
     @property
     def too_many(self) -> bool:
-        """Whether the monitor has failed too often in a row."""
+        """Whether too many readings in a row have failed."""
         return self._in_a_row >= self._disable_after
 
     def end_row(self) -> None:
-        """Something went well."""
+        """A reading went well, or a new attempt begins."""
         self._in_a_row = 0
 
-    def guarded(self, where: str, work: Callable[[], T], otherwise: T) -> T:
+    def guarded(
+        self, where: str, work: Callable[[], T], otherwise: T, *, reading: bool = False
+    ) -> T:
         """What `work` gives, or `otherwise` where it fails.
 
         Args:
             where: what failed, for the log and the metrics.
             work: anything that the monitor does while training waits.
             otherwise: what training gets in its place.
+            reading: whether a reading is lost where it fails.
 
         Raises:
             MonitorFailedError: only with the policy "stop".
@@ -65,13 +71,13 @@ class Failures:
         except (KeyboardInterrupt, SystemExit, GeneratorExit, MonitorFailedError):
             raise  # meant for training itself
         except BaseException as error:  # noqa: BLE001  a panic in a library of Rust is no Exception
-            self.add(where, error)
+            self._add(where, error, reading=reading)
             return otherwise
 
-    def add(self, where: str, error: BaseException) -> None:
+    def _add(self, where: str, error: BaseException, *, reading: bool) -> None:
         """Count a failure and say it loudly; raise only with the policy "stop"."""
         self.total += 1
-        self._in_a_row += 1
+        self._in_a_row += reading
         self._count(where)
         message = f"wvmonitor failed at its {where}: {type(error).__name__}: {error}"
         logger.error(message, exc_info=error)
@@ -79,7 +85,7 @@ class Failures:
             raise MonitorFailedError(
                 f"{message}; training stops because on_monitor_failure='stop'"
             ) from error
-        if self.too_many:
+        if reading and self.too_many:
             logger.error(
                 "wvmonitor gives up after %d failures: this run is NOT being watched any more",
                 self._in_a_row,

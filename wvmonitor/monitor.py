@@ -128,7 +128,7 @@ class Monitor:
 
     @property
     def disabled(self) -> bool:
-        """Whether the monitor has failed too often in a row and gave up, loudly."""
+        """Whether too many readings in a row have failed, and the monitor gave up, loudly."""
         return self._record.failures.too_many
 
     @property
@@ -233,7 +233,8 @@ class Monitor:
         the record. Where the model is sharded every process must, since all measure together.
 
         A failure in here never reaches training: it is logged and counted, and after
-        `disable_after` of them the monitor gives up (`on_monitor_failure="stop"` raises instead).
+        `disable_after` in a row the monitor gives up, and what was ok is unknown from then on
+        (`on_monitor_failure="stop"` raises instead).
 
         Args:
             model: the model after `step` optimiser steps.
@@ -246,7 +247,13 @@ class Monitor:
         Raises:
             MonitorFailedError: only with `on_monitor_failure="stop"`.
         """
-        return self.guarded("reading", lambda: self._observed(model, step, force=force), None)
+        watched = not self.disabled
+        observation = self._record.failures.guarded(
+            "reading", lambda: self._observed(model, step, force=force), None, reading=True
+        )
+        if watched and self.disabled:
+            self.last = self._record.give_up(self.last, step)
+        return observation
 
     def _observed(self, model: Any, step: int, *, force: bool) -> Observation | None:
         if not self._wanted(model, step, force=force):

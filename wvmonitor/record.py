@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.verdict import JudgeState
-from wvmonitor.exporters.exporter import Exporter, Observation
+from wvmonitor.exporters.exporter import Exporter, Observation, unwatched
 from wvmonitor.exporters.prometheus import PrometheusExporter
 from wvmonitor.failures import Failures
 from wvmonitor.journal.journal import Journal
@@ -124,6 +124,28 @@ class Record:
         for notifier in self._attending:
             self.failures.guarded("notifier", notifier.attend, None)
         self.failures.guarded("journal", lambda: self._keep(observation, state), None)
+        self._show(observation)
+
+    def give_up(self, last: Observation | None, step: int) -> Observation | None:
+        """Keep and show that nobody watches this run from `step` on.
+
+        Args:
+            last: the last observation, if there is one.
+            step: at which the monitor gave up.
+
+        Returns:
+            What is known of the run now.
+        """
+        why = f"not watched since step {step}: the monitor has failed too often and gave up"
+        if journal := self.journal:
+            self.failures.guarded("journal", lambda: journal.give_up(why), None)
+        if last is None:
+            return None
+        last = unwatched(last, why)
+        self._show(last)
+        return last
+
+    def _show(self, observation: Observation) -> None:
         for exporter in self._exporters:
             self.failures.guarded("exporter", lambda e=exporter: e.export(observation), None)  # type: ignore[misc]
 
@@ -150,6 +172,7 @@ class Record:
         self._close(self._exporters[len(self._given) :])
         self.journal = self.recorder = self._outbox = None
         self._attending = []
+        self.failures.end_row()
 
     def close(self) -> None:
         """Deliver and write what is left, and let go of journal, ports and threads."""

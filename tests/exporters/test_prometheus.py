@@ -211,6 +211,13 @@ def test_the_textfile_is_always_whole(tmp_path: Path, make_observation: Make) ->
     assert [p.name for p in tmp_path.iterdir()] == ["wv.prom"]
 
 
+def test_the_textfile_of_a_monitor_that_only_fails_says_so(tmp_path: Path) -> None:
+    """Errors reach the textfile at once, even where no reading ever does."""
+    path = tmp_path / "wvmonitor.prom"
+    PrometheusExporter(port=None, textfile=path).error("start")
+    assert parsed(path.read_bytes())["wvmonitor_errors_total", labels(where="start")] == 1
+
+
 def test_a_textfile_that_cannot_be_written_is_counted(
     tmp_path: Path, make_observation: Make
 ) -> None:

@@ -21,9 +21,13 @@ from wvmonitor.detection.verdict import RunContext
 from wvmonitor.errors import JournalError
 from wvmonitor.journal import journal as journal_module
 from wvmonitor.journal import lock as lock_module
+from wvmonitor.journal import writes
 from wvmonitor.journal.journal import Journal
+from wvmonitor.journal.overview import summaries
 from wvmonitor.journal.reader import read_journal
 from wvmonitor.journal.tools import acknowledge
+from wvmonitor.report.findings import judge
+from wvmonitor.report.inputs import from_journal
 
 Entry = Callable[..., tuple[Any, ...]]
 CONTEXT = RunContext(method="lora", rank=8, optimizer="adamw", learning_rate=1e-4)
@@ -440,6 +444,41 @@ def test_acknowledging_works_beside_a_live_run(tmp_path: Path) -> None:
     assert read_journal(tmp_path).acknowledged("r") == {"evil": "role-play data"}
     with pytest.raises(JournalError, match="no run 'q': it holds r"):
         acknowledge(tmp_path, "q", "evil", "")
+    journal.close()
+
+
+def test_a_run_that_was_given_up_is_no_clean_result(tmp_path: Path, make_entry: Entry) -> None:
+    """`runs` and the report say unknown, and why, until another attempt is watched."""
+    journal = begun(tmp_path)
+    journal.record(*make_entry(10, "ok"))
+    journal.give_up("not watched since step 20")
+    journal.flush()
+    (summary,), (view,) = summaries(tmp_path), from_journal(tmp_path)
+    assert (summary.verdict, summary.references["evil"].state) == ("unknown", "unknown")
+    outcome = judge(view)
+    assert (outcome.state, outcome.reason) == ("unknown", "not watched since step 20")
+    acknowledge(tmp_path, "r", "evil", "known")
+    (summary,) = summaries(tmp_path)
+    assert summary.verdict == "unknown"
+    journal.begin_attempt(CONTEXT, "bank", resume_step=10)
+    (summary,), (view,) = summaries(tmp_path), from_journal(tmp_path)
+    assert (summary.references["evil"].state, judge(view).state) == ("ok", "ok")
+    journal.close()
+
+
+def test_an_acknowledgement_is_found_among_other_events(tmp_path: Path) -> None:
+    """Notes about a behaviour silence nothing, and of two reasons given the later one counts."""
+    journal = begun(tmp_path)
+    journal.note("seen", reference="evil")
+    for run, reference, why in (
+        ("r", "sycophancy", "first"),
+        ("r", "sycophancy", "second"),
+        ("other", "evil", "not of this run"),
+    ):
+        journal.execute(lambda c, e=(run, 1.0, "ack", reference, why): writes.event(c, *e))  # type: ignore[misc]
+    journal.note("seen again", reference="sycophancy")
+    assert read_journal(tmp_path).acknowledged("r") == {"sycophancy": "second"}
+    assert journal.acknowledged() == {"sycophancy"}
     journal.close()
 
 

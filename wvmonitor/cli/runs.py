@@ -132,6 +132,8 @@ def _notes(s: RunSummary) -> str:
     notes = [f"cannot be read: {s.error}"] if s.error else []
     if s.stopped is not None:
         notes.append(f"stopped: {s.stopped}")
+    if s.unwatched is not None:
+        notes.append(s.unwatched)
     notes += [
         f"{name} acknowledged: {r.acknowledged}"
         for name, r in s.references.items()

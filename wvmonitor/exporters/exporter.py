@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from wvmonitor.detection.scores import ScoreName, Scores
@@ -61,6 +61,20 @@ class Exporter(Protocol):
 def overall(verdicts: Iterable[Verdict]) -> State:
     """The verdict that most needs someone to look; unknown if there is none at all."""
     return max((v.state for v in verdicts), key=STATES.index, default="unknown")
+
+
+def unwatched(last: Observation, why: str) -> Observation:
+    """The last observation of a run that nobody watches any more, with the reason in words.
+
+    What was fine at the time is unknown now; a warning or an alarm stays what it was.
+    """
+    verdicts = tuple(
+        v
+        if STATES.index(v.state) > STATES.index("unknown")
+        else replace(v, state="unknown", reason=why, account=())
+        for v in last.verdicts
+    )
+    return replace(last, verdicts=verdicts)
 
 
 def layer_projections(

@@ -58,10 +58,10 @@ class PrometheusExporter:
     ) -> None:
         """Serve on `host` and `port` (None: not at all; 0: any free port).
 
-        `textfile` is rewritten whole at each reading. `layers` is for how many layers of each
-        behaviour series are made, those with the largest values first. `access` says who may
-        scrape; `push` where the metrics of the run are sent as well. `expected` are the references
-        whose drift is wanted, so that rules can leave them out.
+        `textfile` is rewritten whole at each reading and each error. `layers` is for how many
+        layers of each behaviour series are made, those with the largest values first. `access` says
+        who may scrape; `push` where the metrics of the run are sent as well. `expected` are the
+        references whose drift is wanted, so that rules can leave them out.
         """
         self._textfile = textfile
         self._push = push
@@ -70,6 +70,7 @@ class PrometheusExporter:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._metrics)
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._page = b""
         self._rendered = -1
         self._server: Serving | None = None
@@ -81,12 +82,7 @@ class PrometheusExporter:
         """Show one observation in place of the run's last."""
         self._metrics.add(observation)
         self._changed()
-        if self._textfile is not None:
-            try:
-                self.write_textfile(self._textfile)
-            except OSError as error:
-                self.error("textfile")
-                logger.warning("metrics not written to '%s': %s", self._textfile, error)
+        self._write()
         if self._push is not None:
             if self._pusher is None:
                 self._pusher = Pusher(
@@ -103,6 +99,8 @@ class PrometheusExporter:
             self._metrics.errors[where] += 1
             self._metrics.version += 1
         self._changed()
+        if where != "textfile":
+            self._write()  # a monitor that only fails exports nothing, and must not look idle
 
     def set_outbox_pending(self, count: int) -> None:
         """Show how many deliveries wait; see `Outbox(on_pending=...)`."""
@@ -135,6 +133,17 @@ class PrometheusExporter:
                 self._rendered = version
             return self._page
 
+    def _write(self) -> None:
+        """Write the textfile, if there is to be one; it matters to nothing else if that fails."""
+        if self._textfile is None:
+            return
+        try:
+            with self._writing:
+                self.write_textfile(self._textfile)
+        except OSError as error:
+            self.error("textfile")
+            logger.warning("metrics not written to '%s': %s", self._textfile, error)
+
     def write_textfile(self, path: Path) -> None:
         """Write the metrics to `path` in one step, so that no reader meets half a file."""
         partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -166,13 +175,15 @@ class _Metrics(Collector):
 
     def add(self, observation: Observation) -> None:
         """Count one observation, and keep it as the latest of its run."""
-        self.latest[observation.run] = observation
+        known, self.latest[observation.run] = self.latest.get(observation.run), observation
+        self.version += 1
+        if known is not None and known.reading is observation.reading:
+            return  # the same reading, of which less is known now: see `unwatched`
         self._readings += 1
         seconds = observation.measure_seconds
         if math.isfinite(seconds):
             self._seconds += seconds
             self._counts[bisect_left(SECONDS_BUCKETS, seconds)] += 1
-        self.version += 1
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: the registry is ours alone, so no name can clash."""

@@ -240,6 +240,11 @@ class Journal:
         """Keep a remark on the run (kind "end" for how it ended, "probe" for what one found)."""
         self._event(kind, reference, detail)
 
+    def give_up(self, why: str) -> None:
+        """Note that nobody watches the run any more; a later `flush` says that it is on disk."""
+        run, now = self._named(None), time.time()
+        self._submit(lambda c: writes.event(c, run, now, "gave-up", None, why))
+
     def execute(self, job: Callable[[sqlite3.Connection], T], timeout: float = 30.0) -> T:
         """Run `job` in a transaction on the writer thread, and return what it returns.
 

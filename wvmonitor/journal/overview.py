@@ -44,9 +44,11 @@ class RunSummary:
         wall_time: when the last reading was made, seconds since 1970.
         attempts: how often the run was started.
         norm: ‖τ‖.
-        verdict: the worst verdict that nobody has acknowledged; unknown without a reading.
+        verdict: the worst verdict that nobody has acknowledged; unknown without a reading, and
+            where nobody watches and the last one was fine.
         references: by behaviour.
         stopped: why it was told to stop, if that still holds.
+        unwatched: why nobody watches it any more, if the monitor gave up.
         pending: alerts that wait to be delivered.
         error: why the journal cannot be read, if it cannot.
     """
@@ -61,6 +63,7 @@ class RunSummary:
     verdict: State = "unknown"
     references: dict[str, ReferenceSummary] = field(default_factory=dict)
     stopped: str | None = None
+    unwatched: str | None = None
     pending: int = 0
     error: str | None = None
 
@@ -103,17 +106,23 @@ def summaries(folder: str | Path) -> Iterator[RunSummary]:
 def _summary(reader: JournalReader, run: str) -> RunSummary:
     attempts = len(reader.attempts(run))
     stopped, pending = reader.stop_latched(run), reader.pending(run)
+    unwatched = reader.unwatched(run)
     row = reader.latest(run)
     if row is None:
         return RunSummary(
-            str(reader.path), run, attempts=attempts, stopped=stopped, pending=pending
+            str(reader.path),
+            run,
+            attempts=attempts,
+            stopped=stopped,
+            unwatched=unwatched,
+            pending=pending,
         )
     silenced = reader.acknowledged(run)
 
     def reference(verdict: Verdict) -> ReferenceSummary:
         scores = row.scores.references.get(verdict.reference)
         return ReferenceSummary(
-            state=verdict.state,
+            state=_worse(verdict.state, "unknown") if unwatched else verdict.state,
             score=verdict.score,
             threshold=verdict.threshold,
             dose=None if scores is None else scores.dose,
@@ -121,6 +130,8 @@ def _summary(reader: JournalReader, run: str) -> RunSummary:
         )
 
     open_states = {v.state for v in row.verdicts if v.reference not in silenced}
+    if unwatched:
+        open_states.add("unknown")
     quiet: State = "ok" if row.verdicts else "unknown"
     return RunSummary(
         journal=str(reader.path),
@@ -133,5 +144,10 @@ def _summary(reader: JournalReader, run: str) -> RunSummary:
         verdict=next((s for s in WORST_FIRST if s in open_states), quiet),
         references={v.reference: reference(v) for v in row.verdicts},
         stopped=stopped,
+        unwatched=unwatched,
         pending=pending,
     )
+
+
+def _worse(*states: State) -> State:
+    return min(states, key=WORST_FIRST.index)

@@ -72,7 +72,7 @@ class Event:
     Attributes:
         run: the run's id.
         time: seconds since 1970.
-        kind: "ack", "stop", "stop-cleared", "note", "probe" or "end".
+        kind: "ack", "stop", "stop-cleared", "note", "probe", "gave-up" or "end".
         reference: the behaviour it is about, if it is about one.
         detail: the words given for it.
     """
@@ -228,9 +228,23 @@ class JournalReader:
         )
         return str(rows[0]["detail"]) if rows and rows[0]["kind"] == "stop" else None
 
+    def unwatched(self, run: str) -> str | None:
+        """Why nobody watches the latest attempt of `run` any more, if the monitor gave up."""
+        rows = self._rows(
+            "SELECT detail FROM events WHERE run = ?1 AND kind = 'gave-up' AND time >= "
+            "(SELECT started FROM attempts WHERE run = ?1 ORDER BY attempt DESC LIMIT 1) "
+            "ORDER BY id DESC LIMIT 1",
+            (run,),
+        )
+        return str(rows[0]["detail"]) if rows else None
+
     def acknowledged(self, run: str) -> dict[str, str]:
         """The references silenced in `run`, with the reason given."""
-        return {e.reference: e.detail for e in self.events(run) if e.kind == "ack" and e.reference}
+        rows = self._rows(
+            "SELECT reference, detail FROM events WHERE run = ? AND kind = 'ack' ORDER BY id",
+            (run,),
+        )
+        return {row["reference"]: row["detail"] for row in rows if row["reference"]}
 
     def _row(
         self,

@@ -59,6 +59,7 @@ def _run(reader: JournalReader, run: str, saved: Sequence[int]) -> RunView:
     attempts = reader.attempts(run)
     steps = {row.step for row in rows}
     reach = max(steps, default=0)
+    unwatched = reader.unwatched(run)
     view = RunView(
         name=run,
         rows=rows,
@@ -66,6 +67,7 @@ def _run(reader: JournalReader, run: str, saved: Sequence[int]) -> RunView:
         checkpoints=[step for step in saved if step <= reach],
         planned_steps=attempts[-1].context.planned_steps if attempts else None,
         facts=_facts(attempts, reader.path),
+        problems=[unwatched] if unwatched else (),
     )
     return RunView(**{**vars(view), "heat_maps": _heat_maps(reader, view, rows)})
 
