@@ -157,7 +157,7 @@ class MonitorSettings(BaseSettings):
         "continue", description="Whether training goes on when the monitor itself fails."
     )
     disable_after: int = Field(
-        3, ge=1, description="Failures in a row after which the monitor switches itself off."
+        3, ge=1, description="Readings that fail in a row after which the monitor gives up."
     )
     expected: Names = Field(
         (), description="References whose drift is wanted in this run: no alerts, no action."

@@ -154,11 +154,25 @@ def test_stop_is_remembered_until_it_is_cleared(tmp_path: Path) -> None:
 def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
     """Two runs cannot write one journal: the second is told who holds it, and what to do."""
     journal = begun(tmp_path)
-    with pytest.raises(
-        JournalError, match=rf"written by process {os.getpid()} on host .*journal_dir"
-    ):
+    with pytest.raises(JournalError, match=r"another monitor of this process .*journal_dir"):
         Journal.open(tmp_path)
     journal.close()
+    code = (
+        "import sys; from wvmonitor.journal.journal import Journal;"
+        "Journal.open(sys.argv[1], run='r'); print('open', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        said = rf"written by process {other.pid} on host .*journal_dir.*end that process"
+        with pytest.raises(JournalError, match=said):
+            Journal.open(tmp_path)
+        other.communicate("\n")
     begun(tmp_path).close()
 
 
@@ -380,7 +394,7 @@ def test_forked_workers_cannot_harm_the_journal(tmp_path: Path, make_entry: Entr
             children.append(child)
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 10
     assert [row.step for row in journal.trajectory()] == list(range(40))
-    with pytest.raises(JournalError, match="is being written by"):
+    with pytest.raises(JournalError, match="is being written by another monitor of this process"):
         Journal.open(tmp_path)
     journal.close()
 

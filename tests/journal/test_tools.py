@@ -214,7 +214,7 @@ def test_a_journal_that_is_being_written_is_not_pruned(journal_folder: Path) -> 
     done = run_command("journal", "prune", journal_folder, "--run", "old")
     journal.close()
     assert done.exit_code == 2
-    assert "is being written by process" in done.stderr
+    assert "is being written by another monitor of this process" in done.stderr
 
 
 def test_pruning_nothing_in_particular_is_wrong_usage(journal_folder: Path) -> None:

@@ -31,11 +31,11 @@ class WriterLock:
         try:
             _lock(self._descriptor)
         except BlockingIOError:
-            holder = _holder(self._descriptor)
+            holder, way_out = _holder(self._descriptor)
             self.abandon()
             raise JournalError(
                 f"'{journal}' is being written by {holder}: give this run another journal_dir, or "
-                "end that process first"
+                f"{way_out}"
             ) from None
         except BaseException:
             self.abandon()
@@ -66,11 +66,14 @@ def _lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _holder(descriptor: int) -> str:
-    """Who holds the lock, in words."""
+def _holder(descriptor: int) -> tuple[str, str]:
+    """Who holds the lock, in words, and what can be done about it."""
     try:
         note = json.loads(os.pread(descriptor, 4096, 0))
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(note["since"])))
-        return f"process {int(note['pid'])} on host {str(note['host'])!r} since {since}"
+        pid, host = int(note["pid"]), str(note["host"])
     except (ValueError, KeyError, TypeError, OSError):
-        return "another process that has not said its name"
+        return "another process that has not said its name", "end that process first"
+    if (pid, host) == (os.getpid(), socket.gethostname()):
+        return f"another monitor of this process since {since}", "attach one monitor to a run"
+    return f"process {pid} on host {host!r} since {since}", "end that process first"
