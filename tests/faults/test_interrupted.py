@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from tests.faults import ranks
 from tests.faults.runs import STEPS, digest, trainer
 from wvmonitor import WVMonitorCallback
 from wvmonitor.integrations import transformers as integration
+from wvmonitor.journal import writes
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.scan import scan
 from wvmonitor.testing import run_distributed
+
+write_reading = writes.reading
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +65,25 @@ def killed_while_saving(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def written_slowly(*given: Any) -> Any:
+    time.sleep(0.3)
+    return write_reading(*given)
+
+
 def run_until_killed(base: str, bank: str, out: str) -> None:
-    """What the process does that is ended in the middle of a save."""
+    """What the process does that is ended in the middle of a save, on a slow disk."""
     integration.write_json = killed_while_saving  # type: ignore[assignment]
+    writes.reading = written_slowly
     watched(Path(base), Path(bank), Path(out))[0].train()
 
 
 def test_sigterm_during_a_save_costs_nothing(
     tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path, alone: str
 ) -> None:
-    """Ended while the monitor writes beside a checkpoint, the run goes on from it, whole."""
+    """Ended while the monitor writes beside a checkpoint, the run goes on from it, whole.
+
+    The reading of the step that was saved is on the disk by then: nobody will read it again.
+    """
     call = (
         "from tests.faults.test_interrupted import run_until_killed;"
         f"run_until_killed({str(tiny_base)!r}, {str(tiny_bank_folder)!r}, {str(tmp_path)!r})"

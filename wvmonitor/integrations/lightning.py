@@ -16,6 +16,7 @@ from wvmonitor.actions import Action
 from wvmonitor.errors import UnmeasurableModelError
 from wvmonitor.exporters.trainer_log import log_values
 from wvmonitor.integrations.decision import latched, together
+from wvmonitor.journal.journal import PATIENCE_SECONDS
 from wvmonitor.monitor import Monitor, Run
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.settings import MonitorSettings
@@ -102,10 +103,12 @@ class WVMonitorCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the run's id, and how its adapter started."""
-        live = self._live
+        live, journal = self._live, self.monitor.journal
         adapter = live is not None and live.method != "full"
+        if journal:  # a run that goes on from here does not read this step again
+            self.monitor.guarded("journal", lambda: journal.flush(PATIENCE_SECONDS), None)
         return {
-            "run": self.monitor.run_name if self.monitor.journal else None,
+            "run": self.monitor.run_name if journal else None,
             "initial": live.initial_state() if live is not None and adapter else {},
         }
 

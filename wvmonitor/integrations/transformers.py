@@ -22,6 +22,7 @@ from wvmonitor.exporters.trainer_log import log_values
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
 from wvmonitor.integrations.decision import latched, together
+from wvmonitor.journal.journal import PATIENCE_SECONDS
 from wvmonitor.monitor import Monitor, Run
 from wvmonitor.probing import Probe
 from wvmonitor.references.bank import ReferenceBank
@@ -237,8 +238,10 @@ class WVMonitorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave beside the checkpoint what resuming from it needs."""
-        folder = _checkpoint(args, state)
-        if state.is_world_process_zero and folder is not None and self.monitor.journal:
+        folder, journal = _checkpoint(args, state), self.monitor.journal
+        if state.is_world_process_zero and folder is not None and journal:
+            # a run that goes on from here does not read this step again
+            self.monitor.guarded("journal", lambda: journal.flush(PATIENCE_SECONDS), None)
             self.monitor.guarded("checkpoint", lambda: self._leave(folder), None)
 
     def _leave(self, folder: Path) -> None:

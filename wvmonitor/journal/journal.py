@@ -43,7 +43,7 @@ Job = Callable[[sqlite3.Connection], Any]
 QUEUE_SIZE = 1024
 BATCH = 64
 PATIENCE_SECONDS = 5.0
-"""How long `record` may hold up training when the queue is full, before it raises."""
+"""How long the disk may hold up training: where the queue is full, and at a checkpoint."""
 
 _journals: weakref.WeakSet[Journal] = weakref.WeakSet()
 
