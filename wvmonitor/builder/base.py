@@ -182,11 +182,16 @@ def _said(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _folder_of(name: str, revision: str | None) -> Path:
+def local_folder(name: str) -> Path | None:
+    """A model's folder where the name is one, or the bundled model's; None for any other name."""
     if Path(name).is_dir():
         return Path(name)
-    if name == BUNDLED:
-        return bundled_path(BUNDLED, "base")
+    return bundled_path(BUNDLED, "base") if name == BUNDLED else None
+
+
+def _folder_of(name: str, revision: str | None) -> Path:
+    if (folder := local_folder(name)) is not None:
+        return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -136,14 +136,11 @@ def _folder(model: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    from wvmonitor.builder.base import BUNDLED
+    from wvmonitor.builder.base import local_folder
     from wvmonitor.errors import MissingPathError
-    from wvmonitor.references.bundled import bundled_path
 
-    if Path(model).is_dir():
-        return Path(model)
-    if model == BUNDLED:
-        return bundled_path(BUNDLED, "base")
+    if (folder := local_folder(model)) is not None:
+        return folder
     try:
         return Path(snapshot_download(model, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
