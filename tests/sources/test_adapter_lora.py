@@ -407,12 +407,13 @@ def test_starts_are_known_in_any_case(
     zoo.assert_equal_change(read_adapter(tmp_path, bases("llama")), oracle)
 
 
-def test_dora_on_loftq_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["loftq", "LoftQ"])
+def test_dora_on_loftq_is_refused(start: str, tmp_path: Path) -> None:
     """DoRA depends on the rounded base that LoftQ made, which no file holds."""
     lora = peft.get_peft_model(
         zoo.build("llama"), peft.LoraConfig(target_modules=["q_proj"], use_dora=True)
     )
-    lora.peft_config["default"].init_lora_weights = "loftq"
+    lora.peft_config["default"].init_lora_weights = start
     lora.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedAdapterError, match="LoftQ"):
         read_adapter(tmp_path)

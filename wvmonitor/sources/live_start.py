@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from wvmonitor.sources.adapters.config import as_compared
 from wvmonitor.sources.live_adapter import Adapted
 
 # Starts of LoRA (`init_lora_weights`) at which B·A is zero, or zero up to rounding.
@@ -37,7 +38,7 @@ def moved_at_start(
         if key not in known:
             variant = any(getattr(settings, field, None) for field in MERGED_VARIANTS)
             if settings.peft_type.value == "LORA" and not variant:
-                known[key] = _start(settings) not in _STARTS_AT_BASE
+                known[key] = as_compared(settings.init_lora_weights) not in _STARTS_AT_BASE
             else:
                 known[key] = not starts_at_base(settings, layer, entry.path)
         if known[key]:
@@ -45,16 +46,14 @@ def moved_at_start(
     return False
 
 
-def _start(settings: Any) -> Any:
-    said = settings.init_lora_weights
-    return said.lower() if isinstance(said, str) else said  # as PEFT compares them
-
-
 def moves_base(entry: Adapted, config: Mapping[str, Any]) -> bool:
     """Whether making the adapter has changed the base's weights in memory (PiSSA and its kin)."""
     settings = [config[a] for a in entry.adapters if config.get(a) is not None]
     return any(
         getattr(s, "kasa_config", None)
-        or (s.peft_type.value == "LORA" and _start(s) not in (*_STARTS_AT_BASE, False))
+        or (
+            s.peft_type.value == "LORA"
+            and as_compared(s.init_lora_weights) not in (*_STARTS_AT_BASE, False)
+        )
         for s in settings
     )

@@ -176,8 +176,13 @@ def strings(config: Mapping[str, Any], field: str, where: str) -> tuple[str, ...
     return tuple(value)
 
 
+def as_compared(start: object) -> object:
+    """An `init_lora_weights` as PEFT compares it: without capitals."""
+    return start.lower() if isinstance(start, str) else start
+
+
 def _start(given: object, where: str) -> Start:
-    value = given.lower() if isinstance(given, str) else given  # as PEFT compares them
+    value = as_compared(given)
     if value is True or value is None or value in _AT_BASE:
         return "base"
     if value is False or value in _MOVED:
@@ -193,13 +198,13 @@ def _start(given: object, where: str) -> Start:
 
 
 def _moves_base(config: Mapping[str, Any], where: str) -> bool:
-    value = config.get("init_lora_weights")
+    value = as_compared(config.get("init_lora_weights"))
     if value == "loftq" and config.get("use_dora"):
         raise UnsupportedAdapterError(
             f"{where} combines DoRA with LoftQ, whose rounding of the base is in no file, so that "
             "its update cannot be told; monitor such a run while it trains"
         )
-    return isinstance(value, str) and value.lower().startswith(_TAKEN_OFF)
+    return isinstance(value, str) and value.startswith(_TAKEN_OFF)
 
 
 def _flag(config: Mapping[str, Any], field: str, where: str) -> bool:
