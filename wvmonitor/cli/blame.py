@@ -156,8 +156,8 @@ def _loaded(folder: Path, device: str, dtype: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from wvmonitor.cores import on_device
     from wvmonitor.errors import InputError
+    from wvmonitor.vectors.devices import on_device
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
