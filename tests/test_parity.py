@@ -15,8 +15,8 @@ from tests.golden.ways import Seen, Way
 from tests.scan.calibrations import calibration_for
 from wvmonitor import Monitor, ReferenceBank
 from wvmonitor.errors import SettingsError, UnknownReferenceError
-from wvmonitor.exporters.prometheus import PrometheusExporter
 from wvmonitor.journal.tools import acknowledge
+from wvmonitor.outputs.prometheus import PrometheusExporter
 from wvmonitor.scan.watch import Watcher
 
 AMOUNTS = (0.0, 0.1, 0.4, 0.9, 0.9, 0.2, 2.0)
@@ -140,8 +140,6 @@ def _assert_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
         elif isinstance(mine, str):
             assert NUMBER.sub("#", mine) == NUMBER.sub("#", theirs)
             pairs = zip(NUMBER.findall(mine), NUMBER.findall(theirs), strict=True)
-            assert all(
-                math.isclose(float(a), float(b), rel_tol=0.02, abs_tol=1e-3) for a, b in pairs
-            )
+            assert all(float(a) == pytest.approx(float(b), rel=0.02, abs=1e-3) for a, b in pairs)
         else:
             assert mine == theirs

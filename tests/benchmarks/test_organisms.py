@@ -279,7 +279,7 @@ def test_runs_are_ranked_by_what_the_judge_goes_by(finished, shipped):
         for scores in run.scores:
             _, state = judge(scores, run.context, band, state)
         for behaviour in BEHAVIOURS:
-            expected = max(state.running_maximum[behaviour], state.gain_maximum[behaviour])
+            expected = max(state.of(behaviour).running_maximum, state.of(behaviour).gain_maximum)
             assert value(run, behaviour) == pytest.approx(expected)
     residuals = [s.references["evil"].values["response"]["residual"] for s in runs[0].scores]
     assert metrics.deciding(runs[0], "evil") == residuals[-1]

@@ -28,13 +28,15 @@ from tests.sources import zoo
 from tests.sources.test_adapter_kinds import MODELS, NEEDS_THE_START, STARTS_AT_BASE
 from wvmonitor import ReferenceBank, TaskVector, WVMonitorCallback
 from wvmonitor.detection.calibration import Calibration
-from wvmonitor.exporters.prometheus import PrometheusExporter
 from wvmonitor.journal.tools import acknowledge, export
 from wvmonitor.organism.train import finetune
+from wvmonitor.outputs.prometheus import PrometheusExporter
+from wvmonitor.outputs.scan_record import (
+    CheckpointResult,
+)
 from wvmonitor.references import BaseIdentity, Card, Construction, Reference
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.scan.cache import ScanCache
-from wvmonitor.scan.results import CheckpointResult
 from wvmonitor.scan.scan import scan
 from wvmonitor.scan.schema import document
 from wvmonitor.sources import base_digest
@@ -276,7 +278,7 @@ def runs(folder: Path) -> dict[str, dict[str, Any]]:
 
 def demo(folder: Path) -> dict[str, dict[str, Any]]:
     """The journals of the demo's four runs, cut short: twelve steps of real training each."""
-    from wvmonitor.demo import RUNS
+    from wvmonitor.organism.demo import RUNS
 
     base = bundled_path("tiny-organism", "base")
     bank = ReferenceBank.load(bundled_path("tiny-organism", "bank"))

@@ -16,12 +16,14 @@ from transformers import AutoModelForCausalLM
 from wvmonitor import Monitor, MonitorSettings, ReferenceBank, Run
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.verdict import Verdict
-from wvmonitor.exporters.exporter import Observation
 from wvmonitor.journal.reader import JournalReader
+from wvmonitor.outputs.exporter import Observation
+from wvmonitor.outputs.scan_record import (
+    CheckpointResult,
+)
 from wvmonitor.references import Reference
 from wvmonitor.references.card import BaseIdentity
 from wvmonitor.scan.rescore import rescore
-from wvmonitor.scan.results import CheckpointResult
 from wvmonitor.scan.scan import scan
 from wvmonitor.scan.watch import Watcher, WatchOptions
 from wvmonitor.testing import planted_vector

@@ -48,7 +48,7 @@ def begun(path: Path, targets: tuple[str, ...] = ("hook",), **policy: Any) -> Jo
 def run_states(journal: Journal, *states: str, start: int = 0, every: float = 1.0) -> None:
     """Record one reading for each state."""
     for step, state in enumerate(states, start):
-        journal.record(*entry(step, state), wall_time=1_000_000.0 + every * step)
+        journal.record(entry(step, state), wall_time=1_000_000.0 + every * step)
     journal.flush()
 
 

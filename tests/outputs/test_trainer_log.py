@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from wvmonitor.detection.scores import Scores
-from wvmonitor.detection.verdict import Verdict
-from wvmonitor.outputs.exporter import VERDICT_CODES, Observation, layer_projections, overall
+from wvmonitor.outputs.exporter import VERDICT_CODES, Observation, layer_projections
 from wvmonitor.outputs.trainer_log import log_values
 
 Make = Callable[..., Observation]
@@ -41,7 +40,7 @@ def test_rows_are_valid_json_of_plain_floats(make_observation: Make) -> None:
     """Whatever was measured, the row is strict JSON: plain Python floats, NaN and inf left out."""
     observation = make_observation(cosine=np.float32("inf"))
     bad = replace(observation.scores, norm=np.float64("nan"))
-    values = log_values(replace(observation, scores=bad))
+    values = log_values(replace(observation, judgement=replace(observation.judgement, scores=bad)))
     assert {type(value) for value in values.values()} == {float}
     assert json.loads(json.dumps(values, allow_nan=False)) == values
     assert values["wv/non_finite"] == 3.0
@@ -55,24 +54,6 @@ def test_left_out_values_are_announced(
     with caplog.at_level(logging.WARNING):
         log_values(make_observation(step=40))
     assert "step 40: not logged: wv/language/cosine=nan" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("states", "worst"),
-    [
-        (("ok", "warn"), "warn"),
-        (("alarm", "unknown"), "alarm"),
-        (("ok", "unknown"), "unknown"),
-        (("ok", "warming"), "warming"),
-        ((), "unknown"),
-    ],
-)
-def test_the_overall_verdict_is_never_better_than_known(
-    states: tuple[str, ...], worst: str
-) -> None:
-    """The run's verdict is the one that most needs someone; unknown never hides behind ok."""
-    verdicts = [Verdict("r", s, "", None, None, "calibrated") for s in states]  # type: ignore[arg-type]
-    assert overall(verdicts) == worst
 
 
 def test_verdict_numbers_put_trouble_above_zero() -> None:
@@ -99,12 +80,13 @@ def test_an_untrained_model_can_be_logged(make_observation: Make) -> None:
     observation = make_observation()
     products = observation.reading.geometries["frobenius"]
     zero = replace(products, products=products.products * 0, squared_norms=np.zeros(5))
-    still = replace(
-        observation,
+    judgement = replace(
+        observation.judgement,
         reading=replace(observation.reading, geometries={"frobenius": zero}),
         scores=Scores({}, 0.0, {"frobenius": 1.0}),
-        verdicts=(),
+        verdicts={},
     )
+    still = replace(observation, judgement=judgement)
     assert log_values(still, per_layer=True) == {
         "wv/verdict": -2.0, "wv/norm": 0.0, "wv/coverage": 1.0, "wv/measure_seconds": 0.02,
     }  # fmt: skip

@@ -14,9 +14,14 @@ import torch
 
 from tests.scan.calibrations import calibration_for
 from wvmonitor.errors import CalibrationError, UnknownReferenceError
+from wvmonitor.outputs.scan_record import (
+    CheckpointResult,
+)
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.executors import open_executor
-from wvmonitor.scan.results import CheckpointResult, exit_code
+from wvmonitor.scan.results import (
+    exit_code,
+)
 from wvmonitor.scan.scan import open_bank, scan
 from wvmonitor.testing import planted_bank, planted_vector, tiny_base
 from wvmonitor.vectors.coverage import component_of

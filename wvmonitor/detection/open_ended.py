@@ -73,10 +73,10 @@ def by_windows(
         return unknown(objections, what, value, limit)
     early = unmoved(scores, NUMERICAL_FLOOR)
     if early is not None:
-        return Finding("warming", early.reason, value, limit, maximum)
+        return Finding(State.WARMING, early.reason, value, limit, maximum)
     if windows == 0:
         text = "no window has ended yet, and this run's length is not known"
-        return Finding("warming", text, None, limit)
+        return Finding(State.WARMING, text, None, limit)
     if value is not None and (missing := unseen(scores, calibration.geometry)):
         return unknown(missing, what, value, limit)
     return _found(band, calibration, what, value, limit, name, maximum, windows)
@@ -104,17 +104,17 @@ def _found(
         f"benign runs like the {len(band.maxima)} that set this alarm at all, if a run's later "
         f"windows are like its first {band.block}"
     )
-    state: State = "ok"
+    state = State.OK
     if value is None:
         text = f"no window ends here; {windows} have ended, and this block's are "
         text += "beyond the threshold" if passed else "within it"
-        state = "alarm" if passed else "ok"
+        state = State.ALARM if passed else State.OK
     elif passed:
         text = f"{what} {value:.3g}: above {limit:.3g}, or another window of its block is"
-        state = "alarm"
+        state = State.ALARM
     elif value > warn:
         text = f"{what} {value:.3g} is above {warn:.3g}, but not above {limit:.3g}"
-        state = "warn"
+        state = State.WARN
     else:
         text = f"{what} {value:.3g} is not above {limit:.3g}"
     return Finding(state, f"{text}. {tail}", value, limit, highest)

@@ -28,27 +28,10 @@ from wvmonitor.detection.finding import (
     unseen,
 )
 from wvmonitor.detection.scores import ReferenceScores, Scores
-
-Path = tuple[tuple[float, float, float], ...]
-"""(progress, score, ‖τ‖) of earlier readings, oldest first."""
+from wvmonitor.detection.state import BehaviourState, Path
 
 POINTS = 32
 """About so many of a path are kept, however densely a run is read: every reading's state is."""
-
-
-@dataclass(frozen=True)
-class Past:
-    """What a run's earlier readings left for one behaviour.
-
-    Attributes:
-        maximum: the score's largest exceedance; None where there is none yet.
-        gain_maximum: that of its gains.
-        path: the readings as far back as a gain looks.
-    """
-
-    maximum: float | None = None
-    gain_maximum: float | None = None
-    path: Path = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +50,7 @@ def by_band(
     reference: ReferenceScores,
     context: RunContext,
     calibration: Calibration,
-    past: Past,
+    past: BehaviourState,
     readings: int,
 ) -> Finding:
     """Judge a behaviour at one reading.
@@ -105,14 +88,14 @@ def by_band(
         return replace(early, score=value, threshold=threshold)
     warn = calibration.warn_threshold(name, at)
     if at is None:
-        held = [_Held(what, value, warn, threshold, past.maximum)]
+        held = [_Held(what, value, warn, threshold, past.running_maximum)]
         when = "the highest threshold of the whole run, for its progress is not known"
     else:
         now = calibration.exceedance(name, at, value)
-        held = [_Held(what, value, warn, threshold, _larger(now, past.maximum))]
+        held = [_Held(what, value, warn, threshold, _larger(now, past.running_maximum))]
         when = f"the alarm's threshold at {percent(at)} of the run"
         if calibration.gain is not None and not context.lone:
-            gained = _gain(past.path, at, value, scores.norm, calibration.gain.span)
+            gained = _gain(past.path or (), at, value, scores.norm, calibration.gain.span)
             now = calibration.gain_exceedance(name, at, gained)
             limits = calibration.gain_thresholds(name, at)
             highest = _larger(now, past.gain_maximum)
@@ -126,14 +109,16 @@ def by_band(
     )
 
 
-def remembered(past: Past, scores: Scores, value: float | None, calibration: Calibration) -> Path:
+def remembered(
+    path: Path | None, scores: Scores, value: float | None, calibration: Calibration
+) -> Path:
     """The path with this reading, and without what no later gain looks back to."""
-    progress, norm = _within(scores.progress), scores.norm
+    path, progress, norm = path or (), _within(scores.progress), scores.norm
     if calibration.gain is None or value is None or progress is None:
-        return past.path
+        return path
     if not (math.isfinite(norm) and norm > NUMERICAL_FLOOR):
-        return past.path
-    earlier = [point for point in past.path if point[0] < progress]
+        return path
+    earlier = [point for point in path if point[0] < progress]
     span = calibration.gain.span
     old = [point for point in earlier if point[0] <= progress - span]
     kept = earlier[max(len(old) - 1, 0) :]
@@ -156,21 +141,22 @@ def _said(held: Sequence[_Held], calibration: Calibration, when: str) -> tuple[S
         if h.value > h.limit:
             beside = "" if h is score else f"; the score itself is {score.value:.3g}"
             ranked = rank_among(calibration, h.highest)
-            return "alarm", f"{h.what} {h.value:.3g} is above {h.limit:.3g}, {when}{ranked}{beside}"
+            text = f"{h.what} {h.value:.3g} is above {h.limit:.3g}, {when}{ranked}{beside}"
+            return State.ALARM, text
     for h in held:
         if h.highest is not None and h.highest > calibration.multiplier:
-            return "alarm", (
+            return State.ALARM, (
                 f"{h.what} was above the alarm's threshold earlier in this run, and is "
                 f"{h.value:.3g} now"
             )
     for h in held:
         if h.value > h.warn:
-            return "warn", (
+            return State.WARN, (
                 f"{h.what} {h.value:.3g} is above {h.warn:.3g}, which "
                 f"{percent(calibration.warn_alpha)} of benign runs may pass, but not above "
                 f"{h.limit:.3g}, {when}"
             )
-    return "ok", f"{score.what} {score.value:.3g} is not above {score.limit:.3g}, {when}"
+    return State.OK, f"{score.what} {score.value:.3g} is not above {score.limit:.3g}, {when}"
 
 
 def _unlike(scores: Scores, calibration: Calibration) -> list[str]:

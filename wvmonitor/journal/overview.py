@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wvmonitor.detection.verdict import WORST_FIRST, State, Verdict
+from wvmonitor.detection.verdict import State, Verdict
 from wvmonitor.errors import JournalError
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.journal.schema import FILE_NAME
@@ -60,7 +60,7 @@ class RunSummary:
     wall_time: float | None = None
     attempts: int = 0
     norm: float | None = None
-    verdict: State = "unknown"
+    verdict: State = State.UNKNOWN
     references: dict[str, ReferenceSummary] = field(default_factory=dict)
     stopped: str | None = None
     unwatched: str | None = None
@@ -122,7 +122,7 @@ def _summary(reader: JournalReader, run: str) -> RunSummary:
     def reference(verdict: Verdict) -> ReferenceSummary:
         scores = row.scores.references.get(verdict.reference)
         return ReferenceSummary(
-            state=_worse(verdict.state, "unknown") if unwatched else verdict.state,
+            state=max(verdict.state, State.UNKNOWN) if unwatched else verdict.state,
             score=verdict.score,
             threshold=verdict.threshold,
             dose=None if scores is None else scores.dose,
@@ -131,8 +131,8 @@ def _summary(reader: JournalReader, run: str) -> RunSummary:
 
     open_states = {v.state for v in row.verdicts if v.reference not in silenced}
     if unwatched:
-        open_states.add("unknown")
-    quiet: State = "ok" if row.verdicts else "unknown"
+        open_states.add(State.UNKNOWN)
+    quiet = State.OK if row.verdicts else State.UNKNOWN
     return RunSummary(
         journal=str(reader.path),
         run=run,
@@ -141,13 +141,9 @@ def _summary(reader: JournalReader, run: str) -> RunSummary:
         wall_time=row.wall_time,
         attempts=attempts,
         norm=row.scores.norm,
-        verdict=next((s for s in WORST_FIRST if s in open_states), quiet),
+        verdict=max(open_states, default=quiet),
         references={v.reference: reference(v) for v in row.verdicts},
         stopped=stopped,
         unwatched=unwatched,
         pending=pending,
     )
-
-
-def _worse(*states: State) -> State:
-    return min(states, key=WORST_FIRST.index)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.verdict import JudgeState
+from wvmonitor.detection.state import JudgeState
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.outbox import Outbox
 from wvmonitor.journal.snapshot_writer import SnapshotWriter
 from wvmonitor.live.failures import Failures
 from wvmonitor.live.run import Run
 from wvmonitor.live.settings import MonitorSettings
-from wvmonitor.outputs.exporter import Exporter, Observation, unwatched
+from wvmonitor.outputs.exporter import Exporter, Observation
 from wvmonitor.outputs.notifier import Attending
 from wvmonitor.outputs.prometheus import PrometheusExporter
 
@@ -119,11 +120,11 @@ class Outputs:
             return frozenset()
         return self.failures.guarded("journal", journal.acknowledged, frozenset())
 
-    def publish(self, observation: Observation, state: JudgeState) -> None:
+    def publish(self, observation: Observation) -> None:
         """Keep and show a reading."""
         for notifier in self._attending:
             self.failures.guarded("notifier", notifier.attend, None)
-        self.failures.guarded("journal", lambda: self._keep(observation, state), None)
+        self.failures.guarded("journal", lambda: self._keep(observation), None)
         self._show(observation)
 
     def give_up(self, last: Observation | None, step: int) -> Observation | None:
@@ -141,7 +142,7 @@ class Outputs:
             self.failures.guarded("journal", lambda: journal.give_up(why), None)
         if last is None:
             return None
-        last = unwatched(last, why)
+        last = replace(last, judgement=last.judgement.unwatched(why))
         self._show(last)
         return last
 
@@ -149,15 +150,9 @@ class Outputs:
         for exporter in self._exporters:
             self.failures.guarded("exporter", lambda e=exporter: e.export(observation), None)  # type: ignore[misc]
 
-    def _keep(self, observation: Observation, state: JudgeState) -> None:
+    def _keep(self, observation: Observation) -> None:
         if self.journal:
-            self.journal.record(
-                observation.reading,
-                observation.scores,
-                observation.verdicts,
-                state,
-                measure_seconds=observation.measure_seconds,
-            )
+            self.journal.record(observation.judgement, measure_seconds=observation.measure_seconds)
 
     def count(self, where: str) -> None:
         """Count a failure where exporters show it."""

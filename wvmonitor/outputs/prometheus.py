@@ -27,7 +27,8 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from wvmonitor._version import __version__
-from wvmonitor.outputs.exporter import STATES, Observation, layer_projections
+from wvmonitor.detection.verdict import State, Verdict
+from wvmonitor.outputs.exporter import Observation, layer_projections
 from wvmonitor.outputs.pushgateway import Pusher, PushTarget
 from wvmonitor.outputs.server import Access
 from wvmonitor.outputs.serving import Serving, serve
@@ -177,7 +178,7 @@ class _Metrics(Collector):
         """Count one observation, and keep it as the latest of its run."""
         known, self.latest[observation.run] = self.latest.get(observation.run), observation
         self.version += 1
-        if known is not None and known.reading is observation.reading:
+        if known is not None and known.scores is observation.scores:
             return  # the same reading, of which less is known now: see `unwatched`
         self._readings += 1
         seconds = observation.measure_seconds
@@ -266,17 +267,23 @@ def _verdicts(latest: dict[str, Observation], wanted: frozenset[str]) -> Iterato
         labels=("run", "reference"),
     )
     for run, observation in latest.items():
-        score = observation.deciding[1] if observation.deciding else "deciding"
         quiet = wanted | observation.acknowledged
         for verdict in observation.verdicts:
             expected.add_metric((run, verdict.reference), float(verdict.reference in quiet))
             if verdict.score is not None:
                 decides.add_metric((run, verdict.reference), verdict.score)
             if verdict.threshold is not None:
-                threshold.add_metric((run, verdict.reference, score), verdict.threshold)
-            for state in STATES:
+                which = (run, verdict.reference, _deciding(verdict))
+                threshold.add_metric(which, verdict.threshold)
+            for state in State:
                 states.add_metric((run, verdict.reference, state), float(state == verdict.state))
     yield from (decides, threshold, states, expected)
+
+
+def _deciding(verdict: Verdict) -> str:
+    """The score that a threshold is of; the published rule's may change from reading to reading."""
+    uncalibrated = verdict.calibration == "uncalibrated"
+    return "deciding" if uncalibrated or verdict.score_name is None else verdict.score_name
 
 
 def _run(latest: dict[str, Observation]) -> Iterator[Metric]:
@@ -294,7 +301,7 @@ def _run(latest: dict[str, Observation]) -> Iterator[Metric]:
         norm.add_metric((run,), scores.norm)
         if "frobenius" in scores.coverage:
             coverage.add_metric((run,), scores.coverage["frobenius"])
-        for component, value in observation.reading.component_shares().items():
+        for component, value in observation.judgement.component_shares.items():
             share.add_metric((run, component), value)
         if scores.progress is not None:
             progress.add_metric((run,), scores.progress)

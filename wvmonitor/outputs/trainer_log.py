@@ -21,7 +21,7 @@ import logging
 import math
 from collections.abc import Iterator
 
-from wvmonitor.outputs.exporter import VERDICT_CODES, Observation, layer_projections, overall
+from wvmonitor.outputs.exporter import VERDICT_CODES, Observation, layer_projections
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def _pairs(observation: Observation, *, per_layer: bool) -> Iterator[tuple[str, 
             if name in scores.references and scores.references[name].kind == "behaviour":
                 for layer, value in layers.items():
                     yield f"wv/{name}/layer_{layer}", value
-    yield "wv/verdict", VERDICT_CODES[overall(observation.verdicts)]
+    yield "wv/verdict", VERDICT_CODES[observation.judgement.overall]
     yield "wv/norm", scores.norm
     for geometry, share in scores.coverage.items():
         yield f"wv/{'' if geometry == 'frobenius' else f'{geometry}_'}coverage", share

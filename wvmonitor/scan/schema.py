@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from inspect import getdoc
 from typing import Any, Literal
 
-from wvmonitor.scan.results import (
+from wvmonitor.outputs.scan_record import (
     SCHEMA_VERSION,
     CheckpointResult,
     ControlResult,

@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from wvmonitor.scan.results import (
+from wvmonitor.outputs.scan_record import (
     SCAN_SCORES,
     CheckpointResult,
-    FailOn,
     ReferenceResult,
+)
+from wvmonitor.scan.results import (
+    FailOn,
     exit_code,
     reaches,
     unjudged,

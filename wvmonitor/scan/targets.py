@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal
 
+from wvmonitor.detection.context import RunPlan
 from wvmonitor.errors import MalformedFileError, MissingPathError, UnsafeFileError, WVMonitorError
 from wvmonitor.files.checkpoint_files import pickled_models
 from wvmonitor.files.documents import read_json
@@ -21,7 +22,10 @@ from wvmonitor.files.storage import (
     read_bytes,
     shown,
 )
-from wvmonitor.scan.results import Failure, failure_of
+from wvmonitor.outputs.scan_record import (
+    Failure,
+    failure_of,
+)
 
 TargetKind = Literal["adapter", "checkpoint"]
 
@@ -66,6 +70,20 @@ class Target:
         if self.step is None or not self.planned_steps:
             return None
         return self.step / self.planned_steps
+
+    def plan(self, optimizer: str | None) -> RunPlan:
+        """What is known of how its run trains.
+
+        Args:
+            optimizer: the run's, which files do not say.
+        """
+        return RunPlan(
+            optimizer=optimizer,
+            learning_rate=self.learning_rate,
+            planned_steps=self.planned_steps,
+            readings=self.readings,
+            single=self.run is None,
+        )
 
 
 def find_targets(paths: Iterable[Location]) -> list[Target]:

@@ -18,13 +18,15 @@ from xml.etree import ElementTree
 
 from wvmonitor.errors import SettingsError
 from wvmonitor.files.atomic import replacing, write_all
-from wvmonitor.scan.results import (
+from wvmonitor.outputs.scan_record import (
     SCAN_SCORES,
     CheckpointResult,
     ControlResult,
-    FailOn,
     ReferenceResult,
     as_dict,
+)
+from wvmonitor.scan.results import (
+    FailOn,
     exit_code,
     reaches,
     unjudged,
