@@ -280,7 +280,7 @@ def test_training_does_not_notice_a_black_hole(tmp_path: Path) -> None:
         times = []
         for item in entries:
             start = time.perf_counter()
-            journal.record(*item)
+            journal.record(item)
             times.append(time.perf_counter() - start)
             time.sleep(0.001)
         journal.flush()
