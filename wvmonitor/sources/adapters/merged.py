@@ -279,9 +279,8 @@ def _explicit(folder: AdapterFolder, targets: list[str]) -> dict[str, Any]:
     feed_forward = config.get("feedforward_modules")
     if feed_forward:
         keys = [feed_forward] if isinstance(feed_forward, str) else list(feed_forward)
-        config["feedforward_modules"] = [
-            t for t in targets if patterns.first_match(keys, t, where) is not None
-        ]
+        entries = patterns.Patterns(keys, where)
+        config["feedforward_modules"] = [t for t in targets if entries.first(t) is not None]
     for field, table in config.items():
         if field.endswith("_pattern") and isinstance(table, dict) and folder.kind != "ADALORA":
             entries = patterns.Patterns(table, where)
