@@ -11,25 +11,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from wvmonitor.errors import (
-    KeyMismatchError,
-    MalformedFileError,
-    MissingPathError,
-    QuantizedWeightsError,
-    ShapeMismatchError,
-)
+from wvmonitor.errors import KeyMismatchError, MissingPathError, QuantizedWeightsError
 from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, joined, shown
 from wvmonitor.sources import names as names_
+from wvmonitor.sources.conversion import Fused, build_meta_model, converted, fuse
 from wvmonitor.vectors.coverage import component_of
 
 if TYPE_CHECKING:
@@ -48,27 +41,8 @@ _LOW_PRECISION = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m
 _CONSTANTS = re.compile(
     r"(?:^|\.)(?:rotary_emb\.inv_freq|position_ids|masked_bias|rotary_pos_emb\.inv_freq)$"
 )
-# Fields by which configurations say how many layers there are, at any depth.
-_LAYER_COUNTS = re.compile(
-    r"(?:n|num)_(?:hidden_|encoder_|decoder_)?layers?|(?:encoder|decoder)_layers|depth"
-)
-_MODULES_PER_TENSOR = 10
-_FEWEST_MODULES = 1000
 _NOT_TOKENS = re.compile(r"pos|type|wpe")
 _CAUSAL_MASK = re.compile(r"(?:^|\.)(?:attn|attention)\.bias$")
-
-
-@dataclass(frozen=True)
-class Fused:
-    """A live parameter that files hold in parts.
-
-    Attributes:
-        converter: the transformers `WeightConverter` that makes it.
-        parts: (name in the files, the converter's pattern it matched), in file order.
-    """
-
-    converter: Any
-    parts: tuple[tuple[str, str], ...]
 
 
 class ModelFolder:
@@ -161,6 +135,10 @@ class ModelFolder:
             return iter(torch.split(self._fuse(name, source).reshape(-1)[:count], elements))
         return self.files.stream(source, elements, count)
 
+    def stored(self, name: str) -> str | None:
+        """The tensor that holds a parameter: its own, the one it is tied to, or None."""
+        return name if name in self else self.tied_to(name)
+
     def tied_to(self, name: str) -> str | None:
         """The tensor that a head absent from the files shares, if the model ties it.
 
@@ -198,34 +176,7 @@ class ModelFolder:
     @cached_property
     def meta_model(self) -> PreTrainedModel:
         """The model that transformers would build of this folder, on the meta device."""
-        import transformers
-
-        held = len(self.files.names())
-        for field, layers in _layer_counts(self.config):
-            if layers > held:
-                raise MalformedFileError(
-                    f"config.json of {self.where} claims {layers} layers ({field}), more than it "
-                    "holds tensors: fetch the folder again"
-                )
-        named = self.config.get("architectures")
-        name = str(named[0]) if isinstance(named, list) and named else "none named"
-        kind = getattr(transformers, name, None)
-        if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-            raise KeyMismatchError(
-                f"the tensors of {self.where} are stored in a form that only its model class can "
-                f"name, and transformers has no class {shown(name)}: save the model with "
-                "save_pretrained of a class transformers knows"
-            )
-        try:
-            # from the JSON that was read here, so that nothing in the folder is executed
-            config = transformers.AutoConfig.for_model(**self.config)
-            with torch.device("meta"), _at_most(_FEWEST_MODULES + _MODULES_PER_TENSOR * held):
-                return kind(config)
-        except Exception as error:
-            raise MalformedFileError(
-                f"transformers cannot build {shown(name)} from config.json of {self.where} "
-                f"({shown(error)}): use the version it was saved with"
-            ) from error
+        return build_meta_model(self.config, len(self.files.names()), self.where)
 
     # Names
 
@@ -241,9 +192,9 @@ class ModelFolder:
     def _resolve(self) -> dict[str, str | Fused]:
         kept = [n for n in self.files.names() if not self._is_constant(n)]
         if self.config and any(_ONE_EXPERT.search(n) or _BARE_BLOCK.match(n) for n in kept):
-            return self._converted(kept)
+            return converted(kept, self.meta_model, self.where)
         if "text_config" in self.config or "vision_config" in self.config:
-            return self._converted(kept)
+            return converted(kept, self.meta_model, self.where)
         return {n: n for n in kept}
 
     def _is_constant(self, name: str) -> bool:
@@ -251,90 +202,8 @@ class ModelFolder:
             return True
         return bool(_CAUSAL_MASK.search(name)) and len(self.files.info(name).shape) == 4
 
-    def _converted(self, kept: list[str]) -> dict[str, str | Fused]:
-        if find_spec("transformers.conversion_mapping") is None:
-            return self._prefixed(kept)
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import (
-            WeightConverter,
-            WeightRenaming,
-            dot_natural_key,
-            rename_source_key,
-        )
-
-        model = self.meta_model
-        live = dict(model.state_dict())
-        transforms = get_model_conversion_mapping(model)
-        renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-        converters = [t for t in transforms if isinstance(t, WeightConverter)]
-        by_pattern = {p: c for c in converters for p in c.source_patterns}
-        gathered: dict[str, list[tuple[str, str | None]]] = {}
-        for key in sorted(kept, key=dot_natural_key):
-            name, pattern = rename_source_key(
-                key, renamings, converters, model.base_model_prefix, live
-            )
-            gathered.setdefault(name, []).append((key, pattern))
-        sources: dict[str, str | Fused] = {}
-        for name, parts in gathered.items():
-            if name not in live:
-                raise KeyMismatchError(
-                    f"{self.where} holds {shown(parts[0][0])}, which {type(model).__name__} of the "
-                    "installed transformers does not have: use the version it was saved with"
-                )
-            fused = tuple((key, pattern) for key, pattern in parts if pattern is not None)
-            if fused:
-                sources[name] = Fused(by_pattern[fused[0][1]], fused)
-            elif len(parts) == 1:
-                sources[name] = parts[0][0]
-            else:
-                raise KeyMismatchError(
-                    f"{self.where} holds {shown(parts[0][0])} and {shown(parts[1][0])}, which are "
-                    f"both the parameter {shown(name)}: remove one of the two"
-                )
-        return sources
-
-    def _prefixed(self, kept: list[str]) -> dict[str, str | Fused]:
-        """Names by which transformers 4 loads tensors: the stored ones, but for a bare prefix."""
-        model = self.meta_model
-        live, prefix = model.state_dict(), f"{model.base_model_prefix}."
-        sources: dict[str, str | Fused] = {}
-        for key in kept:
-            name = next((n for n in (key, prefix + key, key.removeprefix(prefix)) if n in live), "")
-            if not name:
-                raise KeyMismatchError(
-                    f"{self.where} holds {shown(key)}, which {type(model).__name__} of the "
-                    "installed transformers does not have: use the version it was saved with"
-                )
-            sources[name] = key
-        return sources
-
     def _fuse(self, name: str, fused: Fused) -> Tensor:
-        converter = fused.converter.copy(
-            list(fused.converter._original_source_patterns),
-            list(fused.converter._original_target_patterns),
-            operations=fused.converter.operations,
-        )
-        for key, pattern in fused.parts:
-            converter.add_tensor(name, key, pattern, self.files.read(key))
-        try:
-            made = converter.convert(name, model=self.meta_model, config=self.meta_model.config)
-        except (RuntimeError, ValueError) as error:
-            raise ShapeMismatchError(
-                f"the {len(fused.parts)} parts of {shown(name)} in {self.where} do not fit together"
-                f" ({shown(error)}): one is missing or of another model; fetch them again"
-            ) from error
-        if name not in made:
-            raise KeyMismatchError(
-                f"the parts of {shown(name)} in {self.where} do not make one tensor with the "
-                "installed transformers: use the version it was saved with"
-            )
-        tensor: Tensor = made[name][0] if isinstance(made[name], list) else made[name]
-        if tuple(tensor.shape) != self.shape(name):
-            raise ShapeMismatchError(
-                f"the parts of {shown(name)} in {self.where} make a tensor of shape "
-                f"{tuple(tensor.shape)}, its config says {self.shape(name)}: fetch them again"
-            )
-        return tensor
+        return fuse(name, fused, self.files.read, self.meta_model, self.where)
 
     def _refuse_quantised(self) -> None:
         reason = ""
@@ -353,37 +222,6 @@ class ModelFolder:
                 f"{self.where} is quantised ({reason}), and rounding would drown what training "
                 "changed: give the unquantised weights it was made from"
             )
-
-
-def _layer_counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Every number of layers that a configuration names, those of its parts included."""
-    for field, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _layer_counts(value)
-        elif isinstance(value, int) and _LAYER_COUNTS.fullmatch(field):
-            yield field, value
-
-
-@contextmanager
-def _at_most(modules: int) -> Iterator[None]:
-    """End the building of a model that would have more modules than its files could fill.
-
-    Which fields of a configuration make modules is each architecture's own affair, so the modules
-    are counted.
-    """
-    made = 0
-
-    def count(*_: object) -> None:
-        nonlocal made
-        made += 1
-        if made > modules:
-            raise ValueError(f"it describes more than {modules} modules")
-
-    handle = torch.nn.modules.module.register_module_module_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from wvmonitor.errors import AdapterError, KeyMismatchError, UnsupportedAdapterE
 from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters import patterns, saved_modules
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
-from wvmonitor.sources.adapters.initialised import RECORD_IT
+from wvmonitor.sources.adapters.kinds import RECORD_IT
 from wvmonitor.sources.adapters.parts import Part, assembled, stored_once
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import unwrapped
@@ -159,7 +159,7 @@ def _rank(folder: AdapterFolder) -> int | None:
 
 
 def _held(base: ModelFolder, name: str) -> str:
-    held = name if name in base else base.tied_to(name)
+    held = base.stored(name)
     if held is None:
         raise KeyMismatchError(
             f"the base {base.where} has no {shown(name)}: give the base that the adapter was "
