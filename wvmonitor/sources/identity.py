@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wvmonitor.cores import cores
 from wvmonitor.errors import MissingPathError, UnmeasurableModelError
 from wvmonitor.files.storage import Location, is_url, local_path
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.vectors.coverage import component_of
+from wvmonitor.vectors.devices import cores
 
 BLOCK_ELEMENTS = 1 << 18  # half a megabyte in bfloat16: still in a core's cache when it is hashed
 _DEVICE_ELEMENTS = 1 << 22  # an accelerator is asked less often
