@@ -16,7 +16,6 @@ from wvmonitor.sources.checks import check_finite, compare_shapes
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import step_of
 from wvmonitor.vectors import Origin, StreamedUpdate, TaskVector
-from wvmonitor.vectors.coverage import component_of
 
 _NAMED = 5
 
@@ -41,7 +40,13 @@ def read_checkpoints(base: Location, finetuned: Location) -> TaskVector:
     """
     start, end = identity.open_base(base), ModelFolder(finetuned)
     names = _paired_names(start, end)
-    warnings: list[str] = []
+    warnings = [
+        f"{name} of {folder.where} is not its embeddings, though config.json ties them: it counts "
+        "by itself, as transformers 5 loads it (4 would drop it)"
+        for folder in (start, end)
+        for name in names
+        if folder.own_despite_tying(name)
+    ]
     shapes: dict[str, tuple[int, ...]] = {}
     for name in names:
         if _is_integer(start, name) or _is_integer(end, name):
@@ -66,16 +71,14 @@ def read_checkpoints(base: Location, finetuned: Location) -> TaskVector:
 
 def _paired_names(start: ModelFolder, end: ModelFolder) -> list[str]:
     """Names on both sides, tied weights once; in the order of the base's own names."""
-    names: list[str] = []
+    names: dict[tuple[str, str], str] = {}
     lonely: list[str] = []
     for name in dict.fromkeys([*start.names(), *end.names()]):
-        both = start.stored(name), end.stored(name)
-        if None in both:
-            lonely.append(f"{shown(name)} (only in {(start if both[0] else end).where})")
-        elif both[0] != name and both[1] != name:
-            continue
-        elif not _is_copy(start, name) or not _is_copy(end, name):
-            names.append(name)
+        first, last = start.stored(name), end.stored(name)
+        if first is None or last is None:
+            lonely.append(f"{shown(name)} (only in {(end if first is None else start).where})")
+        elif name == first or (first, last) not in names:
+            names[first, last] = name
     if lonely:
         rest = f" and {len(lonely) - _NAMED} more" if len(lonely) > _NAMED else ""
         raise KeyMismatchError(
@@ -83,22 +86,7 @@ def _paired_names(start: ModelFolder, end: ModelFolder) -> list[str]:
             f"({', '.join(lonely[:_NAMED])}{rest}): give the whole checkpoint, and the base that "
             "it was trained from (--base at the command line)"
         )
-    return names
-
-
-def _is_copy(folder: ModelFolder, name: str) -> bool:
-    """Whether a parameter is the head of a model that ties it to its embeddings.
-
-    Some writers store the shared tensor under both names; it still counts once.
-    """
-    if component_of(name, (1, 1)) != "head" or not folder.ties_embeddings:
-        return False
-    if name not in folder:
-        return folder.tied_to(name) is not None
-    shape = folder.shape(name)
-    return any(
-        component_of(n, (1, 1)) == "embeddings" and folder.shape(n) == shape for n in folder.names()
-    )
+    return list(names.values())
 
 
 def _shape_at(folder: ModelFolder, name: str) -> tuple[int, ...]:

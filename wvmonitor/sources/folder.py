@@ -23,7 +23,6 @@ from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, joined, shown
 from wvmonitor.sources import names as names_
 from wvmonitor.sources.conversion import Fused, build_meta_model, converted, fuse
-from wvmonitor.vectors.coverage import component_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +40,15 @@ _LOW_PRECISION = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m
 _CONSTANTS = re.compile(
     r"(?:^|\.)(?:rotary_emb\.inv_freq|position_ids|masked_bias|rotary_pos_emb\.inv_freq)$"
 )
-_NOT_TOKENS = re.compile(r"pos|type|wpe")
+_COMPARED_ELEMENTS = 1 << 20
+# What gives a token's logits, which may be its embedding; a classifier's or reward's head is not.
+_LM_HEAD = re.compile(
+    r"(?:^|\.)(?:lm_head|embed_out|output_projection|predictions\.decoder)\.weight$"
+)
+_TOKEN_EMBEDDING = re.compile(
+    r"(?:^|\.)(?:embed_tokens|wte|tokens_embed|word_embeddings|embed_in|shared|tok_embeddings)\.weight$"
+)
+_PART_EMBEDDING = re.compile(r"(^|\.)(?:encoder|decoder)\.embed_tokens\.weight$")
 _CAUSAL_MASK = re.compile(r"(?:^|\.)(?:attn|attention)\.bias$")
 
 
@@ -71,6 +78,7 @@ class ModelFolder:
                 self.config = {}
         self._refuse_quantised()
         self._sources = self._resolve()
+        self._shared: dict[str, str | None] = {}
 
     # What is there
 
@@ -136,25 +144,46 @@ class ModelFolder:
         return self.files.stream(source, elements, count)
 
     def stored(self, name: str) -> str | None:
-        """The tensor that holds a parameter: its own, the one it is tied to, or None."""
-        return name if name in self else self.tied_to(name)
+        """The tensor that holds a parameter: the one it shares, its own, or None."""
+        return self.shared_with(name) or (name if name in self else None)
 
-    def tied_to(self, name: str) -> str | None:
-        """The tensor that a head absent from the files shares, if the model ties it.
+    def shared_with(self, name: str) -> str | None:
+        """The tensor that a head or an embedding shares; None where it has one of its own.
 
-        The same goes for an encoder's or decoder's embeddings that are the model's shared ones.
+        Shared is what is stored once, and what is stored twice with equal values. A head that the
+        configuration ties but whose stored values differ is the model's own, as transformers 5
+        loads it.
         """
-        component = component_of(name, (1, 1))
-        if name in self or component not in ("head", "embeddings") or not self.ties_embeddings:
+        if name not in self._shared:
+            owner = self._partner(name)
+            if owner is not None and name in self and not self._equal(name, owner):
+                owner = None
+            self._shared[name] = owner
+        return self._shared[name]
+
+    def own_despite_tying(self, name: str) -> bool:
+        """Whether a stored head or embedding differs from the tensor that it should share."""
+        return name in self and bool(self._partner(name)) and self.shared_with(name) is None
+
+    def _partner(self, name: str) -> str | None:
+        """The stored tensor that architecture and configuration let a parameter share."""
+        part = _PART_EMBEDDING.search(name)
+        if part:  # of an encoder-decoder, whatever its configuration ties
+            shared = f"{name[: part.start()]}{part[1]}shared.weight"
+            return shared if shared in self else None
+        embeddings = [n for n in self._sources if _is_token_embedding(n)]
+        if not self.ties_embeddings or not (_LM_HEAD.search(name) or _is_token_embedding(name)):
             return None
-        owners = [
-            n
-            for n in self._sources
-            if component_of(n, (1, 1)) == "embeddings" and not _NOT_TOKENS.search(n)
-        ]
-        if len(owners) != 1 or (component == "embeddings" and owners[0] != "shared.weight"):
-            return None
-        return owners[0]
+        if _LM_HEAD.search(name):
+            return embeddings[0] if len(embeddings) == 1 else None
+        heads = [n for n in self._sources if _LM_HEAD.search(n)]
+        return heads[0] if name not in self and len(heads) == 1 and not embeddings else None
+
+    def _equal(self, name: str, other: str) -> bool:
+        if self.shape(name) != self.shape(other):
+            return False
+        both = (self.stream(n, _COMPARED_ELEMENTS) for n in (name, other))
+        return all(a.double().equal(b.double()) for a, b in zip(*both, strict=True))
 
     @cached_property
     def ties_embeddings(self) -> bool:
@@ -222,6 +251,10 @@ class ModelFolder:
                 f"{self.where} is quantised ({reason}), and rounding would drown what training "
                 "changed: give the unquantised weights it was made from"
             )
+
+
+def _is_token_embedding(name: str) -> bool:
+    return bool(_TOKEN_EMBEDDING.search(name)) and not _PART_EMBEDDING.search(name)
 
 
 @contextmanager

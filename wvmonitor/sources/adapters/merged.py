@@ -105,7 +105,7 @@ def read_merged(folder: AdapterFolder, initial: InitialState | None) -> TaskVect
     adapter_keys, whole_keys = _divided(folder, base)
     targets = sorted(set(adapter_keys.values()) - {""}) or _chosen(folder, base)
     if folder.kind == "TRAINABLE_TOKENS":
-        targets = [t for t in targets if base.tied_to(f"{t}.weight") is None]
+        targets = [t for t in targets if base.shared_with(f"{t}.weight") is None]
     tensors = {key: folder.files.read(key) for key in adapter_keys}
     model = _built(folder, base, targets)
     # a head tied to retrained tokens only follows them

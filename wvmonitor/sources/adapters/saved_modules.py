@@ -208,10 +208,10 @@ def tied_copy(folder: AdapterFolder, key: str, saved: Mapping[str, str]) -> bool
     if folder.base is None:
         return False
     if key.endswith(TOKENS):
-        owner = folder.base.tied_to(f"{key.removesuffix(TOKENS)}.weight")
+        owner = folder.base.shared_with(f"{key.removesuffix(TOKENS)}.weight")
         owner = owner and owner.removesuffix(".weight") + TOKENS
     else:
-        owner = folder.base.tied_to(unwrapped(key))
+        owner = folder.base.shared_with(unwrapped(key))
     if owner is None or owner not in saved or folder.shape(key) != folder.shape(saved[owner]):
         return False
     return _equal(folder.read(key), folder.read(saved[owner]))
