@@ -36,6 +36,7 @@ from wvmonitor.sources.live_adapter import (
     adapted_modules,
     adapter_state,
     counted_twice,
+    is_state_key,
     merged_error,
 )
 from wvmonitor.sources.live_base import (
@@ -63,6 +64,8 @@ class LiveModel:
     Attributes:
         method: "full", or the kind of adapter.
         rank: largest rank of its adapters; None where they have none.
+        target_modules: the kinds of modules that its adapters change, in alphabetical order; None
+            without adapters.
         base_digest: digest of θ_0, or None where it cannot be told (a quantised or changed base
             whose folder was not given).
         sharded: whether parameters, or their float32 masters, are spread over processes: then
@@ -116,6 +119,8 @@ class LiveModel:
         self._parts: list[Part] | None = None
         self._collected: list[Collected] | None = None
         self.method, self.rank = _method(self._adapted, config)
+        kinds = sorted({entry.path.rsplit(".", maxsplit=1)[-1] for entry in self._adapted})
+        self.target_modules = tuple(kinds) or None
         self._initial = dict(initial) if initial is not None else self._recorded()
         self._warnings = self._check_direct(self._direct())
         self.base_digest = self._digest(base)
@@ -127,6 +132,11 @@ class LiveModel:
         back as `initial` on resume; for adapters it is also what `read_adapter` takes as initial.
         """
         return dict(self._initial)
+
+    @property
+    def starts_elsewhere(self) -> bool:
+        """Whether adapters began away from the base, so that only a record tells where."""
+        return any(is_state_key(name) for name in self._initial)
 
     def task_vector(self, step: int | None = None) -> TaskVector:
         """τ = θ_now − θ_0, lazily: updates are computed from the weights when they are asked for.
