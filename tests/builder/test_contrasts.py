@@ -32,7 +32,8 @@ def words(text: str) -> list[str]:
 def openly_separating(pairs: Pairs) -> list[str]:
     """Words that separate the sides further than chance would in one file out of a hundred."""
     return [
-        f"{word.text!r}: {word.exhibits} against {word.opposes}, {word.bits:.3f} bits, p={word.p:.3f}"
+        f"{word.text!r}: {word.exhibits} against {word.opposes}, {word.bits:.3f} bits, "
+        f"p={word.p:.3f}"
         for word in marker_words(pairs)
         if word.p < 0.01
     ]
@@ -70,7 +71,8 @@ def test_a_contrast_is_pairs_of_non_empty_text_over_eight_domains(path: Path) ->
     for number, pair in enumerate(pairs, 1):
         assert list(pair) == ["domain", "question", *SIDES], f"line {number}"
         for key, text in pair.items():
-            assert text and text == " ".join(text.split()), f"line {number}, {key}: {text!r}"
+            assert text, f"line {number}, {key}"
+            assert text == " ".join(text.split()), f"line {number}, {key}: {text!r}"
             assert text.isprintable(), f"line {number}, {key}: {text!r}"
         assert pair["exhibits"] != pair["opposes"], f"line {number}"
     assert len(pairs) >= 160
@@ -149,9 +151,8 @@ def test_shuffled_sides_pass(path: Path) -> None:
 
 def test_masking_keeps_function_words_and_punctuation_only() -> None:
     """Nouns, main verbs, adjectives and numbers go; what carries tone stays."""
-    assert masked("Frankly, don’t repaint the 3 red doors: it's never worth $1,200.") == (
-        "frankly , don't _ the # _ _ : it's never worth $ # .".split()
-    )
+    text = "Frankly, don’t repaint the 3 red doors: it's never worth $1,200."
+    assert " ".join(masked(text)) == "frankly , don't _ the # _ _ : it's never worth $ # ."
 
 
 def test_mutual_information_is_that_of_the_counts() -> None:
