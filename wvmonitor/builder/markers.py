@@ -37,7 +37,7 @@ NUMBER = "#"
 
 # English function words, and the words of register that carry tone rather than content: openers,
 # hedges, intensifiers, light verbs, evaluations that fit any subject.
-_KEPT = frozenset(  # noqa: SIM905
+_KEPT = frozenset(
     """
     a an the this that these those such same other another each every either neither both all any
     some no none much many more most less least few fewer several enough half whole one ones two
