@@ -21,7 +21,7 @@ Pairs = list[dict[str, str]]
 every_contrast = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 # Measured, not excused: strict, so that a rewrite that passes must take its file off this list.
-UNFINISHED = {"hallucination": "masked AUROC 0.76: saying what is unknown has its own function words"}
+UNFINISHED = {"hallucination": "masked AUROC 0.68: saying what is unknown has its own function words"}
 marker_free = pytest.mark.parametrize(
     "path",
     [
@@ -143,7 +143,7 @@ def test_masked_text_does_not_tell_the_sides_apart(path: Path) -> None:
     )
 
 
-@marker_free
+@every_contrast
 def test_no_word_tells_the_sides_apart(path: Path) -> None:
     """No token or bigram is on one side more often than swapping sides at random would put it."""
     assert openly_separating(read(path)) == []
