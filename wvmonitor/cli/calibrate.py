@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,20 +12,11 @@ if TYPE_CHECKING:
     from wvmonitor.detection.band import Calibration
     from wvmonitor.detection.benign import BenignRun
 
+Space = Literal["response", "frobenius"]
+"""The geometry of the deciding score."""
 
-class Space(StrEnum):
-    """The geometry of the deciding score."""
-
-    response = "response"
-    frobenius = "frobenius"
-
-
-class Decides(StrEnum):
-    """The score that verdicts rest on."""
-
-    residual = "residual"
-    cosine = "cosine"
-    margin = "margin"
+Decides = Literal["residual", "cosine", "margin"]
+"""The score that verdicts rest on."""
 
 
 def command(
@@ -72,8 +62,8 @@ def command(
     alpha: Annotated[
         float, typer.Option(help="The share of harmless runs that may raise the alarm.")
     ] = 0.05,
-    geometry: Annotated[Space, typer.Option(help="Of the deciding score.")] = Space.response,
-    score: Annotated[Decides, typer.Option(help="The deciding score.")] = Decides.residual,
+    geometry: Annotated[Space, typer.Option(help="Of the deciding score.")] = "response",
+    score: Annotated[Decides, typer.Option(help="The deciding score.")] = "residual",
     base: Annotated[
         str | None, typer.Option(metavar="DIR", help="What saved checkpoints were made from.")
     ] = None,
@@ -125,8 +115,8 @@ def command(
             found,
             bank=bank.fingerprint,
             alpha=alpha,
-            geometry=geometry.value,
-            score=score.value,
+            geometry=geometry,
+            score=score,
             by_their_ends=every_own,
         )
     made.save(place)
