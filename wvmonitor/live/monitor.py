@@ -193,6 +193,7 @@ class Monitor:
             target_modules=live.target_modules,
             schedule=self._run.schedule,
             weight_decay=self._run.weight_decay,
+            data=self._run.data,
         )
         state = self._outputs.open(
             self._run, self.run_context, self.bank.fingerprint, sharded=live.sharded
