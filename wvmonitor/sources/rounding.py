@@ -226,7 +226,10 @@ def since_rounding(weight: Tensor, trained: Tensor, redone: Rounding) -> Tensor:
     copy = redone(weight).to(trained.dtype).to(torch.float32)  # as it was held when it was added to
     plain = trained.to(torch.float32) - weight.to(torch.float32)
     rounding = copy - weight.to(torch.float32)
-    return plain - rounding if _slope(plain, rounding) > 0.5 else plain
+    # chance moves the slope by this much; beyond 0.1 the rounding is a trifle beside the change
+    chance = float(plain.norm() / rounding.norm().clamp(min=1e-38)) / plain.numel() ** 0.5
+    was_rounded = chance > 0.1 or _slope(plain, rounding) > 0.5
+    return plain - rounding if was_rounded else plain
 
 
 def _exact(
