@@ -15,7 +15,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -195,24 +194,27 @@ def rounded_base(start: ModelFolder, end: ModelFolder) -> RoundedBase | None:
     layers whole.
     """
     names = [n for n in start.names() if is_linear(start, end, n)]
-    chosen = names[:: max(1, len(names) // _LAYERS)][:_LAYERS]
-    samples = [pair for n in chosen if (pair := _moved(start, end, n, _ELEMENTS)) is not None]
+    spread = names[:: max(1, len(names) // _LAYERS)][:_LAYERS]
+    samples = {n: pair for n in spread if (pair := _moved(start, end, n, _ELEMENTS)) is not None}
     if not samples:
         return None
-    found = {
-        kind: statistics.median(_correlation(w, t, redo(w)) for w, t in samples)
+    table = {
+        kind: {n: _correlation(w, t, redo(w)) for n, (w, t) in samples.items()}
         for kind, redo in {**_EXACT, **_SIMILAR}.items()
     }
+    found = {kind: statistics.median(by_layer.values()) for kind, by_layer in table.items()}
     kind = max(found, key=found.__getitem__)
     if found[kind] < _CORRELATED:
         return None
-    ratios = [float((t - w).norm() / w.norm()) for w, t in samples]
-    likely = [k for k in _EXACT if found[k] > _ALIKE * found[kind]]
-    exact = _exact(start, end, chosen, likely)
-    spread = (min(ratios), max(ratios))
+    ratios = [float((t - w).norm() / w.norm()) for w, t in samples.values()]
+    limits = (min(ratios), max(ratios))
+    # where least was trained the rounding shows best
+    clearest = sorted(samples, key=lambda n: -table[kind][n])[:_WHOLE_LAYERS]
+    pairs = [pair for n in clearest if (pair := _moved(start, end, n, None)) is not None]
+    exact = _exact(pairs, [k for k in _EXACT if found[k] > _ALIKE * found[kind]])
     if exact is None:
-        return RoundedBase(kind, found[kind], spread, None)
-    return RoundedBase(exact[0], found[kind], spread, exact[1])
+        return RoundedBase(kind, found[kind], limits, None)
+    return RoundedBase(exact[0], found[kind], limits, exact[1])
 
 
 def since_rounding(weight: Tensor, trained: Tensor, redone: Rounding) -> Tensor:
@@ -233,11 +235,9 @@ def since_rounding(weight: Tensor, trained: Tensor, redone: Rounding) -> Tensor:
 
 
 def _exact(
-    start: ModelFolder, end: ModelFolder, names: Sequence[str], likely: Sequence[str]
+    pairs: Sequence[tuple[Tensor, Tensor]], likely: Sequence[str]
 ) -> tuple[str, Rounding] | None:
     """The rounding that, taken off whole layers, leaves nothing of itself."""
-    every = (_moved(start, end, n, None) for n in names)
-    pairs = list(islice((pair for pair in every if pair is not None), _WHOLE_LAYERS))
     best: tuple[float, str, Rounding] | None = None
     for kind in likely:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -267,7 +267,7 @@ def _left(layers: Sequence[tuple[Tensor, Tensor, Tensor]]) -> float | None:
     rounding, change = copy - weight, trained - weight
     size = float(rounding.square().sum())
     left = float((change - rounding).square().sum()) / size
-    error = _MOST_FLIPPED / 2 * left + _DEVIATIONS * (left / weight.numel()) ** 0.5
+    error = min(_MOST_FLIPPED / 2 * left, 0.1) + _DEVIATIONS * (left / weight.numel()) ** 0.5
     return left if abs(float((change * rounding).sum()) / size - 1) <= error else None
 
 
