@@ -265,6 +265,7 @@ class MonitorSettings(BaseSettings):
             access=wanted.access(),
             push=wanted.pushgateway.target() if wanted.pushgateway else None,
             expected=self.expected,
+            linger=wanted.linger,
         )
 
     def build_notifiers(self) -> dict[str, Notifier]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from wvmonitor.sources.checkpoint import common_rows, stored
+from wvmonitor.sources.checks import compare_shapes
 from wvmonitor.sources.distributed import whole
 from wvmonitor.sources.folder import ModelFolder
 
@@ -29,17 +29,20 @@ def unlike_base(
         own: the base's own parameters in memory, by name.
         trained: those that are trained themselves, which are compared anyhow.
         folder: of the base.
+
+    Raises:
+        ShapeMismatchError: a parameter has another shape there, and is no resized vocabulary.
     """
     found = {}
     for name, parameter in own:
         quantised = not parameter.is_floating_point() or parameter.element_size() < 2
         if name in trained or quantised or parameter.is_meta:
             continue
-        held, now = stored(folder, name), whole(parameter)
+        held, now = folder.stored(name), whole(parameter)
         if held is None:
             continue
         before = folder.read(held).to(now.dtype)
-        if before.shape != now.shape and common_rows(before.shape, now.shape):
+        if compare_shapes(name, before.shape, now.shape, "the live model"):
             rows = min(before.shape[0], now.shape[0])
             before, now = before[:rows], now[:rows]
         if not torch.equal(before, now.to("cpu")):

@@ -14,19 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from wvmonitor.errors import (
-    InputError,
-    KeyMismatchError,
-    ShapeMismatchError,
-    UnmeasurableModelError,
-)
+from wvmonitor.errors import InputError, KeyMismatchError, UnmeasurableModelError
 from wvmonitor.files.storage import Location, shown
 from wvmonitor.reading import Reading
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.sources import identity
-from wvmonitor.sources.adapters.initialised import RECORD_IT
+from wvmonitor.sources.adapters.kinds import RECORD_IT
 from wvmonitor.sources.adapters.parts import Part, assembled
-from wvmonitor.sources.checkpoint import common_rows, resized_warning, stored
+from wvmonitor.sources.checks import compare_shapes
 from wvmonitor.sources.distributed import (
     any_sharded,
     from_first,
@@ -57,7 +52,6 @@ from wvmonitor.sources.live_shared import Collected, by_name, collecting
 from wvmonitor.sources.live_start import moved_at_start, moves_base
 from wvmonitor.sources.names import is_transposed, unwrapped
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
-from wvmonitor.vectors.coverage import component_of
 
 KeepBase = Literal["auto", "files", "memory"]
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -316,14 +310,14 @@ class LiveModel:
         return self._trained
 
     def _check_direct(self, direct: Mapping[str, Tensor]) -> list[str]:
-        warnings = []
+        warnings: list[str] = []
         for name, parameter in direct.items():
             if self.sharded and self._in_memory and not owns(name):
                 continue
             if name in self._initial:
                 shape: tuple[int, ...] = tuple(self._initial[name].shape)
             elif self._folder is not None:
-                held = stored(self._folder, name)
+                held = self._folder.stored(name)
                 if held is None:
                     raise KeyMismatchError(
                         f"{shown(name)} is trained but is not in {self._folder.where}: give the "
@@ -338,15 +332,7 @@ class LiveModel:
                         "base=FOLDER of the base model; it is left out"
                     )
                 continue
-            now = full_shape(parameter)
-            if shape != tuple(now):
-                resized = component_of(name, shape) in ("embeddings", "head")
-                if not (resized and common_rows(shape, now)):
-                    raise ShapeMismatchError(
-                        f"{shown(name)} has shape {tuple(now)} in the live model and "
-                        f"{shape} at the start: give the base that training started from"
-                    )
-                warnings.append(resized_warning(name, shape[0], now[0]))
+            warnings += compare_shapes(name, shape, full_shape(parameter), "the live model")
         low = [
             p.dtype
             for p in self._root.parameters()
@@ -365,7 +351,7 @@ class LiveModel:
         """The change of a parameter that is trained itself; `current` gives its value now."""
         kept = name in self._initial or (self._in_memory and name not in self._unlike)
         source = None if kept else self._folder
-        held = name if source is None else stored(source, name) or name
+        held = name if source is None else source.stored(name) or name
         if source is not None:
             shape = source.shape(held)
         else:  # of a sharded start in memory, each process holds its own share only
