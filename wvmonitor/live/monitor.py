@@ -104,6 +104,7 @@ class Monitor:
         )
         self.calibration = calibration_of(self.bank, self.settings.calibration)
         validation.check(self.settings, self.bank, self.calibration)
+        self._given = exporters, probe
         self._probe = validation.probe_of(self.settings, probe)
         self.tokenizer = tokenizer
         self.run_context = RunContext()
@@ -121,6 +122,12 @@ class Monitor:
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
         self._background = background_of(self.bank, self.settings.base)
         self._ridge = ridges(self.bank, self.settings.components, self.calibration)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies (for Ray, for `spawn`) begin anew with the same settings and the same bank."""
+        exporters, probe = self._given
+        bank = self.bank if self.bank.folder is None else self.bank.folder.resolve()
+        return _copied, (bank, self.settings, exporters, probe, self.tokenizer)
 
     # The run
 
@@ -317,6 +324,8 @@ class Monitor:
             if self.last is not None and self.last.scores.step == step:
                 return self.last
         self._outputs.go_on()
+        if self._live is not None and self._live.incomplete:
+            self.run_context = replace(self.run_context, base="unknown")
         observation = self._measure(step, model)
         self._outputs.failures.end_row()
         return observation
@@ -450,6 +459,12 @@ class Monitor:
 
     def _deciding(self) -> tuple[Geometry, ScoreName] | None:
         return (self.calibration.geometry, self.calibration.score) if self.calibration else None
+
+
+def _copied(
+    bank: Any, settings: MonitorSettings, exporters: Any, probe: Any, tokenizer: Any
+) -> Any:
+    return Monitor(bank, settings=settings, exporters=exporters, probe=probe, tokenizer=tokenizer)
 
 
 def _readings_planned(run: Run, every_n_steps: int) -> int | None:

@@ -58,6 +58,18 @@ def _split(value: object) -> object:
     return value
 
 
+def _listed(value: object) -> object:
+    """Notifiers by name, or a single one, as the list that they are."""
+    if isinstance(value, Mapping):
+        if "kind" in value:
+            return (value,)
+        wrong = [name for name, each in value.items() if not isinstance(each, Mapping)]
+        if wrong:
+            raise ValueError(f"each must say its kind: [{{'kind': {wrong[0]!r}, 'url': …}}]")
+        return tuple({"kind": name, **each} for name, each in value.items())
+    return value
+
+
 def _printable(value: str) -> str:
     if not value.isprintable() or value != value.strip():
         raise ValueError("must be printable text without spaces around it")
@@ -176,7 +188,9 @@ class MonitorSettings(BaseSettings):
     prometheus: PrometheusSettings = Field(
         PrometheusSettings(), description="Metrics for Prometheus."
     )
-    notifiers: tuple[NotifierSettings, ...] = Field((), description="Who is told of verdicts.")
+    notifiers: Annotated[tuple[NotifierSettings, ...], BeforeValidator(_listed)] = Field(
+        (), description="Who is told of verdicts."
+    )
 
     def __init__(self, **values: Any) -> None:
         _check_environment()
