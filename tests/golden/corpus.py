@@ -215,7 +215,8 @@ def _calibrations(bank: Path, folder: Path) -> tuple[Path, Path]:
     band = band.model_copy(update={"support": support})
     five, one = folder / "five.json", folder / "one.json"
     band.save(five)
-    strict = {"alpha": 0.01, "multiplier": 1.5 * band.multiplier, "warn_alpha": 0.02}
+    wider = {name: 1.5 * multiplier for name, multiplier in band.multiplier.items()}
+    strict = {"alpha": 0.01, "multiplier": wider, "warn_alpha": 0.02}
     band.model_copy(update=strict).save(one)
     return five, one
 

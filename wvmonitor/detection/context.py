@@ -7,25 +7,6 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class RunPlan:
-    """What a run, or what it left on disk, says of how it trains; None means not known.
-
-    Attributes:
-        optimizer: the optimiser's name, in lower case: "adamw", "sgd", …
-        learning_rate: the peak learning rate.
-        planned_steps: the run's planned number of optimiser steps.
-        readings: about how many readings the run will have in all.
-        single: True for a single checkpoint, which belongs to no trajectory.
-    """
-
-    optimizer: str | None = None
-    learning_rate: float | None = None
-    planned_steps: int | None = None
-    readings: int | None = None
-    single: bool = False
-
-
-@dataclass(frozen=True)
 class RunContext:
     """What the judge must know of the run beside its scores; None means not known.
 
@@ -39,6 +20,11 @@ class RunContext:
             trajectory, and of a run whose optimiser is not known.
         planned_steps: the run's planned number of optimiser steps.
         readings_planned: about how many readings the run will have in all.
+        objective: what the loss asks for: "sft", "dpo", "grpo", …
+        target_modules: the kinds of modules that an adapter changes, in alphabetical order.
+        schedule: of the learning rate: "linear", "cosine", …
+        weight_decay: as the optimiser was given it.
+        data: digest of the training set.
     """
 
     method: str | None = None
@@ -49,3 +35,8 @@ class RunContext:
     lone: bool = False
     planned_steps: int | None = None
     readings_planned: int | None = None
+    objective: str | None = None
+    target_modules: tuple[str, ...] | None = None
+    schedule: str | None = None
+    weight_decay: float | None = None
+    data: str | None = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from wvmonitor.detection.calibration import Calibration
-from wvmonitor.detection.context import RunContext, RunPlan
+from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.explanation import Background, explained
 from wvmonitor.detection.groups import layer_shares
 from wvmonitor.detection.judgement import Judgement, Statistics
@@ -67,7 +67,7 @@ class Judge:
 
     Example:
         judge = Judge.of(bank, Calibration.load("calibration.json"))
-        context = judge.context(tau.origin, RunPlan(single=True))
+        context = judge.context(tau.origin, RunContext(lone=True))
         judgement = judge(bank.measure(tau), context, JudgeState())
         judgement.verdicts["evil"].state
 
@@ -148,8 +148,8 @@ class Judge:
         known = base is not None
         return replace(self, background=replace(self.background, base=str(base))) if known else self
 
-    def context(self, origin: Origin, plan: RunPlan) -> RunContext:
-        """What verdicts depend on beside the scores, from what weights and run say of themselves.
+    def context(self, origin: Origin, run: RunContext) -> RunContext:
+        """What verdicts depend on beside the scores: what the run says, completed by its weights.
 
         A run whose optimiser is not known (files do not say) is held against a calibration's band
         reading by reading, as a single checkpoint is; the verdict's reason says so.
@@ -157,15 +157,12 @@ class Judge:
         Raises:
             BaseMismatchError: the weights started from another base than the references'.
         """
-        return RunContext(
+        return replace(
+            run,
             method=origin.method,
             rank=origin.rank,
-            optimizer=plan.optimizer,
-            learning_rate=plan.learning_rate,
             base=self.relation_to(origin.base_digest),
-            lone=plan.single or (self.calibration is not None and plan.optimizer is None),
-            planned_steps=plan.planned_steps,
-            readings_planned=plan.readings,
+            lone=run.lone or (self.calibration is not None and run.optimizer is None),
         )
 
     def statistics(self, reading: Reading, earlier: Reading | None = None) -> Statistics:

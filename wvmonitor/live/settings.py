@@ -58,6 +58,18 @@ def _split(value: object) -> object:
     return value
 
 
+def _listed(value: object) -> object:
+    """Notifiers by name, or a single one, as the list that they are."""
+    if isinstance(value, Mapping):
+        if "kind" in value:
+            return (value,)
+        wrong = [name for name, each in value.items() if not isinstance(each, Mapping)]
+        if wrong:
+            raise ValueError(f"each must say its kind: [{{'kind': {wrong[0]!r}, 'url': …}}]")
+        return tuple({"kind": name, **each} for name, each in value.items())
+    return value
+
+
 def _printable(value: str) -> str:
     if not value.isprintable() or value != value.strip():
         raise ValueError("must be printable text without spaces around it")
@@ -118,6 +130,11 @@ class MonitorSettings(BaseSettings):
     components: Components = Field(
         ("blocks",), description="Parts of the model that scores look at."
     )
+    all_scores: bool = Field(
+        default=False,
+        description="Log every score of every reference, norms and shares to the trainer's log, "
+        "beside what decides.",
+    )
     per_layer: bool = Field(
         default=False,
         description="Also log how far the run went along each behaviour in each layer.",
@@ -171,7 +188,9 @@ class MonitorSettings(BaseSettings):
     prometheus: PrometheusSettings = Field(
         PrometheusSettings(), description="Metrics for Prometheus."
     )
-    notifiers: tuple[NotifierSettings, ...] = Field((), description="Who is told of verdicts.")
+    notifiers: Annotated[tuple[NotifierSettings, ...], BeforeValidator(_listed)] = Field(
+        (), description="Who is told of verdicts."
+    )
 
     def __init__(self, **values: Any) -> None:
         _check_environment()
@@ -246,6 +265,7 @@ class MonitorSettings(BaseSettings):
             access=wanted.access(),
             push=wanted.pushgateway.target() if wanted.pushgateway else None,
             expected=self.expected,
+            linger=wanted.linger,
         )
 
     def build_notifiers(self) -> dict[str, Notifier]:

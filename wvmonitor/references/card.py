@@ -48,8 +48,11 @@ class BaseIdentity(_Frozen):
             return "relative"
         raise BaseMismatchError(
             f"the references were made for {self.id} (digest {self.digest[:12]}…), these "
-            f"weights start from a base with digest {digest[:12]}…: use references built for "
-            "that base"
+            f"weights start from a base with digest {digest[:12]}…: where they were made from "
+            f"{self.id} (something was merged into it, or training goes on), name it with "
+            "base=FOLDER, and what was trained before counts as well; where their base is a close "
+            "relative, list its digest in the cards' `relatives`; else build references for it "
+            "(`wvmonitor bank`)"
         )
 
 

@@ -114,7 +114,7 @@ def _from_checkpoints(
             "output folder of a run"
         )
     measured = [_measured(target, bank, base) for target in trajectory]
-    context = judge.context(measured[-1], trajectory[-1].plan(optimizer))
+    context = judge.context(measured[-1], trajectory[-1].context(optimizer))
     yield folder, BenignRun(folder.name, [m.scores for m in measured], context)
 
 

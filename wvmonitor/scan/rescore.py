@@ -8,11 +8,11 @@ so: it is never left out in silence.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 from wvmonitor.detection.calibration import Calibration
-from wvmonitor.detection.context import RunContext, RunPlan
 from wvmonitor.detection.judge import Judge
 from wvmonitor.detection.state import JudgeState
 from wvmonitor.errors import InputError, MissingPathError, WVMonitorError
@@ -92,7 +92,7 @@ def _rescored(
         try:
             tau = _recorded_vector(path, row.step)
             reading = bank.measure(tau, step=row.step, progress=row.scores.progress)
-            context = judge.context(tau.origin, _plan(contexts[row.attempt]))
+            context = judge.context(tau.origin, replace(contexts[row.attempt], lone=False))
             judgement = judge(reading, context, state, acknowledged=acknowledged)
         except WVMonitorError as error:
             yield failed(str(path), failure_of(error), run=run, step=row.step)
@@ -108,16 +108,6 @@ def _recorded_vector(path: Path, step: int) -> TaskVector:
             f"the recorder kept nothing of step {step} ({path}): see the run's log for why"
         )
     return read_snapshot(path).vector
-
-
-def _plan(context: RunContext) -> RunPlan:
-    """What the journal says of how the run trains."""
-    return RunPlan(
-        optimizer=context.optimizer,
-        learning_rate=context.learning_rate,
-        planned_steps=context.planned_steps,
-        readings=context.readings_planned,
-    )
 
 
 def run_rescore(

@@ -199,7 +199,7 @@ class _Trajectories:
         scores = replace(outcome.scores, step=target.step, progress=target.progress)
         judgement = self.judge(
             replace(outcome.statistics, scores=scores),
-            self.judge.context(outcome, target.plan(self._optimizer)),
+            self.judge.context(outcome, target.context(self._optimizer)),
             self._states.get(target.run or "", JudgeState()),
         )
         if target.run is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal
 
-from wvmonitor.detection.context import RunPlan
+from wvmonitor.detection.context import RunContext
 from wvmonitor.errors import MalformedFileError, MissingPathError, UnsafeFileError, WVMonitorError
 from wvmonitor.files.checkpoint_files import pickled_models
 from wvmonitor.files.documents import read_json
@@ -71,18 +71,18 @@ class Target:
             return None
         return self.step / self.planned_steps
 
-    def plan(self, optimizer: str | None) -> RunPlan:
-        """What is known of how its run trains.
+    def context(self, optimizer: str | None) -> RunContext:
+        """What its folder says of how its run trains.
 
         Args:
             optimizer: the run's, which files do not say.
         """
-        return RunPlan(
+        return RunContext(
             optimizer=optimizer,
             learning_rate=self.learning_rate,
+            lone=self.run is None,
             planned_steps=self.planned_steps,
-            readings=self.readings,
-            single=self.run is None,
+            readings_planned=self.readings,
         )
 
 

@@ -199,7 +199,7 @@ class Watcher:
         base, _ = find_base(target, given, self._bank)
         tau = read_target(target, given, base)
         reading = self._bank.measure(tau, step=target.step, progress=target.progress)
-        context = self._judge.context(tau.origin, target.plan(self._options.optimizer))
+        context = self._judge.context(tau.origin, target.context(self._options.optimizer))
         judgement = self._judge.of_base(base)(
             reading, context, state, acknowledged=self._reader.acknowledged(run)
         )
