@@ -34,7 +34,8 @@ def way(
 
     def build(*, calibrated: bool, **more: Any) -> Way:
         given = calibration if calibrated else None
-        return replace(Way(tiny_base, tiny_bank_folder, vectors, given), **more)
+        chosen = vectors[more.pop("vectors", slice(None))]
+        return replace(Way(tiny_base, tiny_bank_folder, chosen, given), **more)
 
     return build
 
@@ -45,8 +46,8 @@ def way(
         (True, {}, "ok ok warn alarm alarm alarm alarm"),
         (True, {"optimizer": "lion"}, " ".join(["unknown"] * 7)),
         (True, {"planned": False}, " ".join(["unknown"] * 7)),
-        (False, {}, "ok ok ok warn warn ok ok"),
-        (False, {"planned": False}, "ok ok ok warn warn ok ok"),
+        (False, {}, "ok ok ok warn warn ok warn"),
+        (False, {"planned": False, "vectors": slice(6)}, "ok ok ok warn warn ok"),
     ],
     ids=["calibrated", "another optimiser", "open-ended", "uncalibrated", "without a plan"],
 )

@@ -31,9 +31,7 @@ from wvmonitor.detection.calibration import Calibration
 from wvmonitor.journal.tools import acknowledge, export
 from wvmonitor.organism.train import finetune
 from wvmonitor.outputs.prometheus import PrometheusExporter
-from wvmonitor.outputs.scan_record import (
-    CheckpointResult,
-)
+from wvmonitor.outputs.scan_record import CheckpointResult
 from wvmonitor.references import BaseIdentity, Card, Construction, Reference
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.scan.cache import ScanCache

@@ -18,9 +18,7 @@ from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.verdict import Verdict
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.outputs.exporter import Observation
-from wvmonitor.outputs.scan_record import (
-    CheckpointResult,
-)
+from wvmonitor.outputs.scan_record import CheckpointResult
 from wvmonitor.references import Reference
 from wvmonitor.references.card import BaseIdentity
 from wvmonitor.scan.rescore import rescore
@@ -148,7 +146,7 @@ def live(
         for step, vector in zip(way.steps, way.vectors, strict=True):
             move(model, vector)
             model.save_pretrained(folder / "runs" / NAME / f"checkpoint-{step}")
-            monitor.observe(model, step)
+            monitor.observe(model, step, force=step == way.steps[-1])
             assert monitor.journal is not None
             monitor.journal.flush()
     for step in way.steps:

@@ -26,10 +26,7 @@ from wvmonitor.references import ReferenceBank
 from wvmonitor.scan import work
 from wvmonitor.scan.cache import ScanCache
 from wvmonitor.scan.executors import alone, open_executor
-from wvmonitor.scan.measure import (
-    Share,
-    measure_all,
-)
+from wvmonitor.scan.measure import Share, measure_all
 from wvmonitor.scan.scan import scan
 from wvmonitor.scan.targets import find_targets
 from wvmonitor.vectors import TaskVector

@@ -192,6 +192,7 @@ class Judge:
         *,
         earlier: Reading | None = None,
         acknowledged: Collection[str] = (),
+        last: bool = False,
     ) -> Judgement:
         """Judge one reading.
 
@@ -201,13 +202,16 @@ class Judge:
             state: as the judgement on the run's previous reading has it.
             earlier: as in `statistics`.
             acknowledged: behaviours that somebody has silenced in this run.
+            last: whether no other reading of this run will follow.
 
         Raises:
             UnknownReferenceError: the reading holds other references than the bank.
             CalibrationError: it was measured against another bank than the calibration's.
         """
         found = reading if isinstance(reading, Statistics) else self.statistics(reading, earlier)
-        verdicts, state = judge(found.scores, context, self.calibration, state, acknowledged)
+        verdicts, state = judge(
+            found.scores, context, self.calibration, state, acknowledged, last=last
+        )
         verdicts = explained(verdicts, found.scores, state, self.background, layers=found.layers)
         return Judgement(
             reading=reading if isinstance(reading, Reading) else None,

@@ -92,7 +92,10 @@ RECENT = 6
 """So many readings back an account looks for where a score is heading."""
 
 CONSECUTIVE = 2
-"""Readings in a row above the rule before a trajectory warns; a lone checkpoint needs one."""
+"""Readings in a row above the rule before a trajectory warns.
+
+A single checkpoint needs one, and so does a trajectory's last reading, which none will follow.
+"""
 
 
 def judge(
@@ -101,6 +104,8 @@ def judge(
     calibration: Calibration | None,
     state: JudgeState,
     acknowledged: Collection[str] = (),
+    *,
+    last: bool = False,
 ) -> tuple[Mapping[str, Verdict], JudgeState]:
     """Pass a verdict on every behaviour at one reading.
 
@@ -121,6 +126,7 @@ def judge(
         calibration: None judges by the published rules.
         state: as returned for the previous reading; `JudgeState()` for the first.
         acknowledged: behaviours that somebody has silenced in this run.
+        last: whether no other reading of this run will follow.
 
     Returns:
         The verdict on each behaviour, and the state for the next reading.
@@ -139,7 +145,7 @@ def judge(
         if reference.kind != "behaviour":
             continue
         before = state.of(name)
-        found = _found(scores, reference, context, calibration, state)
+        found = _found(scores, reference, context, calibration, state, last=last)
         if status == "transferred":
             found = capped(found)
         if before.alarmed and found.state != State.ALARM:
@@ -183,11 +189,14 @@ def _found(
     context: RunContext,
     calibration: Calibration | None,
     state: JudgeState,
+    *,
+    last: bool,
 ) -> Finding:
     """What the rule that applies says of one behaviour, and which score it looks at."""
     before = state.of(reference.reference)
     if calibration is None:
-        return _by_published_rule(scores, reference, context, before.consecutive or 0)
+        row, needed = before.consecutive or 0, 1 if context.lone or last else CONSECUTIVE
+        return _by_published_rule(scores, reference, context, row, needed=needed)
     if is_open_ended(scores, context, calibration):
         maximum, windows = before.running_maximum, state.windows
         found = by_windows(scores, reference, context, calibration, maximum, windows)
@@ -228,18 +237,23 @@ def overall(verdicts: Mapping[str, Verdict]) -> State:
 
 
 def _by_published_rule(
-    scores: Scores, reference: ReferenceScores, context: RunContext, row: int
+    scores: Scores, reference: ReferenceScores, context: RunContext, row: int, *, needed: int
 ) -> Finding:
     """Judge by `PUBLISHED_RULES`: in the response geometry where it sees enough, else Frobenius."""
     order: tuple[Geometry, ...] = ("response", "frobenius")
     seen = [g for g in order if "cosine" in reference.values.get(g, {})]
     geometry = next((g for g in seen if not unseen(scores, g)), seen[0] if seen else "frobenius")
-    found = _by_rule(scores, reference, context, row, geometry)
+    found = _by_rule(scores, reference, context, row, geometry, needed)
     return replace(found, geometry=geometry, score_name="cosine")
 
 
 def _by_rule(
-    scores: Scores, reference: ReferenceScores, context: RunContext, row: int, geometry: Geometry
+    scores: Scores,
+    reference: ReferenceScores,
+    context: RunContext,
+    row: int,
+    geometry: Geometry,
+    needed: int,
 ) -> Finding:
     values, rule = reference.values.get(geometry, {}), PUBLISHED_RULES[geometry]
     value, what = finite(values.get("cosine")), f"cosine ({geometry})"
@@ -258,7 +272,6 @@ def _by_rule(
     fits = margin is None or margin >= rule.margin
     above = value >= rule.cosine and fits
     row = row + 1 if above else 0
-    needed = 1 if context.lone else CONSECUTIVE
     beside = (
         "the bank has no control to compare with"
         if margin is None

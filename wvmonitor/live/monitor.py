@@ -319,7 +319,9 @@ class Monitor:
         self._outputs.go_on()
         if self._live is not None and self._live.incomplete:
             self.run_context = replace(self.run_context, base="unknown")
-        observation = self._measure(step, model)
+        planned = self._run.planned_steps
+        last = force or (planned is not None and step >= planned)
+        observation = self._measure(step, model, last=last)
         self._outputs.failures.end_row()
         return observation
 
@@ -340,7 +342,7 @@ class Monitor:
         """What `work` gives, or `otherwise` where it fails; see `Failures.guarded`."""
         return self._outputs.failures.guarded(where, work, otherwise, reading=reading)
 
-    def _measure(self, step: int, model: Any = None) -> Observation | None:
+    def _measure(self, step: int, model: Any = None, *, last: bool = False) -> Observation | None:
         """Read, judge, keep and show; None in the processes that only take part in the reading."""
         assert self._live is not None  # noqa: S101  `observe` and `start` see to it
         began = time.perf_counter()
@@ -369,6 +371,7 @@ class Monitor:
             self._state,
             earlier=earlier.reading if earlier else None,
             acknowledged=self._outputs.acknowledged(),
+            last=last,
         )
         self._state = judgement.state
         measured = time.perf_counter() - began

@@ -14,18 +14,10 @@ from wvmonitor.detection.calibration import BenignRun
 from wvmonitor.detection.judge import Judge
 from wvmonitor.errors import CalibrationError, MissingPathError
 from wvmonitor.journal.reader import JournalReader
-from wvmonitor.outputs.scan_record import (
-    Failure,
-)
+from wvmonitor.outputs.scan_record import Failure
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.scan.measure import (
-    Job,
-    SharedBank,
-    measure,
-)
-from wvmonitor.scan.results import (
-    Measured,
-)
+from wvmonitor.scan.measure import Job, SharedBank, measure
+from wvmonitor.scan.results import Measured
 from wvmonitor.scan.targets import Target, find_targets
 
 

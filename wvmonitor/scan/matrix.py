@@ -8,10 +8,7 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import TextIO
 
-from wvmonitor.outputs.scan_record import (
-    Failure,
-    finite,
-)
+from wvmonitor.outputs.scan_record import Failure, finite
 from wvmonitor.scan.compare import Comparison
 from wvmonitor.scan.text import visible
 

@@ -20,10 +20,7 @@ from wvmonitor.errors import (
 from wvmonitor.files.checkpoint_files import open_checkpoint
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import is_url, joined, local_path, shown
-from wvmonitor.outputs.scan_record import (
-    Failure,
-    failure_of,
-)
+from wvmonitor.outputs.scan_record import Failure, failure_of
 from wvmonitor.reading import Component, Geometry, Reading, join_readings
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.cache import CacheView, content_key

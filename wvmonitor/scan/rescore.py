@@ -18,16 +18,9 @@ from wvmonitor.detection.state import JudgeState
 from wvmonitor.errors import InputError, MissingPathError, WVMonitorError
 from wvmonitor.journal.reader import JournalReader, JournalRow
 from wvmonitor.journal.snapshots import folder_of, path_of, read_snapshot
-from wvmonitor.outputs.scan_record import (
-    CheckpointResult,
-    failed,
-    failure_of,
-    record_of,
-)
+from wvmonitor.outputs.scan_record import CheckpointResult, failed, failure_of, record_of
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.scan.results import (
-    FailOn,
-)
+from wvmonitor.scan.results import FailOn
 from wvmonitor.scan.scan import open_bank
 from wvmonitor.scan.writers import WRITERS, deliver, format_of, write_file
 from wvmonitor.vectors.task_vector import TaskVector
@@ -93,7 +86,9 @@ def _rescored(
             tau = _recorded_vector(path, row.step)
             reading = bank.measure(tau, step=row.step, progress=row.scores.progress)
             context = judge.context(tau.origin, replace(contexts[row.attempt], lone=False))
-            judgement = judge(reading, context, state, acknowledged=acknowledged)
+            judgement = judge(
+                reading, context, state, acknowledged=acknowledged, last=row is rows[-1]
+            )
         except WVMonitorError as error:
             yield failed(str(path), failure_of(error), run=run, step=row.step)
             continue

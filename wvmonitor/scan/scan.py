@@ -18,27 +18,14 @@ from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.judge import Judge
 from wvmonitor.detection.state import JudgeState
 from wvmonitor.files.storage import Location, is_url, local_path
-from wvmonitor.outputs.scan_record import (
-    CheckpointResult,
-    Failure,
-    failed,
-    failure_of,
-    record_of,
-)
+from wvmonitor.outputs.scan_record import CheckpointResult, Failure, failed, failure_of, record_of
 from wvmonitor.reading import Geometry
 from wvmonitor.references import ReferenceBank
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.calibrated import calibration_of
 from wvmonitor.scan.cache import CacheView, ScanCache
-from wvmonitor.scan.measure import (
-    Job,
-    Outcome,
-    SharedBank,
-)
-from wvmonitor.scan.results import (
-    Known,
-    Measured,
-)
+from wvmonitor.scan.measure import Job, Outcome, SharedBank
+from wvmonitor.scan.results import Known, Measured
 from wvmonitor.scan.targets import Target, find_targets
 from wvmonitor.scan.work import outcomes
 from wvmonitor.sources.identity import KnownDigest, known_digest
@@ -201,6 +188,7 @@ class _Trajectories:
             replace(outcome.statistics, scores=scores),
             self.judge.context(outcome, target.context(self._optimizer)),
             self._states.get(target.run or "", JudgeState()),
+            last=target.last,
         )
         if target.run is not None:
             self._states[target.run] = judgement.state

@@ -7,12 +7,8 @@ from dataclasses import dataclass
 
 from wvmonitor.detection.trend import Trend, slope, trend
 from wvmonitor.detection.verdict import State
-from wvmonitor.outputs.scan_record import (
-    CheckpointResult,
-)
-from wvmonitor.scan.results import (
-    reaches,
-)
+from wvmonitor.outputs.scan_record import CheckpointResult
+from wvmonitor.scan.results import reaches
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,7 @@ from wvmonitor.outputs.exporter import Exporter, Observation
 from wvmonitor.outputs.prometheus import PrometheusExporter
 from wvmonitor.references import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of
-from wvmonitor.scan.measure import (
-    find_base,
-    read_target,
-)
+from wvmonitor.scan.measure import find_base, read_target
 from wvmonitor.scan.new_checkpoints import NewCheckpoints
 from wvmonitor.scan.targets import Target, find_targets
 from wvmonitor.scan.text import visible
@@ -201,7 +198,12 @@ class Watcher:
         reading = self._bank.measure(tau, step=target.step, progress=target.progress)
         context = self._judge.context(tau.origin, target.context(self._options.optimizer))
         judgement = self._judge.of_base(base)(
-            reading, context, state, acknowledged=self._reader.acknowledged(run)
+            reading,
+            context,
+            state,
+            acknowledged=self._reader.acknowledged(run),
+            # the newest checkpoint of a run that trains is not its last one
+            last=target.progress is not None and target.progress >= 1,
         )
         return Observation(run, judgement, time.perf_counter() - began, time.time()), context
 

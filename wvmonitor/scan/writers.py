@@ -25,12 +25,7 @@ from wvmonitor.outputs.scan_record import (
     ReferenceResult,
     as_dict,
 )
-from wvmonitor.scan.results import (
-    FailOn,
-    exit_code,
-    reaches,
-    unjudged,
-)
+from wvmonitor.scan.results import FailOn, exit_code, reaches, unjudged
 from wvmonitor.scan.schema import document
 from wvmonitor.scan.table import summary, write_table
 from wvmonitor.scan.text import visible
