@@ -44,8 +44,8 @@ def way(
     ("calibrated", "options", "states"),
     [
         (True, {}, "ok ok warn alarm alarm alarm alarm"),
-        (True, {"optimizer": "lion"}, " ".join(["unknown"] * 7)),
-        (True, {"planned": False}, " ".join(["unknown"] * 7)),
+        (True, {"optimizer": "lion"}, "ok ok ok warn warn ok warn"),
+        (True, {"planned": False, "vectors": slice(6)}, "ok ok ok warn warn ok"),
         (False, {}, "ok ok ok warn warn ok warn"),
         (False, {"planned": False, "vectors": slice(6)}, "ok ok ok warn warn ok"),
     ],

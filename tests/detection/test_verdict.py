@@ -295,7 +295,7 @@ def test_broken_numbers_are_unknown(calibration, make_scores, context, calibrate
 def test_unknown_still_shows_a_high_score(calibration, make_scores, context):
     """A run that cannot be judged but scores high says so, and does not alarm."""
     scores = make_scores(evil=0.9, flattery=0.0)
-    verdicts, state = judge(scores, replace(context, rank=64), calibration, START)
+    verdicts, state = judge(scores, replace(context, base="unknown"), calibration, START)
     assert verdicts["evil"].state == "unknown"
     assert "0.9 is above" in verdicts["evil"].reason
     assert state.of("evil").running_maximum is None
@@ -347,6 +347,33 @@ def test_another_bank_scope_or_ridge_is_not_judged(calibration, make_scores, con
         name = "novel" if "novel" in verdicts else "evil"
         assert verdicts[name].state == "unknown"
         assert words in verdicts[name].reason
+
+
+@pytest.mark.parametrize(
+    ("change", "progress", "words"),
+    [
+        ({"rank": 64}, 0.5, "rank 64 is outside the calibrated 8"),
+        ({"optimizer": "sgd"}, 0.5, "optimiser sgd"),
+        ({"planned_steps": 1000}, 0.5, "1000 planned steps"),
+        ({}, None, "planned number of steps"),
+    ],
+)
+def test_what_a_calibration_does_not_cover_the_published_rule_judges(
+    calibration, make_scores, context, change, progress, words
+):
+    """A run of another kind is warned of by the published rule, with both reasons, and only so."""
+    context, state, states = replace(context, **change), START, []
+    for cosine in (0.02, 0.3, 0.3, 0.02):
+        scores = make_scores(progress, evil=cosine, flattery=0.0, name="cosine")
+        verdicts, state = judge(scores, context, calibration, state)
+        verdict = verdicts["evil"]
+        states.append(verdict.state)
+        assert words in verdict.reason
+        assert "published rule" in verdict.reason
+        assert (verdict.calibration, verdict.score_name) == ("uncalibrated", "cosine")
+        assert verdict.threshold == PUBLISHED_RULES["response"].cosine
+    assert states == ["ok", "ok", "warn", "ok"]
+    assert state.of("evil").running_maximum is None
 
 
 def test_what_is_unlike_the_benign_runs_is_said(calibration, make_scores, context):

@@ -55,6 +55,7 @@ class Finding:
 
     Attributes:
         geometry, score_name: what `score` is, where a score was looked at.
+        uncovered: whether the calibration does not cover this run, for `reason`.
     """
 
     state: State
@@ -66,6 +67,7 @@ class Finding:
     gain_maximum: float | None = None
     geometry: Geometry | None = None
     score_name: ScoreName | None = None
+    uncovered: bool = False
 
 
 def broken(scores: Scores, reference: ReferenceScores, context: RunContext) -> list[str]:
@@ -112,6 +114,11 @@ def unknown(
     if value is not None and threshold is not None and value > threshold:
         text += f". Its {what} of {value:.3g} is above {threshold:.3g} all the same: look at it"
     return Finding(State.UNKNOWN, text, value, threshold)
+
+
+def outside(reasons: list[str]) -> Finding:
+    """The calibration does not cover this run, for these reasons: another rule must judge it."""
+    return Finding(State.UNKNOWN, "; ".join(reasons), uncovered=True)
 
 
 def capped(found: Finding) -> Finding:

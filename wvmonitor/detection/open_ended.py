@@ -10,6 +10,7 @@ from wvmonitor.detection.finding import (
     State,
     broken,
     finite,
+    outside,
     percent,
     unknown,
     unmoved,
@@ -45,7 +46,7 @@ def by_windows(
     maximum: float | None,
     windows: int,
 ) -> Finding:
-    """Judge a behaviour of an open-ended run at one reading.
+    """Judge a behaviour of an open-ended run; where the windows do not cover it, say so only.
 
     Args:
         scores: of the reading.
@@ -59,18 +60,21 @@ def by_windows(
     assert band is not None  # noqa: S101  `is_open_ended` sees to it
     what = f"window ({calibration.geometry})"
     value = finite(reference.values.get(calibration.geometry, {}).get("window"))
-    objections = [*broken(scores, reference, context), *_objections(scores, context, calibration)]
+    objections = broken(scores, reference, context)
+    if objections:
+        return unknown(objections, what, value)
+    uncovered = _objections(scores, context, calibration)
     if name not in band.mu:
-        return unknown([*objections, f"{name} is not among the calibrated behaviours"], what, value)
+        return outside([*uncovered, f"{name} is not among the calibrated behaviours"])
     limit = band.mu[name] + band.multiplier[name] * band.sigma[name]
     if windows > band.block * band.blocks:
-        objections.append(
+        uncovered.append(
             f"the run has gone on for {windows} windows, and {band.runs} benign runs speak "
             f"of {band.block * band.blocks} at most: calibrate with more runs, or give the planned "
             "number of steps"
         )
-    if objections:
-        return unknown(objections, what, value, limit)
+    if uncovered:
+        return outside(uncovered)
     early = unmoved(scores, NUMERICAL_FLOOR)
     if early is not None:
         return Finding(State.WARMING, early.reason, value, limit, maximum)

@@ -20,6 +20,7 @@ from wvmonitor.detection.finding import (
     State,
     broken,
     finite,
+    outside,
     percent,
     promise,
     rank_among,
@@ -57,7 +58,7 @@ def by_band(
     past: BehaviourState,
     readings: int,
 ) -> Finding:
-    """Judge a behaviour at one reading.
+    """Judge a behaviour at one reading; where the band does not cover the run, say so only.
 
     Args:
         scores: of the reading.
@@ -70,15 +71,16 @@ def by_band(
     name = reference.reference
     value = finite(reference.values.get(calibration.geometry, {}).get(calibration.score))
     what = f"{calibration.score} ({calibration.geometry})"
-    objections = broken(scores, reference, context)
-    objections += calibration.support.objections(context, scores.progress, readings)
-    if name not in calibration.bands:
-        return unknown([*objections, f"{name} is not among the calibrated behaviours"], what, value)
-    objections += _unlike(scores, calibration)
     at = _within(scores.progress)
-    threshold = calibration.threshold(name, at)
+    threshold = calibration.threshold(name, at) if name in calibration.bands else None
+    objections = broken(scores, reference, context)
     if objections:
         return unknown(objections, what, value, threshold)
+    uncovered = calibration.support.objections(context, scores.progress, readings)
+    uncovered += _unlike(scores, calibration)
+    if uncovered or threshold is None:
+        foreign = [f"{name} is not among the calibrated behaviours"] if threshold is None else []
+        return outside([*uncovered, *foreign])
     least = calibration.support.least_norm(at, calibration.grid)
     early = unmoved(scores, max(least, NUMERICAL_FLOOR))
     if early is not None and scores.norm <= NUMERICAL_FLOOR:

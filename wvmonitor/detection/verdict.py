@@ -114,9 +114,11 @@ def judge(
       above the band at 2α.
     - Calibrated, of unknown length, where the calibration has windows: `by_windows`.
     - Provisional: the same by a band that is approximate, and promises nothing.
-    - Uncalibrated: the published rules, capped at `warn`.
+    - Uncalibrated, or of a run that the calibration does not cover: the published rules, capped
+      at `warn`.
     - Transferred (`context.base == "relative"`): either of them, capped at `warn`.
-    - `warming` while too little has changed; `unknown` where nothing can be said, with the reason.
+    - `warming` while too little has changed; `unknown` where nothing can be measured, with the
+      reason.
 
     An alarm that was raised is never hidden, whatever this reading by itself would say.
 
@@ -157,7 +159,7 @@ def judge(
             found.reason,
             found.score,
             found.threshold,
-            status,
+            "uncalibrated" if found.uncovered and status != "transferred" else status,
             scores.step,
             geometry=found.geometry,
             score_name=found.score_name,
@@ -192,17 +194,25 @@ def _found(
     *,
     last: bool,
 ) -> Finding:
-    """What the rule that applies says of one behaviour, and which score it looks at."""
-    before = state.of(reference.reference)
-    if calibration is None:
-        row, needed = before.consecutive or 0, 1 if context.lone or last else CONSECUTIVE
-        return _by_published_rule(scores, reference, context, row, needed=needed)
-    if is_open_ended(scores, context, calibration):
-        maximum, windows = before.running_maximum, state.windows
-        found = by_windows(scores, reference, context, calibration, maximum, windows)
-        return replace(found, geometry=calibration.geometry, score_name="window")
-    found = by_band(scores, reference, context, calibration, before, state.readings)
-    return replace(found, geometry=calibration.geometry, score_name=calibration.score)
+    """What the rule that applies says of one behaviour, and which score it looks at.
+
+    Where a calibration does not cover the run, the published rule applies, with both reasons.
+    """
+    before, reasons = state.of(reference.reference), ""
+    if calibration is not None:
+        if is_open_ended(scores, context, calibration):
+            maximum, windows = before.running_maximum, state.windows
+            found = by_windows(scores, reference, context, calibration, maximum, windows)
+            name: ScoreName = "window"
+        else:
+            found = by_band(scores, reference, context, calibration, before, state.readings)
+            name = calibration.score
+        if not found.uncovered:
+            return replace(found, geometry=calibration.geometry, score_name=name)
+        reasons = f"the calibration does not cover this run ({found.reason}): "
+    row, needed = before.consecutive or 0, 1 if context.lone or last else CONSECUTIVE
+    found = _by_published_rule(scores, reference, context, row, needed=needed)
+    return replace(found, reason=f"{reasons}{found.reason}", uncovered=calibration is not None)
 
 
 def _after(
@@ -214,7 +224,10 @@ def _after(
 ) -> BehaviourState:
     """The behaviour's state for the next reading."""
     path, last_ok, recent = before.path, before.last_ok, before.recent
-    if calibration is not None and not is_open_ended(scores, context, calibration):
+    if found.uncovered and before.consecutive is None:
+        recent = ()  # of another score
+    banded = calibration is not None and not found.uncovered
+    if calibration is not None and banded and not is_open_ended(scores, context, calibration):
         path = remembered(path, scores, found.score, calibration)
     if scores.step is not None:
         last_ok = scores.step if found.state == State.OK else last_ok
