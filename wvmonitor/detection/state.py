@@ -5,8 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from wvmonitor.detection.finding import State
+
 Path = tuple[tuple[float, float, float], ...]
 """(progress, score, ‖τ‖) of earlier readings, oldest first."""
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The worst that a run has earned on one behaviour, of what could be judged.
+
+    Attributes:
+        state: ok, warn or alarm.
+        step: of the first reading that earned it, if known.
+        score: the deciding score at that reading, if there was one.
+    """
+
+    state: State
+    step: int | None
+    score: float | None
 
 
 @dataclass(frozen=True)
@@ -23,6 +40,7 @@ class BehaviourState:
         last_ok: the step of the last reading that was ok.
         recent: (step, score) of the last readings, oldest first.
         path: the readings that a gain looks back to, where the band was applied.
+        worst: the worst that the run has earned; None where nothing could be judged yet.
     """
 
     running_maximum: float | None = None
@@ -32,6 +50,7 @@ class BehaviourState:
     last_ok: int | None = None
     recent: tuple[tuple[int, float], ...] = ()
     path: Path | None = None
+    worst: Worst | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from wvmonitor.detection.finding import (
 )
 from wvmonitor.detection.open_ended import by_windows, is_open_ended, window_ended
 from wvmonitor.detection.scores import ReferenceScores, ScoreName, Scores
-from wvmonitor.detection.state import BehaviourState, JudgeState
+from wvmonitor.detection.state import BehaviourState, JudgeState, Worst
 from wvmonitor.detection.trajectory import by_band, remembered
 from wvmonitor.reading import Geometry
 
@@ -224,6 +224,9 @@ def _after(
 ) -> BehaviourState:
     """The behaviour's state for the next reading."""
     path, last_ok, recent = before.path, before.last_ok, before.recent
+    worst, judged = before.worst, found.state in (State.OK, State.WARN, State.ALARM)
+    if judged and (worst is None or worst.state < found.state):
+        worst = Worst(found.state, scores.step, found.score)
     if found.uncovered and before.consecutive is None:
         recent = ()  # of another score
     banded = calibration is not None and not found.uncovered
@@ -241,6 +244,7 @@ def _after(
         last_ok=last_ok,
         recent=recent,
         path=path,
+        worst=worst,
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from wvmonitor.detection.state import BehaviourState, JudgeState, Path
+from wvmonitor.detection.state import BehaviourState, JudgeState, Path, Worst
 from wvmonitor.errors import JournalError
 from wvmonitor.reading import Component, Geometry, Products, Reading
 
@@ -60,6 +60,7 @@ class _JudgeState:
     windows: int = 0
     gain_maximum: dict[str, float] = field(default_factory=dict)
     path: dict[str, Path] = field(default_factory=dict)
+    worst: dict[str, Worst] = field(default_factory=dict)
 
 
 _NUMBER = "$float"
@@ -183,6 +184,7 @@ def dump_state(state: JudgeState) -> str:
             windows=state.windows,
             gain_maximum=each("gain_maximum"),
             path={b: s.path for b, s in behaviours.items() if s.path is not None},
+            worst=each("worst"),
         )
     )
 
@@ -197,7 +199,7 @@ def load_state(text: str, where: str) -> JudgeState:
     names = dict.fromkeys(
         (
             *kept.running_maximum, *kept.consecutive, *kept.alarmed, *kept.last_ok, *kept.recent,
-            *kept.gain_maximum, *kept.path,
+            *kept.gain_maximum, *kept.path, *kept.worst,
         )
     )  # fmt: skip
     behaviours = {
@@ -209,6 +211,7 @@ def load_state(text: str, where: str) -> JudgeState:
             last_ok=kept.last_ok.get(name),
             recent=kept.recent.get(name, ()),
             path=kept.path.get(name),
+            worst=kept.worst.get(name),
         )
         for name in names
     }

@@ -241,6 +241,11 @@ def _verdicts(latest: dict[str, Observation], wanted: frozenset[str]) -> Iterato
         "1 where drift towards a reference is wanted or acknowledged, so that nobody is alarmed.",
         labels=("run", "reference"),
     )
+    worst = GaugeMetricFamily(
+        "wvmonitor_worst_verdict",
+        "1 for the worst verdict that the run has earned on a reference, 0 for the others.",
+        labels=("run", "reference", "verdict"),
+    )
     for run, observation in latest.items():
         quiet = wanted | observation.acknowledged
         for verdict in observation.verdicts:
@@ -252,7 +257,11 @@ def _verdicts(latest: dict[str, Observation], wanted: frozenset[str]) -> Iterato
                 threshold.add_metric(which, verdict.threshold)
             for state in State:
                 states.add_metric((run, verdict.reference, state), float(state == verdict.state))
-    yield from (decides, threshold, states, expected)
+            earned = observation.judgement.state.of(verdict.reference).worst
+            for state in State if earned is not None else ():
+                value = float(earned is not None and state == earned.state)
+                worst.add_metric((run, verdict.reference, state), value)
+    yield from (decides, threshold, states, expected, worst)
 
 
 def _deciding(verdict: Verdict) -> str:

@@ -9,6 +9,7 @@ By default, of each behaviour, what its verdict rests on:
 | `wv/<reference>/dose` | the steering coefficient that explains the drift |
 | `wv/<reference>/threshold` | what the deciding score is held against at this progress |
 | `wv/<reference>/verdict` | 0 ok, 1 warn, 2 alarm, −1 warming, −2 unknown |
+| `wv/<reference>/worst` | the worst verdict so far, for summaries: 0 only if it never rose |
 | `wv/step` | the optimiser step whose weights these values speak of |
 | `wv/non_finite` | how many values were NaN or infinite and left out; absent at 0 |
 
@@ -81,6 +82,9 @@ def _pairs(
         if verdict.threshold is not None:
             yield f"wv/{verdict.reference}/threshold", verdict.threshold
         yield f"wv/{verdict.reference}/verdict", VERDICT_CODES[verdict.state]
+        worst = observation.judgement.state.of(verdict.reference).worst
+        if worst is not None:
+            yield f"wv/{verdict.reference}/worst", VERDICT_CODES[worst.state]
     if scores.step is not None:
         yield "wv/step", scores.step
     if per_layer:

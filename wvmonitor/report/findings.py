@@ -18,11 +18,12 @@ class Finding:
     """One reference over one run.
 
     Attributes:
-        state: "alarm" if it ever alarmed, else the last verdict; "" for a control, which gets none.
+        state: the worst that it rose to, else the last verdict; "" for a control, which gets none.
         last: the last verdict.
-        telling: the verdict whose reason explains `state`: the first alarm, else the last verdict.
+        telling: the verdict whose reason explains `state`: the first of its kind, or the last one.
         points: its course.
-        since: the step of the first verdict like `state`, without a better one after it.
+        since: the step of the first verdict like `state`, without a better one after it; of a
+            warning or an alarm, of the first one.
         dose: the last one known.
         scores: the last values, by (geometry, score).
         acknowledged: why someone silenced it, if someone did.
@@ -161,17 +162,17 @@ def _finding(
     verdicts = [row.verdicts[name] for row in rows if name in row.verdicts]
     kept = [r.scores.references[name] for r in rows if name in r.scores.references]
     last = verdicts[-1] if verdicts else None
-    alarm = next((v for v in verdicts if v.state == "alarm"), None)
-    state = "alarm" if alarm else last.state if last else ""
+    worst = max((v.state for v in verdicts), default=State.OK)
+    risen = next((v for v in verdicts if v.state == worst and worst >= State.WARN), None)
     # A reading that failed to name a reference must not make the one before it look current.
-    if verdicts and state != "alarm" and name not in rows[-1].verdicts:
-        state = "unknown"
+    current = last.state if last and name in rows[-1].verdicts else State.UNKNOWN
+    state = (risen.state if risen else current) if verdicts else ""
     return Finding(
         reference=name,
         kind=kept[-1].kind if kept else "behaviour" if verdicts else "control",
         state=state,
         last=last,
-        telling=alarm or last,
+        telling=risen or last,
         points=points,
         since=_since(points, state),
         dose=next((k.dose for k in reversed(kept) if k.dose is not None), None),
@@ -185,7 +186,7 @@ def _finding(
 
 
 def _since(points: Sequence[Point], state: str) -> int | None:
-    if state == "alarm":
+    if state in ("warn", "alarm"):
         return next((int(p.step) for p in points if p.state == state), None)
     since = None
     for point in reversed(points):
@@ -216,22 +217,24 @@ def _claim(view: RunView, state: str, findings: Sequence[Finding]) -> str:
     if state == "alarm":
         return f"Drifts towards {names}{when}."
     if state == "warn":
+        last = {f.last.state for f in judged if f.state == state and f.last}
+        if last == {State.OK}:
+            return (
+                f"Warned of {names}{when.replace('since', 'at')}, and was ok at the last reading."
+            )
         return f"May be drifting towards {names}{when}."
     if state == "warming":
         return "Too little has changed to judge yet."
     if state == "ok":
-        return f"No drift towards {every} {_quietly(view, judged)}."
+        return f"No drift towards {every} {_quietly(view)}."
     if not view.rows and not view.problems:
         return "Not judged: there are no readings."
     about = f" for {names}" if names and len(names) < len(every) else ""
     return f"Cannot be judged{about}. That is not a clean result."
 
 
-def _quietly(view: RunView, judged: Sequence[Finding]) -> str:
-    """Over what a run was ok: readings that were not judged do not count, warnings are said."""
-    warned = [p.step for f in judged for p in f.points if p.state == "warn"]
-    if warned:
-        return f"at the last reading, after a warning at step {min(warned):,.0f}"
+def _quietly(view: RunView) -> str:
+    """Over what a run was ok: readings that were not judged do not count."""
     words = {State.OK, State.WARN, State.ALARM}
     clear = sum(bool(r.verdicts) and r.overall in words for r in view.rows)
     if clear == len(view.rows):
