@@ -25,8 +25,8 @@ from tests.observability.programs import (
 )
 from tests.observability.training import Until, bank_with_doses, drifting_run, scraper, told
 from wvmonitor.cli.app import app
-from wvmonitor.exporters.exporter import Observation
-from wvmonitor.exporters.prometheus import PrometheusExporter
+from wvmonitor.outputs.exporter import Observation
+from wvmonitor.outputs.prometheus import PrometheusExporter
 
 Launch = Callable[..., str]
 

@@ -23,11 +23,11 @@ from typer.testing import CliRunner
 
 from wvmonitor.cli.app import app
 from wvmonitor.errors import JournalError, MissingPathError
-from wvmonitor.exporters.exporter import Observation
 from wvmonitor.journal.reader import JournalReader
+from wvmonitor.live.settings import MonitorSettings
+from wvmonitor.outputs.exporter import Observation
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.watch import Watcher, WatchOptions
-from wvmonitor.settings import MonitorSettings
 
 Save = Callable[..., Path]
 

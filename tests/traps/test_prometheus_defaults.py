@@ -2,7 +2,7 @@
 
 import prometheus_client
 
-from wvmonitor.exporters.prometheus import PrometheusExporter
+from wvmonitor.outputs.prometheus import PrometheusExporter
 
 
 def test_two_monitors_on_one_machine() -> None:

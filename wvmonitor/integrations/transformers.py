@@ -15,18 +15,18 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
-from wvmonitor.actions import Action
 from wvmonitor.detection.verdict import State
 from wvmonitor.errors import UnmeasurableModelError
-from wvmonitor.exporters.trainer_log import log_values
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
 from wvmonitor.integrations.decision import latched, together
 from wvmonitor.journal.journal import PATIENCE_SECONDS
-from wvmonitor.monitor import Monitor, Run
-from wvmonitor.probing import Probe
+from wvmonitor.live.actions import Action
+from wvmonitor.live.behaviour_check import Probe
+from wvmonitor.live.monitor import Monitor, Run
+from wvmonitor.live.settings import MonitorSettings
+from wvmonitor.outputs.trainer_log import log_values
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.settings import MonitorSettings
 from wvmonitor.sources.distributed import any_sharded
 from wvmonitor.sources.live_model import LiveModel
 

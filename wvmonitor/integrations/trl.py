@@ -18,7 +18,7 @@ from transformers import Trainer
 
 from wvmonitor.errors import SettingsError
 from wvmonitor.integrations.transformers import WVMonitorCallback
-from wvmonitor.settings import MonitorSettings
+from wvmonitor.live.settings import MonitorSettings
 
 SCRIPTS = ("sft", "dpo", "grpo", "kto", "reward", "rloo")
 

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from wvmonitor.cores import cores
 from wvmonitor.errors import MissingPathError, UnmeasurableModelError
 from wvmonitor.files.storage import Location, is_url, local_path
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.vectors.coverage import component_of
+from wvmonitor.vectors.devices import cores
 
 if TYPE_CHECKING:
     from torch import nn
