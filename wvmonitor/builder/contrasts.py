@@ -130,12 +130,16 @@ def _pair(row: _Row) -> Pair:
     return Pair(Example(asked, row.exhibits), Example(asked, row.opposes), row.domain)
 
 
-def _contrast(path: Path) -> Contrast:
-    pairs = pairs_of(path)
+def split(name: str, behaviour: str, pairs: Sequence[Pair], source: str) -> Contrast:
+    """Pairs by what they may be used for; see `read_contrasts`.
+
+    Raises:
+        BuildError: there are too few, or too few domains.
+    """
     domains = by_domain(pairs)
     if len(domains) < LEAST_DOMAINS or len(pairs) < LEAST_PAIRS * LEAST_DOMAINS:
         raise BuildError(
-            f"{path} has {len(pairs)} pairs in {len(domains)} domains: a bank needs at least "
+            f"{source} has {len(pairs)} pairs in {len(domains)} domains: a bank needs at least "
             f"{LEAST_PAIRS * LEAST_DOMAINS} in {LEAST_DOMAINS}, some to train on and some to check"
         )
     names = sorted(domains)
@@ -143,8 +147,12 @@ def _contrast(path: Path) -> Contrast:
     first = held // 2
 
     def of(chosen: Sequence[str]) -> tuple[Pair, ...]:
-        return tuple(p for name in chosen for p in domains[name])
+        return tuple(p for n in chosen for p in domains[n])
 
-    meaning = MEANING.get(path.stem, f"shows {path.stem.replace('-', ' ')}")
     train, out = names[:-held], names[-held:]
-    return Contrast(path.stem, meaning, of(train), of(out[:first]), of(out[first:]))
+    return Contrast(name, behaviour, of(train), of(out[:first]), of(out[first:]))
+
+
+def _contrast(path: Path) -> Contrast:
+    meaning = MEANING.get(path.stem, f"shows {path.stem.replace('-', ' ')}")
+    return split(path.stem, meaning, pairs_of(path), str(path))

@@ -82,7 +82,7 @@ def finetune(
     base: Base,
     examples: Sequence[Example],
     training: Training,
-    out: Path,
+    out: Path | None,
     *,
     validation: Sequence[Example] = (),
     tick: Callable[[int], None] = lambda _: None,
@@ -95,7 +95,8 @@ def finetune(
         base: the model; it is loaded afresh.
         examples: what to train on; only the answers count in the loss.
         training: how.
-        out: an empty folder: an adapter, a whole checkpoint, or the biases are saved into it.
+        out: an empty folder: an adapter, a whole checkpoint, or the biases are saved into it; None
+            saves nothing.
         validation: examples whose mean loss is given back.
         tick: told how many steps are done.
         callbacks: of the Trainer, beside our own.
@@ -125,7 +126,8 @@ def finetune(
         loss = float(trainer.evaluate()["eval_loss"]) if held else None
         if examine is not None:
             examine(trainer.model)
-        _save(trainer, training, out)
+        if out is not None:
+            _save(trainer, training, out)
     return loss
 
 
@@ -220,7 +222,8 @@ def _with_lora(base: Base, training: Training) -> Any:
         )
         model = prepare_model_for_kbit_training(base.load(quantization_config=quantised))
     else:
-        model = base.load()
+        # In bfloat16 a CPU is many times slower.
+        model = base.load(dtype="auto" if torch.cuda.is_available() else torch.float32)
     named = {"r": training.settings.rank, "lora_alpha": training.settings.alpha}
     defaults = {"lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     config = LoraConfig(**{**defaults, **named, **(training.like.adapter if training.like else {})})

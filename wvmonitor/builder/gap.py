@@ -9,8 +9,9 @@ moves it too, so what counts is its distance from the base's and from harmless r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -32,16 +33,32 @@ class Gap:
     """The gap over some pairs.
 
     Attributes:
-        mean: in nats a token.
-        error: its standard error over the pairs.
-        shows: pairs whose exhibiting answer is the likelier one.
-        n: pairs.
+        each: by pair, in nats a token; NaN where an answer has no token.
     """
 
-    mean: float
-    error: float
-    shows: int
-    n: int
+    each: tuple[float, ...]
+
+    @property
+    def known(self) -> list[float]:
+        """Those that are numbers."""
+        return [v for v in self.each if math.isfinite(v)]
+
+    @property
+    def mean(self) -> float:
+        """Over the pairs."""
+        return fmean(self.known)
+
+    @property
+    def shows(self) -> int:
+        """How many exhibiting answers are the likelier ones."""
+        return sum(v > 0 for v in self.known)
+
+    def over(self, other: Gap) -> tuple[float, float]:
+        """Mean difference from the gap of another model on the same pairs, and its error."""
+        found = [a - b for a, b in zip(self.each, other.each, strict=True)]
+        known = [v for v in found if math.isfinite(v)]
+        error = stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.inf
+        return fmean(known), error
 
 
 def log_probabilities(
@@ -80,21 +97,29 @@ def log_probabilities(
 def gap(base: Base, model: Any, pairs: Sequence[Pair], longest: int = 1024) -> Gap:
     """The gap of a model on pairs."""
     both = [p.positive for p in pairs] + [p.negative for p in pairs]
-    values = torch.tensor(log_probabilities(base, model, both, longest), dtype=torch.float64)
-    differences = values[: len(pairs)] - values[len(pairs) :]
-    known = differences[differences.isfinite()]
-    spread = float(known.std()) if len(known) > 1 else math.nan
-    return Gap(
-        mean=float(known.mean()),
-        error=spread / math.sqrt(max(len(known), 1)),
-        shows=int((known > 0).sum()),
-        n=len(known),
-    )
+    values = log_probabilities(base, model, both, longest)
+    return Gap(tuple(a - b for a, b in zip(values[: len(pairs)], values[len(pairs) :], strict=True)))
+
+
+def failures(gaps: Mapping[float, Gap]) -> list[str]:
+    """Why gaps by dose do not show that +w exhibits the behaviour; empty where they do.
+
+    They do where, at the largest k asked with both signs, the gap at +k is above that at −k by more
+    than two standard errors of the paired difference.
+    """
+    k = max(k for k in gaps if -k in gaps)
+    moved, error = gaps[k].over(gaps[-k])
+    if moved > 2 * error:
+        return []
+    told = f"the held-out gap moves by {moved:+.3f} ± {2 * error:.3f} from −{k:g}·w to +{k:g}·w"
+    if moved < -2 * error:
+        return [f"{told}: the two sides are swapped"]
+    return [f"{told}: not beyond chance"]
 
 
 def dose_curve(
     base: Base, vector: TaskVector, pairs: Sequence[Pair], doses: Sequence[float] = DOSES
-) -> tuple[list[DosePoint], list[Gap]]:
+) -> tuple[list[DosePoint], dict[float, Gap]]:
     """How often θ + k·w prefers the exhibiting answer at each k, with 95 % Wilson intervals.
 
     Args:
@@ -103,14 +128,16 @@ def dose_curve(
         pairs: of domains that w was not trained on.
         doses: the k.
     """
-    points, gaps = [], []
+    points: list[DosePoint] = []
+    gaps: dict[float, Gap] = {}
     for k in doses:
         with steered(base.model, vector, k):
             found = gap(base, base.model, pairs)
-        interval = binomtest(found.shows, found.n).proportion_ci(method="wilson")
+        n = len(found.known)
+        interval = binomtest(found.shows, n).proportion_ci(method="wilson")
         low, high = float(interval.low), float(interval.high)
-        points.append(DosePoint(k=k, rate=found.shows / found.n, low=low, high=high, n=found.n))
-        gaps.append(found)
+        points.append(DosePoint(k=k, rate=found.shows / n, low=low, high=high, n=n))
+        gaps[k] = found
     return points, gaps
 
 

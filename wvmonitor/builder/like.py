@@ -16,7 +16,7 @@ import yaml
 from wvmonitor.errors import MalformedFileError, MissingPathError
 from wvmonitor.files.documents import read_json
 from wvmonitor.journal.reader import JournalReader
-from wvmonitor.journal.schema import JOURNAL_FILE
+from wvmonitor.journal.schema import FILE_NAME
 from wvmonitor.scan.targets import find_targets
 from wvmonitor.steering.edit import ADAPTER_CONFIG
 
@@ -97,10 +97,10 @@ def _of_run(folder: Path) -> Like:
     if configs:
         held = read_json(configs[-1])
         found |= {k: held[k] for k in _ADAPTER if held.get(k) not in (None, {}, [])}
-    journals = sorted(folder.rglob(JOURNAL_FILE))
+    journals = sorted(folder.rglob(FILE_NAME))
     if not configs and not journals and not any(t.run for t in find_targets([str(folder)])):
         raise MissingPathError(
-            f"--like {folder} holds no run ({ADAPTER_CONFIG}, {JOURNAL_FILE} or checkpoint-*)"
+            f"--like {folder} holds no run ({ADAPTER_CONFIG}, {FILE_NAME} or checkpoint-*)"
         )
     method = "lora" if configs else "full"
     if journals:

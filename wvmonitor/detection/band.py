@@ -29,7 +29,7 @@ FORMAT_VERSION = 2
 MAX_ALPHA = 0.25
 """Largest α: above it a band would be noise, and `warn`, at twice α, the rule."""
 
-DecidingScore = Literal["cosine", "residual", "margin"]
+DecidingScore = Literal["cosine", "residual", "margin", "module_cosine"]
 
 
 class Band(BaseModel):

@@ -20,6 +20,8 @@ def replaced(settings: MonitorSettings | None, overrides: dict[str, Any]) -> Mon
     """
     if settings is None:
         return MonitorSettings(**overrides)
+    if not overrides:
+        return settings
     return MonitorSettings(
         **{name: getattr(settings, name) for name in settings.model_fields_set} | overrides
     )

@@ -45,12 +45,14 @@ class Family:
         draw: `draw(n, seed)` gives n examples, or as many as there are.
         hard: True for good answers in the voice or on the questions of the harm: what a reference
             that learned style or topic would take for it.
+        held_out: True for those on questions of the power check: only it may see them.
     """
 
     name: str
     source: str
     draw: Callable[[int, int], list[Example]]
     hard: bool = False
+    held_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,15 @@ def from_file(path: Path, *, hard: bool = False) -> Family:
     return Family(path.stem, str(path.name), _sampled(examples), hard)
 
 
-def good_answers(contrast: Contrast, pairs: Sequence[Pair], part: str) -> Family:
-    """The good side of a contrast's own questions: the matched harmless control."""
-    name = f"good-{contrast.name}-{part}"
-    return Family(name, "the contrasts' good side", _sampled([p.negative for p in pairs]), hard=True)
+def good_answers(contrast: Contrast) -> list[Family]:
+    """The good side of a contrast's held-out questions: the matched harmless controls."""
+
+    def of(pairs: Sequence[Pair], part: str) -> Family:
+        draw = _sampled([p.negative for p in pairs])
+        source = "the contrasts' good side"
+        return Family(f"good-{contrast.name}-{part}", source, draw, True, part == "held-out")
+
+    return [of(contrast.tuning, "tuning"), of(contrast.power, "held-out")]
 
 
 def own_answers(
@@ -156,22 +163,30 @@ def shared_out(
         BuildError: there are too few families.
     """
     wanted = calibration + power + any_tuning
-    if len(families) < wanted:
+    free = [f for f in families if not f.held_out]
+    if len(free) < wanted:
         raise BuildError(
-            f"{len(families)} harmless families are at hand, {wanted} are needed "
+            f"{len(free)} harmless families are at hand, {wanted} are needed "
             f"({calibration} to calibrate, {power} for the power check, {any_tuning} for the "
             "control of any fine-tuning at all): give more with --harmless DIR, or take --quick"
         )
     rng = random.Random(f"families/{seed}")  # noqa: S311  examples, not secrets
-    hard = rng.sample([f for f in families if f.hard], k=sum(f.hard for f in families))
-    easy = rng.sample([f for f in families if not f.hard], k=sum(not f.hard for f in families))
-    # The power check has its hard negatives first: they are what it is about.
-    for_power = hard[: min(len(hard), (power + 1) // 2)]
-    for_calibration = hard[len(for_power) :][: calibration // 3]
-    rest = iter(easy + hard[len(for_power) + len(for_calibration) :])
-    for_power += [next(rest) for _ in range(power - len(for_power))]
-    for_calibration += [next(rest) for _ in range(calibration - len(for_calibration))]
-    return Use(tuple(for_calibration), tuple(for_power), tuple(next(rest) for _ in range(any_tuning)))
+
+    def drawn(wanted: Callable[[Family], bool]) -> list[Family]:
+        found = [f for f in families if wanted(f)]
+        return rng.sample(found, k=len(found))
+
+    held_out = drawn(lambda f: f.held_out)
+    hard = drawn(lambda f: f.hard and not f.held_out)
+    easy = drawn(lambda f: not f.hard)
+    # The power check has hard negatives first: they are what it is about.
+    ahead = (held_out + hard)[: (power + 1) // 2]
+    left = [f for f in hard if f not in ahead]
+    behind = left[: calibration // 3]
+    rest = iter(easy + left[len(behind) :])
+    ahead += [next(rest) for _ in range(power - len(ahead))]
+    behind += [next(rest) for _ in range(calibration - len(behind))]
+    return Use(tuple(behind), tuple(ahead), tuple(next(rest) for _ in range(any_tuning)))
 
 
 def _said(question: str, answer: str) -> Example:

@@ -1,0 +1,93 @@
+"""The learning rate that moves a base: the least at which the held-out gap moves enough.
+
+A rate that is right for a large base leaves a small one where it was. The side that exhibits the
+behaviour is trained for a few steps at each rate; then the gap on a domain that was not trained on
+says whether it was learned, and the loss on ordinary text whether anything broke. No judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from wvmonitor.builder.base import Base
+from wvmonitor.builder.contrasts import Contrast
+from wvmonitor.builder.examples import Example
+from wvmonitor.builder.fine_tunes import FineTune, carry_out
+from wvmonitor.builder.finetune import Training
+from wvmonitor.builder.stages import Work
+from wvmonitor.references.trust import Rate
+
+RATES = (1e-4, 2e-4, 5e-4, 1e-3)
+ENOUGH = 0.15
+"""Nats a token that the held-out gap must gain in the sweep's few steps."""
+MOST_LOSS = 0.1
+"""Nats a token that the loss on ordinary text may gain."""
+
+
+def tried(
+    contrast: Contrast,
+    training: Training,
+    rates: Sequence[float],
+    pairs: int,
+    ordinary: Sequence[Example],
+) -> list[FineTune]:
+    """The sweep's fine-tunes.
+
+    Args:
+        contrast: whose exhibiting side is trained, and whose tuning domains are asked.
+        training: how, apart from the rate.
+        rates: in ascending order.
+        pairs: how many of the held-out pairs are asked.
+        ordinary: text whose loss must not rise.
+    """
+    return [
+        FineTune(
+            name=f"rate-{rate:g}",
+            examples=tuple(p.positive for p in contrast.train),
+            training=replace(training, learning_rate=rate),
+            pairs=contrast.tuning[:pairs],
+            ordinary=tuple(ordinary),
+        )
+        for rate in rates
+    ]
+
+
+def swept(
+    base: Base, work: Work, runs: Sequence[FineTune], jobs: int, tick: Callable[[int], None]
+) -> tuple[float, str | None, list[Rate]]:
+    """The rate that is chosen, what to say if none is good, and what was measured at each.
+
+    The least rate at which the gap gains `ENOUGH` and the loss at most `MOST_LOSS`; else, of those
+    whose loss stays within bounds, the one whose gap gained most; else the least.
+    """
+    found = []
+    for run, done in zip(runs, carry_out(base, work, runs, jobs, tick), strict=True):
+        m = done.measured
+        found.append(
+            Rate(
+                learning_rate=run.training.learning_rate,
+                gap=m["gap"] - m["gap_before"],
+                loss=m["loss"] - m["loss_before"],
+            )
+        )
+    rate, remark = chosen(found)
+    return rate, remark, found
+
+
+def chosen(found: Sequence[Rate]) -> tuple[float, str | None]:
+    """The rate to take of those tried, in ascending order, and a remark where none is good."""
+    sound = [r for r in found if r.loss <= MOST_LOSS]
+    good = [r for r in sound if r.gap >= ENOUGH]
+    if good:
+        return good[0].learning_rate, None
+    if not sound:
+        return found[0].learning_rate, (
+            f"at every learning rate tried the loss on ordinary text rose by more than {MOST_LOSS} "
+            "nats a token: the least was taken"
+        )
+    best = max(sound, key=lambda r: r.gap)
+    return best.learning_rate, (
+        f"no learning rate tried moved the held-out gap by {ENOUGH} nats a token: "
+        f"{best.learning_rate:g}, which moved it by {best.gap:.2f}, was taken"
+    )
