@@ -19,7 +19,7 @@ from wvmonitor.builder.rate import RATES
 from wvmonitor.errors import BuildError
 
 ScaleName = Literal["full", "half", "quick"]
-_SHARE = {"cpu": 0.5, "cuda": 0.3}
+_SHARE = {"cpu": 0.8, "cuda": 0.3}
 """Share of a large matrix product's speed that training a model reaches."""
 _OVERHEAD = {"cpu": 8.0, "cuda": 4.0}
 """Seconds beside the steps of one fine-tune: loading, reading, writing."""

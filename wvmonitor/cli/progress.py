@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -21,7 +23,10 @@ _STAGES = {
 
 @contextmanager
 def bars() -> Iterator[Ticker]:
-    """A ticker that shows."""
+    """A ticker that shows; where nobody watches a terminal, in lines for a log."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -50,3 +55,20 @@ def bars() -> Iterator[Ticker]:
 
     with bars:
         yield tick
+
+
+def _lines() -> Ticker:
+    """A line at the beginning of a stage, at every tenth of it, and at its end."""
+    began: dict[str, float] = {}
+    said: dict[str, int] = {}
+
+    def tick(stage: str, done: int, total: int) -> None:
+        start = began.setdefault(stage, time.monotonic())
+        tenth = 10 * done // max(total, 1)
+        if said.get(stage) != tenth:
+            said[stage] = tenth
+            spent = time.monotonic() - start
+            name = _STAGES.get(stage, stage)
+            print(f"{name}: {done} of {total} ({spent:.0f} s)", file=sys.stderr, flush=True)
+
+    return tick
