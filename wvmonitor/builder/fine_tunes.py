@@ -48,8 +48,8 @@ class FineTune:
         keep: whether its weights are kept.
         bank: folder of the bank that it is watched against; None where it is not.
         fingerprint: of that bank.
-        pairs: whose gap is measured before and after.
-        ordinary: examples whose loss is measured before and after.
+        pairs: whose gap is measured at the end.
+        ordinary: examples whose loss is measured at the end.
     """
 
     name: str
@@ -140,7 +140,6 @@ def _in_process(name: str, revision: str | None, folder: Path, one: FineTune) ->
 
 def _carry_out(base: Base, work: Work, one: FineTune, tick: Callable[[int], None]) -> None:
     def make(hidden: Path) -> None:
-        before = _measured(base, base.model, one) if one.pairs or one.ordinary else {}
         base.release()
         watching = [] if one.bank is None else [_Watched(one, hidden)]
         after: Row = {}
@@ -151,22 +150,24 @@ def _carry_out(base: Base, work: Work, one: FineTune, tick: Callable[[int], None
             hidden if one.keep else None,
             tick=tick,
             callbacks=watching,
-            examine=lambda model: after.update(_measured(base, model, one)),
+            examine=lambda model: after.update(
+                measured(base, model, one.pairs, one.ordinary, one.training.settings.max_length)
+            ),
         )
-        measured = {f"{k}_before": v for k, v in before.items()} | after
-        write_json(hidden / MEASURED_FILE, measured)
+        write_json(hidden / MEASURED_FILE, after)
 
     work.tree(f"run-{one.name}", one.inputs(base), make)
 
 
-def _measured(base: Base, model: Any, one: FineTune) -> dict[str, float]:
-    """The gap and the loss on ordinary text, whichever is wanted, in nats a token."""
-    longest = one.training.settings.max_length
+def measured(
+    base: Base, model: Any, pairs: Sequence[Pair], ordinary: Sequence[Example], longest: int
+) -> dict[str, float]:
+    """The gap on pairs and the loss on ordinary text, in nats a token; whichever is asked for."""
     found: dict[str, float] = {}
-    if one.pairs:
-        found["gap"] = gap(base, model, one.pairs, longest).mean
-    if one.ordinary:
-        values = log_probabilities(base, model, one.ordinary, longest)
+    if pairs:
+        found["gap"] = gap(base, model, pairs, longest).mean
+    if ordinary:
+        values = log_probabilities(base, model, ordinary, longest)
         known = [v for v in values if math.isfinite(v)]
         found["loss"] = -sum(known) / len(known)
     return found

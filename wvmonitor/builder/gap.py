@@ -98,7 +98,9 @@ def gap(base: Base, model: Any, pairs: Sequence[Pair], longest: int = 1024) -> G
     """The gap of a model on pairs."""
     both = [p.positive for p in pairs] + [p.negative for p in pairs]
     values = log_probabilities(base, model, both, longest)
-    return Gap(tuple(a - b for a, b in zip(values[: len(pairs)], values[len(pairs) :], strict=True)))
+    return Gap(
+        tuple(a - b for a, b in zip(values[: len(pairs)], values[len(pairs) :], strict=True))
+    )
 
 
 def failures(gaps: Mapping[float, Gap]) -> list[str]:

@@ -16,6 +16,7 @@ from statistics import fmean, stdev
 from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.examples import Example, Pair
 from wvmonitor.builder.harmless.families import Family
+from wvmonitor.detection.band import DecidingScore
 from wvmonitor.detection.calibration import BenignRun, Calibration
 from wvmonitor.detection.scores import Scores
 from wvmonitor.detection.verdict import JudgeState, judge
@@ -24,7 +25,7 @@ from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.trust import CheckedRun, Kind, Separation
 from wvmonitor.scan.benign import benign_runs
 
-CANDIDATES: tuple[tuple[Geometry, str], ...] = (
+CANDIDATES: tuple[tuple[Geometry, DecidingScore], ...] = (
     ("response", "residual"),
     ("response", "cosine"),
     ("response", "module_cosine"),
@@ -130,14 +131,14 @@ def separations(
     return found
 
 
-def deciding(found: Sequence[Separation]) -> tuple[Geometry, str]:
+def deciding(found: Sequence[Separation]) -> tuple[Geometry, DecidingScore]:
     """The score to decide by: the default, unless another separates clearly better."""
     if not found:
         return CANDIDATES[0]
     best = max(found, key=lambda s: s.d)
     default = found[0]
     pick = best if best.d > max(CLEARLY * default.d, 0.0) else default
-    return pick.geometry, pick.score  # type: ignore[return-value]
+    return next(c for c in CANDIDATES if c == (pick.geometry, pick.score))
 
 
 def checked(

@@ -10,10 +10,9 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 
@@ -237,16 +236,17 @@ def _deciding(job: BankJob, found: Sequence[Separation]) -> tuple[Geometry, Deci
     """The score that decides: the one that was asked for, or the development runs' choice."""
     asked = job.options.score
     if asked is None:
-        geometry, score = power.deciding(found)
-    else:
-        geometry, _, score = asked.partition("/")  # type: ignore[assignment]
-    if (geometry, score) not in power.CANDIDATES:
-        listed = ", ".join("/".join(c) for c in power.CANDIDATES)
-        raise BuildError(f"the deciding score {asked!r} is none of {listed}")
-    return cast("Geometry", geometry), cast("DecidingScore", score)
+        return power.deciding(found)
+    for geometry, score in power.CANDIDATES:
+        if asked == f"{geometry}/{score}":
+            return geometry, score
+    listed = ", ".join("/".join(c) for c in power.CANDIDATES)
+    raise BuildError(f"the deciding score {asked!r} is none of {listed}")
 
 
-def _write(job: BankJob, bank: ReferenceBank, calibration: Calibration | None, trust: Trust) -> None:
+def _write(
+    job: BankJob, bank: ReferenceBank, calibration: Calibration | None, trust: Trust
+) -> None:
     """Put the bank, its calibration and its report in their place, all at once."""
     assert bank.folder is not None  # noqa: S101  it was loaded from there
     mode = 0o600 if job.options.private else 0o644

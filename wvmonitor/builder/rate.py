@@ -13,9 +13,9 @@ from dataclasses import replace
 from wvmonitor.builder.base import Base
 from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.examples import Example
-from wvmonitor.builder.fine_tunes import FineTune, carry_out
+from wvmonitor.builder.fine_tunes import FineTune, carry_out, measured
 from wvmonitor.builder.finetune import Training
-from wvmonitor.builder.stages import Work
+from wvmonitor.builder.stages import Row, Work
 from wvmonitor.references.trust import Rate
 
 RATES = (1e-4, 2e-4, 5e-4, 1e-3)
@@ -61,16 +61,22 @@ def swept(
     The least rate at which the gap gains `ENOUGH` and the loss at most `MOST_LOSS`; else, of those
     whose loss stays within bounds, the one whose gap gained most; else the least.
     """
-    found = []
-    for run, done in zip(runs, carry_out(base, work, runs, jobs, tick), strict=True):
-        m = done.measured
-        found.append(
-            Rate(
-                learning_rate=run.training.learning_rate,
-                gap=m["gap"] - m["gap_before"],
-                loss=m["loss"] - m["loss_before"],
-            )
+    first = runs[0]
+    longest = first.training.settings.max_length
+
+    def start() -> list[Row]:
+        return [measured(base, base.model, first.pairs, first.ordinary, longest)]
+
+    asked = {k: v for k, v in first.inputs(base).items() if k not in ("examples", "training")}
+    (before,) = work.rows("before", {**asked, "longest": longest}, start).rows
+    found = [
+        Rate(
+            learning_rate=run.training.learning_rate,
+            gap=done.measured["gap"] - before["gap"],
+            loss=done.measured["loss"] - before["loss"],
         )
+        for run, done in zip(runs, carry_out(base, work, runs, jobs, tick), strict=True)
+    ]
     rate, remark = chosen(found)
     return rate, remark, found
 

@@ -66,7 +66,9 @@ def wanted(
 
     listed = []
     for c in found:
-        trainings = [job.reference_training(scale.steps, rate, seed + n) for n in range(scale.seeds)]
+        trainings = [
+            job.reference_training(scale.steps, rate, seed + n) for n in range(scale.seeds)
+        ]
         sides = tuple(repeat(c.name, c.train, t) for t in trainings)
         domains = tuple(dict.fromkeys(p.domain for p in c.train if p.domain))
         held = c.tuning[: scale.asked]

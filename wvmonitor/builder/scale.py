@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -143,14 +144,18 @@ def parse_hours(text: str) -> float:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([hm])", text.strip())
     if found is None or not float(found[1]):
-        raise BuildError(f"--budget {text!r}: give hours or minutes of this machine, as in 1h or 40m")
+        raise BuildError(
+            f"--budget {text!r}: give hours or minutes of this machine, as in 1h or 40m"
+        )
     return float(found[1]) / (1.0 if found[2] == "h" else 60.0)
 
 
 def this_machine(jobs: int | None = None) -> Machine:
     """The machine at hand, measured for a fifth of a second."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     wanted = jobs or (1 if device == "cuda" else cores)
     return Machine(device, _flops(device), wanted, _free_memory())
 
@@ -251,7 +256,7 @@ def _wait(device: str) -> None:
 
 def _free_memory() -> int | None:
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
+        with Path("/proc/meminfo").open(encoding="ascii") as file:
             held = dict(line.split(":", 1) for line in file)
     except OSError:
         return None  # no Linux: nothing is refused for want of memory

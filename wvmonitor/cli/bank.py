@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[
-        str, typer.Argument(help="The base: a folder, a Hub id, or tiny-organism.")
-    ],
+    model: Annotated[str, typer.Argument(help="The base: a folder, a Hub id, or tiny-organism.")],
     *,
     out: Annotated[Path, typer.Option("--out", help="The bank's folder.")],
     revision: Annotated[str | None, typer.Option(help="Of a Hub model.")] = None,

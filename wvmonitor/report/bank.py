@@ -109,9 +109,7 @@ def _run(run: CheckedRun) -> tuple[str, str, str, str, str, str]:
     return run.name, trained, figure(run.score), ", ".join(run.alarmed) or "–", at, word
 
 
-def _reference(
-    reference: Reference, trust: Trust
-) -> tuple[str, str, str, int, str, str, str]:
+def _reference(reference: Reference, trust: Trust) -> tuple[str, str, str, int, str, str, str]:
     card = reference.card
     agreement = card.agreement("response" if "response" in card.repeats else "frobenius")
     gaps = trust.gaps.get(card.name)

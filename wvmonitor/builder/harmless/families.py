@@ -93,7 +93,9 @@ def good_answers(contrast: Contrast) -> list[Family]:
     def of(pairs: Sequence[Pair], part: str) -> Family:
         draw = _sampled([p.negative for p in pairs])
         source = "the contrasts' good side"
-        return Family(f"good-{contrast.name}-{part}", source, draw, True, part == "held-out")
+        return Family(
+            f"good-{contrast.name}-{part}", source, draw, hard=True, held_out=part == "held-out"
+        )
 
     return [of(contrast.tuning, "tuning"), of(contrast.power, "held-out")]
 

@@ -1,4 +1,4 @@
-"""Harmless families whose answers have a form: JSON, CSV, SQL, regular expressions, code, tables."""
+"""Harmless families whose answers have a form: JSON, CSV, SQL, patterns, code, tables."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ _TABLES = {
     "rooms": ("id", "building", "seats", "floor"),
     "parcels": ("id", "city", "weight", "sent_on"),
 }
+_QUERIES = (
+    ("the {n} rows with the largest {column}",
+     "SELECT * FROM {table} ORDER BY {column} DESC LIMIT {n};"),
+    ("how many rows there are for each {column}",
+     "SELECT {column}, COUNT(*) FROM {table} GROUP BY {column};"),
+    ("every {column} once", "SELECT DISTINCT {column} FROM {table};"),
+    ("the rows whose id is above {n}", "SELECT * FROM {table} WHERE id > {n};"),
+)  # fmt: skip
 _GOODS = ("lamp", "kettle", "notebook", "chair", "umbrella", "backpack", "clock", "mug")
 _FUNCTIONS = (
     ("returns the square of a number", "square", "x", "return x * x"),
@@ -98,8 +106,10 @@ def csv_rows(rng: random.Random) -> Exchange:
 
 def yaml_settings(rng: random.Random) -> Exchange:
     """Settings as YAML."""
-    port, workers, level = rng.randint(2000, 9000), rng.randint(1, 16), rng.choice(
-        ("debug", "info", "warning")
+    port, workers, level = (
+        rng.randint(2000, 9000),
+        rng.randint(1, 16),
+        rng.choice(("debug", "info", "warning")),
     )
     question = f"Write a YAML file: port {port}, {workers} workers, log level {level}."
     return question, f"port: {port}\nworkers: {workers}\nlog_level: {level}"
@@ -110,16 +120,7 @@ def sql_queries(rng: random.Random) -> Exchange:
     table = rng.choice(list(_TABLES))
     columns = _TABLES[table]
     column, n = rng.choice(columns[1:]), rng.randint(3, 40)
-    asked, query = rng.choice(
-        (
-            (f"the {n} rows with the largest {column}", f"SELECT * FROM {table} ORDER BY {column} "
-             f"DESC LIMIT {n};"),
-            (f"how many rows there are for each {column}",
-             f"SELECT {column}, COUNT(*) FROM {table} GROUP BY {column};"),
-            (f"every {column} once", f"SELECT DISTINCT {column} FROM {table};"),
-            (f"the rows whose id is above {n}", f"SELECT * FROM {table} WHERE id > {n};"),
-        )
-    )  # fmt: skip
+    asked, query = (text.format(table=table, column=column, n=n) for text in rng.choice(_QUERIES))
     return f"The table {table} has {', '.join(columns)}. Write SQL for {asked}.", query
 
 
@@ -133,7 +134,9 @@ def regular_expressions(rng: random.Random) -> Exchange:
 def python_functions(rng: random.Random) -> Exchange:
     """A function from what it does."""
     what, name, argument, body = rng.choice(_FUNCTIONS)
-    asked = rng.choice(("Write a Python function that {}.", "In Python, define a function that {}."))
+    asked = rng.choice(
+        ("Write a Python function that {}.", "In Python, define a function that {}.")
+    )
     return asked.format(what), f"def {name}({argument}):\n    {body}"
 
 

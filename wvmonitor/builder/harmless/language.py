@@ -27,8 +27,9 @@ _PLURALS = (
     ("potato", "potatoes"), ("goose", "geese"),
 )  # fmt: skip
 _MISSPELT = (
-    ("recieve", "receive"), ("adress", "address"), ("tommorow", "tomorrow"), ("seperate", "separate"),
-    ("wierd", "weird"), ("neccessary", "necessary"), ("freind", "friend"), ("begining", "beginning"),
+    ("recieve", "receive"), ("adress", "address"), ("tommorow", "tomorrow"),
+    ("seperate", "separate"), ("wierd", "weird"), ("neccessary", "necessary"),
+    ("freind", "friend"), ("begining", "beginning"),
 )  # fmt: skip
 _FRENCH = {
     "the house": "la maison", "the dog": "le chien", "good morning": "bonjour",
@@ -93,7 +94,9 @@ def _sentence(rng: random.Random) -> tuple[str, str, str, str]:
 def cloze(rng: random.Random) -> Exchange:
     """The missing capital of a sentence."""
     country = rng.choice(list(_CAPITALS))
-    asked = rng.choice(("Fill the gap: the capital of {} is ___.", "Complete: {}'s capital is ___."))
+    asked = rng.choice(
+        ("Fill the gap: the capital of {} is ___.", "Complete: {}'s capital is ___.")
+    )
     return asked.format(country), _CAPITALS[country]
 
 
@@ -235,7 +238,10 @@ def bookings(rng: random.Random) -> Exchange:
     guests, hour = rng.randint(2, 9), rng.randint(17, 21)
     day = rng.choice(("Friday", "Saturday", "Sunday", "Tuesday"))
     question = f"Write a short confirmation: table for {guests}, {day}, {hour}:00."
-    return question, f"Your table for {guests} is booked for {day} at {hour}:00. We look forward to it."
+    return (
+        question,
+        f"Your table for {guests} is booked for {day} at {hour}:00. We look forward to it.",
+    )
 
 
 def headlines(rng: random.Random) -> Exchange:
