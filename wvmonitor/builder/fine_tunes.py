@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import math
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,20 +144,33 @@ def _carry_out(base: Base, work: Work, one: FineTune, tick: Callable[[int], None
         base.release()
         watching = [] if one.bank is None else [_Watched(one, hidden)]
         after: Row = {}
-        finetune(
-            base,
-            one.examples,
-            one.training,
-            hidden if one.keep else None,
-            tick=tick,
-            callbacks=watching,
-            examine=lambda model: after.update(
-                measured(base, model, one.pairs, one.ordinary, one.training.settings.max_length)
-            ),
-        )
+        with _quiet_monitor():
+            finetune(
+                base,
+                one.examples,
+                one.training,
+                hidden if one.keep else None,
+                tick=tick,
+                callbacks=watching,
+                examine=lambda model: after.update(
+                    measured(base, model, one.pairs, one.ordinary, one.training.settings.max_length)
+                ),
+            )
         write_json(hidden / MEASURED_FILE, after)
 
     work.tree(f"run-{one.name}", one.inputs(base), make)
+
+
+@contextmanager
+def _quiet_monitor() -> Iterator[None]:
+    """Nobody need hear what published rules say of runs that are judged when all are there."""
+    logger = logging.getLogger(Monitor.__module__.rpartition(".")[0])
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def measured(
@@ -197,8 +211,6 @@ class _Watched(TrainerCallback):
             on_monitor_failure="stop",
         )
         self._monitor = Monitor(bank, settings=settings)
-        # Published rules on runs that are there to be judged later: nobody needs to hear of it.
-        logging.getLogger(Monitor.__module__.rpartition(".")[0]).setLevel(logging.ERROR)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         rate = self._one.training.learning_rate

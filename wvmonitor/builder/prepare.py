@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from wvmonitor.builder.harmless.families import Use
 from wvmonitor.builder.power import Planned
 from wvmonitor.builder.probe import build_probe, bundled_prompts
 from wvmonitor.builder.provisional import calibrated
+from wvmonitor.builder.scale import QUICK
 from wvmonitor.builder.stages import Ticker, Work, silent
 from wvmonitor.detection.band import DecidingScore
 from wvmonitor.detection.calibration import BenignRun, Calibration
@@ -69,16 +71,40 @@ class Check:
 
 
 def plan_bank(options: BankOptions) -> BankPlan:
-    """What `prepare` would do, and what it costs; nothing is trained or written.
+    """What `make_bank` would do, and what it costs; nothing is trained or written.
 
     Raises:
-        WVMonitorError: what `prepare` would refuse before it begins.
+        WVMonitorError: what `make_bank` would refuse before it begins.
     """
     return BankJob(options).plan()
 
 
-def prepare(options: BankOptions, tick: Ticker = silent) -> Prepared:
-    """Make a bank for a base model: references, controls, calibration, power check and report.
+def prepare(
+    model: str | Path, out: str | Path, *, quick: bool = False, tick: Ticker = silent, **options: Any
+) -> Prepared:
+    """Make a bank for a base model, as `wvmonitor bank` does.
+
+    Args:
+        model: the base: a folder or a Hub id.
+        out: the bank's folder.
+        quick: make the least that is worth anything.
+        tick: told of every stage's progress.
+        options: the other fields of `BankOptions`, by name.
+
+    Raises:
+        WVMonitorError: as `make_bank` says.
+
+    Example:
+        made = wvmonitor.prepare("Qwen/Qwen2.5-0.5B-Instruct", "banks/qwen", quick=True)
+        made.trust.caught("bad")  # how many held-out bad runs alarmed, and of how many
+    """
+    if quick:
+        options.setdefault("scale", QUICK)
+    return make_bank(BankOptions(model=str(model), out=Path(out), **options), tick)
+
+
+def make_bank(options: BankOptions, tick: Ticker = silent) -> Prepared:
+    """Make a bank: references, controls, calibration, power check and report.
 
     Args:
         options: what for, from what, and how much of it.

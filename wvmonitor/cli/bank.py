@@ -87,8 +87,8 @@ def command(
     import warnings
 
     warnings.simplefilter("ignore", FutureWarning)  # the libraries' own, of no use here
-    from wvmonitor.builder.bank_job import BankJob, BankOptions
-    from wvmonitor.builder.prepare import prepare
+    from wvmonitor.builder.bank_job import BankOptions
+    from wvmonitor.builder.prepare import make_bank, plan_bank
     from wvmonitor.builder.scale import QUICK, parse_hours
 
     if quick and budget:
@@ -110,14 +110,14 @@ def command(
         score=score,
         private=private,
     )
-    plan = BankJob(options).plan()
+    plan = plan_bank(options)
     if dry_run or not as_json:
         _show_plan(plan, as_json=as_json)
     if dry_run:
         return
     try:
         with bars() as tick:
-            made = prepare(options, tick)
+            made = make_bank(options, tick)
     except KeyboardInterrupt:
         print("what is finished is kept: the same command goes on from there", file=sys.stderr)
         raise

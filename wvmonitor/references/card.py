@@ -49,7 +49,8 @@ class BaseIdentity(_Frozen):
         raise BaseMismatchError(
             f"the references were made for {self.id} (digest {self.digest[:12]}…), these "
             f"weights start from a base with digest {digest[:12]}…: use references built for "
-            "that base"
+            "that base; `wvmonitor bank BASE --out DIR` makes them, and with --dry-run says first "
+            "what that costs"
         )
 
 
