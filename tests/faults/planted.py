@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import signal
 import socket
 import sqlite3
 import time
@@ -233,15 +231,17 @@ def textfile(folder: Path, _: Receiver) -> Mapping[str, Any]:
     return {"prometheus": {"textfile": folder / "gone" / "wvmonitor.prom"}}
 
 
-def server_killed(scene: Scene) -> None:
-    def kill() -> None:
-        serving = scene.callback.monitor._record._exporters[-1]._server
-        serving.flush()
-        os.kill(serving._process.pid, signal.SIGKILL)
-        serving._process.wait()
-        assert serving.flush(60), "nobody serves any more"
+def scraper_hangs(scene: Scene) -> None:
+    """Scrapers connect, begin to ask, and stay."""
 
-    scene.at_step(3, kill)
+    def connect() -> None:
+        (exporter,) = scene.callback.monitor._outputs._exporters[-1:]
+        silent = [socket.create_connection(("127.0.0.1", exporter.port), 5) for _ in range(40)]
+        for one in silent:
+            one.sendall(b"GET /metr")
+        scene.kept.extend(silent)
+
+    scene.at_step(3, connect)
 
 
 def clock(by: float) -> Callable[[Scene], None]:
@@ -343,14 +343,11 @@ FAULTS: dict[str, Fault] = {
         said="metrics are not served.*taken",
         settings=on_taken_port,
         prepare=taken,
-        plant=lambda s: s.patch.setattr("wvmonitor.outputs.serving.PORTS_TRIED", 1),
+        plant=lambda s: s.patch.setattr("wvmonitor.outputs.server.PORTS_TRIED", 1),
         after=measured,
     ),
-    "the process that serves metrics is killed": Fault(
-        server_killed,
-        "another one is started",
-        settings={"prometheus": {"enabled": True, "port": 0}},
-        after=measured,
+    "forty scrapers hang": Fault(
+        scraper_hangs, settings={"prometheus": {"enabled": True, "port": 0}}, after=measured
     ),
     "the clock jumps an hour ahead": Fault(clock(3600.0), settings=webhook, after=delivered),
     "the clock jumps an hour back": Fault(clock(-3600.0), settings=webhook, after=delivered),

@@ -238,6 +238,15 @@ def test_proxies_from_the_environment_are_not_used(
     assert len(receiver.received) == 1
 
 
+def test_a_token_that_cannot_be_sent_is_not_shown(receiver: Any, make_alert: Make) -> None:
+    """A line break in a token is named as the cause, for good, and the token is not."""
+    with pytest.raises(DeliveryError, match="Authorization cannot be sent") as caught:
+        AlertmanagerNotifier(receiver.url, "hunter22\n").send(make_alert(), 5.0)
+    assert not caught.value.retryable
+    assert "hunter22" not in str(caught.value)
+    assert receiver.received == []
+
+
 def test_no_error_holds_a_secret(receiver: Any, make_alert: Make) -> None:
     """Neither the path of a URL nor a token shows in any delivery error or repr."""
     receiver.answers = [500, "drop", 302]

@@ -113,8 +113,6 @@ def states(runs: Path, run: str) -> list[str]:
 
 def page(watcher: Watcher) -> str:
     """What a scrape shows."""
-    for exporter in watcher._exporters:
-        assert exporter.flush()  # type: ignore[attr-defined]
     with urllib.request.urlopen(f"http://127.0.0.1:{watcher.port}/metrics", timeout=5) as reply:
         return str(reply.read().decode())
 

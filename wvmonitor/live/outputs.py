@@ -7,7 +7,11 @@ together. Whoever of them fails keeps a reading from nobody else.
 from __future__ import annotations
 
 import logging
+import os
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.verdict import JudgeState
@@ -16,12 +20,19 @@ from wvmonitor.journal.outbox import Outbox
 from wvmonitor.journal.snapshot_writer import SnapshotWriter
 from wvmonitor.live.failures import Failures
 from wvmonitor.live.run import Run
+from wvmonitor.live.run_journal import open_journal, place_of
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Exporter, Observation, unwatched
 from wvmonitor.outputs.notifier import Attending
 from wvmonitor.outputs.prometheus import PrometheusExporter
 
 logger = logging.getLogger(__name__)
+
+_at_work: set[Outputs] = set()
+"""What monitors of this process hold open; whoever dies in training never closes it."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_at_work.clear)
 
 
 class Outputs:
@@ -31,6 +42,7 @@ class Outputs:
         journal: the durable record, where the run has a folder.
         snapshots: the writer of snapshots, where `record` is set.
         failures: where the record's own failures go.
+        quiet: True keeps and shows nothing: what is read is no step of the run.
     """
 
     def __init__(self, settings: MonitorSettings, given: Sequence[Exporter]) -> None:
@@ -47,14 +59,21 @@ class Outputs:
             disable_after=settings.disable_after,
             count=self.count,
         )
+        self.quiet = False
         self._settings = settings
         self._given = tuple(given)
         self._exporters = list(given)
         self._outbox: Outbox | None = None
         self._attending: list[Attending] = []
+        self._place: Path | None = None
+        self._thread = threading.current_thread()
+        self._displaced: tuple[Run, RunContext, str, bool] | None = None
+        self._opened: tuple[Run, RunContext, str, bool] | None = None
 
     def open(self, run: Run, context: RunContext, bank: str, *, sharded: bool) -> JudgeState | None:
         """Open everything that the settings ask for.
+
+        A journal that cannot be had costs nobody the run's verdicts: it is judged without one.
 
         Args:
             run: what is known of the run.
@@ -65,29 +84,60 @@ class Outputs:
         Returns:
             Where judging had come to at the step from which the run resumes, if that is known.
         """
+        self._place = place_of(self._settings, run)
+        self._end_abandoned()
+        return self._open(run, context, bank, sharded=sharded)
+
+    def _open(
+        self, run: Run, context: RunContext, bank: str, *, sharded: bool
+    ) -> JudgeState | None:
+        self._thread = threading.current_thread()
+        self._opened, self._displaced = (run, context, bank, sharded), None
         self._exporters = [*self._given, *self._settings.build_exporters()]
-        state = self._open_journal(run, context, bank)
+        _at_work.add(self)
+        state = self.failures.guarded(
+            "journal", lambda: self._open_journal(run, context, bank), None
+        )
+        if self._place is not None and self.journal is None:
+            logger.error("this run is judged, but without a journal no verdict of it is kept")
         if self._settings.record:
             self._open_snapshots(sharded=sharded)
         return state
 
+    def _end_abandoned(self) -> None:
+        """Close what a run of this thread left open at the same place: it trains no more.
+
+        `train()` returns or raises before its thread can start another. A thread that lives may
+        train still, and keeps what it holds.
+        """
+        here = threading.current_thread()
+        for other in [o for o in _at_work if o is not self and o._place == self._place]:
+            if other._place is not None and (other._thread is here or not other._thread.is_alive()):
+                logger.warning(
+                    "the run %s was never closed (an error or Ctrl-C ended its training?): its "
+                    "journal is closed now, and the next run written there",
+                    other.run,
+                )
+                other._displaced = other._opened
+                other.close()
+
+    def go_on(self) -> None:
+        """Go on beside whoever took the place of this run, which trains after all."""
+        if self._displaced is not None:
+            run, context, bank, sharded = self._displaced
+            self._open(replace(run, run_id=self.run), context, bank, sharded=sharded)
+
     def _open_journal(self, run: Run, context: RunContext, bank: str) -> JudgeState | None:
         settings = self._settings
-        folder = settings.journal_dir or run.folder
-        if folder is None:
+        if self._place is None:
             return None
-        self.journal = Journal.open(
-            folder, run=settings.run or run.run_id, alerts=settings.alert_policy()
-        )
-        self.journal.begin_attempt(
-            context, bank, settings.redacted_json(), resume_step=run.resume_step
-        )
+        self.journal, state = open_journal(self._place, settings, run, context, bank)
         notifiers = settings.build_notifiers()
         self._attending = [n for n in notifiers.values() if isinstance(n, Attending)]
         senders = {name: n.send for name, n in notifiers.items()}
         if senders:
             self._outbox = Outbox(self.journal, senders, on_pending=self._show_pending)
-        return self.journal.latest_judge_state(at_step=run.resume_step) if run.resume_step else None
+        return state
 
     def _open_snapshots(self, *, sharded: bool) -> None:
         if self.journal is None or self.journal.run is None or sharded:
@@ -120,7 +170,9 @@ class Outputs:
         return self.failures.guarded("journal", journal.acknowledged, frozenset())
 
     def publish(self, observation: Observation, state: JudgeState) -> None:
-        """Keep and show a reading."""
+        """Keep and show a reading; nothing while `quiet` is set."""
+        if self.quiet:
+            return
         for notifier in self._attending:
             self.failures.guarded("notifier", notifier.attend, None)
         self.failures.guarded("journal", lambda: self._keep(observation, state), None)
@@ -179,6 +231,7 @@ class Outputs:
         self._close(self._exporters)
 
     def _close(self, exporters: Sequence[Exporter]) -> None:
+        _at_work.discard(self)
         try:
             if self._outbox and (journal := self.journal):
                 # An alert of the last reading is delivered only once it is on disk.

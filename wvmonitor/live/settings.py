@@ -118,6 +118,11 @@ class MonitorSettings(BaseSettings):
     components: Components = Field(
         ("blocks",), description="Parts of the model that scores look at."
     )
+    all_scores: bool = Field(
+        default=False,
+        description="Log every score of every reference, norms and shares to the trainer's log, "
+        "beside what decides.",
+    )
     per_layer: bool = Field(
         default=False,
         description="Also log how far the run went along each behaviour in each layer.",
@@ -246,6 +251,7 @@ class MonitorSettings(BaseSettings):
             access=wanted.access(),
             push=wanted.pushgateway.target() if wanted.pushgateway else None,
             expected=self.expected,
+            linger=wanted.linger,
         )
 
     def build_notifiers(self) -> dict[str, Notifier]:

@@ -114,6 +114,12 @@ class PrometheusSettings(Part):
         description="Also write the metrics to this file at every reading, for node_exporter's "
         "textfile collector (the name must end in .prom).",
     )
+    linger: float = Field(
+        20.0,
+        ge=0,
+        description="Most seconds that the last values stay after the run's end for one more "
+        "scrape, where somebody scrapes; the process's end waits for it.",
+    )
     pushgateway: PushgatewaySettings | None = Field(
         None, description="Also push the metrics, where nothing can scrape them."
     )

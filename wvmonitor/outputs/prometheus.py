@@ -1,8 +1,7 @@
 """Metrics for Prometheus: served on a port, or written to a file for node_exporter.
 
-The names are those of the design, section 8; nothing is registered in prometheus_client's global
-registry. The page is rendered once a reading, by a thread, and served by a process of its own, so
-that training pays for no scrape, and no scrape waits for training.
+Nothing is registered in prometheus_client's global registry. A scrape renders the latest readings
+in a thread of its own: training pays for none of it but the turns of Python's lock.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ from prometheus_client.registry import Collector
 from wvmonitor._version import __version__
 from wvmonitor.outputs.exporter import STATES, Observation, layer_projections
 from wvmonitor.outputs.pushgateway import Pusher, PushTarget
-from wvmonitor.outputs.server import Access
-from wvmonitor.outputs.serving import Serving, serve
+from wvmonitor.outputs.server import Access, Serving, serve
 
 logger = logging.getLogger(__name__)
 
@@ -55,33 +53,33 @@ class PrometheusExporter:
         access: Access | None = None,
         push: PushTarget | None = None,
         expected: Collection[str] = (),
+        linger: float = 0.0,
     ) -> None:
         """Serve on `host` and `port` (None: not at all; 0: any free port).
 
         `textfile` is rewritten whole at each reading and each error. `layers` is for how many
         layers of each behaviour series are made, those with the largest values first. `access` says
         who may scrape; `push` where the metrics of the run are sent as well. `expected` are the
-        references whose drift is wanted, so that rules can leave them out.
+        references whose drift is wanted, so that rules can leave them out. After `close` the page
+        stays for one more scrape, at most `linger` seconds, where somebody scrapes.
         """
         self._textfile = textfile
         self._push = push
+        self._linger = linger
         self._pusher: Pusher | None = None
         self._metrics = _Metrics(layers, expected)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._metrics)
         self._lock = threading.Lock()
         self._writing = threading.Lock()
-        self._page = b""
-        self._rendered = -1
         self._server: Serving | None = None
         if port is not None:
-            self._server = serve(self.page, host, port, access)
+            self._server = serve(self._registry, host, port, access)
         self.port = None if self._server is None else self._server.port
 
     def export(self, observation: Observation) -> None:
         """Show one observation in place of the run's last."""
         self._metrics.add(observation)
-        self._changed()
         self._write()
         if self._push is not None:
             if self._pusher is None:
@@ -97,41 +95,20 @@ class PrometheusExporter:
         """Count an error of the monitor, by the part of it where it happened."""
         with self._lock:
             self._metrics.errors[where] += 1
-            self._metrics.version += 1
-        self._changed()
         if where != "textfile":
             self._write()  # a monitor that only fails exports nothing, and must not look idle
 
     def set_outbox_pending(self, count: int) -> None:
         """Show how many deliveries wait; see `Outbox(on_pending=...)`."""
         self._metrics.pending = count
-        self._metrics.version += 1
-        self._changed()
 
     def forget(self, run: str) -> None:
         """Take the series of a run that is over off the page."""
         self._metrics.latest.pop(run, None)
-        self._metrics.version += 1
-        self._changed()
-
-    def flush(self) -> bool:
-        """Wait until a scrape shows everything so far; whether it does."""
-        server = self._server
-        return server is not None and server.flush()
-
-    def _changed(self) -> None:
-        server = self._server
-        if server is not None:
-            server.changed()
 
     def page(self) -> bytes:
         """The metrics in Prometheus's text format, as a scrape gets them."""
-        with self._lock:
-            version = self._metrics.version
-            if version != self._rendered:
-                self._page = generate_latest(self._registry)
-                self._rendered = version
-            return self._page
+        return generate_latest(self._registry)
 
     def _write(self) -> None:
         """Write the textfile, if there is to be one; it matters to nothing else if that fails."""
@@ -154,7 +131,7 @@ class PrometheusExporter:
         """Stop serving. A textfile stays, so that the run's last values can still be read."""
         server, self._server, self.port = self._server, None, None
         if server is not None:
-            server.close()
+            server.close(self._linger)
         if self._pusher is not None:
             self._pusher.close()
 
@@ -166,7 +143,6 @@ class _Metrics(Collector):
         self.latest: dict[str, Observation] = {}
         self.errors: Counter[str] = Counter()
         self.pending = 0
-        self.version = 0
         self._layers = layers
         self._expected = frozenset(expected)
         self._readings = 0
@@ -176,7 +152,6 @@ class _Metrics(Collector):
     def add(self, observation: Observation) -> None:
         """Count one observation, and keep it as the latest of its run."""
         known, self.latest[observation.run] = self.latest.get(observation.run), observation
-        self.version += 1
         if known is not None and known.reading is observation.reading:
             return  # the same reading, of which less is known now: see `unwatched`
         self._readings += 1

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, delete_from_gateway, push_to_gateway
-from prometheus_client.exposition import default_handler
+
+from wvmonitor.outputs.http import SendPolicy, request
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,8 @@ LONGEST_WAIT = 60.0
 CLOSE_SECONDS = 3.0
 """The longest that the end of training waits for the last push."""
 
-_Headers = list[tuple[str, str]]
-_Handler = Callable[[str, str, float | None, _Headers, bytes], Callable[[], None]]
+ANYWHERE = SendPolicy(allow_http=True, allow_private=("0.0.0.0/0", "::/0"))
+"""A gateway stands in one's own network; the settings see that a token only goes over https."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,9 @@ class Pusher:
         headers: Sequence[tuple[str, str]],
         data: bytes,
     ) -> Callable[[], None]:
-        more = [("Authorization", f"Bearer {self._target.token}")] if self._target.token else []
-        return default_handler(url, method, timeout, [*headers, *more], data)
+        token = self._target.token
+        given = {**dict(headers), **({"Authorization": f"Bearer {token}"} if token else {})}
+        return lambda: request(method, url, data, given, ANYWHERE, timeout or SEND_SECONDS)
 
     def _guarded(self, send: Callable[[], None]) -> None:
         began = time.monotonic()
@@ -153,7 +155,7 @@ class Pusher:
                     "metrics not pushed to %s after %.1f s: %s; tried again with the next readings",
                     urlsplit(self._target.url).hostname,
                     time.monotonic() - began,
-                    getattr(error, "reason", None) or error,
+                    error,
                 )
             self._failures = min(self._failures + 1, 16)
         else:
