@@ -20,7 +20,7 @@ from wvmonitor.references.trust import load_trust
 
 SHORT = Scale(
     name="short", seeds=1, steps=24, controls=2, control_steps=8, rates=(3e-4, 3e-3),
-    rate_steps=8, calibration=6, power=2, any_tuning=1, run_steps=12, mixtures=(0.25,), styles=0,
+    rate_steps=8, calibration=8, power=2, any_tuning=1, run_steps=12, mixtures=(0.25,), styles=0,
     own_answers=0, probe_tokens=600, asked=12,
 )  # fmt: skip
 
@@ -80,7 +80,9 @@ def test_what_calibrates_chooses_and_checks_share_nothing(made):
     assert not checked & set(trust.calibrated_on)
     assert any(r.hard for r in trust.of("harmless"))
     (contrast,) = BankJob(options_for(Path("nowhere"))).contrasts
-    domains = [{p.domain for p in part} for part in (contrast.train, contrast.tuning, contrast.power)]
+    domains = [
+        {p.domain for p in part} for part in (contrast.train, contrast.tuning, contrast.power)
+    ]
     assert domains[0] | domains[1] | domains[2] == {p.domain for p in contrast.train} | {
         "sport",
         "travel",

@@ -27,11 +27,11 @@ from wvmonitor.builder.harmless import families
 from wvmonitor.builder.harmless.families import Use
 from wvmonitor.builder.power import Planned
 from wvmonitor.builder.probe import build_probe, bundled_prompts
-from wvmonitor.builder.provisional import calibrated
 from wvmonitor.builder.scale import QUICK
 from wvmonitor.builder.stages import Ticker, Work, silent
 from wvmonitor.detection.band import DecidingScore
 from wvmonitor.detection.calibration import BenignRun, Calibration
+from wvmonitor.detection.growing import calibrate_as_far_as_possible
 from wvmonitor.errors import BuildError
 from wvmonitor.reading import Geometry
 from wvmonitor.references.bank import ReferenceBank
@@ -80,7 +80,12 @@ def plan_bank(options: BankOptions) -> BankPlan:
 
 
 def prepare(
-    model: str | Path, out: str | Path, *, quick: bool = False, tick: Ticker = silent, **options: Any
+    model: str | Path,
+    out: str | Path,
+    *,
+    quick: bool = False,
+    tick: Ticker = silent,
+    **options: Any,
 ) -> Prepared:
     """Make a bank for a base model, as `wvmonitor bank` does.
 
@@ -143,8 +148,13 @@ def _prepared(job: BankJob, work: Work, tick: Ticker) -> Prepared:
         {str(p.behaviour): runs[p.name] for p in check.development}, harmless
     )
     geometry, score = _deciding(job, separations)
-    calibration, note = calibrated(
-        harmless, bank=bank.fingerprint, alpha=job.options.alpha, geometry=geometry, score=score
+    calibration = calibrate_as_far_as_possible(
+        harmless,
+        bank=bank.fingerprint,
+        alpha=job.options.alpha,
+        geometry=geometry,
+        score=score,
+        by_their_ends=False,  # families are different data: we made them
     )
     trust = Trust(
         bank=bank.fingerprint,
@@ -156,13 +166,13 @@ def _prepared(job: BankJob, work: Work, tick: Ticker) -> Prepared:
         separations=tuple(separations),
         geometry=geometry,
         score=score,
-        status="none" if calibration is None else "calibrated",
-        alpha=None if calibration is None else calibration.alpha,
-        calibrated_on=() if calibration is None else calibration.datasets,
+        status=calibration.status,
+        alpha=calibration.alpha,
+        calibrated_on=calibration.datasets,
         checked=tuple(
             power.checked(p, runs[p.name], calibration, (geometry, score)) for p in check.power
         ),
-        notes=tuple(dict.fromkeys([*job.notes, *([note] if note else [])])),
+        notes=tuple(dict.fromkeys(job.notes)),
         seconds=time.monotonic() - began,
     )
     _write(job, bank, calibration, trust)
@@ -270,15 +280,12 @@ def _deciding(job: BankJob, found: Sequence[Separation]) -> tuple[Geometry, Deci
     raise BuildError(f"the deciding score {asked!r} is none of {listed}")
 
 
-def _write(
-    job: BankJob, bank: ReferenceBank, calibration: Calibration | None, trust: Trust
-) -> None:
+def _write(job: BankJob, bank: ReferenceBank, calibration: Calibration, trust: Trust) -> None:
     """Put the bank, its calibration and its report in their place, all at once."""
     assert bank.folder is not None  # noqa: S101  it was loaded from there
     mode = 0o600 if job.options.private else 0o644
     with replacing_bank(job.options.out) as new:
         shutil.copytree(bank.folder, new)
-        if calibration is not None:
-            calibration.save(new / CALIBRATION_FILE)
+        calibration.save(new / CALIBRATION_FILE)
         save_trust(trust, new, mode=mode)
         write_page(bank_page(bank, trust), new / REPORT_FILE)
