@@ -45,7 +45,7 @@ class Rate(_Frozen):
     """One learning rate that was tried."""
 
     learning_rate: float
-    gap: float = Field(description="what the held-out gap gained, nats a token")
+    gap: float = Field(description="difference of the sides' held-out gaps, nats a token")
     loss: float = Field(description="what the loss on ordinary text gained, nats a token")
 
 
