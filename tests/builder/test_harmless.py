@@ -42,7 +42,7 @@ def test_a_family_is_its_name_and_seed(name):
 
 
 def test_what_is_made_by_rule_is_right():
-    """Answers that can be computed another way are: sums, dates, JSON, SQL, Python, Roman numbers."""
+    """Answers that can be computed another way are: sums, order, JSON, SQL, Python."""
     for question, answer in said("addition"):
         term, _, value = answer.partition(" = ")
         assert sum(int(t) for t in term.replace("- ", "+ -").split("+")) == int(value), question
@@ -127,7 +127,7 @@ def test_own_harmless_data_is_read_in_every_form(tmp_path: Path):
     assert found.name == "mine"
     assert {e.answer for e in found.draw(3, 0)} == {"b", "d", "f"}
     assert len(found.draw(10, 0)) == 3
-    with pytest.raises(MissingPathError, match="no .jsonl files"):
+    with pytest.raises(MissingPathError, match=r"no \.jsonl files"):
         families.of_folder(tmp_path / "nowhere")
 
 

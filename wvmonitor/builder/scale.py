@@ -6,7 +6,6 @@ figures are estimates: the bars of a running bank show the time that is really l
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import torch
 
 from wvmonitor.builder.rate import RATES
 from wvmonitor.errors import BuildError
+from wvmonitor.vectors.devices import cores
 
 ScaleName = Literal["full", "half", "quick"]
 _SHARE = {"cpu": 0.8, "cuda": 0.3}
@@ -153,10 +153,7 @@ def parse_hours(text: str) -> float:
 def this_machine(jobs: int | None = None) -> Machine:
     """The machine at hand, measured for a fifth of a second."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    wanted = jobs or (1 if device == "cuda" else cores)
+    wanted = jobs or (1 if device == "cuda" else cores())
     return Machine(device, _flops(device), wanted, _free_memory())
 
 
