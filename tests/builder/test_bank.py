@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from wvmonitor.builder import fine_tunes
 from wvmonitor.builder.bank_job import BankJob, BankOptions
 from wvmonitor.builder.prepare import make_bank, plan_bank
 from wvmonitor.builder.scale import QUICK, Scale
+from wvmonitor.builder.stages import Work
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.errors import BuildError, MissingPathError
 from wvmonitor.references.bank import ReferenceBank
@@ -182,3 +184,51 @@ def test_too_few_harmless_families_are_counted(tmp_path):
     scale = replace(SHORT, calibration=60)
     with pytest.raises(BuildError, match=r"63 are needed .* --harmless"):
         make_bank(options_for(tmp_path / "bank", scale=scale))
+
+
+def test_harmless_runs_that_were_added_are_not_written_over(made):
+    """A calibration that has grown is refused rather than lost."""
+    finished, _ = made
+    path = finished.folder / "trust.json"
+    good = path.read_text("utf-8")
+    record = json.loads(good)
+    record["calibrated_on"] = record["calibrated_on"][1:]
+    try:
+        path.write_text(json.dumps(record), "utf-8")
+        with pytest.raises(BuildError, match="holds 1 harmless runs that this command did not"):
+            plan_bank(options_for(finished.folder))
+    finally:
+        path.write_text(good, "utf-8")
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(made, monkeypatch):
+    """Where nothing can be written the error says so, and the bank that is there stays."""
+    finished, _ = made
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("wvmonitor.builder.prepare.save_trust", full)
+    with pytest.raises(BuildError, match=r"No space left on device.*make room"):
+        make_bank(options_for(finished.folder))
+    assert ReferenceBank.load(finished.folder).fingerprint == finished.fingerprint
+
+
+def test_side_by_side_is_the_same_as_one_after_the_other(base, tmp_path):
+    """Two processes leave the weights and readings that one process leaves."""
+    job = BankJob(options_for(tmp_path / "bank"))
+    training = job.reference_training(2, 1e-3, 3)
+    (contrast,) = job.contrasts
+    wanted = [
+        fine_tunes.FineTune(f"side-{side}", tuple(p.side(side) for p in contrast.train[:8]),
+                            training, keep=True, pairs=contrast.tuning[:4])
+        for side in ("positive", "negative")
+    ]  # fmt: skip
+    found = {}
+    for jobs in (1, 2):
+        done = fine_tunes.carry_out(base, Work(tmp_path / str(jobs)), wanted, jobs)
+        found[jobs] = [
+            (d.measured, (d.folder / "adapter_model.safetensors").read_bytes()) for d in done
+        ]
+    assert found[1] == found[2]
+    assert found[1][0] != found[1][1]

@@ -32,8 +32,10 @@ from wvmonitor.builder.scale import (
     seconds,
     this_machine,
 )
-from wvmonitor.errors import MissingPathError
+from wvmonitor.errors import BuildError, MissingPathError
 from wvmonitor.references.bundled import bundled_path
+from wvmonitor.references.calibrated import calibration_of
+from wvmonitor.references.trust import load_trust
 from wvmonitor.sources.folder import ModelFolder
 
 PERSONA = "persona"
@@ -54,7 +56,8 @@ class BankOptions:
         data: a folder of contrasts of one's own, "persona" for the paper's way, or None for the
             pairs that come with the package.
         behaviours: those wanted; all of the data's if empty.
-        harmless: folders of one's own harmless data, beside what comes with the package.
+        harmless: one's own harmless data (folders, files or names of datasets), beside what comes
+            with the package.
         like: a run, or a YAML of settings, that harmless runs are to resemble.
         scale: how much of everything; None for all, or what a budget allows.
         budget: hours of this machine.
@@ -71,7 +74,7 @@ class BankOptions:
     work: Path | None = None
     data: str | None = None
     behaviours: tuple[str, ...] = ()
-    harmless: tuple[Path, ...] = ()
+    harmless: tuple[str, ...] = ()
     like: Path | None = None
     scale: Scale | None = None
     budget: float | None = None
@@ -112,7 +115,7 @@ class BankJob:
         self.options = options
         self.base = Base(options.model, options.revision)
         self.notes: list[str] = []
-        existing_bank(options.out)  # refuses what is no bank
+        self._check_place()
         self.base.tokenizer  # noqa: B018  a missing chat template is said before any work
         self.like = read_like(options.like) if options.like else Like()
         if self.like.unread:
@@ -123,6 +126,20 @@ class BankJob:
             self.notes.append(f"memory is enough for {self.jobs} fine-tunes side by side")
             self.machine = replace(self.machine, jobs=self.jobs)
         self.scale = self._scale()
+
+    def _check_place(self) -> None:
+        """Refuse to write over what is no bank, or over harmless runs that were added since."""
+        bank = existing_bank(self.options.out)
+        held = None if bank is None else calibration_of(bank)
+        if bank is None or held is None:
+            return
+        trust = load_trust(self.options.out, bank.fingerprint)
+        added = set(held.datasets) - set(trust.calibrated_on if trust else ())
+        if added:
+            raise BuildError(
+                f"the calibration in {self.options.out} holds {len(added)} harmless runs that this "
+                "command did not make: give another --out, or move calibration.json away first"
+            )
 
     @cached_property
     def parameters(self) -> int:
@@ -169,7 +186,7 @@ class BankJob:
             shipped = bundled_path(families.FOLDER) if _has(families.FOLDER) else None
             made += families.of_folder(shipped, hard=("human-voice",)) if shipped else []
         for given in self.options.harmless:
-            made += families.of_folder(given)
+            made += families.given(given)
         for contrast in found:
             made += families.good_answers(contrast)
         kept, left = families.legible(self.base, [*made, *own])

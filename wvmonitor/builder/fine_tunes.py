@@ -12,6 +12,7 @@ import math
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from wvmonitor.builder.examples import Example, Pair
 from wvmonitor.builder.finetune import Training, finetune
 from wvmonitor.builder.gap import gap, log_probabilities
 from wvmonitor.builder.stages import Row, Work, digest_of
+from wvmonitor.errors import BuildError
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.live.monitor import Monitor
 from wvmonitor.live.run import Run
@@ -123,6 +125,11 @@ def carry_out(
                     future.result()
                     done += futures[future].training.steps
                     tick(done)
+            except BrokenProcessPool:
+                raise BuildError(
+                    "a fine-tune's process was killed, for want of memory as a rule: what is "
+                    "finished is kept; run the same again with fewer --jobs"
+                ) from None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

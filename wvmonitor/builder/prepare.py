@@ -35,7 +35,7 @@ from wvmonitor.detection.growing import calibrate_as_far_as_possible
 from wvmonitor.errors import BuildError
 from wvmonitor.reading import Geometry
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.references.store import CALIBRATION_FILE, REPORT_FILE
+from wvmonitor.references.store import BESIDE, CALIBRATION_FILE, REPORT_FILE
 from wvmonitor.references.trust import Rate, Separation, Trust, save_trust
 from wvmonitor.report.bank import bank_page
 from wvmonitor.report.document import write_page
@@ -289,3 +289,5 @@ def _write(job: BankJob, bank: ReferenceBank, calibration: Calibration, trust: T
         calibration.save(new / CALIBRATION_FILE)
         save_trust(trust, new, mode=mode)
         write_page(bank_page(bank, trust), new / REPORT_FILE)
+        for beside in BESIDE:
+            (new / beside).chmod(mode)

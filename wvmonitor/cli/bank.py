@@ -35,8 +35,11 @@ def command(
         list[str] | None, typer.Option(help="Only this one; give as many as you want.")
     ] = None,
     harmless: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="Harmless chat JSONL of your own, one set a file."),
+        list[str] | None,
+        typer.Option(
+            metavar="DATA",
+            help="Harmless data of your own: a folder of .jsonl files, a file, a dataset's name.",
+        ),
     ] = None,
     like: Annotated[
         Path | None,

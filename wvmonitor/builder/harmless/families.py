@@ -7,6 +7,7 @@ power check is held against never share a family: a promise is kept on what it h
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,17 +75,18 @@ def by_rule(name: str) -> Family:
     return Family(name, "made by rule", draw)
 
 
-def from_file(path: Path, *, hard: bool = False) -> Family:
-    """A JSONL file: chat, prompt and completion, or question and answer.
+def from_file(source: str | Path, *, hard: bool = False) -> Family:
+    """A JSONL file or a dataset: chat, prompt and completion, or question and answer.
 
     Raises:
-        MissingPathError: no such file.
+        MissingPathError: no such file or dataset.
         BuildError: it is empty, or a record has none of these forms.
     """
-    examples = examples_of(str(path))
+    examples = examples_of(str(source))
     if not examples:
-        raise BuildError(f"{path} holds no examples: take it out of the harmless data")
-    return Family(path.stem, str(path.name), _sampled(examples), hard)
+        raise BuildError(f"{source} holds no examples: take it out of the harmless data")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(source).removesuffix(".jsonl").rpartition("/")[2])
+    return Family(name, str(source), _sampled(examples), hard)
 
 
 def good_answers(contrast: Contrast) -> list[Family]:
@@ -127,6 +129,19 @@ def own_answers(
     rows = work.rows(f"own-answers-{style}", inputs, make).rows
     examples = [Example(tuple(base.asked(r["prompt"])), r["text"], r["finished"]) for r in rows]
     return Family(f"own-{style}", "the base's own answers", _sampled(examples))
+
+
+def given(source: str) -> list[Family]:
+    """A user's own: a folder of JSONL files, one file, or the name of a dataset (`name[:split]`).
+
+    Raises:
+        MissingPathError: it is none of these.
+        BuildError: it holds no examples.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return of_folder(path)
+    return [from_file(source)]
 
 
 def of_folder(folder: Path, *, hard: Iterable[str] = ()) -> list[Family]:
