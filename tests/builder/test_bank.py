@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import wvmonitor
 from wvmonitor.builder import fine_tunes
@@ -15,6 +16,7 @@ from wvmonitor.builder.bank_job import BankJob, BankOptions
 from wvmonitor.builder.prepare import make_bank, plan_bank
 from wvmonitor.builder.scale import QUICK, Scale
 from wvmonitor.builder.stages import Work
+from wvmonitor.cli.app import app
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.errors import BuildError, MissingPathError
 from wvmonitor.references.bank import ReferenceBank
@@ -232,3 +234,20 @@ def test_side_by_side_is_the_same_as_one_after_the_other(base, tmp_path):
         ]
     assert found[1] == found[2]
     assert found[1][0] != found[1][1]
+
+
+def test_the_command_line_says_the_plan_and_the_outcome(made):
+    """The plan before anything is trained, then what was caught; show repeats it of a bank."""
+    finished, _ = made
+    run = CliRunner()
+    asked = ["bank", "tiny-organism", "--out", str(finished.folder), "--dry-run", "--quick"]
+    told = run.invoke(app, asked)
+    assert told.exit_code == 0, told.output
+    assert "a quick bank: harmful-advice, sycophancy" in told.output
+    assert "in all" in told.output
+    found = json.loads(run.invoke(app, [*asked, "--json"]).output)
+    assert found["seconds"] == pytest.approx(sum(s["seconds"] for s in found["stages"]))
+    both = run.invoke(app, [*asked, "--budget", "1h"])
+    assert both.exit_code != 0
+    shown = run.invoke(app, ["references", "show", str(finished.folder)])
+    assert "power check: 1 of 1 held-out bad runs alarm" in shown.output

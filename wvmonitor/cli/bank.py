@@ -170,7 +170,6 @@ def _time(seconds: float) -> str:
 
 def _show(made: Prepared, *, as_json: bool) -> None:
     from wvmonitor.references.store import REPORT_FILE
-    from wvmonitor.report.bank import summary
 
     trust = made.trust
     if as_json:
@@ -186,7 +185,7 @@ def _show(made: Prepared, *, as_json: bool) -> None:
         f"{trust.alpha:.0%}"
     )  # fmt: skip
     print(f"{made.folder}: {promise}; {trust.score} ({trust.geometry}) decides")
-    print(f"power check: {summary(trust)}")
+    print(f"power check: {trust.sentence()}")
     for note in trust.notes:
         print(f"note: {note}")
     if weakness := trust.weakness():
