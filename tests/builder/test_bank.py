@@ -251,3 +251,24 @@ def test_the_command_line_says_the_plan_and_the_outcome(made):
     assert both.exit_code != 0
     shown = run.invoke(app, ["references", "show", str(finished.folder)])
     assert "power check: 1 of 1 held-out bad runs alarm" in shown.output
+
+
+def test_another_behaviour_costs_no_harmless_run_again(made, monkeypatch):
+    """Recorded runs are measured against a bank that has changed since: only references train."""
+    finished, _ = made
+    trained: list[int] = []
+    real = fine_tunes.finetune
+
+    def counted(base, examples, training, out, **more):
+        trained.append(out is not None)
+        return real(base, examples, training, out, **more)
+
+    monkeypatch.setattr(fine_tunes, "finetune", counted)
+    out = finished.folder.with_name("other")
+    work = finished.folder.with_name("mine.work")
+    changed = options_for(out, work=work, scale=replace(SHORT, controls=3))
+    other = make_bank(changed)
+    assert other.fingerprint != finished.fingerprint
+    assert set(ReferenceBank.load(out).names) > {"rudeness"}
+    assert trained == [True, True], "two sides of the new control, and no watched run"
+    assert other.trust.caught("bad") == (1, 1)

@@ -15,6 +15,7 @@ from wvmonitor.builder.bank_folder import existing_bank
 from wvmonitor.builder.base import Base
 from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.examples import Example, Pair
+from wvmonitor.builder.fine_tunes import READINGS, RECORD_LIMIT_GB
 from wvmonitor.builder.finetune import Method, Training
 from wvmonitor.builder.harmless import families
 from wvmonitor.builder.harmless.families import Family
@@ -237,6 +238,18 @@ class BankJob:
     def run_steps(self) -> int:
         """Of the runs that are like the user's: a third of theirs, where that is not longer."""
         return max(self.scale.run_steps, math.ceil((self.like.steps or 0) / 3))
+
+    def recorded(self, runs: int) -> bool:
+        """Whether the task vectors of so many watched runs may be kept.
+
+        Those of LoRA on every linear map, 4 bytes a number at each reading.
+        """
+        if self.like.method == "full":
+            return False
+        folder = ModelFolder(self.base.folder)
+        shapes = [folder.shape(n) for n in folder.names()]
+        numbers = RANK * sum(sum(s) for s in shapes if len(s) == 2)
+        return 4 * numbers * (READINGS + 1) * runs < RECORD_LIMIT_GB * 1e9
 
     def plan(self) -> BankPlan:
         """What will be done, and what it costs."""

@@ -36,6 +36,8 @@ from wvmonitor.references.bank import ReferenceBank
 MEASURED_FILE = "measured.json"
 READINGS = 10
 """Readings of a watched run; their number is what a calibration covers."""
+RECORD_LIMIT_GB = 10.0
+"""Most that the task vectors of a bank's watched runs may take on disk for them to be kept."""
 _bases: dict[tuple[str, str | None], Base] = {}
 _banks: dict[Path, ReferenceBank] = {}
 
@@ -51,6 +53,8 @@ class FineTune:
         keep: whether its weights are kept.
         bank: folder of the bank that it is watched against; None where it is not.
         fingerprint: of that bank.
+        record: whether its task vectors are kept at every reading, so that a bank that changes
+            later need not train it again.
         pairs: whose gap is measured at the end.
         ordinary: examples whose loss is measured at the end.
     """
@@ -61,6 +65,7 @@ class FineTune:
     keep: bool = False
     bank: Path | None = None
     fingerprint: str = ""
+    record: bool = False
     pairs: tuple[Pair, ...] = ()
     ordinary: tuple[Example, ...] = ()
 
@@ -74,7 +79,7 @@ class FineTune:
             "examples": digest_of([asdict(e) for e in self.examples]),
             "training": training | {"settings": settings},
             "keep": self.keep,
-            "bank": self.fingerprint,
+            "bank": "recorded" if self.record else self.fingerprint,
             "pairs": digest_of([asdict(p) for p in self.pairs]),
             "ordinary": digest_of([asdict(e) for e in self.ordinary]),
         }
@@ -216,6 +221,8 @@ class _Watched(TrainerCallback):
             max_overhead=1.0,
             window=max(2, READINGS // 4),
             on_monitor_failure="stop",
+            record=one.record,
+            record_limit_gb=RECORD_LIMIT_GB,
         )
         self._monitor = Monitor(bank, settings=settings)
 

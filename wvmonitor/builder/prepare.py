@@ -20,6 +20,7 @@ from torch import Tensor
 from wvmonitor.builder import persona, power, rate, references
 from wvmonitor.builder.bank_folder import replacing_bank
 from wvmonitor.builder.bank_job import BankJob, BankOptions, BankPlan
+from wvmonitor.builder.completions import seed_of
 from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.examples import Example
 from wvmonitor.builder.fine_tunes import FineTune, carry_out
@@ -256,11 +257,14 @@ def _watched(
         FineTune(
             name=p.name,
             examples=p.examples,
-            training=job.run_training(chosen, job.options.seed + RUN_SEEDS + n),
+            training=job.run_training(
+                chosen, RUN_SEEDS + seed_of(job.options.seed, p.name) % 10**6
+            ),
             bank=bank.folder,
             fingerprint=bank.fingerprint,
+            record=job.recorded(len(planned)),
         )
-        for n, p in enumerate(planned)
+        for p in planned
     ]
     total = sum(w.training.steps for w in wanted)
     done = carry_out(job.base, work, wanted, job.jobs, lambda n: tick(RUNS, n, total))
