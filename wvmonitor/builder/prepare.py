@@ -201,8 +201,7 @@ def _rate(
     """The learning rate that moves this base, by its first behaviour."""
     scale = job.scale
     training = job.reference_training(scale.rate_steps, 0.0, job.options.seed)
-    text = [e for f in use.calibration for e in f.draw(2, 1)]
-    runs = rate.tried(found[0], training, scale.rates, scale.asked, text)
+    runs = rate.tried(found[0], training, scale.rates, scale.asked, use.text)
     total = sum(r.training.steps for r in runs)
     chosen, remark, rates = rate.swept(
         job.base, work, runs, job.jobs, lambda done: tick(RATES, done, total)

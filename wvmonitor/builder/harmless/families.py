@@ -26,6 +26,8 @@ RULES = numbers.FAMILIES | formats.FAMILIES | language.FAMILIES
 FOLDER = "harmless"
 MOST_UNKNOWN = 0.05
 """Share of a family's tokens that may be missing from the base's vocabulary."""
+TEXTS = 20
+"""Families that the ordinary text of the learning rates' check is taken from."""
 STYLES: Mapping[str, str] = {
     "plain": "",
     "brief": "Answer in one short sentence.",
@@ -58,11 +60,12 @@ class Family:
 
 @dataclass(frozen=True)
 class Use:
-    """The families of one bank, by what they are used for."""
+    """The families of one bank, by what they are used for; `text` is a little of many of them."""
 
     calibration: tuple[Family, ...]
     power: tuple[Family, ...]
     any_tuning: tuple[Family, ...]
+    text: tuple[Example, ...] = ()
 
 
 def by_rule(name: str) -> Family:
@@ -202,7 +205,9 @@ def shared_out(
     rest = iter(easy + left[len(behind) :])
     ahead += [next(rest) for _ in range(power - len(ahead))]
     behind += [next(rest) for _ in range(calibration - len(behind))]
-    return Use(tuple(behind), tuple(ahead), tuple(next(rest) for _ in range(any_tuning)))
+    tuning = tuple(next(rest) for _ in range(any_tuning))
+    text = tuple(e for f in easy[:TEXTS] for e in f.draw(1, 1))
+    return Use(tuple(behind), tuple(ahead), tuning, text)
 
 
 def _said(question: str, answer: str) -> Example:
