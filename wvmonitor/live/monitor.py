@@ -106,6 +106,7 @@ class Monitor:
         )
         self.calibration = calibration_of(self.bank, self.settings.calibration)
         validation.check(self.settings, self.bank, self.calibration)
+        validation.warn_if_weak(self.bank)
         self._given = exporters, probe
         self._probe = validation.probe_of(self.settings, probe)
         self.tokenizer = tokenizer
