@@ -15,7 +15,7 @@ from wvmonitor.live.monitor import Monitor, Run
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.benign import benign_runs
 
-RUNS, STEPS, WINDOW = 38, 6, 2
+RUNS, STEPS, WINDOW = 40, 6, 2
 
 
 def model_of(base: Path) -> Any:
