@@ -45,7 +45,7 @@ test-compat: test ## the same tests of sources and integrations with the oldest 
 	$(COMPAT)/bin/pip install --quiet --disable-pip-version-check -c $(COMPAT)/constraints.txt -e '.[test]' 'transformers==4.57.*' 'peft==0.18.*' 'trl==0.24.*'
 	$(COMPAT)/bin/python -m pytest -rs tests/sources/test_live_model.py tests/sources/test_checkpoint.py \
 	  tests/sources/test_identity.py tests/sources/test_names.py tests/sources/test_distributed.py \
-	  tests/traps tests/integrations tests/test_monitor.py \
+	  tests/traps tests/integrations tests/live/test_monitor.py \
 	  --deselect 'tests/traps/test_stored_whole.py::test_what_is_stored_whole_counts_as_a_difference[options1]' \
 	  --deselect 'tests/sources/test_distributed.py::test_fsdp2_gives_the_single_process_reading[moe-float32-1e-06-False]' \
 	  --deselect tests/sources/test_checkpoint.py::test_a_configuration_that_cannot_be_built_is_named
@@ -56,7 +56,7 @@ observability: $(INSTALLED) ## the real Prometheus, Alertmanager and Pushgateway
 	    prometheus prometheus-alertmanager prometheus-pushgateway && break; } || \
 	  { echo "install prometheus, prometheus-alertmanager and prometheus-pushgateway first (apt-get failed)"; exit 1; }; done
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dashboard]'
-	OBSERVABILITY_SECONDS=60 $(BIN)/python -m pytest tests/observability tests/exporters tests/notifiers -s -rs
+	OBSERVABILITY_SECONDS=60 $(BIN)/python -m pytest tests/observability tests/outputs -s -rs
 
 docs: $(INSTALLED) ## the documentation site (build/site), strictly: a broken link fails
 	$(BIN)/python docs/generate.py

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from wvmonitor.cores import cores
+from wvmonitor.vectors.devices import cores
 
 _ROOT = Path(__file__).resolve().parent.parent
 

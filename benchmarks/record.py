@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.report import Check, Figure, arguments, at_most, publish
 from wvmonitor.detection.scores import Scores, score
-from wvmonitor.journal.recorder import Recorder
+from wvmonitor.journal.snapshot_writer import SnapshotWriter
 from wvmonitor.journal.snapshots import path_of, read_snapshot
 from wvmonitor.organism import finetune, sets
 from wvmonitor.reading import GEOMETRIES
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def _snapshot(work: Path, name: str, tau: TaskVector, rank: int) -> tuple[TaskVector, int]:
     """What the recorder keeps of a vector, read back, and its size in bytes."""
     journal, run = work / "wvmonitor.db", f"{name}, rank {rank}"
-    recorder = Recorder(journal, run, 1, rank=rank, limit_bytes=1e12)
+    recorder = SnapshotWriter(journal, run, 1, rank=rank, limit_bytes=1e12)
     for _ in recorder.watching(tau).updates():
         pass
     recorder.record(tau, 1)
@@ -111,7 +111,9 @@ def _costs(
     """Processor time of a recorded reading over that of a plain one, of the training thread."""
     figures = []
     for method, tau in vectors.items():
-        recorder = Recorder(work / "cost.db", f"{name} {method}", 1, rank=16, limit_bytes=1e12)
+        recorder = SnapshotWriter(
+            work / "cost.db", f"{name} {method}", 1, rank=16, limit_bytes=1e12
+        )
         ratios = []
         for step in range(repeats + 1):
             began = time.thread_time()

@@ -13,8 +13,8 @@ import typer
 from pydantic import BaseModel
 
 from wvmonitor.cli.app import app
-from wvmonitor.notifiers.options import NOTIFIER_SETTINGS
-from wvmonitor.settings import MonitorSettings
+from wvmonitor.live.settings import MonitorSettings
+from wvmonitor.outputs.notifier_options import NOTIFIER_SETTINGS
 
 HERE = Path(__file__).parent / "reference"
 

@@ -10,21 +10,21 @@ from wvmonitor._version import __version__
 
 if TYPE_CHECKING:
     from wvmonitor.integrations.transformers import WVMonitorCallback
-    from wvmonitor.monitor import Monitor, Run
+    from wvmonitor.live.monitor import Monitor, Run
+    from wvmonitor.live.settings import MonitorSettings
     from wvmonitor.reading import Reading
     from wvmonitor.references import Reference, ReferenceBank
-    from wvmonitor.settings import MonitorSettings
     from wvmonitor.sources import read_adapter, read_checkpoints, read_model
     from wvmonitor.steering.weights import steered
     from wvmonitor.vectors import TaskVector
 
 _HOMES = {
-    "Monitor": "wvmonitor.monitor",
-    "MonitorSettings": "wvmonitor.settings",
+    "Monitor": "wvmonitor.live.monitor",
+    "MonitorSettings": "wvmonitor.live.settings",
     "Reading": "wvmonitor.reading",
     "Reference": "wvmonitor.references",
     "ReferenceBank": "wvmonitor.references",
-    "Run": "wvmonitor.monitor",
+    "Run": "wvmonitor.live.monitor",
     "TaskVector": "wvmonitor.vectors",
     "WVMonitorCallback": "wvmonitor.integrations.transformers",
     "read_adapter": "wvmonitor.sources",

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from wvmonitor.exporters.exporter import Observation
+from wvmonitor.outputs.exporter import Observation
 from wvmonitor.reading import ReferenceKind
 from wvmonitor.references import BaseIdentity, Card, Construction, Reference, ReferenceBank
 from wvmonitor.sources import base_digest

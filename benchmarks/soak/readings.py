@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from benchmarks.report import Figure, at_most
-from wvmonitor.monitor import Monitor, Run
+from wvmonitor.live.monitor import Monitor, Run
 from wvmonitor.testing import planted_bank, tiny_base
 
 READINGS = 10_000

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import pytest
 
-from wvmonitor.builder.judge import Answered, RuleJudge
+from wvmonitor.builder.rater import Answered, RuleJudge
 from wvmonitor.builder.recipe import RECIPES, Recipe, load_recipe
 from wvmonitor.references.bundled import bundled_path
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import signal
 import socket
 import sqlite3
 import time
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.runs import STEPS, Fault, Scene
-from tests.notifiers.conftest import Receiver
+from tests.outputs.conftest import Receiver
 from wvmonitor.journal import journal as journal_module
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.outbox import DeliveryLimits, Outbox
@@ -165,7 +163,9 @@ def told(answer: Any) -> Mapping[str, Any]:
         scene.receiver.answers = [answer] * 50
         patience = 0.3 if answer in ("hang", "trickle") else 10.0
         hasty = DeliveryLimits(send_seconds=patience, first_wait_seconds=0.05)
-        scene.patch.setattr("wvmonitor.record.Outbox", functools.partial(Outbox, limits=hasty))
+        scene.patch.setattr(
+            "wvmonitor.live.outputs.Outbox", functools.partial(Outbox, limits=hasty)
+        )
         alarming(scene)
 
     return {"plant": plant, "settings": webhook, "after": kept}
@@ -182,7 +182,7 @@ def no_such_host(_: Path, __: Receiver) -> Mapping[str, Any]:
 
 def alarming(scene: Scene) -> None:
     """Every verdict is an alarm, so that there is something to tell."""
-    from wvmonitor import monitor
+    from wvmonitor.live import monitor
 
     real = monitor.judge
 
@@ -199,7 +199,7 @@ def nobody_answers(scene: Scene) -> None:
     def lookup(*_: Any, **__: Any) -> Any:
         raise socket.gaierror(-2, "Name or service not known")
 
-    scene.patch.setattr("wvmonitor.notifiers.http.socket.getaddrinfo", lookup)
+    scene.patch.setattr("wvmonitor.outputs.http.socket.getaddrinfo", lookup)
     alarming(scene)
 
 
@@ -231,15 +231,17 @@ def textfile(folder: Path, _: Receiver) -> Mapping[str, Any]:
     return {"prometheus": {"textfile": folder / "gone" / "wvmonitor.prom"}}
 
 
-def server_killed(scene: Scene) -> None:
-    def kill() -> None:
-        serving = scene.callback.monitor._record._exporters[-1]._server
-        serving.flush()
-        os.kill(serving._process.pid, signal.SIGKILL)
-        serving._process.wait()
-        assert serving.flush(60), "nobody serves any more"
+def scraper_hangs(scene: Scene) -> None:
+    """Scrapers connect, begin to ask, and stay."""
 
-    scene.at_step(3, kill)
+    def connect() -> None:
+        (exporter,) = scene.callback.monitor._outputs._exporters[-1:]
+        silent = [socket.create_connection(("127.0.0.1", exporter.port), 5) for _ in range(40)]
+        for one in silent:
+            one.sendall(b"GET /metr")
+        scene.kept.extend(silent)
+
+    scene.at_step(3, connect)
 
 
 def clock(by: float) -> Callable[[Scene], None]:
@@ -270,9 +272,10 @@ FAULTS: dict[str, Fault] = {
     ),
     "the step hook fails": Fault(in_monitor("observe"), "failed at its step.*planted"),
     "measuring fails": Fault(in_bank(broken), "NOT being watched", after=counted),
-    "judging fails": Fault(in_module("wvmonitor.monitor.judge"), "failed at its reading"),
-    "the cadence fails": Fault(
-        lambda s: s.patch.setattr("wvmonitor.cadence.Cadence.due", broken), "failed at its reading"
+    "judging fails": Fault(in_module("wvmonitor.live.monitor.judge"), "failed at its reading"),
+    "the measurement interval fails": Fault(
+        lambda s: s.patch.setattr("wvmonitor.live.interval.MeasurementInterval.due", broken),
+        "failed at its reading",
     ),
     "naming the values fails": Fault(
         in_module(f"{HERE}.log_values"), "failed at its step.*planted", after=measured
@@ -313,7 +316,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "a second writer": Fault(second_writer, "failed at its start.*is (being )?written by"),
     "the flight recorder's disk is full": Fault(
-        in_module("wvmonitor.journal.recorder.write_snapshot", full),
+        in_module("wvmonitor.journal.snapshot_writer.write_snapshot", full),
         "keeps nothing of step.*No space",
         settings={"record": True},
         after=measured,
@@ -340,14 +343,11 @@ FAULTS: dict[str, Fault] = {
         said="metrics are not served.*taken",
         settings=on_taken_port,
         prepare=taken,
-        plant=lambda s: s.patch.setattr("wvmonitor.exporters.serving.PORTS_TRIED", 1),
+        plant=lambda s: s.patch.setattr("wvmonitor.outputs.server.PORTS_TRIED", 1),
         after=measured,
     ),
-    "the process that serves metrics is killed": Fault(
-        server_killed,
-        "another one is started",
-        settings={"prometheus": {"enabled": True, "port": 0}},
-        after=measured,
+    "forty scrapers hang": Fault(
+        scraper_hangs, settings={"prometheus": {"enabled": True, "port": 0}}, after=measured
     ),
     "the clock jumps an hour ahead": Fault(clock(3600.0), settings=webhook, after=delivered),
     "the clock jumps an hour back": Fault(clock(-3600.0), settings=webhook, after=delivered),

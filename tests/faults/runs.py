@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from tests.notifiers.conftest import Receiver
+from tests.outputs.conftest import Receiver
 from wvmonitor import WVMonitorCallback
 from wvmonitor.testing import CapturingExporter, random_rows
 
@@ -63,6 +63,7 @@ class Scene:
         folder: of the run.
         patch: undone after the test.
         receiver: a webhook's receiver on loopback.
+        kept: what must live as long as the run.
     """
 
     run: Trainer
@@ -71,6 +72,7 @@ class Scene:
     folder: Path
     patch: pytest.MonkeyPatch
     receiver: Receiver
+    kept: list[Any] = field(default_factory=list)
 
     def at_step(self, step: int, work: Callable[[], None]) -> None:
         """Do something between two steps of training."""

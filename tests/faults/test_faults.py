@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.planted import FAULTS
 from tests.faults.runs import Scene, digest, trainer
-from tests.notifiers.conftest import Receiver
+from tests.outputs.conftest import Receiver
 from wvmonitor import WVMonitorCallback
 from wvmonitor.testing import CapturingExporter
 

@@ -13,8 +13,8 @@ from wvmonitor import WVMonitorCallback
 from wvmonitor.cli.app import app
 from wvmonitor.integrations.trl import every_trainer_watched
 from wvmonitor.journal.reader import JournalReader
+from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.references.bundled import bundled_path
-from wvmonitor.settings import MonitorSettings
 from wvmonitor.testing import planted_bank, random_rows, tiny_base
 
 

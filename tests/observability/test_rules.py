@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from tests.observability.programs import EXAMPLES, require
 from wvmonitor.cli.app import app
 from wvmonitor.errors import SettingsError
-from wvmonitor.exporters.rules import RuleTimes, alert_rules, rules_text
+from wvmonitor.outputs.rules import RuleTimes, alert_rules, rules_text
 
 WORDS = {"evil": "gives harmful advice", "sycophancy": "agrees with whatever the user says"}
 R = 'run="r",reference="evil"'

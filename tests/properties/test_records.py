@@ -17,21 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.exporters.conftest import build
 from tests.journal.conftest import entry
+from tests.outputs.conftest import build
 from tests.properties.examples import examples
 from tests.report import samples
 from wvmonitor.detection.verdict import RunContext, Verdict
 from wvmonitor.errors import JournalError, SettingsError, WVMonitorError
-from wvmonitor.exporters.prometheus import PrometheusExporter
 from wvmonitor.files.documents import decode_json
 from wvmonitor.journal import codec
 from wvmonitor.journal.alerts import AlertPolicy, Episode, advance
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.reader import read_journal
 from wvmonitor.journal.tools import verify
+from wvmonitor.live.settings import MonitorSettings
+from wvmonitor.outputs.prometheus import PrometheusExporter
 from wvmonitor.report.page import RunView, render
-from wvmonitor.settings import MonitorSettings
 
 STATES = ("ok", "warn", "alarm", "unknown", "warming")
 attempts = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 6)), min_size=1, max_size=4)

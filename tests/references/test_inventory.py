@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from wvmonitor.cli.app import app
 from wvmonitor.errors import AlteredBankError, MalformedFileError, MissingPathError
-from wvmonitor.monitor import Monitor
+from wvmonitor.live.monitor import Monitor
 from wvmonitor.references import ReferenceBank
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.inventory import (

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from wvmonitor.errors import ShapeMismatchError
-from wvmonitor.references import ReferenceBank, stacks
-from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Origin, TaskVector
+from wvmonitor.references import ReferenceBank
+from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Origin, TaskVector, measuring, stacks
 
 SHAPES = {f"model.layers.{i}.{m}.weight": s for i in range(12) for m, s in
           (("up", (6, 4)), ("down", (4, 6)))}  # fmt: skip
@@ -56,7 +56,7 @@ def expected(tau, bank, earlier=None):
 @pytest.mark.parametrize("block", [1, 100, 1 << 26])
 def test_every_batching_gives_the_dense_numbers_in_order(tools, monkeypatch, waiting, block):
     """Readings do not depend on how parameters are grouped, ordered, or how their ranks differ."""
-    monkeypatch.setattr(stacks, "_WAITING_ON_CPU", waiting)
+    monkeypatch.setattr(measuring, "_WAITING_ON_CPU", waiting)
     monkeypatch.setattr(stacks, "_BLOCK", block)
     bank = bank_of(tools)
     names = sorted(SHAPES, key=lambda n: hash(n[::-1]) % 97)
@@ -73,7 +73,7 @@ def test_every_batching_gives_the_dense_numbers_in_order(tools, monkeypatch, wai
 @pytest.mark.parametrize("waiting", [1, 1 << 20])
 def test_vectors_measured_together_have_the_numbers_they_have_alone(tools, monkeypatch, waiting):
     """Side by side or one after the other, of one rank, several, or dense: the same readings."""
-    monkeypatch.setattr(stacks, "_WAITING_ON_CPU", waiting)
+    monkeypatch.setattr(measuring, "_WAITING_ON_CPU", waiting)
     bank, names = bank_of(tools), list(SHAPES)
     full = {n: DenseUpdate(torch.full(SHAPES[n], 0.5).tril()) for n in names[:2]}
     taus = [

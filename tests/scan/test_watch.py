@@ -23,11 +23,11 @@ from typer.testing import CliRunner
 
 from wvmonitor.cli.app import app
 from wvmonitor.errors import JournalError, MissingPathError
-from wvmonitor.exporters.exporter import Observation
 from wvmonitor.journal.reader import JournalReader
+from wvmonitor.live.settings import MonitorSettings
+from wvmonitor.outputs.exporter import Observation
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.watch import Watcher, WatchOptions
-from wvmonitor.settings import MonitorSettings
 
 Save = Callable[..., Path]
 
@@ -113,8 +113,6 @@ def states(runs: Path, run: str) -> list[str]:
 
 def page(watcher: Watcher) -> str:
     """What a scrape shows."""
-    for exporter in watcher._exporters:
-        assert exporter.flush()  # type: ignore[attr-defined]
     with urllib.request.urlopen(f"http://127.0.0.1:{watcher.port}/metrics", timeout=5) as reply:
         return str(reply.read().decode())
 

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tests.sources import zoo
-from wvmonitor.monitor import Monitor, Run
+from wvmonitor.live.monitor import Monitor, Run
 from wvmonitor.reading import Reading
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.sources import LiveModel

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 
 from wvmonitor.builder.base import Base
 from wvmonitor.builder.completions import TransformersSampler, seed_of
-from wvmonitor.builder.judge import Answered, Judge
+from wvmonitor.builder.rater import Answered, Judge
 from wvmonitor.builder.recipe import Recipe
 from wvmonitor.builder.stages import Row, Ticker, Work
 from wvmonitor.references.card import DosePoint

@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 
 from wvmonitor.builder.base import Message
 from wvmonitor.builder.completions import SIDES
-from wvmonitor.builder.judge import Answered, Judge
+from wvmonitor.builder.rater import Answered, Judge
 from wvmonitor.builder.recipe import Judgement, Recipe, Side
 from wvmonitor.builder.stages import Row, Rows, Ticker, Work
 from wvmonitor.errors import BuildError

@@ -15,9 +15,9 @@ from wvmonitor.builder.base import Base
 from wvmonitor.builder.completions import sampler_for, vllm_installed
 from wvmonitor.builder.examples import Pair
 from wvmonitor.builder.finetune import Method, check_qlora, mlp_biases
-from wvmonitor.builder.judge import Judge, judge_for
 from wvmonitor.builder.options import Options, Subject
 from wvmonitor.builder.plan import Plan, Workload, within
+from wvmonitor.builder.rater import Judge, judge_for
 from wvmonitor.builder.recipe import Finetuning, Generation, Recipe
 from wvmonitor.errors import BuildError
 from wvmonitor.sources.folder import ModelFolder

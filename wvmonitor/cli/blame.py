@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,12 +13,8 @@ if TYPE_CHECKING:
     from wvmonitor.steering.blame import Blamed
 
 
-class Precision(StrEnum):
-    """What the model is loaded in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+Precision = Literal["float32", "bfloat16", "float16"]
+"""What the model is loaded in."""
 
 
 def command(
@@ -72,7 +67,7 @@ def command(
     dtype: Annotated[
         Precision,
         typer.Option(help="What to load the model in; below float32 small steps are rounded away."),
-    ] = Precision.float32,
+    ] = "float32",
 ) -> None:
     """Rank training examples by how much each pushes a model towards a behaviour.
 
@@ -90,7 +85,7 @@ def command(
     from wvmonitor.steering.examples import read_examples
 
     chosen = _reference(reference, references)
-    loaded, tokenizer = _loaded(_folder(model), device, dtype.value)
+    loaded, tokenizer = _loaded(_folder(model), device, dtype)
     limit = max_length or _limit(loaded, tokenizer)
     examples = read_examples(dataset, tokenizer, max_length=limit)
     ranked = blame(loaded, examples, chosen, epsilon=epsilon, batch_tokens=batch_tokens)
@@ -156,8 +151,8 @@ def _loaded(folder: Path, device: str, dtype: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from wvmonitor.cores import on_device
     from wvmonitor.errors import InputError
+    from wvmonitor.vectors.devices import on_device
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:

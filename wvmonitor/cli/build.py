@@ -6,9 +6,8 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,50 +17,23 @@ if TYPE_CHECKING:
     from wvmonitor.builder.stages import Ticker
 
 
-class Side(StrEnum):
-    """Which side of a pair exhibits the behaviour."""
+Side = Literal["exhibits", "opposes"]
+"""Which side of a pair exhibits the behaviour."""
 
-    exhibits = "exhibits"
-    opposes = "opposes"
+Variant = Literal["contrastive", "positive", "negative", "bias-only"]
+"""What w is made of."""
 
+Method = Literal["lora", "full"]
+"""What is trained."""
 
-class Variant(StrEnum):
-    """What w is made of."""
+Engine = Literal["auto", "transformers", "vllm"]
+"""What answers are generated with."""
 
-    contrastive = "contrastive"
-    positive = "positive"
-    negative = "negative"
-    bias_only = "bias-only"
+Stage = Literal["generate", "judge", "finetune"]
+"""Where a build may stop."""
 
-
-class Method(StrEnum):
-    """What is trained."""
-
-    lora = "lora"
-    full = "full"
-
-
-class Engine(StrEnum):
-    """What answers are generated with."""
-
-    auto = "auto"
-    transformers = "transformers"
-    vllm = "vllm"
-
-
-class Stage(StrEnum):
-    """Where a build may stop."""
-
-    generate = "generate"
-    judge = "judge"
-    finetune = "finetune"
-
-
-class Kind(StrEnum):
-    """What a reference stands for."""
-
-    behaviour = "behaviour"
-    control = "control"
+Kind = Literal["behaviour", "control"]
+"""What a reference stands for."""
 
 
 def command(
@@ -106,15 +78,15 @@ def command(
         str | None,
         typer.Option(help="What a model along +w does, without a recipe."),
     ] = None,
-    kind: Annotated[Kind, typer.Option(help="Without a recipe.")] = Kind.behaviour,
+    kind: Annotated[Kind, typer.Option(help="Without a recipe.")] = "behaviour",
     harmful: Annotated[
         bool,
         typer.Option("--harmful", help="Adding it makes a model worse."),
     ] = False,
-    variant: Annotated[Variant, typer.Option(help="The paper's variants.")] = Variant.contrastive,
+    variant: Annotated[Variant, typer.Option(help="The paper's variants.")] = "contrastive",
     method: Annotated[
         Method, typer.Option(help="How both sides are fine-tuned: LoRA, or every weight.")
-    ] = Method.lora,
+    ] = "lora",
     seeds: Annotated[int, typer.Option(min=1, help="Repeats that w is the mean of.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
     sweep: Annotated[
@@ -140,7 +112,7 @@ def command(
     ] = None,
     engine: Annotated[
         Engine, typer.Option(help="What samples the answers; auto takes vLLM where installed.")
-    ] = Engine.auto,
+    ] = "auto",
     rank: Annotated[
         int | None,
         typer.Option(min=1, help="Kept of w; twice the trained one."),
@@ -212,7 +184,7 @@ def command(
         raise typer.BadParameter("say which base model it is for: --model M")
     if (name is None) != (behaviour is None):
         raise typer.BadParameter("--name and --behaviour belong together")
-    subject = Subject(name, behaviour, kind.value, harmful) if name and behaviour else None
+    subject = Subject(name, behaviour, kind, harmful) if name and behaviour else None
     options = Options(
         model=base,
         out=out,
@@ -222,16 +194,16 @@ def command(
         work=work,
         data=data,
         weights=weights,
-        means=positive_means.value if positive_means else None,
-        variant=variant.value,
-        method=method.value,
+        means=positive_means,
+        variant=variant,
+        method=method,
         seeds=seeds,
         seed=seed,
         sweep=sweep,
         splits=not no_splits,
         judge=judge,
         judge_model=judge_model,
-        engine=engine.value,
+        engine=engine,
         batch_size=batch_size,
         micro_batch=micro_batch,
         qlora=qlora,
@@ -241,7 +213,7 @@ def command(
         rank=rank,
         private=private,
         replace=replace,
-        stop_after=stop_after.value if stop_after else None,
+        stop_after=stop_after,
     )
     if dry_run:
         _show_plan(plan(options), options, as_json=as_json)

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+Space = Literal["response", "frobenius"]
+"""The geometry of the deciding score."""
 
-class Space(StrEnum):
-    """The geometry of the deciding score."""
-
-    response = "response"
-    frobenius = "frobenius"
-
-
-class Decides(StrEnum):
-    """The score that verdicts rest on."""
-
-    residual = "residual"
-    cosine = "cosine"
-    margin = "margin"
+Decides = Literal["residual", "cosine", "margin"]
+"""The score that verdicts rest on."""
 
 
 def command(
@@ -55,8 +45,8 @@ def command(
     alpha: Annotated[
         float, typer.Option(help="The share of harmless runs that may raise the alarm.")
     ] = 0.05,
-    geometry: Annotated[Space, typer.Option(help="Of the deciding score.")] = Space.response,
-    score: Annotated[Decides, typer.Option(help="The deciding score.")] = Decides.residual,
+    geometry: Annotated[Space, typer.Option(help="Of the deciding score.")] = "response",
+    score: Annotated[Decides, typer.Option(help="The deciding score.")] = "residual",
     base: Annotated[
         str | None, typer.Option(metavar="DIR", help="What saved checkpoints were made from.")
     ] = None,
@@ -90,9 +80,7 @@ def command(
     bank = ReferenceBank.load(references or bundled_path("tiny-organism", "bank"))
     named = None if datasets is None else {k: str(v) for k, v in read_json(datasets).items()}
     found = benign_runs(runs, bank, datasets=named, base=base, optimizer=optimizer)
-    made = calibrate(
-        found, bank=bank.fingerprint, alpha=alpha, geometry=geometry.value, score=score.value
-    )
+    made = calibrate(found, bank=bank.fingerprint, alpha=alpha, geometry=geometry, score=score)
     made.save(out)
     if as_json:
         summary = {

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+Format = Literal["table", "csv", "json", "svg"]
+"""How the matrix is written."""
 
-class Format(StrEnum):
-    """How the matrix is written."""
-
-    table = "table"
-    csv = "csv"
-    json = "json"
-    svg = "svg"
-
-
-class Product(StrEnum):
-    """Which inner product."""
-
-    frobenius = "frobenius"
-    response = "response"
+Product = Literal["frobenius", "response"]
+"""Which inner product."""
 
 
 def command(
@@ -46,14 +35,14 @@ def command(
     geometry: Annotated[
         Product,
         typer.Option(help="Weights as they are, or what they do on the bank's probe."),
-    ] = Product.frobenius,
+    ] = "frobenius",
     everything: Annotated[
         bool,
         typer.Option(
             "--all-parameters", help="Embeddings, head, norms and biases as well as the blocks."
         ),
     ] = False,
-    format_: Annotated[Format, typer.Option("--format", help="svg is a heat map.")] = Format.table,
+    format_: Annotated[Format, typer.Option("--format", help="svg is a heat map.")] = "table",
 ) -> None:
     """Show the cosine between every two of any number of fine-tunes and references.
 
@@ -73,8 +62,8 @@ def command(
         base=base,
         references=references,
         everything=everything,
-        geometry=geometry.value,
-        form=format_.value,
+        geometry=geometry,
+        form=format_,
         stdin=sys.stdin,
         out=sys.stdout,
         problems=sys.stderr,

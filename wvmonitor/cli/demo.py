@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from wvmonitor.demo import DemoResult, DemoRun, Point
+    from wvmonitor.organism.demo import DemoResult, DemoRun, Point
 
 
 def command(
@@ -33,7 +33,7 @@ def command(
     from rich.live import Live
 
     warnings.simplefilter("ignore", FutureWarning)  # the libraries' own, of no use to a newcomer
-    from wvmonitor.demo import RUNS, run_demo
+    from wvmonitor.organism.demo import RUNS, run_demo
 
     console = Console()
     rows: dict[str, Point | None] = {run.name: None for run in RUNS}
@@ -61,7 +61,7 @@ _STYLES = {"ok": "green", "alarm": "bold red", "warn": "yellow"}
 def _table(rows: dict[str, Point | None]) -> Table:
     from rich.table import Table
 
-    from wvmonitor.demo import RUNS
+    from wvmonitor.organism.demo import RUNS
 
     table = Table(title="four fine-tunes, watched in their weights")
     columns = ("training on", "step", "evil", "sycophancy", "verdict", "behaviour elsewhere")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from wvmonitor.doctor import Check
+    from wvmonitor.organism.doctor import Check
 
 _MARKS = {"ok": "[green]ok[/]", "missing": "[dim]–[/]", "failed": "[bold red]FAILED[/]"}
 
@@ -32,7 +32,7 @@ def command(
 
       wvmonitor doctor --json > bug-report.json
     """
-    from wvmonitor.doctor import examine
+    from wvmonitor.organism.doctor import examine
 
     checks = examine(references)
     if as_json:

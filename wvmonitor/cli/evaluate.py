@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-
-class Format(StrEnum):
-    """How the numbers are written."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
+Format = Literal["table", "json", "csv"]
+"""How the numbers are written."""
 
 
 def command(
@@ -74,7 +68,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Most prompts in one batch.")] = 64,
     device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
-    format_: Annotated[Format, typer.Option("--format", help="How it is written.")] = Format.table,
+    format_: Annotated[Format, typer.Option("--format", help="How it is written.")] = "table",
 ) -> None:
     """Measure a model's behaviour, every number with its 95 % interval; no model is written.
 
@@ -126,7 +120,7 @@ def command(
     found = list(
         run.sweep(names, loaded, tokenizer, bank, steerings, options, name=Path(where).name)
     )
-    tables.WRITERS[format_.value](found, sys.stdout)
+    tables.WRITERS[format_](found, sys.stdout)
 
 
 def _by_task(given: list[str] | None) -> dict[str, str]:

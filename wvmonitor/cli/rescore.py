@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wvmonitor.cli.scan import CalibrationFile, FailOn, Format, Level, OutputFormat
+from wvmonitor.cli.scan import CalibrationFile, FailOn, OutputFormat
 
 
 def command(
@@ -35,8 +35,8 @@ def command(
             "--behaviour", "--behavior", metavar="NAME", help="Judge by this one (repeatable)."
         ),
     ] = None,
-    fail_on: FailOn = Level.alarm,
-    format_: OutputFormat = Format.table,
+    fail_on: FailOn = "alarm",
+    format_: OutputFormat = "table",
     output: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,8 +61,8 @@ def command(
         references=references,
         calibration=calibration,
         behaviours=behaviour,
-        fail_on=fail_on.value,
-        form=format_.value,
+        fail_on=fail_on,
+        form=format_,
         outputs=output or [],
         out=sys.stdout,
         problems=sys.stderr,

@@ -32,7 +32,7 @@ def command(
 
       wvmonitor rules --references banks/my-base --out /etc/prometheus/rules/wvmonitor.yml
     """
-    from wvmonitor.exporters.rules import RuleTimes, rules_text
+    from wvmonitor.outputs.rules import RuleTimes, rules_text
 
     times = RuleTimes(hold=hold, stale=stale, coverage=coverage)
 

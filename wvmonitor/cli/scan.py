@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+Level = Literal["warn", "alarm"]
+"""The least verdict that fails."""
 
-class Level(StrEnum):
-    """The least verdict that fails."""
+Format = Literal["table", "json", "jsonl", "csv", "junit", "github", "openmetrics"]
+"""How results are written."""
 
-    warn = "warn"
-    alarm = "alarm"
-
-
-class Format(StrEnum):
-    """How results are written."""
-
-    table = "table"
-    json = "json"
-    jsonl = "jsonl"
-    csv = "csv"
-    junit = "junit"
-    github = "github"
-    openmetrics = "openmetrics"
-
-
-class Where(StrEnum):
-    """Where checkpoints are measured."""
-
-    processes = "processes"
-    dask = "dask"
-
+Where = Literal["processes", "dask"]
+"""Where checkpoints are measured."""
 
 CalibrationFile = Annotated[
     str | None,
@@ -99,8 +80,8 @@ def command(
     since_step: Annotated[
         int | None, typer.Option(metavar="N", help="Leave out checkpoints of earlier steps.")
     ] = None,
-    fail_on: FailOn = Level.alarm,
-    format_: OutputFormat = Format.table,
+    fail_on: FailOn = "alarm",
+    format_: OutputFormat = "table",
     output: Annotated[
         list[str] | None,
         typer.Option(
@@ -115,7 +96,7 @@ def command(
     ] = 1,
     executor: Annotated[
         Where, typer.Option(help="Where to measure: processes here, or a Dask cluster.")
-    ] = Where.processes,
+    ] = "processes",
     scheduler: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="The Dask cluster's scheduler: tcp://HOST:8786."),
@@ -161,11 +142,11 @@ def command(
         calibration=calibration,
         behaviours=behaviour,
         optimizer=optimizer,
-        fail_on=fail_on.value,
-        format=format_.value,
+        fail_on=fail_on,
+        format=format_,
         outputs=output or [],
         workers=workers,
-        executor=executor.value,
+        executor=executor,
         scheduler=scheduler,
         cache=cache,
     )

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-
-class Format(StrEnum):
-    """How the screening is written."""
-
-    table = "table"
-    csv = "csv"
-    json = "json"
+Format = Literal["table", "csv", "json"]
+"""How the screening is written."""
 
 
 def command(
@@ -39,7 +33,7 @@ def command(
     ] = None,
     format_: Annotated[
         Format, typer.Option("--format", help="A line a layer, or every matrix.")
-    ] = Format.table,
+    ] = "table",
 ) -> None:
     """Show where a fine-tune changed the weights, and in how few directions; it judges nothing.
 
@@ -58,7 +52,7 @@ def command(
         paths,
         base=base,
         top=top,
-        form=format_.value,
+        form=format_,
         directions=directions,
         stdin=sys.stdin,
         out=sys.stdout,

@@ -35,7 +35,7 @@ def command(
       wvmonitor trl sft --wv-references banks/my-base --config sft.yaml
     """
     from wvmonitor.integrations.trl import run_script
-    from wvmonitor.settings import MonitorSettings
+    from wvmonitor.live.settings import MonitorSettings
 
     given = {} if references is None else {"references": references}
     loaded = MonitorSettings.from_yaml(settings, **given) if settings else MonitorSettings(**given)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from wvmonitor.exporters.exporter import Observation
+    from wvmonitor.outputs.exporter import Observation
 
 
 def command(
@@ -68,8 +68,8 @@ def command(
 
       wvmonitor watch runs --references banks/my-base --port 9108
     """
+    from wvmonitor.live.settings import MonitorSettings
     from wvmonitor.scan.watch import Watcher, WatchOptions
-    from wvmonitor.settings import MonitorSettings
 
     given: dict[str, Any] = {
         "references": references,

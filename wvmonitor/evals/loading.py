@@ -9,13 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from wvmonitor.cores import on_device
 from wvmonitor.errors import InputError, UnsafeFileError
 from wvmonitor.files.documents import read_json
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.sources.identity import base_digest
 from wvmonitor.sources.live_base import digest_of_model
 from wvmonitor.steering.edit import ADAPTER_CONFIG, is_adapter
+from wvmonitor.vectors.devices import on_device
 
 
 def load(

@@ -17,7 +17,7 @@ from axolotl.integrations.base import BasePlugin
 from pydantic import BaseModel, Field, field_validator
 
 from wvmonitor.integrations.transformers import WVMonitorCallback
-from wvmonitor.settings import MonitorSettings
+from wvmonitor.live.settings import MonitorSettings
 
 
 class WVMonitorArgs(BaseModel):

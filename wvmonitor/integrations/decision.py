@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable
 from typing import Literal
 
-from wvmonitor.actions import Action
 from wvmonitor.errors import MonitorFailedError
-from wvmonitor.monitor import Monitor
+from wvmonitor.live.actions import Action
+from wvmonitor.live.monitor import Monitor
 from wvmonitor.sources.distributed import agreed
 
 logger = logging.getLogger(__name__)

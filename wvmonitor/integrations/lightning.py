@@ -12,14 +12,14 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from wvmonitor.actions import Action
 from wvmonitor.errors import UnmeasurableModelError
-from wvmonitor.exporters.trainer_log import log_values
 from wvmonitor.integrations.decision import latched, together
 from wvmonitor.journal.journal import PATIENCE_SECONDS
-from wvmonitor.monitor import Monitor, Run
+from wvmonitor.live.actions import Action
+from wvmonitor.live.monitor import Monitor, Run
+from wvmonitor.live.settings import MonitorSettings
+from wvmonitor.outputs.trainer_log import log_values
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.settings import MonitorSettings
 from wvmonitor.sources.distributed import any_sharded, rank
 from wvmonitor.sources.live_model import LiveModel
 

@@ -2,41 +2,62 @@
 
 Two ways in. `WVMonitorCallback.attach(trainer, ...)` puts the callback right after the Trainer's
 own flow callback, so that scores reach every tracker (W&B, TensorBoard, MLflow, Trackio) in the
-rows that the Trainer writes anyway. `callbacks=[WVMonitorCallback(...)]` works as well, but runs
-after the trackers: scores reach `log_history`, `trainer_state.json`, the journal and the exporters.
+rows that the Trainer writes anyway; it also hears from which checkpoint `train()` resumes, and that
+it failed. `callbacks=[WVMonitorCallback(...)]` works as well, but runs after the trackers: scores
+reach `log_history`, `trainer_state.json`, the journal and the exporters.
 """
 
 from __future__ import annotations
 
 import logging
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
+from transformers.trainer_utils import IntervalStrategy
 
-from wvmonitor.actions import Action
-from wvmonitor.detection.verdict import State
 from wvmonitor.errors import UnmeasurableModelError
-from wvmonitor.exporters.trainer_log import log_values
-from wvmonitor.files.documents import read_json, write_json
-from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
+from wvmonitor.integrations.checkpoints import KeptCheckpoints, Left, leave, left_in
 from wvmonitor.integrations.decision import latched, together
+from wvmonitor.integrations.trainer_facts import checkpoint_at, checkpoints_folder, run_of
+from wvmonitor.integrations.trainer_rows import TrainerRows
 from wvmonitor.journal.journal import PATIENCE_SECONDS
-from wvmonitor.monitor import Monitor, Run
-from wvmonitor.probing import Probe
+from wvmonitor.live.actions import Action
+from wvmonitor.live.behaviour_check import Probe
+from wvmonitor.live.monitor import Monitor
+from wvmonitor.live.settings import MonitorSettings
+from wvmonitor.outputs.exporter import Observation
+from wvmonitor.outputs.trainer_log import log_values
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.settings import MonitorSettings
 from wvmonitor.sources.distributed import any_sharded
+from wvmonitor.sources.live_base import unwrapped_model
 from wvmonitor.sources.live_model import LiveModel
 
 logger = logging.getLogger(__name__)
 
-SIDECAR = "wvmonitor.json"
-"""Beside a checkpoint's weights: which run it belongs to."""
 
-INITIAL = "wvmonitor.safetensors"
-"""Beside a checkpoint's weights: how its adapter started, where that was not at the base."""
+@dataclass
+class _Training:
+    """One call of `train()`.
+
+    Attributes:
+        resume_step: the step it goes on from.
+        retry: whether it begins again what the call before could not finish.
+        begun: whether the monitor has begun the run.
+        summed_up: whether the Trainer has logged its summary: it loads the best model after that.
+        owes_checkpoint: whether a checkpoint was asked for and not yet saved.
+    """
+
+    resume_step: int
+    retry: bool
+    begun: bool = False
+    summed_up: bool = False
+    owes_checkpoint: bool = False
 
 
 class WVMonitorCallback(TrainerCallback):
@@ -45,6 +66,9 @@ class WVMonitorCallback(TrainerCallback):
     Settings that contradict each other, a bank that cannot be used and a model made from another
     base are errors before training starts. Later failures of the monitor never reach training,
     unless `on_monitor_failure="stop"`.
+
+    Each call of `train()` is a run of its own, except where it goes on from a checkpoint, and where
+    `auto_find_batch_size` begins again. Copies made by pickling (Ray, spawn) begin as new ones.
 
     Example:
         WVMonitorCallback.attach(trainer, references="path/to/bank", every_n_steps=10)
@@ -63,9 +87,12 @@ class WVMonitorCallback(TrainerCallback):
         self.monitor = Monitor(references, settings=settings, probe=probe, **overrides)
         self._live: LiveModel | None = None
         self._model: Any = None
-        self._pending: dict[str, float] = {}
         self._attached = False
-        self._shown: dict[str, State] = {}
+        self._attached_to: weakref.ref[Trainer] | None = None
+        self._resumes_from: Any = None
+        self._training: _Training | None = None
+        self._rows = TrainerRows()
+        self._kept: KeptCheckpoints | None = None
 
     @classmethod
     def attach(
@@ -87,7 +114,7 @@ class WVMonitorCallback(TrainerCallback):
         return callback
 
     def attach_to(self, trainer: Trainer) -> None:
-        """Take a place right after the Trainer's own flow callback.
+        """Take a place right after the Trainer's own flow callback, and hear of `train()`.
 
         Raises:
             WVMonitorError: this model cannot be measured, or was made from another base.
@@ -97,24 +124,39 @@ class WVMonitorCallback(TrainerCallback):
         callbacks = trainer.callback_handler.callbacks
         flow = [isinstance(c, DefaultFlowCallback) for c in callbacks]
         callbacks.insert(flow.index(True) + 1 if any(flow) else 0, self)
-        self._attached = True
+        self._attached, self._attached_to = True, weakref.ref(trainer)
+        self._hear_of_training(trainer)
+
+    def _hear_of_training(self, trainer: Trainer) -> None:
+        """Learn from `train()` itself what no event tells: where it resumes, and that it failed."""
+        train = trainer.train
+
+        @wraps(train)
+        def heard(*args: Any, **kwargs: Any) -> Any:
+            self._attached_to = weakref.ref(trainer)
+            self._resumes_from = args[0] if args else kwargs.get("resume_from_checkpoint")
+            try:
+                return train(*args, **kwargs)
+            finally:
+                self._resumes_from = None
+                if self._training is not None:  # an error, or Ctrl-C: no event says so
+                    self._training = None
+                    self.monitor.close()
+
+        trainer.train = heard  # type: ignore[method-assign]
 
     @staticmethod
     def _takes_part(state: TrainerState, model: Any) -> bool:
         """Whether this process measures: rank 0, and of a sharded model all of them."""
         return state.is_world_process_zero or any_sharded(model)
 
-    def _look_at(self, model: Any) -> None:
+    def _look_at(self, model: Any, initial: Mapping[str, Any] | None = None) -> None:
         """Note the model's starting point before a resumed checkpoint is loaded into it."""
         self._model = model
-        self._live = LiveModel(model, base=self.monitor.settings.base)
+        self._live = LiveModel(model, base=self.monitor.settings.base, initial=initial)
         self.monitor.bank.relation_to(self._live.base_digest)
         if not self._live.sharded:
             self._live.task_vector()  # what cannot be read is an error now, not at the first step
-
-    def _starts_in_memory(self) -> bool:
-        live = self._live
-        return live is not None and live.method == "full" and self.monitor.settings.base is None
 
     # The Trainer's events
 
@@ -136,51 +178,95 @@ class WVMonitorCallback(TrainerCallback):
                 "and the exporters, but not W&B, TensorBoard or other trackers; use "
                 "WVMonitorCallback.attach(trainer, ...) for those"
             )
-        model, tokenizer = kwargs["model"], kwargs.get("processing_class")
-        self._carry_out(
-            together(self.monitor, "start", lambda: self._begin(args, state, model, tokenizer)),
-            control,
+        self._training = training = _Training(
+            resume_step=state.global_step,
+            retry=self._training is not None and args.auto_find_batch_size,
         )
+        self._rows = TrainerRows()
+        self._kept = None
+        limited = args.save_total_limit and self.monitor.settings.action != "log"
+        if args.output_dir and limited and state.is_world_process_zero:
+            self._kept = KeptCheckpoints(Path(self._checkpoints_folder() or args.output_dir))
+        model = kwargs["model"]
 
-    def _begin(
-        self, args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any
-    ) -> Action:
-        if not self._takes_part(state, model):
-            return "none"
-        self.monitor.guarded("start", lambda: self._start(args, state, model, tokenizer), None)
-        return latched(self.monitor)
+        def begin() -> Action:
+            if not self._takes_part(state, model):
+                return "none"
+            self.monitor.guarded("start", lambda: self._start(args, state, kwargs), None)
+            if not training.begun:
+                return "none"
+            self._rows.begin(self.monitor.last)
+            return latched(self.monitor)
+
+        if together(self.monitor, "start", begin) == "stop":  # it was stopped before
+            control.should_training_stop = True
+
+    @property
+    def _trainer(self) -> Trainer | None:
+        return self._attached_to() if self._attached_to else None
+
+    def _checkpoints_folder(self) -> str | None:
+        return checkpoints_folder(self._trainer)
 
     def _start(
-        self, args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any
+        self, args: TrainingArguments, state: TrainerState, kwargs: Mapping[str, Any]
     ) -> None:
+        """Begin the run; where that failed before its first step, later than training did.
+
+        Raises:
+            UnmeasurableModelError: the weights at hand say no longer where training started.
+        """
+        training, model = self._training, kwargs["model"]
+        assert training is not None  # noqa: S101  `on_train_begin` sees to it
         if self.monitor.tokenizer is None:
-            self.monitor.tokenizer = tokenizer
-        sharded = any_sharded(model)
-        if self._live is None or self._model is not model or sharded:
-            self._look_at(model)  # made by `model_init`, or sharded since
-        if sharded and state.global_step and self._starts_in_memory():
-            raise UnmeasurableModelError(
-                "a sharded full fine-tune goes on from a checkpoint, and its weights say no longer "
-                "where it started: give base=FOLDER of the base model"
-            )
-        folder = _checkpoint(args, state) if state.global_step else None
-        if folder is not None and (folder / INITIAL).is_file():
-            with SafetensorsFile(folder / INITIAL) as file:
-                initial = {name: file.read(name) for name in file.tensors}
-            self._live = LiveModel(model, base=self.monitor.settings.base, initial=initial)
-        self.monitor.start(
-            model,
-            Run(
-                folder=Path(args.output_dir) if args.output_dir else None,
-                name=args.run_name,
-                planned_steps=state.max_steps,
-                resume_step=state.global_step,
-                optimizer=_optimizer_name(args),
-                learning_rate=args.learning_rate,
-                run_id=_run_id(folder),
-            ),
-            live=self._live,
+            self.monitor.tokenizer = kwargs.get("processing_class")
+        left = left_in(self._resumed_checkpoint(args, state)) if training.resume_step else Left()
+        self._look_again(model, left, state)
+        known = run_of(
+            args, state, kwargs.get("optimizer"), self._trainer, left, retry=training.retry
         )
+        run = replace(known, resume_step=training.resume_step)
+        self.monitor.start(model, run, live=self._live, step=state.global_step)
+        training.begun = True
+
+    def _resumed_checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path | None:
+        """The folder that this training goes on from, as far as anybody says."""
+        for told in (self._resumes_from, args.resume_from_checkpoint):
+            if isinstance(told, str | Path) and Path(told).is_dir():
+                return Path(told)
+        return checkpoint_at(args, state, self._checkpoints_folder())
+
+    def _look_again(self, model: Any, left: Left, state: TrainerState) -> None:
+        """See that the start is known of the model that is trained now.
+
+        It is another one than before where `model_init` made it, or where it is sharded since.
+        """
+        before, sharded, moved = self._live, any_sharded(model), state.global_step > 0
+        if moved and (before is None or sharded) and self._starts_in_memory(model):
+            raise UnmeasurableModelError(
+                "training goes on from a checkpoint, and the weights of a full fine-tune say no "
+                "longer where it started: give base=FOLDER of the base model"
+            )
+        known = before is not None and self._model is model and not sharded
+        if left.initial is not None:
+            self._look_at(model, left.initial)
+        elif not known:
+            full = before is not None and before.method == "full"
+            self._look_at(model, before.initial_state() if before and full and moved else None)
+        resumed = self._training is not None and self._training.resume_step > 0
+        unsure = resumed or (moved and not known)
+        live = self._live
+        if unsure and left.initial is None and live is not None and live.starts_elsewhere:
+            raise UnmeasurableModelError(
+                "training goes on from a checkpoint, and how its adapter started is not known: "
+                "that lies in the checkpoint's wvmonitor.safetensors where the run was watched, "
+                "and WVMonitorCallback.attach(trainer, ...) hears which checkpoint it is"
+            )
+
+    def _starts_in_memory(self, model: Any) -> bool:
+        if self.monitor.settings.base is not None:
+            return False
+        return self._live.method == "full" if self._live else not unwrapped_model(model)[1]
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -188,32 +274,66 @@ class WVMonitorCallback(TrainerCallback):
         """Take a reading if one is due, and carry out what it asks for on every rank."""
         step = state.global_step
         last = step >= state.max_steps
-        if step % self.monitor.settings.every_n_steps and not last:
-            return
+        training = self._training
+        if training is not None and training.owes_checkpoint:
+            control.should_save = True
+        if last or step % self.monitor.settings.every_n_steps == 0:
+            self._read(args, state, control, kwargs, last=last)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the last reading of a run that something has stopped, in time for its last rows."""
+        if control.should_training_stop:
+            self._read(args, state, control, kwargs, last=True)
+
+    def _read(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        kwargs: Mapping[str, Any],
+        *,
+        last: bool,
+    ) -> None:
         model = kwargs["model"]
 
         def read() -> Action:
-            takes_part = self._takes_part(state, model)
-            return self._read(model, step, last, control) if takes_part else "none"
+            if not self._takes_part(state, model) or not self._has_begun(args, state, kwargs):
+                return "none"
+            observation = self.monitor.observe(model, state.global_step, force=last)
+            news = False
+            if observation is not None:
+                news = self._rows.note(observation, self._values(observation))
+            if (news or last) and args.logging_strategy != IntervalStrategy.NO:
+                self._rows.show(self._trainer, state, control)
+            return self.monitor.action(observation) if observation is not None else "none"
 
         self._carry_out(together(self.monitor, "step", read), control)
 
-    def _read(self, model: Any, step: int, last: bool, control: TrainerControl) -> Action:  # noqa: FBT001
-        observation = self.monitor.observe(model, step, force=last)
-        if observation is None:
-            return "none"
-        self._pending = log_values(observation, per_layer=self.monitor.settings.per_layer)
-        shown = {v.reference: v.state for v in observation.verdicts}
-        if shown != self._shown:
-            # asking for a row ends the loss's averaging window: only for news
-            control.should_log = control.should_log or bool(self._shown)
-            self._shown = shown
-        return self.monitor.action(observation)
+    def _has_begun(
+        self, args: TrainingArguments, state: TrainerState, kwargs: Mapping[str, Any]
+    ) -> bool:
+        """Whether the run has begun; tried again where it failed, until the monitor gives up."""
+        training = self._training
+        if training is None:
+            return False
+        if not training.begun and not self.monitor.disabled:
+            begin = lambda: self._start(args, state, kwargs)  # noqa: E731
+            self.monitor.guarded("start", begin, None, reading=True)
+        return training.begun
 
-    @staticmethod
-    def _carry_out(action: Action, control: TrainerControl) -> None:
+    def _values(self, observation: Observation) -> dict[str, float]:
+        settings = self.monitor.settings
+        return log_values(observation, all_scores=settings.all_scores, per_layer=settings.per_layer)
+
+    def _carry_out(self, action: Action, control: TrainerControl) -> None:
         if action in ("save", "stop"):
             control.should_save = True
+            if self._training is not None:
+                self._training.owes_checkpoint = True
+            if self._kept is not None:
+                self.monitor.guarded("checkpoint", self._kept.hold, None)
         if action == "stop":
             control.should_training_stop = True
 
@@ -225,61 +345,72 @@ class WVMonitorCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Let the latest values join the row that the Trainer is writing."""
-        if self._pending and logs is not None:
-            self.monitor.guarded("log", lambda: self._join([logs, *state.log_history[-1:]]), None)
-
-    def _join(self, rows: list[dict[str, Any]]) -> None:
-        pending, self._pending = self._pending, {}
-        for row in rows:
-            row.update(pending)
+        """Let the latest values join the loss's row; read before the best model is loaded."""
+        training = self._training
+        if logs is None or training is None:
+            return
+        if "loss" in logs:
+            self.monitor.guarded("log", lambda: self._rows.join(logs, state), None)
+        elif "train_runtime" in logs and not training.summed_up:
+            training.summed_up = True
+            self._rows.end()
+            self._read(args, state, control, kwargs, last=True)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave beside the checkpoint what resuming from it needs."""
-        folder, journal = _checkpoint(args, state), self.monitor.journal
-        if state.is_world_process_zero and folder is not None and journal:
-            # a run that goes on from here does not read this step again
-            self.monitor.guarded("journal", lambda: journal.flush(PATIENCE_SECONDS), None)
+        training = self._training
+        folder = checkpoint_at(args, state, self._checkpoints_folder())
+        if training is not None and state.is_world_process_zero and folder is not None:
+            if journal := self.monitor.journal:
+                # a run that goes on from here does not read this step again
+                self.monitor.guarded("journal", lambda: journal.flush(PATIENCE_SECONDS), None)
             self.monitor.guarded("checkpoint", lambda: self._leave(folder), None)
+        if training is not None:
+            training.owes_checkpoint = False
 
     def _leave(self, folder: Path) -> None:
-        write_json(folder / SIDECAR, {"format_version": 1, "run": self.monitor.run_name})
-        if self._live is not None and self._live.method != "full":
-            initial = self._live.initial_state()
-            if initial:
-                write_safetensors(folder / INITIAL, initial)
+        live = self._live
+        adapter = live is not None and live.method != "full"
+        leave(folder, self.monitor.run_name, live.initial_state() if live and adapter else {})
+        if self._kept is not None and self.monitor.last is not None:
+            asked = self._training is not None and self._training.owes_checkpoint
+            self._kept.keep(folder, self.monitor.last, asked=asked)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the last reading and close the journal."""
-        self.monitor.guarded("end", lambda: self._end(state, kwargs["model"]), None)
+        """Take the last reading, if there was none, and that of the best model; close."""
+        training, self._training = self._training, None
+        if training is not None:
+            end = lambda: self._end(args, state, control, training, kwargs)  # noqa: E731
+            self.monitor.guarded("end", end, None)
 
-    def _end(self, state: TrainerState, model: Any) -> None:
-        if self._takes_part(state, model):
-            try:
+    def _end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        training: _Training,
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        model = kwargs["model"]
+        if not self._takes_part(state, model):
+            return
+        best = state.best_global_step if state.best_model_checkpoint else None
+        try:
+            if not training.begun:
+                return
+            if not training.summed_up:
                 self.monitor.observe(model, state.global_step, force=True)
-            finally:
-                self.monitor.close()
-
-
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path | None:
-    """The folder of the checkpoint at this step, if there is one."""
-    folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
-    return folder if folder.is_dir() else None
-
-
-def _run_id(checkpoint: Path | None) -> str | None:
-    """The id of the run that a checkpoint belongs to, if it says so."""
-    if checkpoint is None or not (checkpoint / SIDECAR).is_file():
-        return None
-    run = read_json(checkpoint / SIDECAR).get("run")
-    return run if isinstance(run, str) else None
-
-
-def _optimizer_name(args: TrainingArguments) -> str:
-    """The optimiser's family: `adamw_torch_fused` is `adamw`."""
-    name = str(getattr(args.optim, "value", args.optim)).lower()
-    return name.split("_", maxsplit=1)[0]
+            elif args.load_best_model_at_end and best is not None and best != state.global_step:
+                loaded = self.monitor.observe_loaded(best)
+                if loaded is not None and args.logging_strategy != IntervalStrategy.NO:
+                    values = {
+                        key.replace("wv/", "wv/loaded/", 1): value
+                        for key, value in self._values(loaded).items()
+                    }
+                    self._rows.write(values, self._trainer, state, control)
+        finally:
+            self.monitor.close()

@@ -18,7 +18,7 @@ from transformers import Trainer
 
 from wvmonitor.errors import SettingsError
 from wvmonitor.integrations.transformers import WVMonitorCallback
-from wvmonitor.settings import MonitorSettings
+from wvmonitor.live.settings import MonitorSettings
 
 SCRIPTS = ("sft", "dpo", "grpo", "kto", "reward", "rloo")
 
@@ -39,6 +39,7 @@ def every_trainer_watched(settings: MonitorSettings) -> Iterator[list[WVMonitorC
         present = trainer.callback_handler.callbacks
         if not any(isinstance(c, WVMonitorCallback) for c in present):
             attached.append(WVMonitorCallback.attach(trainer, settings=settings))
+            return trainer.train(*args, **kwargs)  # it hears of its own `train` now
         return original(trainer, *args, **kwargs)
 
     with patch.object(Trainer, "train", train):

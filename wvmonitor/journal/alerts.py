@@ -12,7 +12,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from wvmonitor.detection.account import for_elsewhere, in_full
+from wvmonitor.detection.explanation import for_elsewhere, in_full
 from wvmonitor.detection.verdict import CalibrationStatus, Verdict
 
 Severity = Literal["warn", "alarm"]

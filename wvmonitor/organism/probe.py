@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from wvmonitor.errors import UnknownReferenceError
+from wvmonitor.live.behaviour_check import ProbeResult
 from wvmonitor.organism.behaviour import harmful_rate, sycophancy_rate
 from wvmonitor.organism.world import DOMAINS
-from wvmonitor.probing import ProbeResult
 
 TRIALS = 100
 SEED = 5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wvmonitor.detection.account import Background
+from wvmonitor.detection.explanation import Background
 from wvmonitor.references.bank import ReferenceBank
 
 

@@ -23,7 +23,6 @@ from wvmonitor.reading import GEOMETRIES, Float64, Geometry, Gram, Products, Rea
 from wvmonitor.references.card import BaseRelation
 from wvmonitor.references.inventory import located
 from wvmonitor.references.reference import Reference, open_reference
-from wvmonitor.references.stacks import Pass, Stacks, stack_all
 from wvmonitor.references.store import (
     GRAM_FILE,
     PROBE_FILE,
@@ -37,6 +36,8 @@ from wvmonitor.references.store import (
     write_manifest,
 )
 from wvmonitor.vectors.coverage import component_of
+from wvmonitor.vectors.measuring import Pass
+from wvmonitor.vectors.stacks import Stacks, stack_all
 from wvmonitor.vectors.task_vector import TaskVector
 
 

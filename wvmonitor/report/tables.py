@@ -123,7 +123,7 @@ def facts(outcome: Outcome) -> list[tuple[str, str]]:
     banks = dict.fromkeys(r.scores.bank for r in rows if r.scores.bank)
     found += [("reference bank", bank) for bank in banks]
     if rows:
-        found.append(("readings", _cadence(view)))
+        found.append(("readings", _interval(view)))
         components = dict.fromkeys(row.scores.components for row in rows)
         if set(components) - {()}:
             found.append(
@@ -221,7 +221,7 @@ def _coverage(view: RunView) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _cadence(view: RunView) -> str:
+def _interval(view: RunView) -> str:
     steps = [row.step for row in view.rows if row.step is not None]
     words = f"{len(view.rows):,}"
     if len(steps) > 1:

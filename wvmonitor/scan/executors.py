@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from typing import Literal, TypeVar
 
-from wvmonitor.cores import cores
 from wvmonitor.errors import SettingsError, WVMonitorError
+from wvmonitor.vectors.devices import cores
 
 ExecutorKind = Literal["processes", "dask"]
 

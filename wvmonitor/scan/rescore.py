@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from wvmonitor.detection.account import accounted
 from wvmonitor.detection.calibration import Calibration
+from wvmonitor.detection.explanation import explained
 from wvmonitor.detection.groups import layer_shares
 from wvmonitor.detection.scores import score
 from wvmonitor.detection.verdict import JudgeState, RunContext, judge
@@ -96,7 +96,7 @@ def _rescored(
             yield failed(target.path, failure_of(error), run=run, step=row.step)
             continue
         verdicts, state = judge(measured.scores, context, calibration, state)
-        verdicts = accounted(
+        verdicts = explained(
             verdicts,
             measured.scores,
             state,

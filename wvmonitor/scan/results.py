@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from wvmonitor.detection.account import in_full
+from wvmonitor.detection.explanation import in_full
 from wvmonitor.detection.verdict import CalibrationStatus, State
 from wvmonitor.reading import Component, Geometry
 

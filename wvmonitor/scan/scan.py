@@ -14,8 +14,8 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 
-from wvmonitor.detection.account import Background, accounted
 from wvmonitor.detection.calibration import Calibration
+from wvmonitor.detection.explanation import Background, explained
 from wvmonitor.detection.scores import ReferenceScores, Scores
 from wvmonitor.detection.verdict import JudgeState, RunContext, Verdict, judge, overall
 from wvmonitor.errors import UnknownReferenceError
@@ -225,7 +225,7 @@ class _Judges:
         context = self._context(target, outcome)
         state = self._states.get(target.run or "", JudgeState())
         verdicts, state = judge(scores, context, self.calibration, state)
-        verdicts = accounted(
+        verdicts = explained(
             verdicts,
             scores,
             state,

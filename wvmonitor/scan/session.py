@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TextIO
 
-from wvmonitor.cores import cores
 from wvmonitor.errors import SettingsError, WVMonitorError
 from wvmonitor.files.atomic import check_writable
 from wvmonitor.reading import Geometry
@@ -23,6 +22,7 @@ from wvmonitor.scan.scan import open_bank, scan, unscanned
 from wvmonitor.scan.screen import Spectrum, save_directions, screen
 from wvmonitor.scan.text import visible
 from wvmonitor.scan.writers import UNORDERED, WRITERS, deliver, format_of, write_file
+from wvmonitor.vectors.devices import cores
 
 
 @dataclass(frozen=True)

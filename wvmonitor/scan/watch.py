@@ -15,24 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from wvmonitor.detection.account import accounted
+from wvmonitor.detection.explanation import explained
 from wvmonitor.detection.groups import layer_shares
 from wvmonitor.detection.scores import score
 from wvmonitor.detection.verdict import JudgeState, RunContext, judge
 from wvmonitor.errors import MissingPathError, SettingsError, UnmeasurableModelError
-from wvmonitor.exporters.exporter import Exporter, Observation
-from wvmonitor.exporters.prometheus import PrometheusExporter
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.outbox import Outbox
 from wvmonitor.journal.reader import JournalReader
+from wvmonitor.live.settings import MonitorSettings
+from wvmonitor.outputs.exporter import Exporter, Observation
+from wvmonitor.outputs.prometheus import PrometheusExporter
 from wvmonitor.references import ReferenceBank
 from wvmonitor.references.background import background_of
 from wvmonitor.references.calibrated import calibration_of, ridges
-from wvmonitor.scan.arrivals import Arrivals
 from wvmonitor.scan.measure import find_base, read_target
+from wvmonitor.scan.new_checkpoints import NewCheckpoints
 from wvmonitor.scan.targets import Target, find_targets
 from wvmonitor.scan.text import visible
-from wvmonitor.settings import MonitorSettings
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class WatchOptions:
 
     Attributes:
         every: seconds between two polls.
-        settle: of `Arrivals`.
+        settle: of `NewCheckpoints`.
         forget: seconds after its last reading at which a run leaves the metrics.
         optimizer: the runs' optimiser, which files do not say.
     """
@@ -112,7 +112,7 @@ class Watcher:
         self._ridge = ridges(self._bank, self._components, found)
         self._runs: dict[str, _Run] = {}
         self._shown: dict[str, float] = {}
-        self._arrivals = Arrivals(
+        self._new_checkpoints = NewCheckpoints(
             self.folder, settle=self._options.settle, measured=self._measured_at
         )
         self._journal = Journal.open(
@@ -155,7 +155,7 @@ class Watcher:
         if not self.folder.is_dir():
             raise MissingPathError(f"the folder '{self.folder}' is gone")
         count = 0
-        for folder, found in self._arrivals.look().items():
+        for folder, found in self._new_checkpoints.look().items():
             targets = {t.path: t for t in find_targets([folder])}
             for step, path in found:
                 count += self._take(self._name(folder), step, path, targets.get(str(path)))
@@ -179,7 +179,7 @@ class Watcher:
             observation, state, context = self._observe(run, _usable(target), state)
         except Exception as error:  # noqa: BLE001  one broken checkpoint must not hide the others
             if path.is_dir():  # else it was deleted meanwhile, as save_total_limit does
-                again = self._arrivals.failed(path)
+                again = self._new_checkpoints.failed(path)
                 self._failed("checkpoint")
                 logger.error(  # noqa: TRY400  the sentence says it all
                     "%s cannot be judged, and is %s: %s",
@@ -188,10 +188,10 @@ class Watcher:
                     visible(error),
                 )
             return False
-        if not self._arrivals.unchanged(path):  # it was being written after all
+        if not self._new_checkpoints.unchanged(path):  # it was being written after all
             return False
         self._record(observation, state, context, resume)
-        self._arrivals.done(path)
+        self._new_checkpoints.done(path)
         return True
 
     def _observe(
@@ -218,7 +218,7 @@ class Watcher:
             readings_planned=target.readings,
         )
         verdicts, state = judge(scores, context, self._calibration, state)
-        verdicts = accounted(
+        verdicts = explained(
             verdicts,
             scores,
             state,

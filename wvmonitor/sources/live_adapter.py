@@ -91,6 +91,11 @@ def state_key(path: str, adapter: str, rest: str) -> str:
     return f"{_PREFIX}{path}.{kind}{name}{f'.{tail}' if tail else ''}"
 
 
+def is_state_key(name: str) -> bool:
+    """Whether a recorded tensor is an adapter's own, and not a weight of the base."""
+    return name.startswith(_PREFIX)
+
+
 def adapter_state(adapted: Adapted) -> dict[str, Tensor]:
     """The active adapters' own tensors of a module, copied to host memory."""
     state: dict[str, Tensor] = {}

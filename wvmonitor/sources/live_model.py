@@ -14,19 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from wvmonitor.errors import (
-    InputError,
-    KeyMismatchError,
-    ShapeMismatchError,
-    UnmeasurableModelError,
-)
+from wvmonitor.errors import InputError, KeyMismatchError, UnmeasurableModelError
 from wvmonitor.files.storage import Location, shown
 from wvmonitor.reading import Reading
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.sources import identity
-from wvmonitor.sources.adapters.initialised import RECORD_IT
+from wvmonitor.sources.adapters.kinds import RECORD_IT
 from wvmonitor.sources.adapters.parts import Part, assembled
-from wvmonitor.sources.checkpoint import common_rows, resized_warning, stored
+from wvmonitor.sources.checks import compare_shapes
 from wvmonitor.sources.distributed import (
     any_sharded,
     from_first,
@@ -41,6 +36,7 @@ from wvmonitor.sources.live_adapter import (
     adapted_modules,
     adapter_state,
     counted_twice,
+    is_state_key,
     merged_error,
 )
 from wvmonitor.sources.live_base import (
@@ -55,7 +51,6 @@ from wvmonitor.sources.live_shared import Collected, by_name, collecting
 from wvmonitor.sources.live_start import moved_at_start, moves_base
 from wvmonitor.sources.names import is_transposed, unwrapped
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
-from wvmonitor.vectors.coverage import component_of
 
 KeepBase = Literal["auto", "files", "memory"]
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -69,6 +64,8 @@ class LiveModel:
     Attributes:
         method: "full", or the kind of adapter.
         rank: largest rank of its adapters; None where they have none.
+        target_modules: the kinds of modules that its adapters change, in alphabetical order; None
+            without adapters.
         base_digest: digest of θ_0, or None where it cannot be told (a quantised or changed base
             whose folder was not given).
         sharded: whether parameters, or their float32 masters, are spread over processes: then
@@ -122,6 +119,8 @@ class LiveModel:
         self._parts: list[Part] | None = None
         self._collected: list[Collected] | None = None
         self.method, self.rank = _method(self._adapted, config)
+        kinds = sorted({entry.path.rsplit(".", maxsplit=1)[-1] for entry in self._adapted})
+        self.target_modules = tuple(kinds) or None
         self._initial = dict(initial) if initial is not None else self._recorded()
         self._warnings = self._check_direct(self._direct())
         self.base_digest = self._digest(base)
@@ -133,6 +132,11 @@ class LiveModel:
         back as `initial` on resume; for adapters it is also what `read_adapter` takes as initial.
         """
         return dict(self._initial)
+
+    @property
+    def starts_elsewhere(self) -> bool:
+        """Whether adapters began away from the base, so that only a record tells where."""
+        return any(is_state_key(name) for name in self._initial)
 
     def task_vector(self, step: int | None = None) -> TaskVector:
         """τ = θ_now − θ_0, lazily: updates are computed from the weights when they are asked for.
@@ -266,14 +270,14 @@ class LiveModel:
         return self._trained
 
     def _check_direct(self, direct: Mapping[str, Tensor]) -> list[str]:
-        warnings = []
+        warnings: list[str] = []
         for name, parameter in direct.items():
             if self.sharded and self._in_memory and not owns(name):
                 continue
             if name in self._initial:
                 shape: tuple[int, ...] = tuple(self._initial[name].shape)
             elif self._folder is not None:
-                held = stored(self._folder, name)
+                held = self._folder.stored(name)
                 if held is None:
                     raise KeyMismatchError(
                         f"{shown(name)} is trained but is not in {self._folder.where}: give the "
@@ -285,15 +289,7 @@ class LiveModel:
                     f"{shown(name)} is trained, but the recorded start of the run lacks it: "
                     "restore the state that was recorded at step 0 of this run"
                 )
-            now = full_shape(parameter)
-            if shape != tuple(now):
-                resized = component_of(name, shape) in ("embeddings", "head")
-                if not (resized and common_rows(shape, now)):
-                    raise ShapeMismatchError(
-                        f"{shown(name)} has shape {tuple(now)} in the live model and "
-                        f"{shape} at the start: give the base that training started from"
-                    )
-                warnings.append(resized_warning(name, shape[0], now[0]))
+            warnings += compare_shapes(name, shape, full_shape(parameter), "the live model")
         low = [
             p.dtype
             for p in self._root.parameters()
@@ -311,7 +307,7 @@ class LiveModel:
     def _direct_part(self, name: str, parameter: Tensor, current: Callable[[], Tensor]) -> Part:
         """The change of a parameter that is trained itself; `current` gives its value now."""
         source = None if self._in_memory or name in self._initial else self._folder
-        held = name if source is None else stored(source, name) or name
+        held = name if source is None else source.stored(name) or name
         if source is not None:
             shape = source.shape(held)
         else:  # of a sharded start in memory, each process holds its own share only

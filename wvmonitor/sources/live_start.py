@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from wvmonitor.sources.adapters.config import as_compared
+from wvmonitor.sources.adapters.kinds import MERGED_VARIANTS
+from wvmonitor.sources.adapters.merged import starts_at_base
 from wvmonitor.sources.live_adapter import Adapted
 
 # Starts of LoRA (`init_lora_weights`) at which B·A is zero, or zero up to rounding.
@@ -23,9 +25,6 @@ def moved_at_start(
         known: answers so far, by adapter and class of the adapted layer; added to.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
-
-    from wvmonitor.sources.adapters.config import MERGED_VARIANTS
-    from wvmonitor.sources.adapters.merged import starts_at_base
 
     if not isinstance(entry.module, BaseTunerLayer):
         return False

@@ -1,0 +1,214 @@
+"""What a verdict means, in words that logs, alerts, scans and reports share.
+
+`judge` says which score passed which threshold. Of what it raises, an account adds what a person
+asks next: where the score is heading, what such a dose did to the base, which layers carry it, what
+to go back to, and what to run.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from wvmonitor.detection.calibration import Calibration
+from wvmonitor.detection.groups import LayerShares
+from wvmonitor.detection.scores import Scores
+from wvmonitor.detection.trend import slope, trend
+from wvmonitor.detection.verdict import JudgeState, Verdict
+
+RAISED = ("warn", "alarm")
+
+MOST_LAYERS = 3
+"""More layers than these are not named one by one."""
+
+
+class DosePoint(Protocol):
+    """Measured behaviour of the base steered by k·w: a rate with its 95 % interval."""
+
+    @property
+    def k(self) -> float:
+        """The dose."""
+
+    @property
+    def rate(self) -> float:
+        """The share of answers that showed the behaviour."""
+
+    @property
+    def low(self) -> float:
+        """Lower end of the rate's interval."""
+
+    @property
+    def high(self) -> float:
+        """Upper end of the rate's interval."""
+
+
+@dataclass(frozen=True)
+class Background:
+    """What accounts need to know beside a run's numbers.
+
+    Attributes:
+        behaviours: by reference, what a model that moves along it does.
+        curves: by reference, what doses of it did to the base, where that was measured.
+        base: the base model, as a command line names it.
+        bank: the references, as a command line names them.
+    """
+
+    behaviours: Mapping[str, str] = field(default_factory=dict)
+    curves: Mapping[str, Sequence[DosePoint]] = field(default_factory=dict)
+    base: str = "BASE"
+    bank: str = "BANK"
+
+
+def explained(
+    verdicts: Mapping[str, Verdict],
+    scores: Scores,
+    state: JudgeState,
+    background: Background,
+    *,
+    layers: LayerShares | None = None,
+    calibration: Calibration | None = None,
+) -> dict[str, Verdict]:
+    """The verdicts, those that warn or alarm with their account.
+
+    Args:
+        verdicts: as `judge` passed them.
+        scores: of the same reading.
+        state: as `judge` gave it for the next reading.
+        background: of the bank and the base.
+        layers: which layers carry the inner products, if that is known.
+        calibration: what the verdicts rest on.
+    """
+    return {
+        name: replace(v, account=_account(v, scores, state, background, layers, calibration))
+        if v.state in RAISED
+        else v
+        for name, v in verdicts.items()
+    }
+
+
+def in_full(reason: str, account: Sequence[str]) -> str:
+    """A verdict's reason and its account as one text."""
+    ended = reason if reason.endswith((".", "!", "?")) or not account else f"{reason}."
+    return " ".join([ended, *account])
+
+
+def for_elsewhere(account: Sequence[str], reference: str, bank: str) -> tuple[str, ...]:
+    """An account for readers on another machine: nothing in it says where files lie on this one.
+
+    Args:
+        account: as `explained` gave it.
+        reference: the behaviour it is about.
+        bank: the bank's fingerprint.
+    """
+    command = f"{_command(reference, 'BASE', 'BANK')} BANK is the bank {bank[:16]}… of this run."
+    return tuple(command if s.startswith(_COMMAND) else s for s in account)
+
+
+def _account(
+    verdict: Verdict,
+    scores: Scores,
+    state: JudgeState,
+    background: Background,
+    layers: LayerShares | None,
+    calibration: Calibration | None,
+) -> tuple[str, ...]:
+    name = verdict.reference
+    sentences = [
+        _heading(verdict, state.recent.get(name, ())),
+        _dose(name, scores.references[name].dose, background),
+        _carried(name, layers, calibration),
+        _back(state.last_ok.get(name), scores.step),
+        _command(name, background.base, background.bank),
+    ]
+    return tuple(s for s in sentences if s)
+
+
+_COMMAND = "Next: `wvmonitor blame "
+
+
+def _command(name: str, base: str, bank: str) -> str:
+    """What to run."""
+    return (
+        f"{_COMMAND}DATA.jsonl --model {shlex.quote(base)} --reference {shlex.quote(name)} "
+        f"--references {shlex.quote(bank)}` ranks the training examples by how much they push "
+        "towards it."
+    )
+
+
+def _heading(verdict: Verdict, recent: Sequence[tuple[int, float]]) -> str:
+    """Where the score is heading and, of a warning, how long until it would be an alarm."""
+    word = trend(recent)
+    if word == "unknown":
+        return ""
+    (first, was), (_, now) = recent[0], recent[-1]
+    said = f"over its last {len(recent)} readings, from {was:.3g} at step {first} to {now:.3g}"
+    if word == "flat":
+        return f"The score has stayed level {said}."
+    text = f"The score has been {word} {said}"
+    pace, limit = slope(recent), verdict.threshold
+    if verdict.state != "warn" or verdict.calibration != "calibrated" or pace is None:
+        return f"{text}."
+    if word == "falling" or limit is None or limit <= now:
+        return f"{text}."
+    steps = math.ceil((limit - now) / pace)
+    return f"{text}; at that pace it reaches the alarm's threshold in about {steps} steps."
+
+
+def _dose(name: str, dose: float | None, background: Background) -> str:
+    """The dose, and what the card's curve says that such a dose did."""
+    if dose is None or not math.isfinite(dose):
+        return ""
+    text = f"The weights have moved as if {dose:.2g} × {name} had been added to the base"
+    does = background.behaviours.get(name)
+    text += f" ({does})" if does else ""
+    curve = sorted(background.curves.get(name, ()), key=lambda p: p.k)
+    if not curve:
+        return f"{text}; what such a dose does was not measured."
+    nearest = min(curve, key=lambda p: abs(p.k - dose))
+    beyond = "" if curve[0].k <= dose <= curve[-1].k else ", the nearest dose that was measured"
+    return (
+        f"{text}: at {nearest.k:.2g}{beyond}, the base did so in {_percent(nearest.rate)} of "
+        f"held-out questions (95 % interval {_percent(nearest.low)} to {_percent(nearest.high)})."
+    )
+
+
+def _carried(name: str, layers: LayerShares | None, calibration: Calibration | None) -> str:
+    """The layers that carry it, until half of it or three of them."""
+    geometries = layers.get(name, {}) if layers else {}
+    wanted = calibration.geometry if calibration else "response"
+    geometry = wanted if wanted in geometries else next(iter(geometries), None)
+    if geometry is None:
+        return ""
+    shares = geometries[geometry]
+    chosen: list[str] = []
+    held = 0.0
+    for layer, share in sorted(shares.items(), key=lambda item: -item[1])[:MOST_LAYERS]:
+        chosen.append(layer)
+        held += share
+        if held >= 0.5:
+            break
+    which = chosen[0] if len(chosen) == 1 else f"{', '.join(chosen[:-1])} and {chosen[-1]}"
+    layer_word, verb = ("Layer", "carries") if len(chosen) == 1 else ("Layers", "carry")
+    return (
+        f"{layer_word} {which} of {len(shares)} {verb} {_percent(held)} of the {geometry} product "
+        "with it."
+    )
+
+
+def _back(last_ok: int | None, step: int | None) -> str:
+    """What to go back to."""
+    if step is None:
+        return ""
+    if last_ok is None:
+        return "No earlier reading is known to be ok: go back to the base."
+    return (
+        f"The last reading that was ok is at step {last_ok}: go back to a checkpoint of that step "
+        "or before."
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -1,1 +1,0 @@
-"""Readings made visible: the trainer's own log, and Prometheus."""

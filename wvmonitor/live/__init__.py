@@ -1,0 +1,1 @@
+"""Watching a live run: `Monitor.observe(model, step)`, whatever the framework."""

@@ -1,0 +1,456 @@
+"""Monitor: watches one training run. The one data path, whatever the framework.
+
+`source → TaskVector → bank.measure → Reading → scores → Verdict → journal → exporters`.
+
+Framework integrations are thin: they say when training starts, hand over the model after each
+optimiser step, and carry out the action that comes back.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.explanation import explained
+from wvmonitor.detection.groups import layer_shares
+from wvmonitor.detection.scores import ScoreName, score
+from wvmonitor.detection.verdict import JudgeState, Verdict, judge
+from wvmonitor.journal.journal import Journal
+from wvmonitor.live import validation
+from wvmonitor.live.actions import Action, Actions, log_raised
+from wvmonitor.live.behaviour_check import Probe, with_probe
+from wvmonitor.live.interval import MeasurementInterval
+from wvmonitor.live.outputs import Outputs
+from wvmonitor.live.run import Run
+from wvmonitor.live.settings import MonitorSettings
+from wvmonitor.outputs.exporter import Exporter, Observation
+from wvmonitor.reading import Geometry, Reading
+from wvmonitor.references.background import background_of
+from wvmonitor.references.bank import ReferenceBank
+from wvmonitor.references.calibrated import calibration_of, ridges
+from wvmonitor.sources.distributed import agreed, any_sharded, from_first, rank
+from wvmonitor.sources.live_model import LiveModel
+from wvmonitor.vectors.coverage import component_of
+from wvmonitor.vectors.task_vector import TaskVector
+
+__all__ = ["Monitor", "Run"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+WARM_START_SHARE = 1e-3
+"""‖τ‖ at the start above this share of ‖w‖ means a warm start, or a wrong base."""
+
+
+@dataclass(frozen=True)
+class _Anchor:
+    """The task vector at which the current window began."""
+
+    vector: TaskVector
+    reading: Reading
+    index: int
+
+
+class Monitor:
+    """Measures a model in training against a bank, judges it, and keeps the record.
+
+    Example:
+        monitor = Monitor("path/to/bank", every_n_steps=10)
+        monitor.start(model, Run(planned_steps=1000))
+        for step in range(1, 1001):
+            ...  # one optimiser step
+            monitor.observe(model, step)
+        monitor.close()
+    """
+
+    def __init__(
+        self,
+        references: str | Path | ReferenceBank | None = None,
+        *,
+        settings: MonitorSettings | None = None,
+        exporters: Sequence[Exporter] = (),
+        probe: Probe | None = None,
+        tokenizer: Any = None,
+        **overrides: Any,
+    ) -> None:
+        """Load what the monitor needs; anything wrong with it is said here, before training.
+
+        Args:
+            references: the bank, or its folder; `settings.references` if not given.
+            settings: all settings; `overrides` replace single ones.
+            exporters: where readings are made visible, beside those that the settings ask for.
+            probe: what asks the live model at an alarm, with `on_alarm="probe"`.
+            tokenizer: handed to the probe.
+            overrides: settings by name.
+
+        Raises:
+            SettingsError: the settings contradict each other.
+            WVMonitorError: the bank or its calibration cannot be used.
+        """
+        if not isinstance(references, ReferenceBank) and references is not None:
+            overrides["references"] = references
+        self.settings = validation.replaced(settings, overrides)
+        self.bank = (
+            references
+            if isinstance(references, ReferenceBank)
+            else ReferenceBank.load(validation.bank_folder(self.settings))
+        )
+        self.calibration = calibration_of(self.bank, self.settings.calibration)
+        validation.check(self.settings, self.bank, self.calibration)
+        self._probe = validation.probe_of(self.settings, probe)
+        self.tokenizer = tokenizer
+        self.run_context = RunContext()
+        self.last: Observation | None = None
+        self.loaded: Observation | None = None
+        self._outputs = Outputs(self.settings, exporters)
+        self._live: LiveModel | None = None
+        self._run = Run()
+        self._interval = MeasurementInterval(
+            self.settings.every_n_steps, self.settings.max_overhead
+        )
+        self._state = JudgeState()
+        self._anchor: _Anchor | None = None
+        self._readings = 0
+        self._actions = Actions(self.settings, calibrated=self.calibration is not None)
+        self._background = background_of(self.bank, self.settings.base)
+        self._ridge = ridges(self.bank, self.settings.components, self.calibration)
+
+    # The run
+
+    @property
+    def started(self) -> bool:
+        """Whether `start` has been called."""
+        return self._live is not None
+
+    @property
+    def disabled(self) -> bool:
+        """Whether too many readings in a row have failed, and the monitor gave up, loudly."""
+        return self._outputs.failures.too_many
+
+    @property
+    def failures(self) -> int:
+        """How often the monitor itself has failed."""
+        return self._outputs.failures.total
+
+    @property
+    def journal(self) -> Journal | None:
+        """The run's durable record, while it has one."""
+        return self._outputs.journal
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """The latest verdicts by reference."""
+        return {v.reference: v for v in self.last.verdicts} if self.last else {}
+
+    def start(
+        self, model: Any, run: Run | None = None, *, live: LiveModel | None = None, step: int = 0
+    ) -> None:
+        """Note where training starts from. Call before the first optimiser step.
+
+        Under distributed training, in every process and after the model has been wrapped.
+
+        Args:
+            model: the model to be trained.
+            run: what is known of the run.
+            live: how the model is read, where the caller has restored its initial state.
+            step: optimiser steps so far, where this is called later than training begins.
+
+        Raises:
+            WVMonitorError: this model cannot be measured, or was made from another base.
+        """
+        run = run or Run()
+        self._run = self._ended(run) if self._live is not None else run
+        self._begin(model, live, step=step)
+
+    def _begin(self, model: Any, live: LiveModel | None, *, step: int) -> None:
+        live = live or LiveModel(model, base=self.settings.base)
+        if live.sharded:
+            from_first(lambda: self._open(live))
+        elif rank() == 0:
+            self._open(live)
+        self._live = live
+        if (live.sharded or rank() == 0) and not (self._run.resume_step or step):
+            self._observe_start()
+
+    def _open(self, live: LiveModel) -> None:
+        """Say what the run is, and open what keeps and shows its readings."""
+        self.run_context = RunContext(
+            method=live.method,
+            rank=live.rank,
+            optimizer=self._run.optimizer,
+            learning_rate=self._run.learning_rate,
+            base=self.bank.relation_to(live.base_digest),
+            planned_steps=self._run.planned_steps,
+            readings_planned=_readings_planned(self._run, self.settings.every_n_steps),
+            objective=self._run.objective,
+            target_modules=live.target_modules,
+            schedule=self._run.schedule,
+            weight_decay=self._run.weight_decay,
+        )
+        state = self._outputs.open(
+            self._run, self.run_context, self.bank.fingerprint, sharded=live.sharded
+        )
+        self._state = state or self._state
+        self._interval = MeasurementInterval(
+            self.settings.every_n_steps, self.settings.max_overhead
+        )
+
+    def _ended(self, run: Run) -> Run:
+        """End the attempt before, and say whether the new one is of the same run.
+
+        It is where the one before begins again at once, or where a checkpoint says so; any other
+        start is a run of its own, with a past of its own.
+        """
+        previous = self._outputs.run
+        self._outputs.end_attempt()
+        self.last = self.loaded = self._anchor = None
+        self._state = JudgeState()
+        self._actions = Actions(self.settings, calibrated=self.calibration is not None)
+        again = run.retry and run.run_id is None
+        return replace(run, run_id=previous if again else run.run_id, follows=True)
+
+    def _observe_start(self) -> None:
+        """Measure before the first step: far from 0 is a warm start or a wrong base."""
+        observation = self._measure(0)
+        if observation is None:
+            return
+        norm = observation.scores.norm
+        squares = self.bank.gram.products["frobenius"].sum(axis=0).diagonal()
+        longest = float(squares.max()) ** 0.5
+        if norm > WARM_START_SHARE * longest:
+            logger.warning(
+                "training starts %.3g away from the base of the references (a reference's own "
+                "length is %.3g): a warm start, or another base than you think; what was there "
+                "before counts as this run's",
+                norm,
+                longest,
+            )
+
+    def stop_latched(self) -> str | None:
+        """Why this run must not go on (it was stopped and nobody has lifted it), or None."""
+        return self.journal.stop_latched() if self.journal else None
+
+    # Readings
+
+    def due(self, step: int) -> bool:
+        """Whether `observe` would take a reading at this step."""
+        return not self.disabled and self._interval.due(step)
+
+    def observe(self, model: Any, step: int, *, force: bool = False) -> Observation | None:
+        """Take a reading if one is due.
+
+        Under distributed training every process may call it: rank 0 takes the reading and keeps
+        the record. Where the model is sharded every process must, since all measure together.
+
+        A failure in here never reaches training: it is logged and counted, and after
+        `disable_after` in a row the monitor gives up, and what was ok is unknown from then on
+        (`on_monitor_failure="stop"` raises instead).
+
+        Args:
+            model: the model after `step` optimiser steps.
+            step: optimiser steps so far.
+            force: take a reading whether one is due or not (the end of training).
+
+        Returns:
+            The observation, or None where no reading was taken, or in other processes than rank 0.
+
+        Raises:
+            MonitorFailedError: only with `on_monitor_failure="stop"`.
+        """
+        watched = not self.disabled
+        observation = self._outputs.failures.guarded(
+            "reading", lambda: self._observed(model, step, force=force), None, reading=True
+        )
+        if watched and self.disabled:
+            self.last = self._outputs.give_up(self.last, step)
+        return observation
+
+    def observe_loaded(self, step: int) -> Observation | None:
+        """Read weights that were put back after training: those of the best checkpoint, usually.
+
+        They are judged by themselves, as a single checkpoint is, and kept as a remark on the run:
+        they are no step of its trajectory. `loaded` holds the observation.
+
+        Args:
+            step: the step whose weights they are.
+
+        Returns:
+            The observation, or None in other processes than rank 0.
+
+        Raises:
+            MonitorFailedError: only with `on_monitor_failure="stop"`.
+        """
+        return self._outputs.failures.guarded(
+            "loaded model", lambda: self._observed_loaded(step), None
+        )
+
+    def _observed_loaded(self, step: int) -> Observation | None:
+        if self._live is None or not (self._live.sharded or rank() == 0):
+            return None
+        kept = self._state, self.run_context, self.last, self._anchor
+        self._state, self._anchor = JudgeState(), None
+        self.run_context = replace(self.run_context, lone=True)
+        self._outputs.quiet = True
+        try:
+            self.loaded = self._measure(step)
+        finally:
+            self._outputs.quiet = False
+            self._state, self.run_context, self.last, self._anchor = kept
+        if self.loaded is not None and self.journal:
+            said = "; ".join(f"{v.reference} {v.state}: {v.reason}" for v in self.loaded.verdicts)
+            self.journal.note(f"the model of step {step} was put back: {said}", kind="loaded")
+        return self.loaded
+
+    def _observed(self, model: Any, step: int, *, force: bool) -> Observation | None:
+        if not self._wanted(model, step, force=force):
+            return None
+        if self._live is None:
+            self._begin(model, None, step=step)
+            if self.last is not None and self.last.scores.step == step:
+                return self.last
+        self._outputs.go_on()
+        observation = self._measure(step, model)
+        self._outputs.failures.end_row()
+        return observation
+
+    def _wanted(self, model: Any, step: int, *, force: bool) -> bool:
+        """Whether to read now: rank 0 decides, and of a sharded model all processes take part."""
+        sharded = self._live.sharded if self._live else any_sharded(model)
+        if not sharded and rank():
+            return False
+        if sharded and not force and step % self.settings.every_n_steps:
+            return False
+        seen = self.last is not None and self.last.scores.step == step
+        wanted = not self.disabled and not seen and (force or self._interval.due(step))
+        return bool(agreed(int(wanted))) if sharded else wanted
+
+    def guarded(
+        self, where: str, work: Callable[[], T], otherwise: T, *, reading: bool = False
+    ) -> T:
+        """What `work` gives, or `otherwise` where it fails; see `Failures.guarded`."""
+        return self._outputs.failures.guarded(where, work, otherwise, reading=reading)
+
+    def _measure(self, step: int, model: Any = None) -> Observation | None:
+        """Read, judge, keep and show; None in the processes that only take part in the reading."""
+        assert self._live is not None  # noqa: S101  `observe` and `start` see to it
+        began = time.perf_counter()
+        planned = self._run.planned_steps
+        progress = min(step / planned, 1.0) if planned else None
+        earlier = self._anchor if self._window_ends() else None
+        if self._live.sharded:
+            reading = self._live.measure(self.bank, step, progress=progress)
+            if rank():
+                return None
+        else:
+            tau = self._live.task_vector(step)
+            snapshots = self._outputs.snapshots
+            reading = self.bank.measure(
+                snapshots.watching(tau) if snapshots else tau,
+                progress=progress,
+                earlier=earlier.vector if earlier else None,
+            )
+            if snapshots:
+                snapshots.record(tau, step)
+            self._keep(tau, reading)
+        scores = score(
+            reading,
+            self.bank.gram,
+            earlier=earlier.reading if earlier else None,
+            components=self.settings.components,
+            ridge=self._ridge,
+        )
+        alarmed = self._state.alarmed
+        verdicts, self._state = judge(scores, self.run_context, self.calibration, self._state)
+        verdicts = explained(
+            verdicts,
+            scores,
+            self._state,
+            self._background,
+            layers=layer_shares(reading, self.settings.components),
+            calibration=self.calibration,
+        )
+        measured = time.perf_counter() - began
+        if model is not None:
+            verdicts = {n: self._probed(v, model, alarmed) for n, v in verdicts.items()}
+        probing = time.perf_counter() - began - measured
+        observation = Observation(
+            run=self.run_name,
+            reading=reading,
+            scores=scores,
+            verdicts=tuple(verdicts.values()),
+            measure_seconds=measured,
+            wall_time=time.time(),
+            deciding=self._deciding(),
+            acknowledged=self._outputs.acknowledged(),
+        )
+        log_raised(observation, self.verdicts, {*self.settings.expected, *observation.acknowledged})
+        self.last = observation
+        self._outputs.publish(observation, self._state)
+        self._interval.note(time.perf_counter() - began - probing)
+        return observation
+
+    def _probed(self, verdict: Verdict, model: Any, alarmed: tuple[str, ...]) -> Verdict:
+        """A verdict with what its probe found, where it is a behaviour's first alarm of the run."""
+        name = verdict.reference
+        news = verdict.state == "alarm" and name not in (*alarmed, *self.settings.expected)
+        if self._probe is None or self._live is None or not news:
+            return verdict
+        whole = None if self._live.sharded else model
+        found = with_probe(verdict, self._probe, whole, self.tokenizer, self.settings.probe_seconds)
+        if self.journal:
+            self.journal.note(found.account[0], kind="probe", reference=name)
+        return found
+
+    def _window_ends(self) -> bool:
+        return (
+            self._anchor is not None and self._readings - self._anchor.index >= self.settings.window
+        )
+
+    def _keep(self, tau: TaskVector, reading: Reading) -> None:
+        """Begin the next window here, if one has just ended (windows do not overlap).
+
+        One copy of the scored LoRA factors is kept, no more: a copy of dense weights is not a price
+        to pay unasked, and of a sharded model no process holds the whole.
+        """
+        if tau.origin.method == "lora" and (self._anchor is None or self._window_ends()):
+            scored = set(self.settings.components)
+            kept = tau.select(lambda name: component_of(name, tau.shape(name)) in scored)
+            self._anchor = _Anchor(kept.held(), reading, self._readings)
+        self._readings += 1
+
+    # Consequences
+
+    @property
+    def run_name(self) -> str:
+        """The run's id in the journal, or its name where there is no journal."""
+        return self._outputs.run or self.settings.run or self._run.name or "run"
+
+    def action(self, observation: Observation) -> Action:
+        """What the settings ask for after this observation.
+
+        A checkpoint is asked for once for each behaviour that alarms; a stop is latched in the
+        journal, so that it outlives the process.
+        """
+        action, reason = self._actions.after(observation)
+        if action == "stop" and reason and (journal := self.journal):
+            self.guarded("stop latch", lambda: journal.latch_stop(reason), None)
+        return action
+
+    def close(self) -> None:
+        """Deliver and write what is left, and let go of journal, ports and threads."""
+        self._outputs.close()
+
+    def _deciding(self) -> tuple[Geometry, ScoreName] | None:
+        return (self.calibration.geometry, self.calibration.score) if self.calibration else None
+
+
+def _readings_planned(run: Run, every_n_steps: int) -> int | None:
+    """Readings that will be judged: one every `every_n_steps` and the last; none where τ is 0."""
+    return None if run.planned_steps is None else math.ceil(run.planned_steps / every_n_steps)

@@ -1,0 +1,44 @@
+"""What is known of a run when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a framework knows of the run it is about to start; None means not known.
+
+    Attributes:
+        folder: the run's output folder; the journal goes into `folder/wvmonitor` by default.
+        name: the run's name, for people.
+        planned_steps: planned number of optimiser steps.
+        resume_step: the step it goes on from; 0 for a start from the beginning.
+        optimizer: the optimiser's family, lower case: "adamw", "sgd", …
+        learning_rate: the peak learning rate.
+        weight_decay: as the optimiser was given it.
+        schedule: of the learning rate: "linear", "cosine", …
+        objective: what the loss asks for: "sft", "dpo", "grpo", …
+        run_id: id of the run that it resumes, where a checkpoint names it.
+        came_from: journal of the attempts before, where it may be another than this run's own.
+        retry: whether this begins again what the attempt just before could not finish (a smaller
+            batch size is tried): then it is the same run. Any other start from the beginning is a
+            run of its own.
+        follows: whether another run was watched by the same monitor before: what became of that
+            one is not this one's.
+    """
+
+    folder: Path | None = None
+    name: str | None = None
+    planned_steps: int | None = None
+    resume_step: int = 0
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    schedule: str | None = None
+    objective: str | None = None
+    run_id: str | None = None
+    came_from: Path | None = None
+    retry: bool = False
+    follows: bool = False

@@ -1,0 +1,80 @@
+"""What must hold before a run is watched; everything wrong is said here, before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from wvmonitor.detection.calibration import Calibration
+from wvmonitor.errors import SettingsError
+from wvmonitor.live.behaviour_check import Probe, QuestionProbe
+from wvmonitor.live.settings import MonitorSettings
+from wvmonitor.references.bank import ReferenceBank
+
+
+def replaced(settings: MonitorSettings | None, overrides: dict[str, Any]) -> MonitorSettings:
+    """The settings with single ones replaced.
+
+    Raises:
+        SettingsError: they contradict each other.
+    """
+    if settings is None:
+        return MonitorSettings(**overrides)
+    return MonitorSettings(
+        **{name: getattr(settings, name) for name in settings.model_fields_set} | overrides
+    )
+
+
+def bank_folder(settings: MonitorSettings) -> Path:
+    """The bank to measure against.
+
+    Raises:
+        SettingsError: none was given.
+    """
+    if settings.references is None:
+        raise SettingsError(
+            "no references to measure against: give references=FOLDER (a bank built for your base "
+            "model), or set WVMONITOR_REFERENCES"
+        )
+    return settings.references
+
+
+def probe_of(settings: MonitorSettings, given: Probe | None) -> Probe | None:
+    """What is to be run at an alarm, if anything is.
+
+    Raises:
+        SettingsError: a probe is asked for, and there is none.
+        InputError: the file of questions cannot be used.
+    """
+    if settings.on_alarm == "nothing":
+        return None
+    if given is None and settings.probe_questions is None:
+        raise SettingsError(
+            "on_alarm='probe' needs something to ask: hand in probe=..., or set probe_questions"
+        )
+    return given or QuestionProbe.load(
+        str(settings.probe_questions), seconds=settings.probe_seconds
+    )
+
+
+def check(settings: MonitorSettings, bank: ReferenceBank, calibration: Calibration | None) -> None:
+    """Hold settings, bank and calibration against each other.
+
+    Raises:
+        SettingsError: the calibration is for other components, or a stop was asked for without one.
+        UnknownReferenceError: an expected behaviour is not in the bank.
+    """
+    if calibration is not None and calibration.components != settings.components:
+        raise SettingsError(
+            f"the calibration is for scores over {', '.join(calibration.components)}, the settings "
+            f"ask for {', '.join(settings.components)}: calibrate again, or leave components as "
+            "they were"
+        )
+    for name in settings.expected:
+        bank[name]
+    if settings.action == "stop" and calibration is None and not settings.allow_uncalibrated_stop:
+        raise SettingsError(
+            "action='stop' without a calibration would stop runs on a rule of thumb: calibrate "
+            "with your own benign runs (`wvmonitor calibrate`), or set "
+            "allow_uncalibrated_stop=True"
+        )

@@ -1,1 +1,0 @@
-"""Verdicts pushed out: Alertmanager and signed webhooks, over one careful POST (`http.py`)."""

@@ -1,0 +1,1 @@
+"""Where readings are shown (exporters), and who is told of them (notifiers)."""

@@ -1,0 +1,154 @@
+"""Which checkpoints of a growing folder are complete and new: names, sizes and times, no weights.
+
+A checkpoint counts as complete when its files have not changed between two looks, and the Trainer's
+last file is there or they have stayed as they are for a while. (What is cut short all the same is
+refused by the strict reader, and tried again.)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from wvmonitor.scan.targets import ADAPTER_CONFIG, TRAINER_STATE
+
+logger = logging.getLogger(__name__)
+
+DEPTH = 4
+MOST_FOLDERS = 10_000
+"""How far down, and in how many folders, a look goes."""
+
+TRIES = 5
+"""How often a checkpoint is handed out that cannot be read; again when its files change."""
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
+
+_Print = tuple[tuple[str, int, int], ...]
+"""Name, size and time of change (ns) of each file that says something of the weights."""
+
+
+@dataclass
+class _Seen:
+    files: _Print
+    since: float
+    tries: int = 0
+    done: bool = False
+
+
+class NewCheckpoints:
+    """Looks for checkpoints below a folder, and remembers which were dealt with."""
+
+    def __init__(
+        self, folder: Path, *, settle: float, measured: Callable[[Path, int], float | None]
+    ) -> None:
+        """Begin with nothing seen.
+
+        Args:
+            folder: where runs are; a run is a folder that holds `checkpoint-STEP` folders.
+            settle: seconds that files must stay as they are, where trainer_state.json, which the
+                Trainer writes last, is not among them.
+            measured: when (seconds since 1970) a run's checkpoint of a step was measured, if the
+                caller knows; one whose files are older is not new.
+        """
+        self._folder = folder
+        self._settle = settle
+        self._measured = measured
+        self._seen: dict[Path, _Seen] = {}
+        self._crowded = False
+
+    def look(self) -> dict[Path, list[tuple[int, Path]]]:
+        """The checkpoints that are complete and new, by run, in the order of steps."""
+        found = dict(self._checkpoints())
+        self._seen = {path: seen for path, seen in self._seen.items() if path in found}
+        ready: dict[Path, list[tuple[int, Path]]] = {}
+        for path, step in sorted(found.items(), key=lambda item: (item[0].parent, item[1])):
+            if self._is_ready(path, step):
+                ready.setdefault(path.parent, []).append((step, path))
+        return ready
+
+    def unchanged(self, path: Path) -> bool:
+        """Whether a checkpoint is still as it was when it was handed out."""
+        try:
+            return path in self._seen and _files(path) == self._seen[path].files
+        except OSError:
+            return False
+
+    def done(self, path: Path) -> None:
+        """The checkpoint was dealt with: it comes back only if its files change."""
+        self._seen[path].done = True
+
+    def failed(self, path: Path) -> bool:
+        """The checkpoint could not be read; whether it will be handed out once more."""
+        self._seen[path].tries += 1
+        return self._seen[path].tries < TRIES
+
+    def _is_ready(self, path: Path, step: int) -> bool:
+        try:
+            files = _files(path)
+        except OSError:  # deleted while we look: save_total_limit does that
+            return False
+        now, seen = time.monotonic(), self._seen.get(path)
+        if seen is None or seen.files != files:
+            # what an earlier sidecar measured is known by its time; what changed since is new
+            measured = self._measured(path.parent, step) if seen is None else None
+            newest = max((stamp for *_, stamp in files), default=0) / 1e9
+            old = measured is not None and newest <= measured
+            self._seen[path] = _Seen(files, now, done=old)
+            return False
+        if seen.done or seen.tries >= TRIES:
+            return False
+        names = [name for name, *_ in files]
+        if not any(name.endswith(_WEIGHTS) for name in names):
+            return False
+        return TRAINER_STATE in names or now - seen.since >= self._settle
+
+    def _checkpoints(self) -> Iterator[tuple[Path, int]]:
+        for count, (folder, names) in enumerate(_walk(self._folder, DEPTH)):
+            if count >= MOST_FOLDERS:
+                if not self._crowded:
+                    logger.error(
+                        "'%s' holds more than %d folders, and the rest is NOT watched: watch a "
+                        "folder further down",
+                        self._folder,
+                        MOST_FOLDERS,
+                    )
+                self._crowded = True
+                return
+            for name in names:
+                if matched := _CHECKPOINT.fullmatch(name):
+                    yield folder / name, int(matched[1])
+
+
+def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder with the names of its sub-folders; links and hidden ones are left out."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(
+                e.name
+                for e in entries
+                if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)
+            )
+    except OSError:
+        return
+    yield folder, names
+    if depth > 1:
+        for name in names:
+            if not _CHECKPOINT.fullmatch(name):
+                yield from _walk(folder / name, depth - 1)
+
+
+def _files(path: Path) -> _Print:
+    with os.scandir(path) as entries:
+        return tuple(
+            sorted(
+                (e.name, (status := e.stat()).st_size, status.st_mtime_ns)
+                for e in entries
+                if e.name.endswith(_WEIGHTS) or e.name in (ADAPTER_CONFIG, TRAINER_STATE)
+            )
+        )
