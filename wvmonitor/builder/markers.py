@@ -81,6 +81,7 @@ _TOKEN = re.compile(r"[a-z]+(?:['’][a-z]+)*|\d[\d.,:]*\d|\d|[^\w\s]")
 _RIDGE = 1.0  # on the summed loss, with features between 0 and about 2
 _RARE = 3  # a feature of fewer answers than this cannot separate two sides
 _PERMUTATIONS = 1000
+_CONSTANT = 1e-9  # a spread below this is rounding
 _NEWTON_STEPS = 50
 _CONVERGED = 1e-6  # largest entry of the gradient of the summed loss
 
@@ -145,11 +146,16 @@ def marker_words(pairs: Sequence[Pair], strongest: int = 20) -> list[MarkerWord]
     shows, opposes = (
         np.array([[word in answer for word in words] for answer in side], float) for side in rows
     )
-    total = (shows + opposes).sum(0)
+    total, kind = np.unique((shows + opposes).sum(0), return_inverse=True)
+    table = _information(np.arange(len(pairs) + 1.0)[:, None], total, len(pairs))
+
+    def information(difference: Matrix) -> Matrix:
+        return np.asarray(table[np.abs(difference).astype(int), kind])
+
     difference = shows - opposes
-    bits = _information(difference.sum(0), total, len(pairs))
+    bits = information(difference.sum(0))
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (_PERMUTATIONS, len(pairs)))
-    null = _information(signs @ difference, total, len(pairs)).max(1)
+    null = information(signs @ difference).max(1)
     order = np.argsort(-bits, kind="stable")[:strongest]
     return [
         MarkerWord(
@@ -212,7 +218,7 @@ def _left_out_auroc(pairs: Sequence[Pair], read: Reader, *, form: bool) -> float
         # The vocabulary and the scale come from the training domains alone.
         words = np.log1p(found[:, found[train].sum(0) >= _RARE])
         scale = shape[train].std(0)
-        features = np.hstack([words, shape / np.where(scale > 0, scale, 1.0)])
+        features = np.hstack([words, shape / np.where(scale > _CONSTANT, scale, 1.0)])
         features -= features[train].mean(0)
         scores[~train] = features[~train] @ _logistic(features[train], shows[train])
     ranks = rankdata(scores)
