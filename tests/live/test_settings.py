@@ -230,7 +230,7 @@ def test_alert_policy_follows_the_settings() -> None:
     listed = [NOTIFIERS[0], NOTIFIERS[1], NOTIFIERS[0]]
     policy = MonitorSettings(
         notifiers=listed, alert_level="alarm", expected=["roleplay"], resolve_after=5
-    ).alert_policy()
+    ).alert_policy(lambda _: ())
     assert policy.targets == ("webhook", "alertmanager", "webhook-2")
     assert policy.refreshed == ("alertmanager",)
     assert (policy.level, policy.expected, policy.resolve_after) == ("alarm", ("roleplay",), 5)

@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from wvmonitor.errors import SettingsError
 from wvmonitor.integrations.checkpoints import KeptCheckpoints, Left, leave, left_in
 from wvmonitor.integrations.decision import latched, together
 from wvmonitor.integrations.starting_point import StartingPoint
@@ -31,10 +32,13 @@ from wvmonitor.live.actions import Action
 from wvmonitor.live.behaviour_check import Probe
 from wvmonitor.live.monitor import Monitor
 from wvmonitor.live.settings import MonitorSettings
+from wvmonitor.live.validation import replaced
 from wvmonitor.outputs.exporter import Observation
 from wvmonitor.outputs.trainer_log import log_values
 from wvmonitor.references.bank import ReferenceBank
+from wvmonitor.references.inventory import bank_of, cache_folder
 from wvmonitor.sources.distributed import agreed, any_sharded
+from wvmonitor.sources.live_model import LiveModel
 
 logger = logging.getLogger(__name__)
 
@@ -114,9 +118,18 @@ class WVMonitorCallback(TrainerCallback):
     ) -> WVMonitorCallback:
         """Make a callback and put it where every tracker sees its values.
 
+        Without references the bank that was made for the model's base is taken, from the folder
+        that the setting `banks` names or from those that were pulled.
+
         Returns:
             The callback; `callback.monitor` holds verdicts and journal.
+
+        Raises:
+            SettingsError: there is no bank for this model's base.
         """
+        if references is None:
+            known = replaced(settings, overrides)
+            references = known.references or _bank_for(trainer.model, known)
         callback = cls(references, settings=settings, probe=probe, **overrides)
         callback.attach_to(trainer)
         return callback
@@ -391,3 +404,18 @@ class WVMonitorCallback(TrainerCallback):
                     self._rows.write(values, self._trainer, state, control)
         finally:
             self.monitor.close()
+
+
+def _bank_for(model: Any, settings: MonitorSettings) -> Path:
+    """The bank made for a model's base."""
+    digest = LiveModel(model, base=settings.base).base_digest
+    roots = [cache_folder(), *([settings.banks] if settings.banks else [])]
+    found = bank_of(digest, [root for root in roots if root.is_dir()])
+    if found is None:
+        name = getattr(getattr(model, "config", None), "name_or_path", "") or "BASE"
+        raise SettingsError(
+            f"there is no bank of references for this model's base ({name}): `wvmonitor bank "
+            f"{name} --out DIR` makes one, and with --dry-run says first what that costs on this "
+            "machine; then give references=DIR"
+        )
+    return found

@@ -51,8 +51,8 @@ class BaseIdentity(_Frozen):
             f"weights start from a base with digest {digest[:12]}…: where they were made from "
             f"{self.id} (something was merged into it, or training goes on), name it with "
             "base=FOLDER, and what was trained before counts as well; where their base is a close "
-            "relative, list its digest in the cards' `relatives`; else build references for it "
-            "(`wvmonitor bank`)"
+            "relative, list its digest in the cards' `relatives`; else make references for it: "
+            "`wvmonitor bank BASE --out DIR` (--dry-run says first what that costs)"
         )
 
 
