@@ -207,7 +207,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(made, monkeypatch):
     """Where nothing can be written the error says so, and the bank that is there stays."""
     finished, _ = made
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("wvmonitor.builder.prepare.save_trust", full)
