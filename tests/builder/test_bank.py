@@ -187,7 +187,7 @@ def test_a_bank_of_another_maker_is_left_alone(tmp_path):
     """What `wvmonitor build` made, or somebody else, is not replaced."""
     out = tmp_path / "bank"
     shutil.copytree(bundled_path("tiny-organism", "bank"), out)
-    with pytest.raises(BuildError, match="did not make .*evil"):
+    with pytest.raises(BuildError, match=r"did not make .*evil"):
         plan_bank(options_for(out))
 
 
