@@ -31,7 +31,7 @@ class Finding:
 
 def broken(scores: Scores, reference: ReferenceScores, context: RunContext) -> list[str]:
     """What keeps any rule from judging, in words."""
-    found = []
+    found = [scores.unmeasurable] if scores.unmeasurable else []
     if context.base == "unknown":
         found.append(
             "it is not known whether the run starts from the references' base: give the base"

@@ -24,7 +24,7 @@ class TrainerRows:
     """
 
     def __init__(self) -> None:
-        self.pending: dict[str, float] = {}
+        self.pending: Mapping[str, float] = {}
         self._shown: dict[str, State] = {}
         self._loss_step: int | None = None
         self._closed = False
@@ -35,7 +35,7 @@ class TrainerRows:
 
     def note(self, observation: Observation, values: Mapping[str, float]) -> bool:
         """Keep a reading's values for the next row; gives whether a verdict has changed."""
-        self.pending = dict(values)
+        self.pending = values
         shown, self._shown = self._shown, _states(observation)
         return shown != self._shown
 

@@ -86,7 +86,10 @@ class WVMonitorCallback(TrainerCallback):
         **overrides: Any,
     ) -> None:
         """Load the bank and its calibration; arguments as in `Monitor`."""
-        self.monitor = Monitor(references, settings=settings, probe=probe, **overrides)
+        self._set_up(Monitor(references, settings=settings, probe=probe, **overrides))
+
+    def _set_up(self, monitor: Monitor) -> None:
+        self.monitor = monitor
         self._live: LiveModel | None = None
         self._model: Any = None
         self._attached = False
@@ -95,6 +98,14 @@ class WVMonitorCallback(TrainerCallback):
         self._training: _Training | None = None
         self._rows = TrainerRows()
         self._kept: KeptCheckpoints | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made from: it looks at the model and begins a run when it trains."""
+        return {"monitor": self.monitor, "attached": self._attached}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._set_up(state["monitor"])
+        self._attached = state["attached"]
 
     @classmethod
     def attach(
@@ -259,6 +270,7 @@ class WVMonitorCallback(TrainerCallback):
                 "longer where it started: give base=FOLDER of the base model"
             )
         known = before is not None and self._model is model and not sharded
+        known = known and not (before and before.unknown())  # adapters were added since
         if left.initial is not None:
             self._look_at(model, left.initial)
         elif not known:
@@ -278,6 +290,13 @@ class WVMonitorCallback(TrainerCallback):
         if self.monitor.settings.base is not None:
             return False
         return self._live.method == "full" if self._live else not unwrapped_model(model)[1]
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note where parameters start that are unfrozen just now."""
+        if self._live is not None:
+            self.monitor.guarded("start", self._live.notice, None)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -48,9 +48,11 @@ class BaseIdentity(_Frozen):
             return "relative"
         raise BaseMismatchError(
             f"the references were made for {self.id} (digest {self.digest[:12]}…), these "
-            f"weights start from a base with digest {digest[:12]}…: use references built for "
-            "that base; `wvmonitor bank BASE --out DIR` makes them, and with --dry-run says first "
-            "what that costs"
+            f"weights start from a base with digest {digest[:12]}…: where they were made from "
+            f"{self.id} (something was merged into it, or training goes on), name it with "
+            "base=FOLDER, and what was trained before counts as well; where their base is a close "
+            "relative, list its digest in the cards' `relatives`; else make references for it: "
+            "`wvmonitor bank BASE --out DIR` (--dry-run says first what that costs)"
         )
 
 
