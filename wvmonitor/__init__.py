@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wvmonitor._version import __version__
 
 if TYPE_CHECKING:
+    from wvmonitor.builder.prepare import prepare
     from wvmonitor.detection import Calibration, Judge, Verdict, calibrate, score
     from wvmonitor.integrations.transformers import WVMonitorCallback
     from wvmonitor.live.monitor import Monitor, Run
@@ -33,6 +34,7 @@ _HOMES = {
     "Verdict": "wvmonitor.detection",
     "WVMonitorCallback": "wvmonitor.integrations.transformers",
     "calibrate": "wvmonitor.detection",
+    "prepare": "wvmonitor.builder.prepare",
     "read_adapter": "wvmonitor.sources",
     "read_checkpoints": "wvmonitor.sources",
     "read_model": "wvmonitor.sources",
@@ -54,6 +56,7 @@ __all__ = [
     "WVMonitorCallback",
     "__version__",
     "calibrate",
+    "prepare",
     "read_adapter",
     "read_checkpoints",
     "read_model",

@@ -84,8 +84,17 @@ def statuses(journal: Journal) -> list[str]:
             {},
             [("firing", "warn", 0), ("firing", "alarm", 1), ("resolved", "alarm", 6)],
         ),
-        ("alarm unknown unknown unknown warming", {}, [("firing", "alarm", 0)]),
-        ("alarm ok ok unknown ok", {}, [("firing", "alarm", 0), ("resolved", "alarm", 4)]),
+        (
+            "alarm unknown unknown unknown warming",
+            {},
+            [("firing", "alarm", 0), ("firing", "info", 1)],
+        ),
+        (
+            "alarm ok ok unknown ok unknown",
+            {},
+            [("firing", "alarm", 0), ("firing", "info", 3), ("resolved", "alarm", 4)],
+        ),
+        ("unknown unknown", {"expected": ("evil",)}, []),
         ("warn alarm warn ok", {"level": "alarm"}, [("firing", "alarm", 1)]),
         (
             "warn ok warn ok",
@@ -103,7 +112,7 @@ def statuses(journal: Journal) -> list[str]:
 def test_one_alert_an_episode(
     tmp_path: Path, states: str, policy: dict[str, Any], expected: list[Any]
 ) -> None:
-    """An episode fires once, rises once, resolves once; unknown never closes it."""
+    """An episode fires, rises and resolves once; unknown is told once, and closes nothing."""
     journal = begun(tmp_path, **policy)
     run_states(journal, *states.split())
     assert told(journal) == expected

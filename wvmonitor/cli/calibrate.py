@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Space = Literal["response", "frobenius"]
 """The geometry of the deciding score."""
 
-Decides = Literal["residual", "cosine", "margin"]
+Decides = Literal["residual", "cosine", "margin", "module_cosine"]
 """The score that verdicts rest on."""
 
 

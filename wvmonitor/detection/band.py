@@ -33,7 +33,7 @@ they did."""
 MAX_ALPHA = 0.25
 """Largest α: above it a band would be noise, and `warn`, at twice α, the rule."""
 
-DecidingScore = Literal["cosine", "residual", "margin"]
+DecidingScore = Literal["cosine", "residual", "margin", "module_cosine"]
 Status = Literal["calibrated", "provisional"]
 
 

@@ -28,7 +28,7 @@ __all__ = [
     "score",
 ]
 
-ScoreName = Literal["cosine", "residual", "margin", "window"]
+ScoreName = Literal["cosine", "residual", "margin", "module_cosine", "window"]
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
 
 
@@ -126,6 +126,7 @@ def score(
                 "cosine": formulas.cosine(sums),
                 "residual": formulas.residual(sums, ridges[geometry]),
                 "margin": formulas.margin(sums),
+                "module_cosine": formulas.module_cosine(reading, gram, geometry, components),
                 "window": moving,
             }
         warnings += [w for w in (odd, alone) if w is not None and w not in warnings]

@@ -75,3 +75,8 @@ class JudgeState:
     def alarmed(self) -> frozenset[str]:
         """The behaviours that have alarmed in this run."""
         return frozenset(name for name, state in self.behaviours.items() if state.alarmed)
+
+    @property
+    def last_ok(self) -> dict[str, int]:
+        """By behaviour, the step of the last reading that was ok."""
+        return {n: s.last_ok for n, s in self.behaviours.items() if s.last_ok is not None}

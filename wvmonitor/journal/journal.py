@@ -30,7 +30,7 @@ from wvmonitor.detection.judgement import Judgement
 from wvmonitor.detection.state import JudgeState
 from wvmonitor.errors import JournalError
 from wvmonitor.journal import writes
-from wvmonitor.journal.alerts import AlertPolicy
+from wvmonitor.journal.alerts import AlertPolicy, event
 from wvmonitor.journal.place import Claim, claim, local_file
 from wvmonitor.journal.reader import JournalReader, JournalRow
 from wvmonitor.journal.schema import journal_file
@@ -58,6 +58,7 @@ class Journal:
         run: the run's id; None until `begin_attempt` has chosen one.
         attempt: which start of the run this is; 0 before `begin_attempt`.
         on_commit: called by the writer thread after each commit; the outbox listens here.
+        on_loss: called by the writer thread, with the reason, when a reading is lost.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Journal:
         self.attempt = 0
         self.fallback = fallback
         self.on_commit: Callable[[], None] | None = None
+        self.on_loss: Callable[[str], None] | None = None
         self._alerts = alerts
         self._claim = claim
         self._reader = JournalReader(path)
@@ -244,8 +246,8 @@ class Journal:
 
     def give_up(self, why: str) -> None:
         """Note that nobody watches the run any more; a later `flush` says that it is on disk."""
-        run, now = self._named(None), time.time()
-        self._submit(lambda c: writes.event(c, run, now, "gave-up", None, why))
+        alert = event("disabled", self._named(None), why, time.time())
+        self._submit(lambda c: writes.give_up(c, alert, self._alerts))
 
     def execute(self, job: Callable[[sqlite3.Connection], T], timeout: float = 30.0) -> T:
         """Run `job` in a transaction on the writer thread, and return what it returns.
@@ -321,6 +323,8 @@ class Journal:
         if error is not None:
             self._lost.append(f"the reading of step {step} ({error})")
             logger.error("the reading of step %d is not in '%s': %s", step, self.path, error)
+            if self.on_loss is not None:
+                self.on_loss(self._lost[-1])
 
     def _close_at_exit(self) -> None:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from wvmonitor.live.outputs import Outputs
 from wvmonitor.live.run import Run
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Exporter, Observation
+from wvmonitor.outputs.run_state import RunState
 from wvmonitor.reading import Reading
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of
@@ -101,6 +103,7 @@ class Monitor:
         )
         self.calibration = calibration_of(self.bank, self.settings.calibration)
         self.judge = validation.judge_of(self.settings, self.bank, self.calibration)
+        validation.warn_if_weak(self.bank)
         self._given = exporters, probe
         self._probe = validation.probe_of(self.settings, probe)
         self.tokenizer = tokenizer
@@ -116,6 +119,8 @@ class Monitor:
         self._state = JudgeState()
         self._anchor: _Anchor | None = None
         self._readings = 0
+        self._seen: tuple[Any, int] | None = None
+        self._stopped = False
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -211,6 +216,7 @@ class Monitor:
         """
         previous = self._outputs.run
         self._outputs.end_attempt()
+        self._seen, self._stopped = None, False
         self.last = self.loaded = self._anchor = None
         self._state = JudgeState()
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
@@ -266,6 +272,7 @@ class Monitor:
             MonitorFailedError: only with `on_monitor_failure="stop"`.
         """
         watched = not self.disabled
+        self._seen = (model, step)
         observation = self._outputs.failures.guarded(
             "reading", lambda: self._observed(model, step, force=force), None, reading=True
         )
@@ -429,13 +436,34 @@ class Monitor:
         journal, so that it outlives the process.
         """
         action, reason = self._actions.after(observation)
+        self._stopped = self._stopped or action == "stop"
         if action == "stop" and reason and (journal := self.journal):
             self.guarded("stop latch", lambda: journal.latch_stop(reason), None)
         return action
 
     def close(self) -> None:
-        """Deliver and write what is left, and let go of journal, ports and threads."""
-        self._outputs.close()
+        """Take the last reading if one is due, deliver and write what is left, and let go.
+
+        Metrics then say that the run has ended, or was stopped; where an exception is on its way
+        they don't, for it has failed.
+        """
+        self._observe_end()
+        self._outputs.close(self._ended_as())
+
+    def _observe_end(self) -> None:
+        """The weights that training ends with, where `observe` has seen and not read them.
+
+        Of a sharded model all processes would have to take part, and not all may close.
+        """
+        seen, self._seen = self._seen, None
+        if seen is not None and self._live is not None and not self._live.sharded:
+            self.observe(*seen, force=True)
+
+    def _ended_as(self) -> RunState | None:
+        error = sys.exc_info()[0]
+        if self._stopped or (error and issubclass(error, (KeyboardInterrupt, SystemExit))):
+            return "stopped"
+        return "ended" if error is None else None
 
 
 def _copied(

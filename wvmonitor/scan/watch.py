@@ -25,10 +25,12 @@ from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.live.validation import bank_folder, judge_of
 from wvmonitor.outputs.exporter import Exporter, Observation
 from wvmonitor.outputs.prometheus import PrometheusExporter
+from wvmonitor.outputs.run_state import checkpoints_in
 from wvmonitor.references import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of
 from wvmonitor.scan.measure import find_base, read_target
 from wvmonitor.scan.new_checkpoints import NewCheckpoints
+from wvmonitor.scan.run_end import has_ended
 from wvmonitor.scan.targets import Target, find_targets
 from wvmonitor.scan.text import visible
 
@@ -104,12 +106,15 @@ class Watcher:
         calibration = calibration_of(self._bank, settings.calibration)
         self._judge = judge_of(settings, self._bank, calibration)
         self._runs: dict[str, _Run] = {}
+        self._folders: dict[str, Path] = {}
         self._shown: dict[str, float] = {}
+        self._ended: set[str] = set()
         self._new_checkpoints = NewCheckpoints(
             self.folder, settle=self._options.settle, measured=self._measured_at
         )
         self._journal = Journal.open(
-            settings.journal_dir or self.folder / STATE_FOLDER, alerts=settings.alert_policy()
+            settings.journal_dir or self.folder / STATE_FOLDER,
+            alerts=settings.alert_policy(lambda run: checkpoints_in(self._folder(run))),
         )
         self._reader = JournalReader(self._journal.path)
         self._exporters: list[Exporter] = settings.build_exporters()
@@ -152,6 +157,7 @@ class Watcher:
             targets = {t.path: t for t in find_targets([folder])}
             for step, path in found:
                 count += self._take(self._name(folder), step, path, targets.get(str(path)))
+        self._look_for_ends()
         self._forget()
         return count
 
@@ -234,9 +240,7 @@ class Watcher:
         )
         self._journal.flush()
         known.times[step] = observation.wall_time
-        for exporter in self._exporters:
-            exporter.export(observation)
-        self._shown[run] = observation.wall_time
+        self._export(observation)
         self._show(observation)
 
     def _known(self, run: str) -> _Run:
@@ -251,7 +255,13 @@ class Watcher:
     def _name(self, folder: Path) -> str:
         """A run's id: its folder, seen from the folder of runs."""
         relative = folder.relative_to(self.folder)
-        return visible(self.folder.resolve().name if relative == Path() else relative.as_posix())
+        name = visible(self.folder.resolve().name if relative == Path() else relative.as_posix())
+        self._folders[name] = folder
+        return name
+
+    def _folder(self, run: str) -> Path:
+        """Where a run's checkpoints are, by its id."""
+        return self._folders.get(run, self.folder / run)
 
     # What is shown
 
@@ -267,16 +277,35 @@ class Watcher:
                 reading=reading,
                 component_shares=reading.component_shares(),
             )
-            observation = Observation(run, judgement, float("nan"), row.wall_time)
-            for exporter in self._exporters:
-                exporter.export(observation)
-            self._shown[run] = row.wall_time
+            self._export(Observation(run, judgement, float("nan"), row.wall_time))
+
+    def _export(self, observation: Observation) -> None:
+        """Show an observation, and what its run could go back to."""
+        checkpoints = checkpoints_in(self._folder(observation.run))
+        for exporter in self._exporters:
+            if isinstance(exporter, PrometheusExporter):
+                exporter.show_way_back(observation, checkpoints)
+            exporter.export(observation)
+        self._shown[observation.run] = observation.wall_time
+        self._ended.discard(observation.run)
+
+    def _look_for_ends(self) -> None:
+        """Show which runs have ended, so that nobody waits for their next reading."""
+        for run in self._shown.keys() - self._ended:
+            folder = self._folder(run)
+            steps = checkpoints_in(folder)
+            if steps and has_ended(folder, folder / f"checkpoint-{steps[-1]}"):
+                self._ended.add(run)
+                for exporter in self._exporters:
+                    if isinstance(exporter, PrometheusExporter):
+                        exporter.show_states("ended", run)
 
     def _forget(self) -> None:
         """Take runs off the metrics that have had no reading for long."""
         late = time.time() - self._options.forget
         for run in [run for run, shown in self._shown.items() if shown < late]:
             del self._shown[run]
+            self._ended.discard(run)
             for exporter in self._exporters:
                 if isinstance(exporter, PrometheusExporter):
                     exporter.forget(run)

@@ -36,6 +36,7 @@ from wvmonitor.sources.live_adapter import (
     adapted_modules,
     adapter_state,
     counted_twice,
+    is_recorded,
     is_state_key,
     merged_error,
 )
@@ -47,9 +48,9 @@ from wvmonitor.sources.live_base import (
     unwrapped_model,
 )
 from wvmonitor.sources.live_frozen import unlike_base
-from wvmonitor.sources.live_parts import difference, parts_of
+from wvmonitor.sources.live_parts import NO_STARTS, Starts, difference, parts_of
 from wvmonitor.sources.live_shared import Collected, by_name, collecting
-from wvmonitor.sources.live_start import moved_at_start, moves_base
+from wvmonitor.sources.live_start import computed_start, moved_at_start, moves_base
 from wvmonitor.sources.names import is_transposed, unwrapped
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
 
@@ -117,14 +118,17 @@ class LiveModel:
         self._own = list(base_parameters(self._root).items())
         self._trained: dict[str, Tensor] = {}
         self._unrecorded: dict[str, Tensor] = {}
-        self._directs = 0
+        self._directs: int | None = None  # how many were checked; None before the first time
         self._warned_of_precision = False
         self._parts: list[Part] | None = None
         self._collected: list[Collected] | None = None
         self.method, self.rank = _method(self._adapted, config)
         kinds = sorted({entry.path.rsplit(".", maxsplit=1)[-1] for entry in self._adapted})
         self.target_modules = tuple(kinds) or None
+        self._starts = self._starts_by_base()
         self._initial = dict(initial) if initial is not None else self._recorded()
+        if initial is not None:
+            self._check_started()
         self._warnings = self._check_direct(self._direct())
         self._unlike = self._merged_before()
         self.base_digest = self._digest(base)
@@ -188,7 +192,7 @@ class LiveModel:
             self._parts = [
                 part
                 for entry in self._counted()
-                for part in parts_of(entry, self._initial, self._owners)
+                for part in parts_of(entry, self._initial, self._owners, self._starts)
             ]
         direct = {**self._unlike, **self._checked_direct()}
         parts = self._parts + [self._direct_part(n, p, p.detach) for n, p in direct.items()]
@@ -221,7 +225,7 @@ class LiveModel:
             for entry in self._counted():
                 collect = collecting(entry)
                 with collect():
-                    parts = parts_of(entry, self._initial, self._owners)
+                    parts = parts_of(entry, self._initial, self._owners, self._starts)
                 self._collected += [(part, collect) for part in parts]
         collected = self._collected + [
             self._shared_direct(n, p) for n, p in {**self._unlike, **self._checked_direct()}.items()
@@ -302,6 +306,41 @@ class LiveModel:
                 state[name] = now.to(parameter.dtype).to("cpu", copy=True)
         return state
 
+    def _starts_by_base(self) -> Starts:
+        """The adapters whose start the base's folder tells."""
+        folder = self._folder
+        if folder is None:
+            return NO_STARTS
+        every = {adapter for entry in self._adapted for adapter in entry.adapters}
+        of = {a: start for a in every if (start := computed_start(a, self._config)) is not None}
+
+        def weight(name: str) -> Tensor:
+            return folder.read(folder.stored(name) or name)
+
+        return Starts(of, weight)
+
+    def _check_started(self) -> None:
+        """Refuse adapters whose start is neither their base, nor recorded, nor told by the base.
+
+        Raises:
+            UnmeasurableModelError: saying what is missing.
+        """
+        known: dict[tuple[str, type], bool] = {}
+        for entry in self._adapted:
+            if is_recorded(entry, self._initial):
+                continue
+            with collecting(entry)():
+                moved = moved_at_start(entry, self._config, known)
+            if not moved or all(a in self._starts.of for a in entry.adapters):
+                continue
+            by_base = all(computed_start(a, self._config) for a in entry.adapters)
+            raise UnmeasurableModelError(
+                f"where the adapter of {shown(entry.path)} started cannot be told from its weights "
+                "now"
+                + (", but from its base: give base, or " if by_base else ", nor from its base: ")
+                + RECORD_IT
+            )
+
     def _direct(self) -> dict[str, Tensor]:
         """Parameters that are trained themselves, or ever were, by name; tied ones once."""
         for name, parameter in self._own:
@@ -325,12 +364,7 @@ class LiveModel:
                     )
                 shape = self._folder.shape(held)
             else:
-                if name not in self._unrecorded:
-                    self._unrecorded[name] = parameter
-                    warnings.append(
-                        f"{shown(name)} is trained, and nobody recorded where it started: give "
-                        "base=FOLDER of the base model; it is left out"
-                    )
+                warnings += self._left_out(name, parameter)
                 continue
             warnings += compare_shapes(name, shape, full_shape(parameter), "the live model")
         low = [
@@ -346,6 +380,21 @@ class LiveModel:
             )
         self._directs = len(direct)  # only now: what was refused is refused again
         return warnings
+
+    def _left_out(self, name: str, parameter: Tensor) -> list[str]:
+        """Note, once, a trained parameter whose start is not known."""
+        if self._directs is None:
+            raise KeyMismatchError(
+                f"{shown(name)} is trained, but the recorded start of the run lacks it: restore "
+                "the state that was recorded at step 0 of this run, or give base=FOLDER of the base"
+            )
+        if name in self._unrecorded:
+            return []
+        self._unrecorded[name] = parameter
+        return [
+            f"{shown(name)} is trained since, and nobody recorded where it started: it is left "
+            "out; give base=FOLDER of the base model"
+        ]
 
     def _direct_part(self, name: str, parameter: Tensor, current: Callable[[], Tensor]) -> Part:
         """The change of a parameter that is trained itself; `current` gives its value now."""
@@ -423,13 +472,15 @@ def read_model(model: nn.Module, base: Location | None = None) -> TaskVector:
         UnmeasurableModelError: the start is not known, or as `LiveModel` says.
         InputError: as `LiveModel` says.
     """
-    live = LiveModel(model, base)
-    if live.initial_state():
+    try:
+        return LiveModel(model, base, initial={}).task_vector()
+    except KeyMismatchError as error:
+        if base is not None:
+            raise
         raise UnmeasurableModelError(
             "where this model started cannot be told from its weights now: give base, or make a "
-            f"LiveModel before the first step; for adapters, {RECORD_IT}"
-        )
-    return live.task_vector()
+            "LiveModel before the first step"
+        ) from error
 
 
 def _method(adapted: Iterable[Adapted], config: Mapping[str, Any]) -> tuple[str, int | None]:
