@@ -18,8 +18,9 @@ from wvmonitor.builder.examples import Example, Pair
 from wvmonitor.builder.harmless.families import Family
 from wvmonitor.detection.band import DecidingScore
 from wvmonitor.detection.calibration import BenignRun, Calibration
+from wvmonitor.detection.judge import judgements
 from wvmonitor.detection.scores import Scores
-from wvmonitor.detection.verdict import JudgeState, judge
+from wvmonitor.detection.verdict import State
 from wvmonitor.reading import Geometry
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.trust import CheckedRun, Kind, Separation
@@ -145,17 +146,15 @@ def checked(
     planned: Planned, run: BenignRun, calibration: Calibration | None, decides: tuple[str, str]
 ) -> CheckedRun:
     """A run judged reading by reading, as if it were watched now."""
-    state = JudgeState()
     first: float | None = None
+    alarmed: frozenset[str] = frozenset()
     warned: set[str] = set()
-    for scores in run.scores:
-        verdicts, state = judge(scores, run.context, calibration, state)
-        warned |= {n for n, v in verdicts.items() if v.state == "warn"}
-        about = state.alarmed if planned.behaviour is None else [
-            n for n in state.alarmed if n == planned.behaviour
-        ]  # fmt: skip
+    for judgement in judgements(run.scores, run.context, calibration):
+        alarmed = judgement.state.alarmed
+        warned |= {n for n, v in judgement.verdicts.items() if v.state == State.WARN}
+        about = alarmed if planned.behaviour is None else alarmed & {planned.behaviour}
         if about and first is None:
-            first = scores.progress
+            first = judgement.scores.progress
     geometry, score = decides
     names = [n for n, r in run.scores[-1].references.items() if r.kind == "behaviour"]
     asked = [planned.behaviour] if planned.behaviour else names
@@ -167,8 +166,8 @@ def checked(
         behaviour=planned.behaviour,
         share=planned.share,
         hard=planned.hard,
-        alarmed=tuple(sorted(state.alarmed)),
-        warned=tuple(sorted(warned - set(state.alarmed))),
+        alarmed=tuple(sorted(alarmed)),
+        warned=tuple(sorted(warned - alarmed)),
         at=first,
         score=max(known, default=None),
     )
