@@ -187,7 +187,8 @@ def test_a_lone_checkpoint_has_gained_nothing_that_is_known(calibration, make_sc
 
 def test_dense_readings_leave_a_short_past(calibration, make_scores, context):
     """However often a run is read, what is carried from reading to reading stays small."""
-    state = START
+    support = calibration.support.model_copy(update={"readings": (20, 2000)})
+    calibration, state = calibration.model_copy(update={"support": support}), START
     for step in range(1, 2001):
         scores = make_scores(step / 2000, evil=0.02, flattery=0.02)
         _, state = judge(scores, context, calibration, state)
