@@ -25,20 +25,19 @@ RESULTS = Path(__file__).parent / "results" / "stacks.json"
 STEPS, EVERY = 12, 2
 
 
-class NotSeen(Exception):
+class NotSeenError(Exception):
     """A stack did not do what it should."""
 
 
 def expect(what: str, seen: object, wanted: object) -> None:
-    """Raise `NotSeen` where a stack differs."""
+    """Raise `NotSeenError` where a stack differs."""
     if seen != wanted:
-        raise NotSeen(f"{what}: {seen!r}, wanted {wanted!r}")
+        raise NotSeenError(f"{what}: {seen!r}, wanted {wanted!r}")
 
 
 def watched(folder: Path, tracker: str = "none", **settings: Any) -> Any:
     """A Trainer's run that drifts from its first step on: the callback, after training."""
     from tests.integrations.test_transformers import plant_drift, trainer
-
     from wvmonitor import WVMonitorCallback
     from wvmonitor.testing import planted_bank, tiny_base
 
@@ -76,9 +75,7 @@ def mlflow(folder: Path) -> str:
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    (run,) = [
-        r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])
-    ]
+    (run,) = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
     history = client.get_metric_history(run.info.run_id, "wv/evil/verdict")
     expect("rows", sorted((m.step, m.value) for m in history), WANTED)
     return "metric `wv/evil/verdict`"
@@ -153,7 +150,6 @@ def trl(folder: Path) -> str:
 def lightning(folder: Path) -> str:
     """A fit."""
     from tests.integrations import test_lightning
-
     from wvmonitor.testing import tiny_base
 
     test_lightning.test_a_lightning_run_is_watched(folder, tiny_base(folder / "base"), lora=True)
@@ -164,8 +160,8 @@ def accelerate(folder: Path) -> str:
     """A loop of one's own."""
     import torch
     from accelerate import Accelerator
-    from tests.live.test_monitor import lora_model
 
+    from tests.live.test_monitor import lora_model
     from wvmonitor import Monitor, Run
     from wvmonitor.testing import planted_bank, random_rows, tiny_base
 
@@ -250,7 +246,7 @@ def main(names: list[str]) -> int:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 seen = run(Path(folder))
-            except NotSeen as error:
+            except NotSeenError as error:
                 print(f"{title} {version}: {error}")
                 failed = 1
                 continue

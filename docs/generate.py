@@ -134,7 +134,7 @@ def integrations() -> str:
         f"| {r['transformers']} |"
         for r in sorted(found.values(), key=lambda r: r["stack"].lower())
     ]
-    head = ["| stack | version | seen | Python | torch | transformers |", "|---|---|---|---|---|---|"]
+    head = ["| stack | version | seen | Python | torch | transformers |", "|---" * 6 + "|"]
     return "\n".join([f"{before}{begin}", "", *head, *rows, "", f"{end}{after}"])
 
 
