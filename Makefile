@@ -143,7 +143,7 @@ calibrations: $(INSTALLED) ## the bundled bank's calibrations again, from the su
 .PHONY: real-bank
 real-bank: $(INSTALLED) ## `wvmonitor bank` from nothing on SmolLM2-135M-Instruct (half an hour on two cores; goes on where it stopped)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
-	$(BIN)/python -m benchmarks.real.bank
+	$(BIN)/python -m benchmarks.bank
 
 .PHONY: evals test-evals
 evals: $(INSTALLED) ## write the bundled model's evaluation sets again (into build/evals)

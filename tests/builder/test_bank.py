@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from wvmonitor.cli.app import app
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.errors import BuildError, MissingPathError
 from wvmonitor.references.bank import ReferenceBank
+from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.trust import load_trust
 
 SHORT = Scale(
@@ -181,6 +183,14 @@ def test_a_folder_that_is_no_bank_is_left_alone(tmp_path):
         plan_bank(options_for(tmp_path))
 
 
+def test_a_bank_of_another_maker_is_left_alone(tmp_path):
+    """What `wvmonitor build` made, or somebody else, is not replaced."""
+    out = tmp_path / "bank"
+    shutil.copytree(bundled_path("tiny-organism", "bank"), out)
+    with pytest.raises(BuildError, match=r"did not make .*evil"):
+        plan_bank(options_for(out))
+
+
 def test_too_few_harmless_families_are_counted(tmp_path):
     """The error says how many there are, how many are needed, and for what."""
     scale = replace(SHORT, calibration=60)
@@ -207,7 +217,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(made, monkeypatch):
     """Where nothing can be written the error says so, and the bank that is there stays."""
     finished, _ = made
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("wvmonitor.builder.prepare.save_trust", full)

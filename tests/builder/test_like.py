@@ -64,6 +64,7 @@ def test_the_run_s_settings_reach_the_trainer(tmp_path):
     assert arguments.learning_rate == 2e-4
     assert arguments.lr_scheduler_type == "cosine"
     assert arguments.max_steps == 300
+    assert arguments.warmup_steps == 9
     assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 8
     assert any("not taken over: dataset" in n for n in job.notes)
     # references are trained as references are

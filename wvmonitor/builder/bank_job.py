@@ -129,13 +129,19 @@ class BankJob:
         self.scale = self._scale()
 
     def _check_place(self) -> None:
-        """Refuse to write over what is no bank, or over harmless runs that were added since."""
+        """Refuse to write over anything but a bank of this command's, with its own runs alone."""
         bank = existing_bank(self.options.out)
-        held = None if bank is None else calibration_of(bank)
-        if bank is None or held is None:
+        if bank is None:
             return
+        bank.relation_to(self.base.digest)
         trust = load_trust(self.options.out, bank.fingerprint)
-        added = set(held.datasets) - set(trust.calibrated_on if trust else ())
+        if trust is None:
+            raise BuildError(
+                f"{self.options.out} holds a bank that this command did not make "
+                f"({', '.join(bank.names)}): give another --out"
+            )
+        held = calibration_of(bank)
+        added = set(held.datasets if held else ()) - set(trust.calibrated_on)
         if added:
             raise BuildError(
                 f"the calibration in {self.options.out} holds {len(added)} harmless runs that this "
@@ -216,17 +222,20 @@ class BankJob:
     def run_training(self, rate: float, seed: int) -> Training:
         """A run like the one that will be watched."""
         like, steps = self.like, self.run_steps
+        arguments = dict(like.arguments)
+        share = arguments.pop("warmup_ratio", 0.1)
+        warmup = int(arguments.pop("warmup_steps", max(1, math.ceil(share * steps))))
         settings = Finetuning(
             rank=int(like.adapter.get("r", RANK)),
             alpha=int(like.adapter.get("lora_alpha", ALPHA)),
             batch_size=self.batch_size,
-            warmup_steps=max(1, steps // 10),
+            warmup_steps=warmup,
             steps=steps,
             max_length=like.max_length or _LONGEST,
         )
         method: Method = "full" if like.method == "full" else "lora"
         peak = like.learning_rate or rate
-        named = like if like.arguments or like.adapter else None
+        named = replace(like, arguments=arguments) if arguments or like.adapter else None
         return Training(settings, method, peak, steps, seed, like=named)
 
     @property

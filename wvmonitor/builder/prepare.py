@@ -43,6 +43,8 @@ from wvmonitor.report.document import write_page
 
 RUN_SEEDS = 2000
 """Where the seeds of watched runs begin: none shares an initial A with a reference."""
+SWEPT = "harmful-advice"
+"""The behaviour whose contrast chooses the learning rate."""
 RATES, RUNS, OWN = "learning rates", "watched runs", "own answers"
 _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _BATCH, _ANSWER = 32, 64
@@ -198,10 +200,11 @@ def _families(job: BankJob, work: Work, found: Sequence[Contrast], tick: Ticker)
 def _rate(
     job: BankJob, work: Work, found: Sequence[Contrast], use: Use, tick: Ticker
 ) -> tuple[float, list[Rate]]:
-    """The learning rate that moves this base, by its first behaviour."""
+    """The learning rate that moves this base, by harmful advice where there is any."""
     scale = job.scale
+    first = next((c for c in found if c.name == SWEPT), found[0])
     training = job.reference_training(scale.rate_steps, 0.0, job.options.seed)
-    runs = rate.tried(found[0], training, scale.rates, scale.asked, use.text)
+    runs = rate.tried(first, training, scale.rates, scale.asked, use.text)
     total = sum(r.training.steps for r in runs)
     chosen, remark, rates = rate.swept(
         job.base, work, runs, job.jobs, lambda done: tick(RATES, done, total)

@@ -1,6 +1,6 @@
 """`wvmonitor bank` from nothing on SmolLM2-135M-Instruct; log, record and report are kept.
 
-python -m benchmarks.real.bank [--full] [more options of `wvmonitor bank`]
+python -m benchmarks.bank [--full] [more options of `wvmonitor bank`]
 
 Goes on where it was interrupted. Results are in benchmarks/results: `real-bank.log` (the command's
 own words, with times), `real-bank.json` (every run of the power check) and `real-bank.html`.
