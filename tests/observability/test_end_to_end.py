@@ -77,10 +77,13 @@ def configure(folder: Path, bank: Path, webhook: str, **ports: int) -> None:
     prometheus = yaml.safe_load((EXAMPLES / "prometheus.yml").read_text())
     prometheus["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     prometheus["rule_files"] = ["wvmonitor.yml"]
-    targets = [prometheus["alerting"]["alertmanagers"][0], *prometheus["scrape_configs"]]
-    for target, name in zip(targets, ("alertmanager", "job", "pushgateway"), strict=True):
-        static = target["static_configs"][0] if "static_configs" in target else target
-        static["targets"] = [f"127.0.0.1:{ports[name]}"]
+    found, gateway = prometheus["scrape_configs"]
+    found["file_sd_configs"][0]["refresh_interval"] = "1s"
+    for target, name in (
+        (prometheus["alerting"]["alertmanagers"][0], "alertmanager"),
+        (gateway, "pushgateway"),
+    ):
+        target["static_configs"][0]["targets"] = [f"127.0.0.1:{ports[name]}"]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(prometheus))
 
 
@@ -94,7 +97,7 @@ def stack(tiny_base: Path, folder: Path, launch: Launch, webhook: Receiver) -> S
     require("prometheus", "prometheus-alertmanager", "prometheus-pushgateway")
     bank = bank_with_doses(tiny_base, folder / "bank")
     job = free_port()
-    configure(folder, bank, webhook.url, alertmanager=1, job=job, pushgateway=1)
+    configure(folder, bank, webhook.url, alertmanager=1, pushgateway=1)
     alertmanager = launch(
         "prometheus-alertmanager",
         "--config.file=alertmanager.yml",
@@ -107,7 +110,6 @@ def stack(tiny_base: Path, folder: Path, launch: Launch, webhook: Receiver) -> S
         bank,
         webhook.url,
         alertmanager=port_of(alertmanager),
-        job=job,
         pushgateway=port_of(pushgateway),
     )
     prometheus = launch(
@@ -123,7 +125,7 @@ def stack(tiny_base: Path, folder: Path, launch: Launch, webhook: Receiver) -> S
         every_n_steps=5,
         per_layer=True,
         expected=["sycophancy"],
-        prometheus={"enabled": True, "port": job},
+        prometheus={"enabled": True, "port": job, "discovery": folder / "targets"},
         notifiers=[{"kind": "alertmanager", "url": alertmanager}],
     )
     load = scraper(job, 1, SCRAPE_SECONDS)

@@ -28,7 +28,7 @@ from wvmonitor.live.actions import Action, Actions, log_raised
 from wvmonitor.live.behaviour_check import Probe, with_probe
 from wvmonitor.live.interval import MeasurementInterval
 from wvmonitor.live.outputs import Outputs
-from wvmonitor.live.run import Run
+from wvmonitor.live.run import Run, known_id
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Exporter, Observation
 from wvmonitor.outputs.run_state import RunState
@@ -167,7 +167,12 @@ class Monitor:
         """
         if self._live is not None:
             run = self._ended(run or Run())
-        self._run = run or Run()
+        run = run or Run()
+        self._run = replace(
+            run,
+            run_id=known_id(run.run_id, "the checkpoint"),
+            name=known_id(run.name, "the trainer's arguments"),
+        )
         live = live or LiveModel(model, base=self.settings.base)
         if live.sharded:
             from_first(lambda: self._open(live))

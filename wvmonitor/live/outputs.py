@@ -65,6 +65,7 @@ class Outputs:
         self._attending: list[Attending] = []
         self._notifiers: dict[str, Notifier] = {}
         self._folder: Path | None = None
+        self._name = "run"
         self._journal_is_lost = False
         self._telling: list[threading.Thread] = []
         self._undo_sigterm: Callable[[], None] = lambda: None
@@ -83,13 +84,14 @@ class Outputs:
         """
         self._exporters = [*self._given, *self._settings.build_exporters()]
         self._folder = run.folder
+        self._name = self._settings.run or run.run_id or run.name or "run"
         self._notifiers = self._settings.build_notifiers()
         if any(self._metrics()):
             self._undo_sigterm = before_sigterm(self._terminated)
         try:
             state = self._open_journal(run, context, bank)
         except JournalError as error:
-            self._journal_lost(str(error), run.run_id or run.name or "run")
+            self._journal_lost(str(error))
             raise
         if self._settings.record:
             self._open_snapshots(sharded=sharded)
@@ -169,7 +171,7 @@ class Outputs:
         if journal := self.journal:
             self.failures.guarded("journal", lambda: journal.give_up(why), None)
         else:
-            self._tell_directly(event("disabled", "run", why, time.time(), step=step))
+            self._tell_directly(event("disabled", self._name, why, time.time(), step=step))
         if last is None:
             return None
         last = unwatched(last, why)
@@ -186,11 +188,11 @@ class Outputs:
 
     # What no journal can deliver
 
-    def _journal_lost(self, why: str, run: str | None = None) -> None:
+    def _journal_lost(self, why: str) -> None:
         """Tell the notifiers, past the journal, that it is lost; once."""
         if not self._journal_is_lost:
             self._journal_is_lost = True
-            alert = event("journal lost", run or self.run or "run", why, time.time())
+            alert = event("journal lost", self.run or self._name, why, time.time())
             self._tell_directly(alert)
 
     def _tell_directly(self, alert: Alert) -> None:

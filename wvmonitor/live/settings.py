@@ -35,6 +35,7 @@ from pydantic_settings import SettingsError as SourceError
 
 from wvmonitor.errors import SettingsError
 from wvmonitor.journal.alerts import AlertPolicy, Whereabouts
+from wvmonitor.live.run import run_id
 from wvmonitor.outputs.exporter import Exporter
 from wvmonitor.outputs.exporter_options import PrometheusSettings, PushgatewaySettings
 from wvmonitor.outputs.notifier import Notifier
@@ -56,12 +57,6 @@ def _split(value: object) -> object:
         if value.lstrip().startswith("["):
             return json.loads(value)
         return [part.strip() for part in value.split(",") if part.strip()]
-    return value
-
-
-def _printable(value: str) -> str:
-    if not value.isprintable() or value != value.strip():
-        raise ValueError("must be printable text without spaces around it")
     return value
 
 
@@ -104,8 +99,8 @@ class MonitorSettings(BaseSettings):
     calibration: Path | None = Field(
         None, description="Calibration file; without one, the bank's own, or none (uncalibrated)."
     )
-    run: Annotated[str, AfterValidator(_printable)] | None = Field(
-        None, min_length=1, max_length=200, description="The run's id; by default one is made up."
+    run: Annotated[str, AfterValidator(run_id)] | None = Field(
+        None, min_length=1, description="The run's id; by default one is made up."
     )
     journal_dir: Path | None = Field(
         None, description="Folder of wvmonitor.db; by default the trainer's output folder."
@@ -260,6 +255,7 @@ class MonitorSettings(BaseSettings):
             push=wanted.pushgateway.target() if wanted.pushgateway else None,
             expected=self.expected,
             linger=wanted.linger,
+            discovery=wanted.discovery,
         )
 
     def build_notifiers(self) -> dict[str, Notifier]:
