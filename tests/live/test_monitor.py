@@ -239,7 +239,7 @@ def test_a_run_that_is_not_watched_any_more_is_not_shown_as_fine(
     )
     assert {r.state for r in summary.references.values()} <= {"unknown", "warn", "alarm"}
     monitor.bank = bank
-    monitor.start(model, Run(planned_steps=9))
+    monitor.start(model, Run(planned_steps=9, retry=True))
     assert monitor.observe(model, 1) is not None
     monitor.close()
     (summary,) = summaries(tmp_path)

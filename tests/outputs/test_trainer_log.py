@@ -20,7 +20,7 @@ Make = Callable[..., Observation]
 
 def test_every_score_has_a_flat_key(make_observation: Make) -> None:
     """The keys are `wv/<reference>/<score>`; the other geometry is marked, verdicts are numbers."""
-    values = log_values(make_observation())
+    values = log_values(make_observation(), all_scores=True)
     assert values == {
         "wv/evil/cosine": 0.2,
         "wv/evil/residual": 0.1,
@@ -28,6 +28,7 @@ def test_every_score_has_a_flat_key(make_observation: Make) -> None:
         "wv/evil/dose": 0.4,
         "wv/evil/threshold": 0.15,
         "wv/evil/verdict": 1.0,
+        "wv/step": 40.0,
         "wv/verdict": 1.0,
         "wv/norm": pytest.approx(np.sqrt(20.0)),
         "wv/coverage": 0.8,
@@ -37,11 +38,26 @@ def test_every_score_has_a_flat_key(make_observation: Make) -> None:
     }
 
 
+def test_by_default_a_row_holds_what_decides(make_observation: Make) -> None:
+    """Of each behaviour its deciding score, dose, threshold and verdict, and their step; no more."""
+    decided = replace(make_observation(step=40), deciding=("frobenius", "residual"))
+    assert log_values(decided) == {
+        "wv/evil/residual": 0.1,
+        "wv/evil/dose": 0.4,
+        "wv/evil/threshold": 0.15,
+        "wv/evil/verdict": 1.0,
+        "wv/step": 40.0,
+    }
+    uncalibrated = replace(decided, deciding=None)
+    assert log_values(uncalibrated).keys() >= {"wv/evil/response_cosine", "wv/evil/verdict"}
+    assert "wv/evil/residual" not in log_values(uncalibrated)
+
+
 def test_rows_are_valid_json_of_plain_floats(make_observation: Make) -> None:
     """Whatever was measured, the row is strict JSON: plain Python floats, NaN and inf left out."""
     observation = make_observation(cosine=np.float32("inf"))
     bad = replace(observation.scores, norm=np.float64("nan"))
-    values = log_values(replace(observation, scores=bad))
+    values = log_values(replace(observation, scores=bad), all_scores=True)
     assert {type(value) for value in values.values()} == {float}
     assert json.loads(json.dumps(values, allow_nan=False)) == values
     assert values["wv/non_finite"] == 3.0
@@ -53,7 +69,7 @@ def test_left_out_values_are_announced(
 ) -> None:
     """A value that is left out is named in the log with its step."""
     with caplog.at_level(logging.WARNING):
-        log_values(make_observation(step=40))
+        log_values(make_observation(step=40), all_scores=True)
     assert "step 40: not logged: wv/language/cosine=nan" in caplog.text
 
 
@@ -105,6 +121,6 @@ def test_an_untrained_model_can_be_logged(make_observation: Make) -> None:
         scores=Scores({}, 0.0, {"frobenius": 1.0}),
         verdicts=(),
     )
-    assert log_values(still, per_layer=True) == {
+    assert log_values(still, all_scores=True, per_layer=True) == {
         "wv/verdict": -2.0, "wv/norm": 0.0, "wv/coverage": 1.0, "wv/measure_seconds": 0.02,
     }  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 
 def test_log_history_stays_strict_json(begin: Callable[..., Any], tmp_path: Path) -> None:
     """The Trainer's state can be saved whatever was measured, and any JSON parser reads it."""
-    run = begin()
+    run = begin(all_scores=True)
     measure = run.callback.monitor._measure
 
     def strange(step: int, model: Any = None) -> Any:

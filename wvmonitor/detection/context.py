@@ -19,6 +19,11 @@ class RunContext:
         lone: True for a single checkpoint without a trajectory.
         planned_steps: the run's planned number of optimiser steps.
         readings_planned: about how many readings the run will have in all.
+        objective: what the loss asks for: "sft", "dpo", "grpo", …
+        target_modules: the kinds of modules that an adapter changes, in alphabetical order.
+        schedule: of the learning rate: "linear", "cosine", …
+        weight_decay: as the optimiser was given it.
+        data: digest of the training set.
     """
 
     method: str | None = None
@@ -29,3 +34,8 @@ class RunContext:
     lone: bool = False
     planned_steps: int | None = None
     readings_planned: int | None = None
+    objective: str | None = None
+    target_modules: tuple[str, ...] | None = None
+    schedule: str | None = None
+    weight_decay: float | None = None
+    data: str | None = None

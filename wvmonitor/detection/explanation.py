@@ -21,6 +21,9 @@ from wvmonitor.detection.verdict import JudgeState, Verdict
 
 RAISED = ("warn", "alarm")
 
+BANDED = ("calibrated", "provisional")
+"""Statuses whose threshold is an alarm's."""
+
 MOST_LAYERS = 3
 """More layers than these are not named one by one."""
 
@@ -149,7 +152,7 @@ def _heading(verdict: Verdict, recent: Sequence[tuple[int, float]]) -> str:
         return f"The score has stayed level {said}."
     text = f"The score has been {word} {said}"
     pace, limit = slope(recent), verdict.threshold
-    if verdict.state != "warn" or verdict.calibration != "calibrated" or pace is None:
+    if verdict.state != "warn" or verdict.calibration not in BANDED or pace is None:
         return f"{text}."
     if word == "falling" or limit is None or limit <= now:
         return f"{text}."

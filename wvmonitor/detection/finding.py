@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from wvmonitor.detection.calibration import COVERAGE_FLOOR, NUMERICAL_FLOOR, Calibration
+from wvmonitor.detection.conformal import runs_needed
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.scores import ReferenceScores, Scores
 from wvmonitor.reading import Geometry
 
 State = Literal["ok", "warn", "alarm", "warming", "unknown"]
-CalibrationStatus = Literal["calibrated", "uncalibrated", "transferred"]
+CalibrationStatus = Literal["calibrated", "provisional", "uncalibrated", "transferred"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Finding:
 
 def broken(scores: Scores, reference: ReferenceScores, context: RunContext) -> list[str]:
     """What keeps any rule from judging, in words."""
-    found = []
+    found = [scores.unmeasurable] if scores.unmeasurable else []
     if context.base == "unknown":
         found.append(
             "it is not known whether the run starts from the references' base: give the base"
@@ -83,20 +84,32 @@ def capped(found: Finding) -> Finding:
 
 def promise(calibration: Calibration) -> str:
     """What a verdict by the band rests on."""
+    runs, behaviours = len(calibration.datasets), len(calibration.bands)
+    if calibration.status == "provisional":
+        return (
+            f"Provisional, approximate, from {runs} harmless runs: about "
+            f"{percent(calibration.alpha)} of harmless runs like them may alarm, which nothing "
+            "guarantees; `wvmonitor calibrate --add RUN` adds more, and with "
+            f"{runs_needed(calibration.alpha, behaviours)} of full length it is calibrated"
+        )
     older = "" if calibration.gain else ". It has no band for recent gains: make it again for one"
+    how = (
+        f"{calibration.n_band} set the band"
+        if calibration.folds is None
+        else f"each held against the others, in {calibration.folds} parts: exact but for that"
+    )
     return (
-        f"Calibrated on {len(calibration.datasets)} benign datasets ({calibration.n_band} set the "
-        f"band): at most {percent(calibration.alpha)} of benign runs like them alarm on average; "
-        f"for this one calibration that may be up to {percent(calibration.rate_bound)} "
-        f"(95 % bound){older}"
+        f"Calibrated on {runs} benign datasets ({how}): at most {percent(calibration.alpha)} of "
+        f"benign runs like them alarm on average; for this one calibration that may be up to "
+        f"{percent(calibration.rate_bound or 0.0)} (95 % bound){older}"
     )
 
 
-def rank_among(calibration: Calibration, highest: float | None) -> str:
+def rank_among(calibration: Calibration, name: str, highest: float | None) -> str:
     """How many of the benign runs a run is further out than; empty where that is not known."""
     if highest is None:
         return ""
-    below = sum(m < highest for m in calibration.maxima)
+    below = sum(m < highest for m in calibration.maxima[name])
     return f", and further out than {below} of the {calibration.n_band} benign runs of the band"
 
 

@@ -62,10 +62,10 @@ def by_windows(
     objections = [*broken(scores, reference, context), *_objections(scores, context, calibration)]
     if name not in band.mu:
         return unknown([*objections, f"{name} is not among the calibrated behaviours"], what, value)
-    limit = band.mu[name] + band.multiplier * band.sigma[name]
+    limit = band.mu[name] + band.multiplier[name] * band.sigma[name]
     if windows > band.block * band.blocks:
         objections.append(
-            f"the run has gone on for {windows} windows, and {len(band.maxima)} benign runs speak "
+            f"the run has gone on for {windows} windows, and {band.runs} benign runs speak "
             f"of {band.block * band.blocks} at most: calibrate with more runs, or give the planned "
             "number of steps"
         )
@@ -92,16 +92,16 @@ def _found(
     maximum: float | None,
     windows: int,
 ) -> Finding:
-    warn = band.mu[name] + band.warn_multiplier * band.sigma[name]
+    warn = band.mu[name] + band.warn_multiplier[name] * band.sigma[name]
     highest = maximum
     if value is not None:
         now = (value - band.mu[name]) / band.sigma[name]
         highest = now if maximum is None else max(now, maximum)
-    passed = highest is not None and highest > band.multiplier
+    passed = highest is not None and highest > band.multiplier[name]
     block = (windows - 1) // band.block + 1
     tail = (
         f"Open-ended, block {block} of {band.blocks}: at most {percent(calibration.alpha)} of "
-        f"benign runs like the {len(band.maxima)} that set this alarm at all, if a run's later "
+        f"benign runs like the {band.runs} that set this alarm at all, if a run's later "
         f"windows are like its first {band.block}"
     )
     state: State = "ok"

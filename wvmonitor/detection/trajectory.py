@@ -53,13 +53,17 @@ class Past:
 
 @dataclass(frozen=True)
 class _Held:
-    """One statistic beside its thresholds, with its largest exceedance of the run so far."""
+    """One statistic beside its thresholds, with its largest exceedance of the run so far.
+
+    It counts at this reading, or only for what it was before.
+    """
 
     what: str
     value: float
     warn: float
     limit: float
     highest: float | None
+    counts: bool = True
 
 
 def by_band(
@@ -108,18 +112,20 @@ def by_band(
         held = [_Held(what, value, warn, threshold, past.maximum)]
         when = "the highest threshold of the whole run, for its progress is not known"
     else:
-        now = calibration.exceedance(name, at, value)
-        held = [_Held(what, value, warn, threshold, _larger(now, past.maximum))]
+        out = calibration.exceedance(name, at, value)
+        held = [_Held(what, value, warn, threshold, _larger(out, past.maximum))]
         when = f"the alarm's threshold at {percent(at)} of the run"
         if calibration.gain is not None and not context.lone:
             gained = _gain(past.path, at, value, scores.norm, calibration.gain.span)
             now = calibration.gain_exceedance(name, at, gained)
             limits = calibration.gain_thresholds(name, at)
-            highest = _larger(now, past.gain_maximum)
-            held.append(_Held(f"recent gain of {what}", gained, *limits, highest))
+            # What comes back from far below the harmless runs gains much, and has gone nowhere.
+            counts = out > 0
+            highest = _larger(now, past.gain_maximum) if counts else past.gain_maximum
+            held.append(_Held(f"recent gain of {what}", gained, *limits, highest, counts))
     notes = calibration.support.caveats(context, scores.norm, at, calibration.grid)
     tail = ". ".join([promise(calibration), *(f"Note: {n}" for n in notes)])
-    state, text = _said(held, calibration, when)
+    state, text = _said(name, held, calibration, when)
     gain_maximum = held[1].highest if len(held) > 1 else past.gain_maximum
     return Finding(
         state, f"{text}. {tail}", value, threshold, held[0].highest, gain_maximum=gain_maximum
@@ -149,22 +155,24 @@ def _gain(path: Path, progress: float, value: float, norm: float, span: float) -
     return float(gained.values[-1, 0])
 
 
-def _said(held: Sequence[_Held], calibration: Calibration, when: str) -> tuple[State, str]:
+def _said(
+    name: str, held: Sequence[_Held], calibration: Calibration, when: str
+) -> tuple[State, str]:
     """The state that the statistics give, and which of them gives it."""
     score = held[0]
     for h in held:
-        if h.value > h.limit:
+        if h.counts and h.value > h.limit:
             beside = "" if h is score else f"; the score itself is {score.value:.3g}"
-            ranked = rank_among(calibration, h.highest)
+            ranked = rank_among(calibration, name, h.highest)
             return "alarm", f"{h.what} {h.value:.3g} is above {h.limit:.3g}, {when}{ranked}{beside}"
     for h in held:
-        if h.highest is not None and h.highest > calibration.multiplier:
+        if h.highest is not None and h.highest > calibration.multiplier[name]:
             return "alarm", (
                 f"{h.what} was above the alarm's threshold earlier in this run, and is "
                 f"{h.value:.3g} now"
             )
     for h in held:
-        if h.value > h.warn:
+        if h.counts and h.value > h.warn:
             return "warn", (
                 f"{h.what} {h.value:.3g} is above {h.warn:.3g}, which "
                 f"{percent(calibration.warn_alpha)} of benign runs may pass, but not above "

@@ -131,6 +131,7 @@ def judge(
       has gained of late, passes the band at α, and for the rest of the run; `warn` while either is
       above the band at 2α.
     - Calibrated, of unknown length, where the calibration has windows: `by_windows`.
+    - Provisional: the same by a band that is approximate, and promises nothing.
     - Uncalibrated: the published rules, capped at `warn`.
     - Transferred (`context.base == "relative"`): either of them, capped at `warn`.
     - `warming` while too little has changed; `unknown` where nothing can be said, with the reason.
@@ -152,7 +153,7 @@ def judge(
     if calibration is not None and scores.bank:
         calibration.require_bank(scores.bank)
     readings = state.readings + (scores.norm > NUMERICAL_FLOOR)
-    status: CalibrationStatus = "uncalibrated" if calibration is None else "calibrated"
+    status: CalibrationStatus = "uncalibrated" if calibration is None else calibration.status
     if context.base == "relative":
         status = "transferred"
     maxima, rows = dict(state.running_maximum), dict(state.consecutive)

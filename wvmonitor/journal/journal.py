@@ -119,6 +119,11 @@ class Journal:
         logger.warning("%s: this run's journal is '%s' on this machine", reason, local)
         return cls(local, claimed, run, alerts, fallback=reason)
 
+    def starts_of(self, name: str) -> tuple[str, ...]:
+        """The runs that were started under one name, oldest first; see `JournalReader`."""
+        self._check()
+        return self._reader.starts_of(name)
+
     def begin_attempt(
         self, context: RunContext, bank: str, settings: str = "{}", *, resume_step: int = 0
     ) -> int:

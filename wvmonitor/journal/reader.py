@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,7 +73,7 @@ class Event:
     Attributes:
         run: the run's id.
         time: seconds since 1970.
-        kind: "ack", "stop", "stop-cleared", "note", "probe", "gave-up" or "end".
+        kind: "ack", "stop", "stop-cleared", "note", "probe", "loaded", "gave-up" or "end".
         reference: the behaviour it is about, if it is about one.
         detail: the words given for it.
     """
@@ -124,6 +125,11 @@ class JournalReader:
     def runs(self) -> tuple[str, ...]:
         """The ids of the runs kept here, oldest first."""
         return tuple(dict.fromkeys(a.run for a in self.attempts()))
+
+    def starts_of(self, name: str) -> tuple[str, ...]:
+        """The runs that were started under one name, oldest first: `name`, `name-2` and on."""
+        again = re.compile(rf"{re.escape(name)}(-\d+)?")
+        return tuple(run for run in self.runs() if again.fullmatch(run))
 
     def trajectory(self, run: str) -> list[JournalRow]:
         """The readings of `run` by step, each step once.

@@ -106,10 +106,13 @@ class Monitor:
         )
         self.calibration = calibration_of(self.bank, self.settings.calibration)
         validation.check(self.settings, self.bank, self.calibration)
+        validation.warn_if_weak(self.bank)
+        self._given = exporters, probe
         self._probe = validation.probe_of(self.settings, probe)
         self.tokenizer = tokenizer
         self.run_context = RunContext()
         self.last: Observation | None = None
+        self.loaded: Observation | None = None
         self._outputs = Outputs(self.settings, exporters)
         self._live: LiveModel | None = None
         self._run = Run()
@@ -124,6 +127,12 @@ class Monitor:
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
         self._background = background_of(self.bank, self.settings.base)
         self._ridge = ridges(self.bank, self.settings.components, self.calibration)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies (for Ray, for `spawn`) begin anew with the same settings and the same bank."""
+        exporters, probe = self._given
+        bank = self.bank if self.bank.folder is None else self.bank.folder.resolve()
+        return _copied, (bank, self.settings, exporters, probe, self.tokenizer)
 
     # The run
 
@@ -152,7 +161,9 @@ class Monitor:
         """The latest verdicts by reference."""
         return {v.reference: v for v in self.last.verdicts} if self.last else {}
 
-    def start(self, model: Any, run: Run | None = None, *, live: LiveModel | None = None) -> None:
+    def start(
+        self, model: Any, run: Run | None = None, *, live: LiveModel | None = None, step: int = 0
+    ) -> None:
         """Note where training starts from. Call before the first optimiser step.
 
         Under distributed training, in every process and after the model has been wrapped.
@@ -161,25 +172,28 @@ class Monitor:
             model: the model to be trained.
             run: what is known of the run.
             live: how the model is read, where the caller has restored its initial state.
+            step: optimiser steps so far, where this is called later than training begins.
 
         Raises:
             WVMonitorError: this model cannot be measured, or was made from another base.
         """
-        if self._live is not None:
-            run = self._ended(run or Run())
         run = run or Run()
-        self._run = replace(
+        run = replace(
             run,
             run_id=known_id(run.run_id, "the checkpoint"),
             name=known_id(run.name, "the trainer's arguments"),
         )
+        self._run = self._ended(run) if self._live is not None else run
+        self._begin(model, live, step=step)
+
+    def _begin(self, model: Any, live: LiveModel | None, *, step: int) -> None:
         live = live or LiveModel(model, base=self.settings.base)
         if live.sharded:
             from_first(lambda: self._open(live))
         elif rank() == 0:
             self._open(live)
         self._live = live
-        if live.sharded or rank() == 0:
+        if (live.sharded or rank() == 0) and not (self._run.resume_step or step):
             self._observe_start()
 
     def _open(self, live: LiveModel) -> None:
@@ -192,6 +206,11 @@ class Monitor:
             base=self.bank.relation_to(live.base_digest),
             planned_steps=self._run.planned_steps,
             readings_planned=_readings_planned(self._run, self.settings.every_n_steps),
+            objective=self._run.objective,
+            target_modules=live.target_modules,
+            schedule=self._run.schedule,
+            weight_decay=self._run.weight_decay,
+            data=self._run.data,
         )
         state = self._outputs.open(
             self._run, self.run_context, self.bank.fingerprint, sharded=live.sharded
@@ -202,19 +221,22 @@ class Monitor:
         )
 
     def _ended(self, run: Run) -> Run:
-        """End an attempt that never said so (a smaller batch size is tried): the run goes on."""
+        """End the attempt before, and say whether the new one is of the same run.
+
+        It is where the one before begins again at once, or where a checkpoint says so; any other
+        start is a run of its own, with a past of its own.
+        """
         previous = self._outputs.run
         self._outputs.end_attempt()
         self._seen, self._stopped = None, False
-        self.last = self._anchor = None
+        self.last = self.loaded = self._anchor = None
         self._state = JudgeState()
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
-        return run if run.run_id else replace(run, run_id=previous)
+        again = run.retry and run.run_id is None
+        return replace(run, run_id=previous if again else run.run_id, follows=True)
 
     def _observe_start(self) -> None:
         """Measure before the first step: far from 0 is a warm start or a wrong base."""
-        if self._run.resume_step:
-            return
         observation = self._measure(0)
         if observation is None:
             return
@@ -270,13 +292,52 @@ class Monitor:
             self.last = self._outputs.give_up(self.last, step)
         return observation
 
+    def observe_loaded(self, step: int) -> Observation | None:
+        """Read weights that were put back after training: those of the best checkpoint, usually.
+
+        They are judged by themselves, as a single checkpoint is, and kept as a remark on the run:
+        they are no step of its trajectory. `loaded` holds the observation.
+
+        Args:
+            step: the step whose weights they are.
+
+        Returns:
+            The observation, or None in other processes than rank 0.
+
+        Raises:
+            MonitorFailedError: only with `on_monitor_failure="stop"`.
+        """
+        return self._outputs.failures.guarded(
+            "loaded model", lambda: self._observed_loaded(step), None
+        )
+
+    def _observed_loaded(self, step: int) -> Observation | None:
+        if self._live is None or not (self._live.sharded or rank() == 0):
+            return None
+        kept = self._state, self.run_context, self.last, self._anchor
+        self._state, self._anchor = JudgeState(), None
+        self.run_context = replace(self.run_context, lone=True)
+        self._outputs.quiet = True
+        try:
+            self.loaded = self._measure(step)
+        finally:
+            self._outputs.quiet = False
+            self._state, self.run_context, self.last, self._anchor = kept
+        if self.loaded is not None and self.journal:
+            said = "; ".join(f"{v.reference} {v.state}: {v.reason}" for v in self.loaded.verdicts)
+            self.journal.note(f"the model of step {step} was put back: {said}", kind="loaded")
+        return self.loaded
+
     def _observed(self, model: Any, step: int, *, force: bool) -> Observation | None:
         if not self._wanted(model, step, force=force):
             return None
         if self._live is None:
-            self.start(model)
+            self._begin(model, None, step=step)
             if self.last is not None and self.last.scores.step == step:
                 return self.last
+        self._outputs.go_on()
+        if self._live is not None and self._live.incomplete:
+            self.run_context = replace(self.run_context, base="unknown")
         observation = self._measure(step, model)
         self._outputs.failures.end_row()
         return observation
@@ -292,9 +353,11 @@ class Monitor:
         wanted = not self.disabled and not seen and (force or self._interval.due(step))
         return bool(agreed(int(wanted))) if sharded else wanted
 
-    def guarded(self, where: str, work: Callable[[], T], otherwise: T) -> T:
+    def guarded(
+        self, where: str, work: Callable[[], T], otherwise: T, *, reading: bool = False
+    ) -> T:
         """What `work` gives, or `otherwise` where it fails; see `Failures.guarded`."""
-        return self._outputs.failures.guarded(where, work, otherwise)
+        return self._outputs.failures.guarded(where, work, otherwise, reading=reading)
 
     def _measure(self, step: int, model: Any = None) -> Observation | None:
         """Read, judge, keep and show; None in the processes that only take part in the reading."""
@@ -429,6 +492,12 @@ class Monitor:
 
     def _deciding(self) -> tuple[Geometry, ScoreName] | None:
         return (self.calibration.geometry, self.calibration.score) if self.calibration else None
+
+
+def _copied(
+    bank: Any, settings: MonitorSettings, exporters: Any, probe: Any, tokenizer: Any
+) -> Any:
+    return Monitor(bank, settings=settings, exporters=exporters, probe=probe, tokenizer=tokenizer)
 
 
 def _readings_planned(run: Run, every_n_steps: int) -> int | None:

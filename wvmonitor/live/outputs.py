@@ -7,9 +7,11 @@ together. Whoever of them fails keeps a reading from nobody else.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from wvmonitor.detection.context import RunContext
@@ -21,6 +23,7 @@ from wvmonitor.journal.outbox import DeliveryError, Outbox
 from wvmonitor.journal.snapshot_writer import SnapshotWriter
 from wvmonitor.live.failures import Failures
 from wvmonitor.live.run import Run
+from wvmonitor.live.run_journal import open_journal, place_of
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.live.termination import LAST_SECONDS, before_sigterm
 from wvmonitor.outputs.exporter import Exporter, Observation, unwatched
@@ -29,6 +32,12 @@ from wvmonitor.outputs.prometheus import PrometheusExporter
 from wvmonitor.outputs.run_state import RunState, checkpoints_in
 
 logger = logging.getLogger(__name__)
+
+_at_work: set[Outputs] = set()
+"""What monitors of this process hold open; whoever dies in training never closes it."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_at_work.clear)
 
 DIRECT_TRIES = 3
 DIRECT_SECONDS = 5.0
@@ -42,6 +51,7 @@ class Outputs:
         journal: the durable record, where the run has a folder.
         snapshots: the writer of snapshots, where `record` is set.
         failures: where the record's own failures go.
+        quiet: True keeps and shows nothing: what is read is no step of the run.
     """
 
     def __init__(self, settings: MonitorSettings, given: Sequence[Exporter]) -> None:
@@ -58,11 +68,16 @@ class Outputs:
             disable_after=settings.disable_after,
             count=self.count,
         )
+        self.quiet = False
         self._settings = settings
         self._given = tuple(given)
         self._exporters = list(given)
         self._outbox: Outbox | None = None
         self._attending: list[Attending] = []
+        self._place: Path | None = None
+        self._thread = threading.current_thread()
+        self._displaced: tuple[Run, RunContext, str, bool] | None = None
+        self._opened: tuple[Run, RunContext, str, bool] | None = None
         self._notifiers: dict[str, Notifier] = {}
         self._folder: Path | None = None
         self._name = "run"
@@ -73,6 +88,8 @@ class Outputs:
     def open(self, run: Run, context: RunContext, bank: str, *, sharded: bool) -> JudgeState | None:
         """Open everything that the settings ask for.
 
+        A journal that cannot be had costs nobody the run's verdicts: it is judged without one.
+
         Args:
             run: what is known of the run.
             context: what its verdicts depend on.
@@ -82,40 +99,70 @@ class Outputs:
         Returns:
             Where judging had come to at the step from which the run resumes, if that is known.
         """
+        self._place = place_of(self._settings, run)
+        self._end_abandoned()
+        return self._open(run, context, bank, sharded=sharded)
+
+    def _open(
+        self, run: Run, context: RunContext, bank: str, *, sharded: bool
+    ) -> JudgeState | None:
+        self._thread = threading.current_thread()
+        self._opened, self._displaced = (run, context, bank, sharded), None
         self._exporters = [*self._given, *self._settings.build_exporters()]
         self._folder = run.folder
         self._name = self._settings.run or run.run_id or run.name or "run"
         self._notifiers = self._settings.build_notifiers()
+        self._journal_is_lost = False
         if any(self._metrics()):
             self._undo_sigterm = before_sigterm(self._terminated)
-        try:
-            state = self._open_journal(run, context, bank)
-        except JournalError as error:
-            self._journal_lost(str(error))
-            raise
+        _at_work.add(self)
+        state = self.failures.guarded(
+            "journal", lambda: self._open_journal(run, context, bank), None
+        )
+        if self._place is not None and self.journal is None:
+            logger.error("this run is judged, but without a journal no verdict of it is kept")
         if self._settings.record:
             self._open_snapshots(sharded=sharded)
         return state
 
+    def _end_abandoned(self) -> None:
+        """Close what a run of this thread left open at the same place: it trains no more.
+
+        `train()` returns or raises before its thread can start another. A thread that lives may
+        train still, and keeps what it holds.
+        """
+        here = threading.current_thread()
+        for other in [o for o in _at_work if o is not self and o._place == self._place]:
+            if other._place is not None and (other._thread is here or not other._thread.is_alive()):
+                logger.warning(
+                    "the run %s was never closed (an error or Ctrl-C ended its training?): its "
+                    "journal is closed now, and the next run written there",
+                    other.run,
+                )
+                other._displaced = other._opened
+                other.close("stopped")
+
+    def go_on(self) -> None:
+        """Go on beside whoever took the place of this run, which trains after all."""
+        if self._displaced is not None:
+            run, context, bank, sharded = self._displaced
+            self._open(replace(run, run_id=self.run), context, bank, sharded=sharded)
+
     def _open_journal(self, run: Run, context: RunContext, bank: str) -> JudgeState | None:
         settings = self._settings
-        folder = settings.journal_dir or run.folder
-        if folder is None:
+        if self._place is None:
             return None
-        self.journal = Journal.open(
-            folder,
-            run=settings.run or run.run_id,
-            alerts=settings.alert_policy(lambda _: checkpoints_in(run.folder)),
-        )
+        try:
+            self.journal, state = open_journal(self._place, settings, run, context, bank)
+        except JournalError as error:
+            self._journal_lost(str(error))
+            raise
         self.journal.on_loss = self._journal_lost
-        self.journal.begin_attempt(
-            context, bank, settings.redacted_json(), resume_step=run.resume_step
-        )
         self._attending = [n for n in self._notifiers.values() if isinstance(n, Attending)]
         senders = {name: n.send for name, n in self._notifiers.items()}
         if senders:
             self._outbox = Outbox(self.journal, senders, on_pending=self._show_pending)
-        return self.journal.latest_judge_state(at_step=run.resume_step) if run.resume_step else None
+        return state
 
     def _open_snapshots(self, *, sharded: bool) -> None:
         if self.journal is None or self.journal.run is None or sharded:
@@ -148,7 +195,9 @@ class Outputs:
         return self.failures.guarded("journal", journal.acknowledged, frozenset())
 
     def publish(self, observation: Observation, state: JudgeState) -> None:
-        """Keep and show a reading."""
+        """Keep and show a reading; nothing while `quiet` is set."""
+        if self.quiet:
+            return
         for notifier in self._attending:
             self.failures.guarded("notifier", notifier.attend, None)
         self.failures.guarded("journal", lambda: self._keep(observation, state), None)
@@ -259,6 +308,7 @@ class Outputs:
             exporter.wait_closed(end - time.monotonic())
 
     def _close(self, exporters: Sequence[Exporter]) -> None:
+        _at_work.discard(self)
         try:
             if self._outbox and (journal := self.journal):
                 # An alert of the last reading is delivered only once it is on disk.

@@ -60,6 +60,18 @@ def _split(value: object) -> object:
     return value
 
 
+def _listed(value: object) -> object:
+    """Notifiers by name, or a single one, as the list that they are."""
+    if isinstance(value, Mapping):
+        if "kind" in value:
+            return (value,)
+        wrong = [name for name, each in value.items() if not isinstance(each, Mapping)]
+        if wrong:
+            raise ValueError(f"each must say its kind: [{{'kind': {wrong[0]!r}, 'url': …}}]")
+        return tuple({"kind": name, **each} for name, each in value.items())
+    return value
+
+
 def _link(value: str) -> str:
     if not value.startswith(("https://", "http://")) or not value.isprintable() or " " in value:
         raise ValueError("must look like https://host/path")
@@ -93,6 +105,11 @@ class MonitorSettings(BaseSettings):
     references: Path | None = Field(
         None, description="Folder of the bank of references to measure against."
     )
+    banks: Path | None = Field(
+        None,
+        description="Folder of banks: without references, the one made for the run's base is taken "
+        "from here, or from those that were pulled.",
+    )
     base: Path | None = Field(
         None, description="Folder of the base model, where θ_0 cannot be taken from the run itself."
     )
@@ -119,6 +136,11 @@ class MonitorSettings(BaseSettings):
     )
     components: Components = Field(
         ("blocks",), description="Parts of the model that scores look at."
+    )
+    all_scores: bool = Field(
+        default=False,
+        description="Log every score of every reference, norms and shares to the trainer's log, "
+        "beside what decides.",
     )
     per_layer: bool = Field(
         default=False,
@@ -179,7 +201,9 @@ class MonitorSettings(BaseSettings):
     prometheus: PrometheusSettings = Field(
         PrometheusSettings(), description="Metrics for Prometheus."
     )
-    notifiers: tuple[NotifierSettings, ...] = Field((), description="Who is told of verdicts.")
+    notifiers: Annotated[tuple[NotifierSettings, ...], BeforeValidator(_listed)] = Field(
+        (), description="Who is told of verdicts."
+    )
 
     def __init__(self, **values: Any) -> None:
         _check_environment()

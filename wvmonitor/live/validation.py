@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from wvmonitor.errors import SettingsError
 from wvmonitor.live.behaviour_check import Probe, QuestionProbe
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.references.bank import ReferenceBank
+from wvmonitor.references.trust import load_trust
+
+logger = logging.getLogger(__name__)
 
 
 def replaced(settings: MonitorSettings | None, overrides: dict[str, Any]) -> MonitorSettings:
@@ -20,6 +24,8 @@ def replaced(settings: MonitorSettings | None, overrides: dict[str, Any]) -> Mon
     """
     if settings is None:
         return MonitorSettings(**overrides)
+    if not overrides:
+        return settings
     return MonitorSettings(
         **{name: getattr(settings, name) for name in settings.model_fields_set} | overrides
     )
@@ -33,10 +39,23 @@ def bank_folder(settings: MonitorSettings) -> Path:
     """
     if settings.references is None:
         raise SettingsError(
-            "no references to measure against: give references=FOLDER (a bank built for your base "
-            "model), or set WVMONITOR_REFERENCES"
+            "no references to measure against: give references=FOLDER (a bank for your base model; "
+            "`wvmonitor bank BASE --out FOLDER` makes one, and with --dry-run says first what that "
+            "costs), or set WVMONITOR_REFERENCES"
         )
     return settings.references
+
+
+def warn_if_weak(bank: ReferenceBank) -> None:
+    """Say in the log what the power check of a bank found, where it is bad news.
+
+    Raises:
+        AlteredBankError: the record beside it speaks of another bank.
+    """
+    trust = None if bank.folder is None else load_trust(bank.folder, bank.fingerprint)
+    weakness = None if trust is None else trust.weakness()
+    if weakness is not None:
+        logger.warning(weakness)
 
 
 def probe_of(settings: MonitorSettings, given: Probe | None) -> Probe | None:

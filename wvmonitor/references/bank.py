@@ -299,6 +299,7 @@ class ReferenceBank:
             base_digest=tau.origin.base_digest,
             lag_step=earlier.origin.step if earlier is not None else None,
             warnings=tuple(warnings),
+            unmeasurable=tau.origin.unmeasurable,
         )
 
     def _geometries(self) -> tuple[Geometry, ...]:

@@ -38,6 +38,7 @@ LOW_COVERAGE = 0.9
 
 CALIBRATION = {
     "calibrated": "calibrated on benign runs; the band follows the run's progress",
+    "provisional": "provisional: approximate, from a few short benign runs; no rate is promised",
     "uncalibrated": "not calibrated: fixed published rules, which go no higher than warn",
     "transferred": "transferred: the references' base is a relative of this one; warn at most",
 }

@@ -1,7 +1,8 @@
 """Benign runs read back from disk, for calibrating: from their journals, or their checkpoints.
 
-A run's journal holds its readings to the last bit, so nothing is measured again. Without a journal
-the saved checkpoints of its output folder are measured, one reading each.
+A run's journal holds its readings to the last bit, so nothing is measured again, unless it was
+watched with another bank and recorded (`record=True`). Without a journal the saved checkpoints of
+its output folder are measured, one reading each.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from wvmonitor.detection.calibration import BenignRun
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.scores import score
 from wvmonitor.errors import CalibrationError, MissingPathError
-from wvmonitor.journal.reader import JournalReader
-from wvmonitor.reading import Geometry
+from wvmonitor.journal.reader import JournalReader, JournalRow
+from wvmonitor.journal.snapshots import path_of, read_snapshot
+from wvmonitor.reading import Geometry, Reading
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import ridges
 from wvmonitor.scan.measure import Job, Measured, SharedBank, measure
@@ -82,18 +84,29 @@ def _from_journals(
         journal = JournalReader(path)
         for run in journal.runs():
             attempt = journal.attempts(run)[-1]
-            if attempt.bank != bank.fingerprint:
-                raise CalibrationError(
-                    f"the run {run} in '{path}' was measured against another bank "
-                    f"({attempt.bank[:12]}…, this one is {bank.fingerprint[:12]}…): give the bank "
-                    "it was watched with, or its checkpoints without the journal"
-                )
-            readings = [journal.reading(row) for row in journal.trajectory(run)]
+            rows = journal.trajectory(run)
+            if attempt.bank == bank.fingerprint:
+                readings = [journal.reading(row) for row in rows]
+            else:
+                readings = [_measured_again(path, row, attempt.bank, bank) for row in rows]
             by_step = {r.step: r for r in readings}
             scores = [
                 score(r, bank.gram, ridge=ridge, earlier=by_step.get(r.lag_step)) for r in readings
             ]
             yield path.parent, BenignRun(run, scores, attempt.context)
+
+
+def _measured_again(path: Path, row: JournalRow, before: str, bank: ReferenceBank) -> Reading:
+    """A reading of a recorded run against another bank than the one it was watched with."""
+    snapshot = path_of(path, row.run, row.attempt, row.step)
+    if not snapshot.is_file():
+        raise CalibrationError(
+            f"the run {row.run} in '{path}' was measured against another bank ({before[:12]}…, "
+            f"this one is {bank.fingerprint[:12]}…), and its task vectors were not recorded: give "
+            "the bank it was watched with, or its checkpoints without the journal"
+        )
+    vector = read_snapshot(snapshot).vector
+    return bank.measure(vector, step=row.step, progress=row.scores.progress)
 
 
 def _from_checkpoints(
