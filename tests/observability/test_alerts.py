@@ -28,6 +28,7 @@ class Job:
 
     def __init__(self, folder: Path, run: str, state: str = "ok", score: float = 0.05) -> None:
         self.exporter = PrometheusExporter(port=0, discovery=folder / "targets", linger=5.0)
+        self.port = self.exporter.port
         self.run, self.state, self.score, self.rising = run, state, score, 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._train, daemon=True)
@@ -91,14 +92,9 @@ def told(folder: Path, launch: Launch, webhook: Receiver) -> Receiver:
     prometheus["scrape_configs"] = prometheus["scrape_configs"][:1]
     prometheus["scrape_configs"][0]["file_sd_configs"][0]["refresh_interval"] = "1s"
     (folder / "prometheus.yml").write_text(yaml.safe_dump(prometheus))
-    (folder / "targets").mkdir()
+    (folder / "targets").mkdir(exist_ok=True)
     launch("prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=prometheus")
     return webhook
-
-
-def fired(told: Receiver, status: str, **labels: str) -> list[dict[str, Any]]:
-    """The alerts of these labels that someone was told of."""
-    return [alert for alert in told.alerts(**labels) if alert["status"] == status]
 
 
 def rise(job: Job) -> None:
@@ -131,81 +127,89 @@ CASES: dict[str, tuple[Callable[[Job], None], Callable[[Job], None], str]] = {
     "WVMonitorStale": (Job.hang, lambda job: None, "warning"),
     "WVMonitorVanished": (Job.vanish, lambda job: None, "warning"),
     "WVMonitorDisabled": (disable, lambda job: None, "warning"),
+    "WVMonitorErrors": (
+        lambda job: job.exporter.error("reading"),
+        lambda job: None,
+        "warning",
+    ),
+    "WVMonitorUndelivered": (
+        lambda job: job.exporter.set_outbox_pending(2),
+        lambda job: job.exporter.set_outbox_pending(0),
+        "warning",
+    ),
 }
+
+
+def shown(told: Receiver, status: str, alert: str, job: Job) -> list[dict[str, Any]]:
+    """What someone was told of an alert on a job, which is known by its run or its address."""
+    where = f"127.0.0.1:{job.port}"
+    return [
+        one
+        for one in told.alerts(alertname=alert)
+        if one["status"] == status
+        and (one["labels"].get("run") == job.run or one["labels"].get("instance") == where)
+    ]
+
+
+@pytest.fixture(scope="module")
+def story(told: Receiver, folder: Path) -> dict[str, tuple[Job, list[Any], list[Any]]]:
+    """All alerts at once: what each job's was when it fired, and when it was over."""
+    jobs = {alert: Job(folder, alert.lower()) for alert in CASES}
+    for job in jobs.values():  # each was scraped
+        wait_for(lambda j=job: shown(told, "firing", "WVMonitorCoverage", j), 40)
+    for alert, job in jobs.items():
+        CASES[alert][0](job)
+    fired = {alert: waited(lambda a=alert: shown(told, "firing", a, jobs[a])) for alert in CASES}
+    for alert, job in jobs.items():
+        CASES[alert][1](job)
+    over = {alert: waited(lambda a=alert: shown(told, "resolved", a, jobs[a])) for alert in CASES}
+    for job in jobs.values():
+        job.end()
+    return {alert: (jobs[alert], fired[alert], over[alert]) for alert in CASES}
+
+
+def waited(found: Callable[[], list[Any]]) -> list[Any]:
+    """What came within a while, or nothing: the test of that alert says so."""
+    try:
+        return list(wait_for(found, 40))
+    except AssertionError:
+        return []
 
 
 @pytest.mark.parametrize("alert", CASES)
 def test_an_alert_fires_says_what_is_asked_and_resolves(
-    told: Receiver, folder: Path, alert: str
+    story: dict[str, tuple[Job, list[Any], list[Any]]], alert: str
 ) -> None:
     """From the page of a job to a receiver and back, with all that whoever is woken asks."""
-    act, calm, severity = CASES[alert]
-    job = Job(folder, alert.lower())
-    try:
-        which = {"alertname": alert, "run": job.run}
-        wait_for(lambda: fired(told, "firing", alertname="WVMonitorCoverage", run=job.run), 30)
-        act(job)
-        found = wait_for(lambda: fired(told, "firing", **which), 30)[0]
-        assert found["labels"]["severity"] == severity
-        notes = found["annotations"]
-        assert notes["runbook_url"] == f"https://docs.example.org/alerts/{alert}/"
+    job, fired, over = story[alert]
+    assert fired, f"{alert} never fired"
+    (found, *_) = fired
+    assert found["labels"]["severity"] == CASES[alert][2]
+    notes = found["annotations"]
+    assert notes["runbook_url"] == f"https://docs.example.org/alerts/{alert}/"
+    if "run" in found["labels"]:
         assert notes["dashboard_url"] == f"https://grafana.example.org/d/wv?var-run={job.run}"
         assert f"On host {this_host()}" in notes["description"]
-        if "reference" in found["labels"] and alert != "WVMonitorUnjudged":
-            assert "against a threshold of 0.15, at step " in notes["description"]
-            assert "Go back to: checkpoint-20." in notes["description"]
-            assert "as if 0.4 × evil" in notes["description"]
-        calm(job)
-        wait_for(lambda: fired(told, "resolved", **which), 45)
-    finally:
-        job.end()
-
-
-@pytest.mark.parametrize(
-    ("alert", "act", "calm"),
-    [
-        (
-            "WVMonitorErrors",
-            lambda job: job.exporter.error("reading"),
-            lambda job: None,
-        ),
-        (
-            "WVMonitorUndelivered",
-            lambda job: job.exporter.set_outbox_pending(2),
-            lambda job: job.exporter.set_outbox_pending(0),
-        ),
-    ],
-)
-def test_a_monitor_that_fails_is_told_and_resolves(
-    told: Receiver,
-    folder: Path,
-    alert: str,
-    act: Callable[[Job], None],
-    calm: Callable[[Job], None],
-) -> None:
-    """A failing monitor is named by the address at which it is scraped."""
-    job = Job(folder, alert.lower())
-    try:
-        which = {"alertname": alert, "instance": f"127.0.0.1:{job.exporter.port}"}
-        act(job)
-        found = wait_for(lambda: fired(told, "firing", **which), 30)[0]
-        assert which["instance"] in found["annotations"]["summary"]
-        calm(job)
-        wait_for(lambda: fired(told, "resolved", **which), 45)
-    finally:
-        job.end()
+    else:
+        assert f"at 127.0.0.1:{job.port}" in notes["summary"]
+    if "reference" in found["labels"] and alert != "WVMonitorUnjudged":
+        assert "against a threshold of 0.15, at step " in notes["description"]
+        assert "Go back to: checkpoint-20." in notes["description"]
+        assert "as if 0.4 × evil" in notes["description"]
+    assert over, f"{alert} was never resolved"
 
 
 def test_nobody_is_woken_for_runs_that_ended_well_and_no_monitor_is_told(
-    told: Receiver, folder: Path
+    story: object, told: Receiver, folder: Path
 ) -> None:
     """Whether all steps were done, or it was closed early, stopped early or preempted: silence."""
     ends = {"done": "ended", "closed-early": "ended", "early-stop": "ended", "sigterm": "stopped"}
     jobs = {name: Job(folder, name) for name in ends}
-    for name in ends:
-        wait_for(lambda r=name: fired(told, "firing", alertname="WVMonitorCoverage", run=r), 30)
+    for job in jobs.values():
+        wait_for(lambda j=job: shown(told, "firing", "WVMonitorCoverage", j), 40)
     for name, state in ends.items():
         jobs[name].end(state)
-    wait_for(lambda: fired(told, "firing", alertname="WVMonitorAbsent"), 45)
+    (absent, *_) = wait_for(lambda: told.alerts(alertname="WVMonitorAbsent"), 45)
+    assert absent["labels"]["severity"] == "info"
     found = {alert["labels"]["alertname"] for name in ends for alert in told.alerts(run=name)}
     assert found == {"WVMonitorCoverage"}  # of this model, from the beginning

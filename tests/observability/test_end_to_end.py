@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import time
 import urllib.parse
@@ -24,6 +25,7 @@ from tests.observability.programs import (
     wait_for,
 )
 from tests.observability.training import Until, bank_with_doses, drifting_run, scraper, told
+from wvmonitor.cli.ack import silence
 from wvmonitor.cli.app import app
 from wvmonitor.outputs.exporter import Observation
 from wvmonitor.outputs.prometheus import PrometheusExporter
@@ -156,6 +158,20 @@ def test_the_direct_notifier_tells_the_same(stack: Stack) -> None:
         lambda: stack.webhook.alerts(alertname="WVMonitorDrift", run="scraped", reference="evil")
     )
     assert "cosine" in found[0]["annotations"]["description"]
+
+
+def test_the_silence_that_ack_prints_is_taken(stack: Stack) -> None:
+    """The real amtool takes the line as it stands, and Alertmanager has its matchers."""
+    require("amtool")
+    line = silence('a "b"/é', "evil", "it's play")
+    line = line.replace("http://127.0.0.1:9093", stack.alertmanager)
+    subprocess.run(shlex.split(line), check=True, capture_output=True, timeout=30)
+    (kept,) = get_json(f"{stack.alertmanager}/api/v2/silences")
+    assert kept["comment"] == "it's play"
+    assert {m["name"]: m["value"] for m in kept["matchers"]} == {
+        "run": 'a "b"/é',
+        "reference": "evil",
+    }
 
 
 def test_expected_drift_and_clean_behaviours_are_quiet(stack: Stack) -> None:
