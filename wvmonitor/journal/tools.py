@@ -6,7 +6,6 @@ lifting a stop are single rows, and need no lock.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wvmonitor.errors import JournalError
+from wvmonitor.files.documents import json_line
 from wvmonitor.journal import codec, writes
 from wvmonitor.journal.alerts import Alert
 from wvmonitor.journal.reader import JournalReader, JournalRow
@@ -180,7 +180,7 @@ def _reading(row: JournalRow) -> dict[str, Any]:
 
 
 def _line(kind: str, values: dict[str, Any]) -> str:
-    return json.dumps({"type": kind, **values}, ensure_ascii=False, allow_nan=False)
+    return json_line({"type": kind, **values})
 
 
 def ack(path: str | Path, run: str, reference: str, why: str) -> None:
