@@ -39,18 +39,20 @@ class TrainerRows:
         shown, self._shown = self._shown, _states(observation)
         return shown != self._shown
 
-    def show(self, trainer: Trainer | None, state: TrainerState, control: TrainerControl) -> None:
+    def show(self, trainer: Trainer | None, state: TrainerState, control: TrainerControl) -> bool:
         """See that what waits is shown at this step: with the loss if it can be, else by itself.
 
-        Asking for the loss's row ends its averaging window, and changes nothing else.
+        Returns:
+            Whether a row with the loss is to be asked for: it ends the loss's averaging window, and
+            changes nothing else.
         """
         if not self.pending:
-            return
+            return False
         if self._closed or self._loss_step == state.global_step:
             pending, self.pending = self.pending, {}
             self.write(pending, trainer, state, control)
-        else:
-            control.should_log = True
+            return False
+        return True
 
     def end(self) -> None:
         """No row with the loss comes any more."""

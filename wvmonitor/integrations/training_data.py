@@ -1,8 +1,8 @@
 """A digest of a training set, by which runs of one dataset are found when calibrating.
 
-Only what can be read without running anybody's code counts: the Arrow table of a `datasets.Dataset`,
-or a plain list of rows. A dataset with a `__getitem__` of its own may draw random numbers, and
-reading it would change the training that is only to be watched.
+Only what can be read without running anybody's code counts: the Arrow table of a
+`datasets.Dataset`, or a plain list of rows. A dataset with a `__getitem__` of its own may draw
+random numbers, and reading it would change the training that is only to be watched.
 """
 
 from __future__ import annotations

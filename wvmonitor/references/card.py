@@ -16,7 +16,8 @@ from pydantic import (
 from wvmonitor.errors import BaseMismatchError
 from wvmonitor.reading import Component, Geometry, ReferenceKind
 
-CARD_FORMAT = 1
+CARD_FORMAT = 2
+"""Version 1 had no digests of examples."""
 BaseRelation = Literal["same", "relative", "unknown"]
 
 
@@ -67,6 +68,9 @@ class Construction(_Frozen):
         default=(), description="domains of the data behind it; none may be evaluated on"
     )
     data_digests: dict[str, str] = Field(default_factory=dict)
+    examples: tuple[str, ...] = Field(
+        default=(), description="digests of the examples behind it, so that shared ones are found"
+    )
     judge: str | None = Field(default=None, description="who filtered the completions")
 
 

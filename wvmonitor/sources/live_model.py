@@ -118,7 +118,7 @@ class LiveModel:
         self._own = list(base_parameters(self._root).items())
         self._trained: dict[str, Tensor] = {}
         self._unrecorded: dict[str, Tensor] = {}
-        self._directs = 0
+        self._directs: int | None = None  # how many were checked; None before the first time
         self._warned_of_precision = False
         self._parts: list[Part] | None = None
         self._collected: list[Collected] | None = None
@@ -364,12 +364,7 @@ class LiveModel:
                     )
                 shape = self._folder.shape(held)
             else:
-                if name not in self._unrecorded:
-                    self._unrecorded[name] = parameter
-                    warnings.append(
-                        f"{shown(name)} is trained, and nobody recorded where it started: give "
-                        "base=FOLDER of the base model; it is left out"
-                    )
+                warnings += self._left_out(name, parameter)
                 continue
             warnings += compare_shapes(name, shape, full_shape(parameter), "the live model")
         low = [
@@ -385,6 +380,21 @@ class LiveModel:
             )
         self._directs = len(direct)  # only now: what was refused is refused again
         return warnings
+
+    def _left_out(self, name: str, parameter: Tensor) -> list[str]:
+        """Note, once, a trained parameter whose start is not known."""
+        if self._directs is None:
+            raise KeyMismatchError(
+                f"{shown(name)} is trained, but the recorded start of the run lacks it: restore "
+                "the state that was recorded at step 0 of this run, or give base=FOLDER of the base"
+            )
+        if name in self._unrecorded:
+            return []
+        self._unrecorded[name] = parameter
+        return [
+            f"{shown(name)} is trained since, and nobody recorded where it started: it is left "
+            "out; give base=FOLDER of the base model"
+        ]
 
     def _direct_part(self, name: str, parameter: Tensor, current: Callable[[], Tensor]) -> Part:
         """The change of a parameter that is trained itself; `current` gives its value now."""
