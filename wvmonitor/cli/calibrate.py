@@ -48,7 +48,8 @@ def command(
         str | None,
         typer.Option(
             metavar="BANK",
-            help="Folder of references; if left out, the one that the calibration lies in, or the bundled ones.",
+            help="Folder of references; if left out, the one that the calibration lies in, "
+            "or the bundled ones.",
         ),
     ] = None,
     datasets: Annotated[
