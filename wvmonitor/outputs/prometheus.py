@@ -12,7 +12,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -26,9 +26,10 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from wvmonitor._version import __version__
+from wvmonitor.detection.verdict import State, Verdict
 from wvmonitor.errors import WVMonitorError
 from wvmonitor.files.atomic import replacing, write_all
-from wvmonitor.outputs.exporter import STATES, Observation, layer_projections
+from wvmonitor.outputs.exporter import Observation, layer_projections
 from wvmonitor.outputs.pushgateway import Pusher, PushTarget
 from wvmonitor.outputs.run_state import RUN_STATES, RunState, this_host, this_job
 from wvmonitor.outputs.server import Access, Serving, serve
@@ -99,17 +100,15 @@ class PrometheusExporter:
                 self._push_run(known)
         self._write()
 
-    def show_way_back(
-        self, run: str, last_ok: Mapping[str, int], checkpoints: Sequence[int]
-    ) -> None:
+    def show_way_back(self, observation: Observation, checkpoints: Sequence[int]) -> None:
         """Show what a run could go back to: call it before `export`.
 
         Args:
-            run: its id.
-            last_ok: by behaviour, the step of the last reading that was ok.
+            observation: of the run.
             checkpoints: steps of the checkpoints on disk.
         """
-        self._metrics.way_back[run] = (dict(last_ok), tuple(checkpoints))
+        last_ok = observation.judgement.state.last_ok
+        self._metrics.way_back[observation.run] = (last_ok, tuple(checkpoints))
 
     def _push_run(self, run: str) -> None:
         """Push a run's metrics under its own name, for a gateway allows no other label `run`."""
@@ -198,7 +197,7 @@ class _Metrics(Collector):
         """Count one observation, and keep it as the latest of its run."""
         run = observation.run
         known, self.latest[run] = self.latest.get(run), observation
-        if known is not None and known.reading is observation.reading:
+        if known is not None and known.scores is observation.scores:
             return  # the same reading, of which less is known now: see `unwatched`
         if known is not None:
             self.states.pop(run, None)  # it goes on
@@ -344,18 +343,33 @@ def _verdicts(latest: dict[str, Observation], wanted: frozenset[str]) -> Iterato
         "1 where drift towards a reference is wanted or acknowledged, so that nobody is alarmed.",
         labels=("run", "reference"),
     )
+    worst = GaugeMetricFamily(
+        "wvmonitor_worst_verdict",
+        "1 for the worst verdict that the run has earned on a reference, 0 for the others.",
+        labels=("run", "reference", "verdict"),
+    )
     for run, observation in latest.items():
-        score = observation.deciding[1] if observation.deciding else "deciding"
         quiet = wanted | observation.acknowledged
         for verdict in observation.verdicts:
             expected.add_metric((run, verdict.reference), float(verdict.reference in quiet))
             if verdict.score is not None:
                 decides.add_metric((run, verdict.reference), verdict.score)
             if verdict.threshold is not None:
-                threshold.add_metric((run, verdict.reference, score), verdict.threshold)
-            for state in STATES:
+                which = (run, verdict.reference, _deciding(verdict))
+                threshold.add_metric(which, verdict.threshold)
+            for state in State:
                 states.add_metric((run, verdict.reference, state), float(state == verdict.state))
-    yield from (decides, threshold, states, expected)
+            earned = observation.judgement.state.of(verdict.reference).worst
+            for state in State if earned is not None else ():
+                value = float(earned is not None and state == earned.state)
+                worst.add_metric((run, verdict.reference, state), value)
+    yield from (decides, threshold, states, expected, worst)
+
+
+def _deciding(verdict: Verdict) -> str:
+    """The score that a threshold is of; the published rule's may change from reading to reading."""
+    uncalibrated = verdict.calibration == "uncalibrated"
+    return "deciding" if uncalibrated or verdict.score_name is None else verdict.score_name
 
 
 def _run(latest: dict[str, Observation]) -> Iterator[Metric]:
@@ -373,7 +387,7 @@ def _run(latest: dict[str, Observation]) -> Iterator[Metric]:
         norm.add_metric((run,), scores.norm)
         if "frobenius" in scores.coverage:
             coverage.add_metric((run,), scores.coverage["frobenius"])
-        for component, value in observation.reading.component_shares().items():
+        for component, value in observation.judgement.component_shares.items():
             share.add_metric((run, component), value)
         if scores.progress is not None:
             progress.add_metric((run,), scores.progress)
