@@ -175,7 +175,7 @@ def _told(made: Calibration, place: Path, *, left_out: int) -> list[str]:
         lines.append(f"{left_out} of the runs given are shorter than the others and do not count")
     lines.append(
         f"it speaks of runs with {methods}, up to {made.support.most_readings} readings; others "
-        "are unknown"
+        "are judged by rules of thumb"
     )
     if made.windows is not None:
         windows = made.windows.block * made.windows.blocks
