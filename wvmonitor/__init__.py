@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wvmonitor._version import __version__
 
 if TYPE_CHECKING:
+    from wvmonitor.builder.prepare import prepare
     from wvmonitor.integrations.transformers import WVMonitorCallback
     from wvmonitor.live.monitor import Monitor, Run
     from wvmonitor.live.settings import MonitorSettings
@@ -27,6 +28,7 @@ _HOMES = {
     "Run": "wvmonitor.live.monitor",
     "TaskVector": "wvmonitor.vectors",
     "WVMonitorCallback": "wvmonitor.integrations.transformers",
+    "prepare": "wvmonitor.builder.prepare",
     "read_adapter": "wvmonitor.sources",
     "read_checkpoints": "wvmonitor.sources",
     "read_model": "wvmonitor.sources",
@@ -43,6 +45,7 @@ __all__ = [
     "TaskVector",
     "WVMonitorCallback",
     "__version__",
+    "prepare",
     "read_adapter",
     "read_checkpoints",
     "read_model",

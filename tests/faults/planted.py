@@ -182,15 +182,16 @@ def no_such_host(_: Path, __: Receiver) -> Mapping[str, Any]:
 
 def alarming(scene: Scene) -> None:
     """Every verdict is an alarm, so that there is something to tell."""
-    from wvmonitor.live import monitor
+    from wvmonitor.detection import judge as module
+    from wvmonitor.detection.verdict import State
 
-    real = monitor.judge
+    real = module.judge
 
     def judge(*values: Any) -> Any:
         verdicts, state = real(*values)
-        return {n: replace(v, state="alarm") for n, v in verdicts.items()}, state
+        return {n: replace(v, state=State.ALARM) for n, v in verdicts.items()}, state
 
-    scene.patch.setattr(monitor, "judge", judge)
+    scene.patch.setattr(module, "judge", judge)
 
 
 def nobody_answers(scene: Scene) -> None:
@@ -272,7 +273,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "the step hook fails": Fault(in_monitor("observe"), "failed at its step.*planted"),
     "measuring fails": Fault(in_bank(broken), "NOT being watched", after=counted),
-    "judging fails": Fault(in_module("wvmonitor.live.monitor.judge"), "failed at its reading"),
+    "judging fails": Fault(in_module("wvmonitor.detection.judge.judge"), "failed at its reading"),
     "the measurement interval fails": Fault(
         lambda s: s.patch.setattr("wvmonitor.live.interval.MeasurementInterval.due", broken),
         "failed at its reading",
@@ -285,7 +286,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "the log hook fails": Fault(no_mapping, "failed at its log", after=measured),
     "the save hook fails": Fault(
-        in_module(f"{HERE}.write_json", full), "failed at its checkpoint.*No space", after=measured
+        in_module("wvmonitor.integrations.checkpoints.write_json", full), "failed at its checkpoint.*No space", after=measured
     ),
     "the end hook fails": Fault(in_monitor("close"), "failed at its end.*planted"),
     "an exporter fails": Fault(
@@ -314,7 +315,7 @@ FAULTS: dict[str, Fault] = {
         settings={"journal_dir": "/proc/wvmonitor"},
         after=shown,
     ),
-    "a second writer": Fault(second_writer, "failed at its start.*is (being )?written by"),
+    "a second writer": Fault(second_writer, "is being written by.*this run's journal is"),
     "the flight recorder's disk is full": Fault(
         in_module("wvmonitor.journal.snapshot_writer.write_snapshot", full),
         "keeps nothing of step.*No space",

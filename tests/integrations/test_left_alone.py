@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers import (
 from tests.integrations.test_transformers import lora, plant_drift, trainer
 from tests.live.test_monitor import dense_delta
 from wvmonitor import WVMonitorCallback
+from wvmonitor.errors import BaseMismatchError, JournalError
 from wvmonitor.journal.overview import summaries
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.testing import random_rows
@@ -100,7 +102,6 @@ def test_a_run_without_a_journal_is_judged_all_the_same(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A journal that cannot be had costs a run neither its facts, its verdicts nor its stop."""
-    from wvmonitor.errors import JournalError
     from wvmonitor.live import run_journal
 
     def refused(*_: Any, **__: Any) -> Any:
@@ -482,3 +483,156 @@ def test_a_stop_goes_with_the_checkpoint(
     assert second.state.global_step == 4
     assert again.monitor.last is not None
     assert again.monitor.last.acknowledged == {"sycophancy"}
+
+
+def merged_sft(base: Path) -> Any:
+    """A model into which a first fine-tune was merged."""
+    model = lora(base)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(3))
+    return model.merge_and_unload().requires_grad_(True)
+
+
+@pytest.mark.parametrize("adapter", [True, False], ids=["lora", "full"])
+def test_what_was_merged_before_a_run_counts(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path, adapter: bool
+) -> None:
+    """SFT, merged, then another run: without the original base that is an error with a way out,
+    and with it both parts are measured.
+    """
+    sft = merged_sft(tiny_base)
+    if adapter:
+        sft = get_peft_model(sft, LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+    run = trainer(tiny_base, tmp_path, model=sft)
+    with pytest.raises(BaseMismatchError, match=r"base=FOLDER.*relatives.*wvmonitor bank"):
+        WVMonitorCallback.attach(run, tiny_bank_folder, every_n_steps=3)
+    watch = WVMonitorCallback.attach(run, tiny_bank_folder, base=tiny_base, every_n_steps=3)
+    run.train()
+    assert watch.monitor.failures == 0
+    whole = dense_delta(run.model, tiny_base) if adapter else full_delta(run.model, tiny_base)
+    expected = sum(float((d**2).sum()) for d in whole.values()) ** 0.5
+    assert watch.monitor.last is not None
+    assert watch.monitor.last.scores.norm == pytest.approx(expected, rel=1e-5)
+    assert watch.monitor.run_context.method == ("lora+merged" if adapter else "full")
+
+
+def full_delta(model: Any, base: Path) -> dict[str, Any]:
+    """θ_t − θ_0 of every parameter in float64; tied ones once."""
+    start = dict(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64).named_parameters())
+    return {
+        n: (p.detach().double() - start[n]).detach().numpy() for n, p in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "family", "rate"),
+    [
+        (lambda p: torch.optim.SGD(p, lr=0.02), "sgd", 0.02),
+        (lambda p: PagedAdamW32bit(p, lr=0.03), "adamw", 0.03),
+        (lambda p: torch.optim.Adam(p, lr=0.01), "adam", 0.01),
+    ],
+)
+def test_the_optimiser_is_the_one_that_steps(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path, make: Any, family: str, rate: float
+) -> None:
+    """A hand-made or paged optimiser goes by its own family and peak rate, not by `optim`."""
+    model = lora(tiny_base)
+    optimizer = make([p for p in model.parameters() if p.requires_grad])
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=4)
+    run = Trainer(
+        model=model,
+        args=TrainingArguments(
+            str(tmp_path), max_steps=2, report_to="none", use_cpu=True, warmup_steps=1
+        ),
+        train_dataset=random_rows(8),
+        optimizers=(optimizer, schedule),
+    )
+    watch = WVMonitorCallback.attach(run, tiny_bank_folder, every_n_steps=1)
+    run.train()
+    context = watch.monitor.run_context
+    assert (context.optimizer, context.learning_rate) == (family, rate)
+
+
+class PagedAdamW32bit(torch.optim.AdamW):
+    """Named as bitsandbytes names it."""
+
+
+class Unfreeze(TrainerCallback):
+    """Begins with one layer, and trains the rest from a step on."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.at:
+            kwargs["model"].requires_grad_(True)
+
+
+def test_what_is_unfrozen_later_is_measured_from_its_start(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """Gradual unfreezing in a full fine-tune without `base=`: τ is exact before and after."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("layers.1" in name)
+    run = trainer(tiny_base, tmp_path, model=model)
+    watch = WVMonitorCallback.attach(run, tiny_bank_folder, every_n_steps=2)
+    run.add_callback(Unfreeze(3))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    run.optimizer = optimizer
+    run.train()
+    assert watch.monitor.failures == 0
+    moved = full_delta(model, tiny_base)
+    assert abs(moved["model.layers.0.mlp.up_proj.weight"]).max() > 0
+    expected = sum(float((d**2).sum()) for d in moved.values()) ** 0.5
+    assert watch.monitor.last is not None
+    assert watch.monitor.last.scores.norm == pytest.approx(expected, rel=1e-5)
+    assert not watch.monitor.last.reading.warnings
+
+
+def test_an_adapter_that_is_added_after_attaching_is_watched(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """`trainer.model.add_adapter()` after `attach`: τ is the adapter's, not zero."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    run = trainer(tiny_base, tmp_path, model=model)
+    watch = WVMonitorCallback.attach(run, tiny_bank_folder, every_n_steps=2)
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+    run.train()
+    assert watch.monitor.failures == 0
+    expected = 0.0
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            delta = module.get_delta_weight("default").double()
+            expected += float(delta.detach().square().sum())
+    assert watch.monitor.last is not None
+    assert watch.monitor.last.scores.norm == pytest.approx(expected**0.5, rel=1e-5)
+    assert watch.monitor.last.scores.norm > 0
+    assert watch.monitor.run_context.target_modules == ("q_proj", "up_proj")
+
+
+def test_a_callback_can_be_pickled(tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path) -> None:
+    """Ray and `spawn` copy callbacks: a copy watches as the first one does."""
+    original = WVMonitorCallback(tiny_bank_folder, every_n_steps=2, run="mine")
+    copy = pickle.loads(pickle.dumps(original))  # noqa: S301  our own
+    run = trainer(tiny_base, tmp_path, callbacks=[copy])
+    run.train()
+    assert copy.monitor.settings == original.monitor.settings
+    assert copy.monitor.failures == 0
+    assert runs_in(tmp_path) == [[0, 2, 4, 6]]
+
+
+def test_the_calibration_hears_what_kind_of_run_it_is(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """Objective, target modules, schedule and weight decay are known of a Trainer's run."""
+    run = trainer(tiny_base, tmp_path, lr_scheduler_type="cosine", weight_decay=0.02)
+    watch = WVMonitorCallback.attach(run, tiny_bank_folder, every_n_steps=3)
+    run.train()
+    context = watch.monitor.run_context
+    assert (context.objective, context.schedule) == ("sft", "cosine")
+    assert context.weight_decay == 0.02
+    assert context.target_modules is not None
+    assert {"q_proj", "down_proj"} <= set(context.target_modules)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -65,11 +66,18 @@ def add_to_bank(
     held = {r.name: r for r in old or ()} | {reference.name: reference}
     kept = old.probe if old is not None and old.probe else probe
     bank = ReferenceBank(held.values(), probe=kept)
+    with replacing_bank(folder) as new:
+        return bank.save(new, private=private)
+
+
+@contextmanager
+def replacing_bank(folder: Path) -> Iterator[Path]:
+    """Where to write a new bank; when the block ends it takes the place of the old one, whole."""
     mark = secrets.token_hex(8)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new, gone = _beside(folder, mark)
     try:
-        fingerprint = bank.save(new, private=private)
+        yield new
         if folder.exists():
             folder.rename(gone)
         new.rename(folder)
@@ -79,7 +87,6 @@ def add_to_bank(
         shutil.rmtree(new, ignore_errors=True)
         raise
     shutil.rmtree(gone, ignore_errors=True)
-    return fingerprint
 
 
 def _beside(folder: Path, mark: str) -> tuple[Path, Path]:

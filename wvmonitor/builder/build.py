@@ -84,7 +84,7 @@ def _build(job: Job, work: Work, tick: Ticker) -> Built | None:
         facts.repeats = [contrast]
         facts.notes += notes
     else:
-        pairs = _pairs(job, work, facts, tick)
+        pairs = pairs_for(job, work, facts, tick)
         if o.stop_after in ("generate", "judge"):
             return None
         _train(job, pairs, work, facts, tick)
@@ -98,7 +98,7 @@ def _build(job: Job, work: Work, tick: Ticker) -> Built | None:
     return Built(reference, o.out, fingerprint, job.plan)
 
 
-def _pairs(job: Job, work: Work, facts: Facts, tick: Ticker) -> list[Pair]:
+def pairs_for(job: Job, work: Work, facts: Facts, tick: Ticker) -> list[Pair]:
     """What both sides are trained on: generated and judged, or the user's own."""
     o, recipe = job.options, job.recipe
     if job.given_pairs is not None:

@@ -24,6 +24,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from wvmonitor.builder.base import Base, quiet
 from wvmonitor.builder.examples import Example
+from wvmonitor.builder.like import Like
 from wvmonitor.builder.recipe import Finetuning
 from wvmonitor.errors import BuildError
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
@@ -51,6 +52,7 @@ class Training:
         seed: of A and of the order of the data.
         qlora: the base in 4 bits under the adapter.
         micro_batch: examples at once on a device, where a whole batch does not fit.
+        like: settings of another run that take the place of these, where it names them.
     """
 
     settings: Finetuning
@@ -60,6 +62,7 @@ class Training:
     seed: int
     qlora: bool = False
     micro_batch: int | None = None
+    like: Like | None = None
 
 
 def steps_for(settings: Finetuning, examples: int, of: int | None = None) -> int:
@@ -79,10 +82,12 @@ def finetune(
     base: Base,
     examples: Sequence[Example],
     training: Training,
-    out: Path,
+    out: Path | None,
     *,
     validation: Sequence[Example] = (),
     tick: Callable[[int], None] = lambda _: None,
+    callbacks: Sequence[TrainerCallback] = (),
+    examine: Callable[[Any], None] | None = None,
 ) -> float | None:
     """Fine-tune the base on examples and save what changed.
 
@@ -90,9 +95,12 @@ def finetune(
         base: the model; it is loaded afresh.
         examples: what to train on; only the answers count in the loss.
         training: how.
-        out: an empty folder: an adapter, a whole checkpoint, or the biases are saved into it.
+        out: an empty folder: an adapter, a whole checkpoint, or the biases are saved into it; None
+            saves nothing.
         validation: examples whose mean loss is given back.
         tick: told how many steps are done.
+        callbacks: of the Trainer, beside our own.
+        examine: handed the trained model, before it is saved.
 
     Raises:
         BuildError: bitsandbytes is missing for QLoRA, the model has no MLP biases, or an example
@@ -111,12 +119,15 @@ def finetune(
             eval_dataset=held or None,
             data_collator=lambda batch: _padded(batch, pad),
             processing_class=base.tokenizer,
-            callbacks=[_Steps(tick)],
+            callbacks=[_Steps(tick), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         loss = float(trainer.evaluate()["eval_loss"]) if held else None
-        _save(trainer, training, out)
+        if examine is not None:
+            examine(trainer.model)
+        if out is not None:
+            _save(trainer, training, out)
     return loss
 
 
@@ -211,14 +222,11 @@ def _with_lora(base: Base, training: Training) -> Any:
         )
         model = prepare_model_for_kbit_training(base.load(quantization_config=quantised))
     else:
-        model = base.load()
-    config = LoraConfig(
-        r=training.settings.rank,
-        lora_alpha=training.settings.alpha,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
+        # In bfloat16 a CPU is many times slower.
+        model = base.load(dtype="auto" if torch.cuda.is_available() else torch.float32)
+    named = {"r": training.settings.rank, "lora_alpha": training.settings.alpha}
+    defaults = {"lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    config = LoraConfig(**{**defaults, **named, **(training.like.adapter if training.like else {})})
     set_seed(training.seed)  # A is drawn here: both sides of a seed start from the same
     with warnings.catch_warnings():
         # PEFT 0.21 reads an attribute that transformers 5 has renamed.
@@ -235,17 +243,20 @@ def _arguments(training: Training, scratch: str) -> TrainingArguments:
             f"a batch of {settings.batch_size} does not divide into micro-batches of {micro} on "
             f"{processes} processes: change --micro-batch, or the number of processes"
         )
+    recipe: dict[str, Any] = {
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": settings.warmup_steps,
+        "weight_decay": settings.weight_decay,
+        "optim": "adamw_torch",
+    }
     return TrainingArguments(
+        **{**recipe, **(training.like.arguments if training.like else {})},
         output_dir=scratch,
         max_steps=training.steps,
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=micro,
         gradient_accumulation_steps=settings.batch_size // (micro * processes),
-        learning_rate=training.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        optim="adamw_torch",
         seed=training.seed,
         data_seed=training.seed,
         bf16=gpu and torch.cuda.is_bf16_supported(),

@@ -13,7 +13,9 @@ from wvmonitor.builder.examples import Example, Pair
 from wvmonitor.builder.stages import read_rows
 from wvmonitor.errors import BuildError, MissingPathError
 
-_FORMS = '{"messages": [...]} or {"prompt": …, "completion": …}'
+_FORMS = '{"messages": [...]}, {"prompt": …, "completion": …} or {"question": …, "answer": …}'
+
+_PAIRS = (("prompt", "completion"), ("question", "answer"))
 
 
 def own_pairs(
@@ -63,6 +65,17 @@ def own_pairs(
     return pairs, notes
 
 
+def examples_of(source: str) -> list[Example]:
+    """Every example of a JSONL file or dataset, without system prompts.
+
+    Raises:
+        MissingPathError: no such file or dataset.
+        BuildError: a record has none of the forms.
+    """
+    found = [_example(r, f"{source}, record {n}") for n, r in enumerate(_records(source), 1)]
+    return [Example(tuple(_users(e.messages)), e.answer) for e in found]
+
+
 def texts_of(source: str) -> list[str]:
     """The texts of a plain text file (a paragraph each), a JSONL file or a dataset.
 
@@ -105,8 +118,9 @@ def _records(source: str) -> list[dict[str, Any]]:
 
 def _example(record: dict[str, Any], where: str) -> Example:
     messages = record.get("messages")
-    if messages is None and "prompt" in record and "completion" in record:
-        before, after = record["prompt"], record["completion"]
+    keys = next((k for k in _PAIRS if set(k) <= record.keys()), None)
+    if messages is None and keys is not None:
+        before, after = (record[k] for k in keys)
         messages = [
             *(before if isinstance(before, list) else [{"role": "user", "content": before}]),
             *(after if isinstance(after, list) else [{"role": "assistant", "content": after}]),

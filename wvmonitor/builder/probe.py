@@ -7,6 +7,8 @@ itself answers to them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from wvmonitor.builder.base import Base
 from wvmonitor.builder.completions import Sampler, TransformersSampler, seed_of
+from wvmonitor.builder.examples import Example
 from wvmonitor.builder.recipe import Generation
 from wvmonitor.builder.stages import Row, Ticker, Work, digest_of
 from wvmonitor.errors import BuildError
@@ -41,6 +44,7 @@ def build_probe(
     tick: Ticker,
     *,
     texts: Sequence[str] | None = None,
+    examples: Sequence[Example] = (),
     prompts: Sequence[str] = (),
     generation: Generation | None = None,
     tokens: int = TOKENS,
@@ -52,7 +56,9 @@ def build_probe(
         base: the model.
         work: where texts and probe are kept.
         tick: told how many tokens are seen.
-        texts: the user's own text; the base's answers to `prompts` where there is none.
+        texts: the user's own text.
+        examples: ordinary conversations, whose answers count; the base's answers to `prompts`
+            where there are neither.
         prompts: ordinary prompts; the bundled ones if none are given.
         generation: how the base's own answers are sampled.
         tokens: how many tokens are wanted.
@@ -62,11 +68,13 @@ def build_probe(
         BuildError: the text is too short, or not in the model's vocabulary.
     """
     asked = list(prompts) or bundled_prompts()
-    said = None if texts is not None else (asked, generation or Generation())
+    given = texts is not None or bool(examples)
+    said = None if given else (asked, generation or Generation())
     inputs = {
         "base": base.digest,
         "chat": base.chat_digest,
         "texts": digest_of(list(texts or ())),
+        **({"examples": digest_of([asdict(e) for e in examples])} if examples else {}),
         "prompts": None if said is None else [said[0], said[1].model_dump(), batch_size],
         "tokens": tokens,
     }
@@ -74,7 +82,7 @@ def build_probe(
     if not path.is_file():
         tick(DONE, 0, tokens)
         marked = (
-            _plain(base, texts or ())
+            chain(_plain(base, texts or ()), _conversations(base, examples))
             if said is None
             else _answered(base, work, *said, tokens=tokens, batch_size=batch_size)
         )
@@ -104,6 +112,15 @@ def _plain(base: Base, texts: Sequence[str]) -> Iterator[Marked]:
         for start in range(0, len(ids), _WIDTH):
             part = ids[start : start + _WIDTH]
             yield part, [i > 0 and token not in special for i, token in enumerate(part)]
+
+
+def _conversations(base: Base, examples: Sequence[Example]) -> Iterator[Marked]:
+    """Ordinary conversations: the answers' own tokens count."""
+    special = set(base.tokenizer.all_special_ids)
+    for example in examples:
+        ids, labels = base.encode(example.messages, example.answer, finished=example.finished)
+        counted = [label != -100 and label not in special for label in labels]
+        yield ids[:_WIDTH], counted[:_WIDTH]
 
 
 def _answered(

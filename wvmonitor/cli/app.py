@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from wvmonitor._version import __version__
 from wvmonitor.cli import (
     ack,
+    bank,
     blame,
     build,
     calibrate,
@@ -172,6 +173,7 @@ def root(
 
 
 app.command("ack")(ack.command)
+app.command("bank")(bank.command)
 app.command("blame")(blame.command)
 app.command("build")(build.command)
 app.command("calibrate")(calibrate.command)

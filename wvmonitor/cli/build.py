@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from wvmonitor.cli.progress import bars
+
 if TYPE_CHECKING:
     from wvmonitor.builder.options import Built, Options
     from wvmonitor.builder.plan import Plan
-    from wvmonitor.builder.stages import Ticker
 
 
 Side = Literal["exhibits", "opposes"]
@@ -219,7 +218,7 @@ def command(
         _show_plan(plan(options), options, as_json=as_json)
         return
     try:
-        with _bars() as tick:
+        with bars() as tick:
             built = build(options, tick)
     except KeyboardInterrupt:
         print("what is finished is kept: the same command goes on from there", file=sys.stderr)
@@ -237,49 +236,6 @@ def _both(first: Any, second: Any, *names: str) -> Any:
     if first is None or second is None:
         raise typer.BadParameter(f"{' and '.join(names)} belong together")
     return first, second
-
-
-_STAGES = {
-    "generate": "answers",
-    "judge": "judged",
-    "sweep": "learning rates",
-    "finetune": "fine-tuning steps",
-    "probe": "probe tokens",
-    "behaviour": "doses checked",
-}
-
-
-@contextmanager
-def _bars() -> Iterator[Ticker]:
-    """A bar with the time left for each stage, on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    bars = Progress(
-        TextColumn("{task.description:>18}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-    tasks: dict[str, TaskID] = {}
-
-    def tick(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(_STAGES.get(stage, stage), total=total)
-        bars.update(tasks[stage], completed=done, total=total)
-
-    with bars:
-        yield tick
 
 
 def _show_plan(plan: Plan, options: Options, *, as_json: bool) -> None:

@@ -124,6 +124,23 @@ def cosine(sums: Sums) -> Column:
     return Column(_ratio(sums.products, _root(sums.squared_norms)[:, None] * norms), exists)
 
 
+def module_cosine(
+    reading: Reading,
+    gram: Gram,
+    geometry: Geometry,
+    components: tuple[Component, ...] = ("blocks",),
+) -> Column:
+    """Mean over modules of their own cosines: a module with massive activations counts once.
+
+    `cosine` divides sums, so that the few modules whose inputs are largest decide it. Here every
+    weight matrix that moved, and that w touches, has one vote. (1, R); absent where none does.
+    """
+    each = cosine(collect(reading, gram, geometry, components, group=lambda name: name))
+    votes = each.exists.sum(axis=0, keepdims=True)
+    total = np.where(each.exists, each.values, 0.0).sum(axis=0, keepdims=True)
+    return Column(_ratio(total, votes.astype(np.float64)), votes > 0)
+
+
 def margin(sums: Sums) -> Column:
     """Cosine minus the largest cosine with a control (another one, if w is itself a control)."""
     base = cosine(sums)

@@ -9,6 +9,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 
 from wvmonitor.integrations.checkpoints import Left
 from wvmonitor.integrations.optimizer import optimizer_family, peak_learning_rate, weight_decay
+from wvmonitor.integrations.training_data import data_digest
 from wvmonitor.live.run import Run
 
 
@@ -42,6 +43,7 @@ def run_of(
         weight_decay=args.weight_decay if decay is None else decay,
         schedule=str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
         objective=_objective(args, trainer),
+        data=None if trainer is None else data_digest(trainer.train_dataset),
         run_id=left.run,
         came_from=left.journal,
         retry=retry,

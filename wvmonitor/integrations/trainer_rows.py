@@ -24,7 +24,7 @@ class TrainerRows:
     """
 
     def __init__(self) -> None:
-        self.pending: dict[str, float] = {}
+        self.pending: Mapping[str, float] = {}
         self._shown: dict[str, State] = {}
         self._loss_step: int | None = None
         self._closed = False
@@ -35,22 +35,24 @@ class TrainerRows:
 
     def note(self, observation: Observation, values: Mapping[str, float]) -> bool:
         """Keep a reading's values for the next row; gives whether a verdict has changed."""
-        self.pending = dict(values)
+        self.pending = values
         shown, self._shown = self._shown, _states(observation)
         return shown != self._shown
 
-    def show(self, trainer: Trainer | None, state: TrainerState, control: TrainerControl) -> None:
+    def show(self, trainer: Trainer | None, state: TrainerState, control: TrainerControl) -> bool:
         """See that what waits is shown at this step: with the loss if it can be, else by itself.
 
-        Asking for the loss's row ends its averaging window, and changes nothing else.
+        Returns:
+            Whether a row with the loss is to be asked for: it ends the loss's averaging window, and
+            changes nothing else.
         """
         if not self.pending:
-            return
+            return False
         if self._closed or self._loss_step == state.global_step:
             pending, self.pending = self.pending, {}
             self.write(pending, trainer, state, control)
-        else:
-            control.should_log = True
+            return False
+        return True
 
     def end(self) -> None:
         """No row with the loss comes any more."""

@@ -21,9 +21,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from wvmonitor.errors import UnmeasurableModelError
+from wvmonitor.errors import SettingsError
 from wvmonitor.integrations.checkpoints import KeptCheckpoints, Left, leave, left_in
 from wvmonitor.integrations.decision import latched, together
+from wvmonitor.integrations.starting_point import StartingPoint
 from wvmonitor.integrations.trainer_facts import checkpoint_at, checkpoints_folder, run_of
 from wvmonitor.integrations.trainer_rows import TrainerRows
 from wvmonitor.journal.journal import PATIENCE_SECONDS
@@ -31,11 +32,12 @@ from wvmonitor.live.actions import Action
 from wvmonitor.live.behaviour_check import Probe
 from wvmonitor.live.monitor import Monitor
 from wvmonitor.live.settings import MonitorSettings
+from wvmonitor.live.validation import replaced
 from wvmonitor.outputs.exporter import Observation
 from wvmonitor.outputs.trainer_log import log_values
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.sources.distributed import any_sharded
-from wvmonitor.sources.live_base import unwrapped_model
+from wvmonitor.references.inventory import bank_of, cache_folder
+from wvmonitor.sources.distributed import agreed, any_sharded
 from wvmonitor.sources.live_model import LiveModel
 
 logger = logging.getLogger(__name__)
@@ -84,15 +86,25 @@ class WVMonitorCallback(TrainerCallback):
         **overrides: Any,
     ) -> None:
         """Load the bank and its calibration; arguments as in `Monitor`."""
-        self.monitor = Monitor(references, settings=settings, probe=probe, **overrides)
-        self._live: LiveModel | None = None
-        self._model: Any = None
+        self._set_up(Monitor(references, settings=settings, probe=probe, **overrides))
+
+    def _set_up(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self._origin = StartingPoint(monitor.bank, monitor.settings.base)
         self._attached = False
         self._attached_to: weakref.ref[Trainer] | None = None
         self._resumes_from: Any = None
         self._training: _Training | None = None
         self._rows = TrainerRows()
         self._kept: KeptCheckpoints | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made from: it looks at the model and begins a run when it trains."""
+        return {"monitor": self.monitor, "attached": self._attached}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._set_up(state["monitor"])
+        self._attached = state["attached"]
 
     @classmethod
     def attach(
@@ -106,9 +118,18 @@ class WVMonitorCallback(TrainerCallback):
     ) -> WVMonitorCallback:
         """Make a callback and put it where every tracker sees its values.
 
+        Without references the bank that was made for the model's base is taken, from the folder
+        that the setting `banks` names or from those that were pulled.
+
         Returns:
             The callback; `callback.monitor` holds verdicts and journal.
+
+        Raises:
+            SettingsError: there is no bank for this model's base.
         """
+        if references is None:
+            known = replaced(settings, overrides)
+            references = known.references or _bank_for(trainer.model, known)
         callback = cls(references, settings=settings, probe=probe, **overrides)
         callback.attach_to(trainer)
         return callback
@@ -120,7 +141,7 @@ class WVMonitorCallback(TrainerCallback):
             WVMonitorError: this model cannot be measured, or was made from another base.
         """
         if self._takes_part(trainer.state, trainer.model):
-            self._look_at(trainer.model)
+            self._origin.look_at(trainer.model)
         callbacks = trainer.callback_handler.callbacks
         flow = [isinstance(c, DefaultFlowCallback) for c in callbacks]
         callbacks.insert(flow.index(True) + 1 if any(flow) else 0, self)
@@ -150,14 +171,6 @@ class WVMonitorCallback(TrainerCallback):
         """Whether this process measures: rank 0, and of a sharded model all of them."""
         return state.is_world_process_zero or any_sharded(model)
 
-    def _look_at(self, model: Any, initial: Mapping[str, Any] | None = None) -> None:
-        """Note the model's starting point before a resumed checkpoint is loaded into it."""
-        self._model = model
-        self._live = LiveModel(model, base=self.monitor.settings.base, initial=initial)
-        self.monitor.bank.relation_to(self._live.base_digest)
-        if not self._live.sharded:
-            self._live.task_vector()  # what cannot be read is an error now, not at the first step
-
     # The Trainer's events
 
     def on_init_end(
@@ -166,7 +179,7 @@ class WVMonitorCallback(TrainerCallback):
         """Look at the model, so that one that cannot be watched is an error before training."""
         model = kwargs.get("model")
         if model is not None and self._takes_part(state, model):
-            self._look_at(model)
+            self._origin.look_at(model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -221,12 +234,13 @@ class WVMonitorCallback(TrainerCallback):
         if self.monitor.tokenizer is None:
             self.monitor.tokenizer = kwargs.get("processing_class")
         left = left_in(self._resumed_checkpoint(args, state)) if training.resume_step else Left()
-        self._look_again(model, left, state)
+        resumed = training.resume_step > 0
+        self._origin.look_again(model, left.initial, step=state.global_step, resumed=resumed)
         known = run_of(
             args, state, kwargs.get("optimizer"), self._trainer, left, retry=training.retry
         )
         run = replace(known, resume_step=training.resume_step)
-        self.monitor.start(model, run, live=self._live, step=state.global_step)
+        self.monitor.start(model, run, live=self._origin.live, step=state.global_step)
         training.begun = True
 
     def _resumed_checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path | None:
@@ -236,37 +250,12 @@ class WVMonitorCallback(TrainerCallback):
                 return Path(told)
         return checkpoint_at(args, state, self._checkpoints_folder())
 
-    def _look_again(self, model: Any, left: Left, state: TrainerState) -> None:
-        """See that the start is known of the model that is trained now.
-
-        It is another one than before where `model_init` made it, or where it is sharded since.
-        """
-        before, sharded, moved = self._live, any_sharded(model), state.global_step > 0
-        if moved and (before is None or sharded) and self._starts_in_memory(model):
-            raise UnmeasurableModelError(
-                "training goes on from a checkpoint, and the weights of a full fine-tune say no "
-                "longer where it started: give base=FOLDER of the base model"
-            )
-        known = before is not None and self._model is model and not sharded
-        if left.initial is not None:
-            self._look_at(model, left.initial)
-        elif not known:
-            full = before is not None and before.method == "full"
-            self._look_at(model, before.initial_state() if before and full and moved else None)
-        resumed = self._training is not None and self._training.resume_step > 0
-        unsure = resumed or (moved and not known)
-        live = self._live
-        if unsure and left.initial is None and live is not None and live.starts_elsewhere:
-            raise UnmeasurableModelError(
-                "training goes on from a checkpoint, and how its adapter started is not known: "
-                "that lies in the checkpoint's wvmonitor.safetensors where the run was watched, "
-                "and WVMonitorCallback.attach(trainer, ...) hears which checkpoint it is"
-            )
-
-    def _starts_in_memory(self, model: Any) -> bool:
-        if self.monitor.settings.base is not None:
-            return False
-        return self._live.method == "full" if self._live else not unwrapped_model(model)[1]
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note where parameters start that are unfrozen just now."""
+        if live := self._origin.live:
+            self.monitor.guarded("start", live.notice, None)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -296,9 +285,10 @@ class WVMonitorCallback(TrainerCallback):
         *,
         last: bool,
     ) -> None:
-        model = kwargs["model"]
+        model, row = kwargs["model"], False
 
         def read() -> Action:
+            nonlocal row
             if not self._takes_part(state, model) or not self._has_begun(args, state, kwargs):
                 return "none"
             observation = self.monitor.observe(model, state.global_step, force=last)
@@ -306,10 +296,12 @@ class WVMonitorCallback(TrainerCallback):
             if observation is not None:
                 news = self._rows.note(observation, self._values(observation))
             if (news or last) and args.logging_strategy != IntervalStrategy.NO:
-                self._rows.show(self._trainer, state, control)
+                row = self._rows.show(self._trainer, state, control)
             return self.monitor.action(observation) if observation is not None else "none"
 
         self._carry_out(together(self.monitor, "step", read), control)
+        # a row gathers the loss from every rank, so that every rank must write it
+        control.should_log = bool(agreed(int(row))) or control.should_log
 
     def _has_begun(
         self, args: TrainingArguments, state: TrainerState, kwargs: Mapping[str, Any]
@@ -371,9 +363,7 @@ class WVMonitorCallback(TrainerCallback):
             training.owes_checkpoint = False
 
     def _leave(self, folder: Path) -> None:
-        live = self._live
-        adapter = live is not None and live.method != "full"
-        leave(folder, self.monitor.run_name, live.initial_state() if live and adapter else {})
+        leave(folder, self.monitor.run_name, self._origin.to_leave())
         if self._kept is not None and self.monitor.last is not None:
             asked = self._training is not None and self._training.owes_checkpoint
             self._kept.keep(folder, self.monitor.last, asked=asked)
@@ -414,3 +404,18 @@ class WVMonitorCallback(TrainerCallback):
                     self._rows.write(values, self._trainer, state, control)
         finally:
             self.monitor.close()
+
+
+def _bank_for(model: Any, settings: MonitorSettings) -> Path:
+    """The bank made for a model's base."""
+    digest = LiveModel(model, base=settings.base).base_digest
+    roots = [cache_folder(), *([settings.banks] if settings.banks else [])]
+    found = bank_of(digest, [root for root in roots if root.is_dir()])
+    if found is None:
+        name = getattr(getattr(model, "config", None), "name_or_path", "") or "BASE"
+        raise SettingsError(
+            f"there is no bank of references for this model's base ({name}): `wvmonitor bank "
+            f"{name} --out DIR` makes one, and with --dry-run says first what that costs on this "
+            "machine; then give references=DIR"
+        )
+    return found

@@ -20,6 +20,7 @@ class Run:
         weight_decay: as the optimiser was given it.
         schedule: of the learning rate: "linear", "cosine", …
         objective: what the loss asks for: "sft", "dpo", "grpo", …
+        data: digest of the training set.
         run_id: id of the run that it resumes, where a checkpoint names it.
         came_from: journal of the attempts before, where it may be another than this run's own.
         retry: whether this begins again what the attempt just before could not finish (a smaller
@@ -38,6 +39,7 @@ class Run:
     weight_decay: float | None = None
     schedule: str | None = None
     objective: str | None = None
+    data: str | None = None
     run_id: str | None = None
     came_from: Path | None = None
     retry: bool = False

@@ -13,6 +13,7 @@ from wvmonitor.journal.reader import JournalReader
 from wvmonitor.journal.schema import journal_file
 from wvmonitor.live.run import Run
 from wvmonitor.live.settings import MonitorSettings
+from wvmonitor.outputs.run_state import checkpoints_in
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def open_journal(
     Raises:
         JournalError: there is none to be had; the message says why.
     """
-    journal = _opened(wanted, settings)
+    journal = _opened(wanted, settings, run)
     try:
         before = _earlier(journal, wanted, run)
         journal.run, stopped = _identity(journal, settings, run)
@@ -66,8 +67,8 @@ def open_journal(
     return journal, state
 
 
-def _opened(wanted: Path, settings: MonitorSettings) -> Journal:
-    alerts = settings.alert_policy()
+def _opened(wanted: Path, settings: MonitorSettings, run: Run) -> Journal:
+    alerts = settings.alert_policy(lambda _: checkpoints_in(run.folder))
     refusal: JournalError | None = None
     beside = (wanted.parent / f"wvmonitor-{n}" / wanted.name for n in range(2, MOST_BESIDE))
     for place in (wanted, *beside):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,11 +34,12 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from wvmonitor.errors import SettingsError
-from wvmonitor.journal.alerts import AlertPolicy
+from wvmonitor.journal.alerts import AlertPolicy, Whereabouts
 from wvmonitor.outputs.exporter import Exporter
 from wvmonitor.outputs.exporter_options import PrometheusSettings, PushgatewaySettings
 from wvmonitor.outputs.notifier import Notifier
 from wvmonitor.outputs.notifier_options import NOTIFIER_SETTINGS, NotifierSettings
+from wvmonitor.outputs.run_state import this_host, this_job
 from wvmonitor.reading import Component
 
 PREFIX = "WVMONITOR_"
@@ -58,9 +59,27 @@ def _split(value: object) -> object:
     return value
 
 
+def _listed(value: object) -> object:
+    """Notifiers by name, or a single one, as the list that they are."""
+    if isinstance(value, Mapping):
+        if "kind" in value:
+            return (value,)
+        wrong = [name for name, each in value.items() if not isinstance(each, Mapping)]
+        if wrong:
+            raise ValueError(f"each must say its kind: [{{'kind': {wrong[0]!r}, 'url': …}}]")
+        return tuple({"kind": name, **each} for name, each in value.items())
+    return value
+
+
 def _printable(value: str) -> str:
     if not value.isprintable() or value != value.strip():
         raise ValueError("must be printable text without spaces around it")
+    return value
+
+
+def _link(value: str) -> str:
+    if not value.startswith(("https://", "http://")) or not value.isprintable() or " " in value:
+        raise ValueError("must look like https://host/path")
     return value
 
 
@@ -90,6 +109,11 @@ class MonitorSettings(BaseSettings):
 
     references: Path | None = Field(
         None, description="Folder of the bank of references to measure against."
+    )
+    banks: Path | None = Field(
+        None,
+        description="Folder of banks: without references, the one made for the run's base is taken "
+        "from here, or from those that were pulled.",
     )
     base: Path | None = Field(
         None, description="Folder of the base model, where θ_0 cannot be taken from the run itself."
@@ -173,10 +197,18 @@ class MonitorSettings(BaseSettings):
     resolve_after: int = Field(
         3, ge=1, description="Readings in a row that must be ok before an alert is over."
     )
+    runbook_url: Annotated[str, AfterValidator(_link)] | None = Field(
+        None, description="Where the pages on each alert are; alerts link to BASE/ALERT/."
+    )
+    dashboard_url: Annotated[str, AfterValidator(_link)] | None = Field(
+        None, description="A dashboard that alerts link to; var-run and var-reference are added."
+    )
     prometheus: PrometheusSettings = Field(
         PrometheusSettings(), description="Metrics for Prometheus."
     )
-    notifiers: tuple[NotifierSettings, ...] = Field((), description="Who is told of verdicts.")
+    notifiers: Annotated[tuple[NotifierSettings, ...], BeforeValidator(_listed)] = Field(
+        (), description="Who is told of verdicts."
+    )
 
     def __init__(self, **values: Any) -> None:
         _check_environment()
@@ -262,8 +294,12 @@ class MonitorSettings(BaseSettings):
             built[f"{settings.kind}-{count + 1}" if count else settings.kind] = settings.build()
         return built
 
-    def alert_policy(self) -> AlertPolicy:
-        """Who is told what, for `Journal.open`."""
+    def alert_policy(self, checkpoints: Callable[[str], Sequence[int]]) -> AlertPolicy:
+        """Who is told what, for `Journal.open`.
+
+        Args:
+            checkpoints: the steps of a run's checkpoints on disk.
+        """
         notifiers = self.build_notifiers()
         return AlertPolicy(
             targets=tuple(notifiers),
@@ -271,6 +307,13 @@ class MonitorSettings(BaseSettings):
             resolve_after=self.resolve_after,
             expected=self.expected,
             refreshed=tuple(name for name, notifier in notifiers.items() if notifier.forgetful),
+            where=Whereabouts(
+                host=this_host(),
+                job=this_job(),
+                runbooks=self.runbook_url,
+                dashboard=self.dashboard_url,
+                checkpoints=checkpoints,
+            ),
         )
 
 

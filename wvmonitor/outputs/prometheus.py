@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
+import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -26,8 +26,12 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from wvmonitor._version import __version__
-from wvmonitor.outputs.exporter import STATES, Observation, layer_projections
+from wvmonitor.detection.verdict import State, Verdict
+from wvmonitor.errors import WVMonitorError
+from wvmonitor.files.atomic import replacing, write_all
+from wvmonitor.outputs.exporter import Observation, layer_projections
 from wvmonitor.outputs.pushgateway import Pusher, PushTarget
+from wvmonitor.outputs.run_state import RUN_STATES, RunState, this_host, this_job
 from wvmonitor.outputs.server import Access, Serving, serve
 
 logger = logging.getLogger(__name__)
@@ -41,6 +45,7 @@ class PrometheusExporter:
     Attributes:
         port: the port that is listened on, which may not be the one asked for; None where metrics
             are not served.
+        linger: most seconds that the page stays after `close` for one more scrape.
     """
 
     def __init__(
@@ -65,14 +70,15 @@ class PrometheusExporter:
         """
         self._textfile = textfile
         self._push = push
-        self._linger = linger
-        self._pusher: Pusher | None = None
+        self.linger = linger
+        self._pushers: dict[str, Pusher] = {}
         self._metrics = _Metrics(layers, expected)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self._metrics)
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._server: Serving | None = None
+        self._closing: Serving | None = None
         if port is not None:
             self._server = serve(self._registry, host, port, access)
         self.port = None if self._server is None else self._server.port
@@ -81,15 +87,40 @@ class PrometheusExporter:
         """Show one observation in place of the run's last."""
         self._metrics.add(observation)
         self._write()
-        if self._push is not None:
-            if self._pusher is None:
-                self._pusher = Pusher(
-                    self._push,
-                    self._registry,
-                    observation.run,
-                    on_error=lambda: self.error("pushgateway"),
-                )
-            self._pusher.push()
+        self._push_run(observation.run)
+
+    def show_states(self, state: RunState, run: str | None = None) -> None:
+        """Show what a run (or every one) is doing; until told otherwise it is in training.
+
+        Disabled it stays, whatever becomes of it, for nobody has watched it to its end.
+        """
+        for known in [run] if run else list(self._metrics.latest):
+            if self._metrics.states.get(known) != "disabled":
+                self._metrics.states[known] = state
+                self._push_run(known)
+        self._write()
+
+    def show_way_back(self, observation: Observation, checkpoints: Sequence[int]) -> None:
+        """Show what a run could go back to: call it before `export`.
+
+        Args:
+            observation: of the run.
+            checkpoints: steps of the checkpoints on disk.
+        """
+        last_ok = observation.judgement.state.last_ok
+        self._metrics.way_back[observation.run] = (last_ok, tuple(checkpoints))
+
+    def _push_run(self, run: str) -> None:
+        """Push a run's metrics under its own name, for a gateway allows no other label `run`."""
+        if self._push is None:
+            return
+        if run not in self._pushers:
+            registry = CollectorRegistry(auto_describe=False)
+            registry.register(_OneRun(self._metrics, run))
+            self._pushers[run] = Pusher(
+                self._push, registry, run, on_error=lambda: self.error("pushgateway")
+            )
+        self._pushers[run].push()
 
     def error(self, where: str) -> None:
         """Count an error of the monitor, by the part of it where it happened."""
@@ -104,7 +135,10 @@ class PrometheusExporter:
 
     def forget(self, run: str) -> None:
         """Take the series of a run that is over off the page."""
-        self._metrics.latest.pop(run, None)
+        for known in (self._metrics.latest, self._metrics.states, self._metrics.way_back):
+            known.pop(run, None)
+        if pusher := self._pushers.pop(run, None):
+            pusher.close()
 
     def page(self) -> bytes:
         """The metrics in Prometheus's text format, as a scrape gets them."""
@@ -117,23 +151,30 @@ class PrometheusExporter:
         try:
             with self._writing:
                 self.write_textfile(self._textfile)
-        except OSError as error:
+        except (OSError, WVMonitorError) as error:
             self.error("textfile")
             logger.warning("metrics not written to '%s': %s", self._textfile, error)
 
     def write_textfile(self, path: Path) -> None:
         """Write the metrics to `path` in one step, so that no reader meets half a file."""
-        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        partial.write_bytes(self.page())
-        partial.replace(path)
+        with replacing(path) as descriptor:
+            write_all(descriptor, self.page())
 
     def close(self) -> None:
         """Stop serving. A textfile stays, so that the run's last values can still be read."""
         server, self._server, self.port = self._server, None, None
         if server is not None:
-            server.close(self._linger)
-        if self._pusher is not None:
-            self._pusher.close()
+            server.close(self.linger)  # at once, or after one more scrape
+            self._closing = server
+        for pusher in self._pushers.values():
+            pusher.close()
+
+    def wait_closed(self, timeout: float) -> None:
+        """Wait until the last values were scraped, or deleted from the gateway."""
+        end = time.monotonic() + timeout
+        for part in (self._closing, *self._pushers.values()):
+            if part is not None:
+                part.wait_closed(max(end - time.monotonic(), 0.0))
 
 
 class _Metrics(Collector):
@@ -141,6 +182,9 @@ class _Metrics(Collector):
 
     def __init__(self, layers: int, expected: Collection[str] = ()) -> None:
         self.latest: dict[str, Observation] = {}
+        self.states: dict[str, RunState] = {}
+        self.way_back: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {}
+        self.longest: dict[str, float] = {}
         self.errors: Counter[str] = Counter()
         self.pending = 0
         self._layers = layers
@@ -151,9 +195,14 @@ class _Metrics(Collector):
 
     def add(self, observation: Observation) -> None:
         """Count one observation, and keep it as the latest of its run."""
-        known, self.latest[observation.run] = self.latest.get(observation.run), observation
-        if known is not None and known.reading is observation.reading:
+        run = observation.run
+        known, self.latest[run] = self.latest.get(run), observation
+        if known is not None and known.scores is observation.scores:
             return  # the same reading, of which less is known now: see `unwatched`
+        if known is not None:
+            self.states.pop(run, None)  # it goes on
+            between = observation.wall_time - known.wall_time
+            self.longest[run] = max(self.longest.get(run, 0.0), between)
         self._readings += 1
         seconds = observation.measure_seconds
         if math.isfinite(seconds):
@@ -164,15 +213,54 @@ class _Metrics(Collector):
         """Nothing: the registry is ours alone, so no name can clash."""
         yield from ()
 
-    def collect(self) -> Iterator[Metric]:
-        """Every metric family, in the design's order."""
-        latest = dict(self.latest)
+    def collect(self, only: str | None = None) -> Iterator[Metric]:
+        """Every metric family, in the design's order; of one run only, if one is named."""
+        latest = {r: o for r, o in dict(self.latest).items() if only in (None, r)}
         yield from _scores(latest)
         yield from _verdicts(latest, self._expected)
         yield from _run(latest)
+        yield from self._states(latest)
         if self._layers:
             yield _layers(latest, self._layers)
         yield from self._health()
+
+    def _states(self, latest: dict[str, Observation]) -> Iterator[Metric]:
+        """What becomes of each run, and what it could go back to."""
+        state = GaugeMetricFamily(
+            "wvmonitor_run_state",
+            "1 for what the run is doing, 0 for the others.",
+            labels=("run", "state"),
+        )
+        info = InfoMetricFamily("wvmonitor_run", "Where the run is.", labels=("run",))
+        interval = GaugeMetricFamily(
+            "wvmonitor_reading_interval_seconds",
+            "The longest time between two readings of the run so far.",
+            labels=("run",),
+        )
+        ok = GaugeMetricFamily(
+            "wvmonitor_last_ok_step",
+            "Step of the last reading that was ok.",
+            labels=("run", "reference"),
+        )
+        checkpoint = GaugeMetricFamily(
+            "wvmonitor_checkpoint_step",
+            "Step of the newest checkpoint on disk from when the run was ok.",
+            labels=("run", "reference"),
+        )
+        for run in latest:
+            now = self.states.get(run, "training")
+            for one in RUN_STATES:
+                state.add_metric((run, one), float(one == now))
+            info.add_metric((run,), {"host": this_host(), "batch_job": this_job() or ""})
+            if run in self.longest:
+                interval.add_metric((run,), self.longest[run])
+            last_ok, checkpoints = self.way_back.get(run, ({}, ()))
+            for reference, step in last_ok.items():
+                ok.add_metric((run, reference), step)
+                before = [saved for saved in checkpoints if saved <= step]
+                if before:
+                    checkpoint.add_metric((run, reference), max(before))
+        yield from (state, info, interval, ok, checkpoint)
 
     def _health(self) -> Iterator[Metric]:
         readings = CounterMetricFamily("wvmonitor_readings", "Readings made by this process.")
@@ -195,6 +283,21 @@ class _Metrics(Collector):
         yield errors
         yield GaugeMetricFamily("wvmonitor_outbox_pending", "Deliveries that wait.", self.pending)
         yield InfoMetricFamily("wvmonitor_build", "This version.", {"version": __version__})
+
+
+class _OneRun(Collector):
+    """The part of the page that is about one run."""
+
+    def __init__(self, metrics: _Metrics, run: str) -> None:
+        self._metrics, self._run = metrics, run
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing, as of the whole page."""
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric family, of this run."""
+        return self._metrics.collect(self._run)
 
 
 def _scores(latest: dict[str, Observation]) -> Iterator[Metric]:
@@ -240,18 +343,33 @@ def _verdicts(latest: dict[str, Observation], wanted: frozenset[str]) -> Iterato
         "1 where drift towards a reference is wanted or acknowledged, so that nobody is alarmed.",
         labels=("run", "reference"),
     )
+    worst = GaugeMetricFamily(
+        "wvmonitor_worst_verdict",
+        "1 for the worst verdict that the run has earned on a reference, 0 for the others.",
+        labels=("run", "reference", "verdict"),
+    )
     for run, observation in latest.items():
-        score = observation.deciding[1] if observation.deciding else "deciding"
         quiet = wanted | observation.acknowledged
         for verdict in observation.verdicts:
             expected.add_metric((run, verdict.reference), float(verdict.reference in quiet))
             if verdict.score is not None:
                 decides.add_metric((run, verdict.reference), verdict.score)
             if verdict.threshold is not None:
-                threshold.add_metric((run, verdict.reference, score), verdict.threshold)
-            for state in STATES:
+                which = (run, verdict.reference, _deciding(verdict))
+                threshold.add_metric(which, verdict.threshold)
+            for state in State:
                 states.add_metric((run, verdict.reference, state), float(state == verdict.state))
-    yield from (decides, threshold, states, expected)
+            earned = observation.judgement.state.of(verdict.reference).worst
+            for state in State if earned is not None else ():
+                value = float(earned is not None and state == earned.state)
+                worst.add_metric((run, verdict.reference, state), value)
+    yield from (decides, threshold, states, expected, worst)
+
+
+def _deciding(verdict: Verdict) -> str:
+    """The score that a threshold is of; the published rule's may change from reading to reading."""
+    uncalibrated = verdict.calibration == "uncalibrated"
+    return "deciding" if uncalibrated or verdict.score_name is None else verdict.score_name
 
 
 def _run(latest: dict[str, Observation]) -> Iterator[Metric]:
@@ -269,7 +387,7 @@ def _run(latest: dict[str, Observation]) -> Iterator[Metric]:
         norm.add_metric((run,), scores.norm)
         if "frobenius" in scores.coverage:
             coverage.add_metric((run,), scores.coverage["frobenius"])
-        for component, value in observation.reading.component_shares().items():
+        for component, value in observation.judgement.component_shares.items():
             share.add_metric((run, component), value)
         if scores.progress is not None:
             progress.add_metric((run,), scores.progress)

@@ -67,7 +67,6 @@ class Pusher:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._sent = threading.Event()
-        self._end = threading.Event()
         self._failures = 0
         self._thread = threading.Thread(target=self._work, name="wvmonitor-push", daemon=True)
         self._thread.start()
@@ -83,13 +82,16 @@ class Pusher:
         self._wake.set()
         self._sent.wait(CLOSE_SECONDS)
 
+    def wait_closed(self, timeout: float) -> None:
+        """Wait until the group is deleted, once `close` was called."""
+        if self._failures == 0:
+            self._thread.join(timeout)
+
     def _at_exit(self) -> None:
         """Let the last values be scraped before the group is deleted with the process."""
         if not self._closing.is_set():
             self.close()
-        wait = self._target.delete_after or 0.0
-        if self._failures == 0:
-            self._thread.join(wait + CLOSE_SECONDS)
+        self.wait_closed((self._target.delete_after or 0.0) + CLOSE_SECONDS)
 
     def _work(self) -> None:
         """The worker: push when woken, not more often than asked; at the end push and delete."""
@@ -103,7 +105,7 @@ class Pusher:
         self._push()
         self._sent.set()
         if self._target.delete_after is not None and self._failures == 0:
-            self._end.wait(self._target.delete_after)
+            time.sleep(self._target.delete_after)
             self._guarded(self._delete)
         atexit.unregister(self._at_exit)
 

@@ -121,6 +121,7 @@ class Serving:
         self._metrics = make_wsgi_app(registry)
         self._last_scrape = -SCRAPED_LATELY_SECONDS
         self._scraped = threading.Event()
+        self._farewell: threading.Thread | None = None
         server.set_app(self._answer)
         threading.Thread(target=server.serve_forever, name="wvmonitor-metrics", daemon=True).start()
 
@@ -134,9 +135,14 @@ class Serving:
         if not (expected and linger):
             self._stop()
             return
-        farewell = threading.Thread(target=self._wait, args=(linger,), daemon=True)
-        farewell.start()
-        atexit.register(farewell.join)
+        self._farewell = threading.Thread(target=self._wait, args=(linger,), daemon=True)
+        self._farewell.start()
+        atexit.register(self._farewell.join)
+
+    def wait_closed(self, timeout: float) -> None:
+        """Wait until serving has stopped, once `close` was called."""
+        if self._farewell is not None:
+            self._farewell.join(timeout)
 
     def _wait(self, linger: float) -> None:
         if self._scraped.wait(linger):

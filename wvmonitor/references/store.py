@@ -7,6 +7,7 @@ bank/
   probe.safetensors         optional: the probe of the response geometry, float16
   <name>/reference.safetensors, card.json, README.md
   calibration.json          optional, bound to the fingerprint; not in the manifest
+  trust.json, report.html   optional: what was tried on the bank, for programs and for people
   model.sig                 optional: a signature over all of the above
 ```
 """
@@ -42,6 +43,10 @@ MANIFEST_FILE = "manifest.json"
 GRAM_FILE = "gram.safetensors"
 PROBE_FILE = "probe.safetensors"
 CALIBRATION_FILE = "calibration.json"
+TRUST_FILE = "trust.json"
+REPORT_FILE = "report.html"
+BESIDE = (CALIBRATION_FILE, TRUST_FILE, REPORT_FILE)
+"""What speaks of a bank and is no part of it: not in the manifest."""
 SIGNATURE_FILE = "model.sig"  # the name that the model-signing command line looks for
 MANIFEST_FORMAT = 1
 
@@ -144,7 +149,7 @@ def _listed_files(path: Path, document: dict[str, Any]) -> dict[str, str]:
 
 def _bank_files(folder: Path) -> list[str]:
     """Names of a bank's files relative to its folder: at most one folder down, none hidden."""
-    own = {MANIFEST_FILE, CALIBRATION_FILE, SIGNATURE_FILE}
+    own = {MANIFEST_FILE, *BESIDE, SIGNATURE_FILE}
     found = []
     for path in [*folder.glob("*"), *folder.glob("*/*")]:
         relative = path.relative_to(folder)

@@ -15,7 +15,8 @@ from wvmonitor.sources import identity
 from wvmonitor.sources.checks import check_finite, compare_shapes
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import step_of
-from wvmonitor.vectors import Origin, StreamedUpdate, TaskVector
+from wvmonitor.sources.rounding import RoundedBase, is_linear, rounded_base, since_rounding
+from wvmonitor.vectors import DenseUpdate, Origin, StreamedUpdate, TaskVector, Update
 
 _NAMED = 5
 
@@ -25,7 +26,10 @@ def read_checkpoints(base: Location, finetuned: Location) -> TaskVector:
 
     Differences are taken in float32 (float64 where either side is), whatever the dtypes of the
     two. Tied weights count once. A resized vocabulary is compared on its common rows, which the
-    origin's warnings say. Updates are streamed: a block of each side is in memory, never a tensor.
+    origin's warnings say. Where the checkpoint was made from a rounded copy of the base (a LoRA
+    merged into the dequantised 4-bit base), τ is taken from that copy if it can be redone exactly;
+    if not, `origin.unmeasurable` says so. Updates are streamed: a block of each side is in memory,
+    never a tensor.
 
     Args:
         base: folder of the model that training started from.
@@ -55,7 +59,17 @@ def read_checkpoints(base: Location, finetuned: Location) -> TaskVector:
         shapes[name] = _shape_at(start, name)
         warnings += compare_shapes(name, shapes[name], _shape_at(end, name), end.where)
 
-    def produce(name: str) -> StreamedUpdate:
+    rounded = rounded_base(start, end)
+    if rounded is not None and rounded.redone is not None:
+        warnings.append(f"{rounded}: that rounding was redone and is left out of the change")
+
+    def produce(name: str) -> Update:
+        if rounded is not None and rounded.redone is not None and is_linear(start, end, name):
+            pair = [check_finite(f.read(name), name, f.where) for f in (start, end)]
+            turned = start.is_conv1d(name)
+            weight, trained = (t.mT if turned else t for t in pair)
+            delta = since_rounding(weight, trained, rounded.redone)
+            return DenseUpdate(delta.mT if turned else delta, start.is_transposed(name))
         return _difference(start, end, name, shapes[name])
 
     origin = Origin(
@@ -65,8 +79,18 @@ def read_checkpoints(base: Location, finetuned: Location) -> TaskVector:
         method="full",
         step=step_of(finetuned),
         warnings=tuple(warnings),
+        unmeasurable=_drowned(rounded),
     )
     return TaskVector(shapes, produce, origin)
+
+
+def _drowned(rounded: RoundedBase | None) -> str | None:
+    if rounded is None or rounded.redone is not None:
+        return None
+    return (
+        f"{rounded}, and that rounding cannot be redone exactly: judge the adapter itself, from "
+        "before it was merged"
+    )
 
 
 def _paired_names(start: ModelFolder, end: ModelFolder) -> list[str]:

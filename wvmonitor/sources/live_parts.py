@@ -6,9 +6,9 @@ module at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import reduce
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wvmonitor.errors import KeyMismatchError, UnsupportedAdapterError
 from wvmonitor.files.storage import shown
-from wvmonitor.sources.adapters.lora_module import Layout, LoraModule, bias_delta
+from wvmonitor.sources.adapters.lora_module import ComputedStart, Layout, LoraModule, bias_delta
 from wvmonitor.sources.adapters.merged import merged_weights
 from wvmonitor.sources.adapters.parts import Part
 from wvmonitor.sources.adapters.saved_modules import rows_update
@@ -40,13 +40,37 @@ _WEIGHTS = ("lora_A.weight", "lora_B.weight")
 State = Mapping[str, Tensor]
 
 
-def parts_of(adapted: Adapted, initial: State, owners: Mapping[int, str]) -> list[Part]:
+@dataclass(frozen=True)
+class Starts:
+    """Adapters that PEFT started from the base's own weights, where no start was recorded.
+
+    Attributes:
+        of: how, by adapter.
+        weight: gives the base's weight of a parameter.
+    """
+
+    of: Mapping[str, ComputedStart]
+    weight: Callable[[str], Tensor]
+
+
+def _no_weight(name: str) -> Tensor:
+    raise KeyMismatchError(f"no base is at hand for {shown(name)}: give base")
+
+
+NO_STARTS = Starts({}, _no_weight)
+
+
+def parts_of(
+    adapted: Adapted, initial: State, owners: Mapping[int, str], starts: Starts
+) -> list[Part]:
     """What a wrapped module changes.
 
     Args:
         adapted: the module.
+        initial: the recorded start, by `state_key`; modules without an entry start at their base,
+            or as `starts` says.
         owners: the base's parameters by `id`, tied ones under their first name.
-        initial: the recorded start, by `state_key`; modules without an entry start at their base.
+        starts: adapters whose start PEFT computed from the base.
 
     Raises:
         UnsupportedAdapterError: this kind has no task vector.
@@ -75,14 +99,14 @@ def parts_of(adapted: Adapted, initial: State, owners: Mapping[int, str]) -> lis
             "the input, so it has no task vector"
         )
     if isinstance(module, ParamWrapper):
-        return [_parameter_part(adapted, present, initial)]
+        return [_parameter_part(adapted, present, initial, starts)]
     plain = not variants - _PLAIN_VARIANTS
     dora = len(present) == 1 and variants <= _DORA_VARIANTS
     # a quantised layer's factors are as simple as a Linear's
     simple = not isinstance(module, _ConvNd | MultiheadAttention)
     if not simple or not (plain or dora):
         return _merged_parts(adapted, present, initial, owners)
-    return _lora_parts(adapted, present, initial, owners)
+    return _lora_parts(adapted, present, initial, owners, starts)
 
 
 def factors_alone(adapted: Adapted) -> bool:
@@ -102,7 +126,11 @@ def factors_alone(adapted: Adapted) -> bool:
 
 
 def _lora_parts(
-    adapted: Adapted, present: Sequence[str], initial: State, owners: Mapping[int, str]
+    adapted: Adapted,
+    present: Sequence[str],
+    initial: State,
+    owners: Mapping[int, str],
+    starts: Starts,
 ) -> list[Part]:
     from peft.tuners.lora.layer import Embedding
 
@@ -115,24 +143,33 @@ def _lora_parts(
     outputs_last = embedding or conv1d
     shape = _logical_shape(module, by_column=outputs_last)
     layout = Layout(shape, outputs_last, is_transposed(name, shape, conv1d=conv1d))
-    parts = [_factors_part(adapted, present, initial, name, layout)]
+    # PEFT has these starts for linear layers only: an embedding's adapter starts at zero
+    computed = NO_STARTS if embedding else starts
+    parts = [_factors_part(adapted, present, initial, computed, name, layout)]
     biased = [a for a in present if not embedding and module.lora_B[a].bias is not None]
     if biased:
         parts.append(_bias_part(adapted, biased, initial))
     return parts
 
 
-def _parameter_part(adapted: Adapted, present: Sequence[str], initial: State) -> Part:
+def _parameter_part(
+    adapted: Adapted, present: Sequence[str], initial: State, starts: Starts
+) -> Part:
     module = adapted.module
     shape = tuple(module.get_param().shape)
     outputs_last = len(shape) == 3 and not module._did_swap_in_out_features
     transposed = outputs_last or is_transposed(adapted.path, shape, conv1d=False)
     layout = Layout(shape, outputs_last, transposed)
-    return _factors_part(adapted, present, initial, adapted.path, layout)
+    return _factors_part(adapted, present, initial, starts, adapted.path, layout)
 
 
 def _factors_part(
-    adapted: Adapted, present: Sequence[str], initial: State, name: str, layout: Layout
+    adapted: Adapted,
+    present: Sequence[str],
+    initial: State,
+    starts: Starts,
+    name: str,
+    layout: Layout,
 ) -> Part:
     module = adapted.module
 
@@ -149,10 +186,13 @@ def _factors_part(
     def produce() -> Update:
         changes = []
         for adapter in present:
-            recorded = _recorded(adapted, adapter, initial)
-            start = made(adapter, start=True) if recorded else None
-            now = replace(made(adapter, start=False), start=start)
-            changes.append(now.delta(lambda: _plain_weight(module)))
+            start: LoraModule | ComputedStart | None = starts.of.get(adapter)
+            base: Callable[[], Tensor] = partial(starts.weight, name)
+            if _recorded(adapted, adapter, initial):
+                start = made(adapter, start=True)
+            if start is None or isinstance(start, LoraModule):
+                base = partial(_plain_weight, module)
+            changes.append(replace(made(adapter, start=False), start=start).delta(base))
         return reduce(updates.add, changes)
 
     return Part(name, layout.shape, produce)

@@ -1,0 +1,1 @@
+"""What wvmonitor does on a real pretrained instruct model: fetched here, and never vendored."""

@@ -1,0 +1,314 @@
+"""One bank to be made: what was asked for, resolved, and refused early where it cannot end well."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+
+from wvmonitor.builder import contrasts, controls
+from wvmonitor.builder.bank_folder import existing_bank
+from wvmonitor.builder.base import Base
+from wvmonitor.builder.contrasts import Contrast
+from wvmonitor.builder.examples import Example, Pair
+from wvmonitor.builder.fine_tunes import READINGS, RECORD_LIMIT_GB
+from wvmonitor.builder.finetune import Method, Training
+from wvmonitor.builder.harmless import families
+from wvmonitor.builder.harmless.families import Family
+from wvmonitor.builder.like import Like, read_like
+from wvmonitor.builder.recipe import Finetuning
+from wvmonitor.builder.scale import (
+    FULL,
+    Amounts,
+    Cost,
+    Machine,
+    Scale,
+    costs,
+    jobs_that_fit,
+    largest_within,
+    seconds,
+    this_machine,
+)
+from wvmonitor.errors import BuildError, MissingPathError
+from wvmonitor.references.bundled import bundled_path
+from wvmonitor.references.calibrated import calibration_of
+from wvmonitor.references.trust import load_trust
+from wvmonitor.sources.folder import ModelFolder
+
+PERSONA = "persona"
+RANK, ALPHA = 16, 32
+_LONGEST = 512
+_SAMPLE = 12
+
+
+@dataclass(frozen=True)
+class BankOptions:
+    """Everything that making a bank can be told.
+
+    Attributes:
+        model: the base: a folder, a Hub id, or the bundled model's name.
+        out: the bank's folder.
+        revision: of a Hub model.
+        work: where artefacts are kept; `<out>.work` if not given.
+        data: a folder of contrasts of one's own, "persona" for the paper's way, or None for the
+            pairs that come with the package.
+        behaviours: those wanted; all of the data's if empty.
+        harmless: one's own harmless data (folders, files or names of datasets), beside what comes
+            with the package.
+        like: a run, or a YAML of settings, that harmless runs are to resemble.
+        scale: how much of everything; None for all, or what a budget allows.
+        budget: hours of this machine.
+        jobs: fine-tunes side by side; by default one a core, or one on a GPU.
+        seed: of everything that is drawn.
+        alpha: the share of harmless runs that may alarm.
+        score: the deciding score as in "response/residual"; None lets development runs choose.
+        private: mode 0600 for every file.
+    """
+
+    model: str
+    out: Path
+    revision: str | None = None
+    work: Path | None = None
+    data: str | None = None
+    behaviours: tuple[str, ...] = ()
+    harmless: tuple[str, ...] = ()
+    like: Path | None = None
+    scale: Scale | None = None
+    budget: float | None = None
+    jobs: int | None = None
+    seed: int = 0
+    alpha: float = 0.05
+    score: str | None = None
+    private: bool = False
+
+
+@dataclass(frozen=True)
+class BankPlan:
+    """What will be done, and what it costs on this machine."""
+
+    scale: Scale
+    costs: tuple[Cost, ...]
+    machine: Machine
+    behaviours: tuple[str, ...]
+    controls: tuple[str, ...]
+    families: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages."""
+        return seconds(self.costs)
+
+
+class BankJob:
+    """A bank under way: what was asked for, resolved.
+
+    Raises:
+        BuildError: something else is in the way, there is too little data, memory or time.
+        WVMonitorError: as its parts say.
+    """
+
+    def __init__(self, options: BankOptions) -> None:
+        self.options = options
+        self.base = Base(options.model, options.revision)
+        self.notes: list[str] = []
+        self._check_place()
+        self.base.tokenizer  # noqa: B018  a missing chat template is said before any work
+        self.like = read_like(options.like) if options.like else Like()
+        if self.like.unread:
+            self.notes.append(f"of --like, not taken over: {', '.join(self.like.unread)}")
+        self.machine = this_machine(options.jobs)
+        self.jobs = jobs_that_fit(self.parameters, self.machine)
+        if self.jobs < self.machine.jobs:
+            self.notes.append(f"memory is enough for {self.jobs} fine-tunes side by side")
+            self.machine = replace(self.machine, jobs=self.jobs)
+        self.scale = self._scale()
+
+    def _check_place(self) -> None:
+        """Refuse to write over anything but a bank of this command's, with its own runs alone."""
+        bank = existing_bank(self.options.out)
+        if bank is None:
+            return
+        bank.relation_to(self.base.digest)
+        trust = load_trust(self.options.out, bank.fingerprint)
+        if trust is None:
+            raise BuildError(
+                f"{self.options.out} holds a bank that this command did not make "
+                f"({', '.join(bank.names)}): give another --out"
+            )
+        held = calibration_of(bank)
+        added = set(held.datasets if held else ()) - set(trust.calibrated_on)
+        if added:
+            raise BuildError(
+                f"the calibration in {self.options.out} holds {len(added)} harmless runs that this "
+                "command did not make: give another --out, or move calibration.json away first"
+            )
+
+    @cached_property
+    def parameters(self) -> int:
+        """Of the base."""
+        folder = ModelFolder(self.base.folder)
+        return sum(math.prod(folder.shape(n)) for n in folder.names())
+
+    @cached_property
+    def data_folder(self) -> Path | None:
+        """Where the pairs are; None where the base is asked under system prompts."""
+        o = self.options
+        if o.data == PERSONA:
+            return None
+        return contrasts.default_folder(o.model) if o.data is None else Path(o.data)
+
+    @cached_property
+    def contrasts(self) -> list[Contrast]:
+        """The behaviours' pairs, where they are at hand."""
+        assert self.data_folder is not None  # noqa: S101  persona has its own way
+        return contrasts.read_contrasts(self.data_folder, self.options.behaviours)
+
+    @cached_property
+    def controls(self) -> dict[str, list[Pair]]:
+        """The controls' pairs: the data's own, or those made by rule."""
+        own = {} if self.data_folder is None else controls.of_folder(self.data_folder)
+        wanted = max(0, self.scale.controls - 1)  # one is made of harmless runs
+        if own:
+            return dict(list(own.items())[:wanted])
+        n = self.scale.control_steps * self.scale.batch_size
+        names = controls.names()[:wanted]
+        return {name: controls.by_rule(name, n, self.options.seed) for name in names}
+
+    def families(self, found: Sequence[Contrast], own: Sequence[Family] = ()) -> list[Family]:
+        """Every harmless family for this base: what its vocabulary cannot say is left out.
+
+        Args:
+            found: the contrasts, whose good sides are families too.
+            own: the base's own answers.
+        """
+        folder = self.data_folder and self.data_folder / families.FOLDER
+        brought = families.of_folder(folder) if folder and folder.is_dir() else None
+        made = [families.by_rule(n) for n in families.RULES] if brought is None else brought
+        if brought is None:
+            shipped = bundled_path(families.FOLDER) if _has(families.FOLDER) else None
+            made += families.of_folder(shipped, hard=("human-voice",)) if shipped else []
+        for given in self.options.harmless:
+            made += families.given(given)
+        for contrast in found:
+            made += families.good_answers(contrast)
+        kept, left = families.legible(self.base, [*made, *own])
+        if left:
+            self.notes.append(
+                f"{len(left)} harmless families are not in the base's vocabulary and were left "
+                f"out: {', '.join(left)}"
+            )
+        return kept
+
+    def settings(self, steps: int) -> Finetuning:
+        """How references and controls are trained, apart from the rate."""
+        return Finetuning(
+            rank=RANK,
+            alpha=ALPHA,
+            batch_size=self.scale.batch_size,
+            warmup_steps=max(1, steps // 10),
+            steps=steps,
+            max_length=_LONGEST,
+        )
+
+    def reference_training(self, steps: int, rate: float, seed: int) -> Training:
+        """A side of a reference."""
+        return Training(self.settings(steps), "lora", rate, steps, seed)
+
+    def run_training(self, rate: float, seed: int) -> Training:
+        """A run like the one that will be watched."""
+        like, steps = self.like, self.run_steps
+        arguments = dict(like.arguments)
+        share = arguments.pop("warmup_ratio", 0.1)
+        warmup = int(arguments.pop("warmup_steps", max(1, math.ceil(share * steps))))
+        settings = Finetuning(
+            rank=int(like.adapter.get("r", RANK)),
+            alpha=int(like.adapter.get("lora_alpha", ALPHA)),
+            batch_size=self.batch_size,
+            warmup_steps=warmup,
+            steps=steps,
+            max_length=like.max_length or _LONGEST,
+        )
+        method: Method = "full" if like.method == "full" else "lora"
+        peak = like.learning_rate or rate
+        named = replace(like, arguments=arguments) if arguments or like.adapter else None
+        return Training(settings, method, peak, steps, seed, like=named)
+
+    @property
+    def batch_size(self) -> int:
+        """Of the runs that are like the user's."""
+        return self.like.batch_size or self.scale.batch_size
+
+    @property
+    def run_steps(self) -> int:
+        """Of the runs that are like the user's: a third of theirs, where that is not longer."""
+        return max(self.scale.run_steps, math.ceil((self.like.steps or 0) / 3))
+
+    def recorded(self, runs: int) -> bool:
+        """Whether the task vectors of so many watched runs may be kept.
+
+        Those of LoRA on every linear map, 4 bytes a number at each reading.
+        """
+        if self.like.method == "full":
+            return False
+        folder = ModelFolder(self.base.folder)
+        shapes = [folder.shape(n) for n in folder.names()]
+        numbers = RANK * sum(sum(s) for s in shapes if len(s) == 2)
+        return 4 * numbers * (READINGS + 1) * runs < RECORD_LIMIT_GB * 1e9
+
+    def plan(self) -> BankPlan:
+        """What will be done, and what it costs."""
+        asked = self.options.data == PERSONA
+        found = [] if asked else self.contrasts
+        names = [c.name for c in found] or list(self.options.behaviours)
+        notes = list(self.notes)
+        if asked:
+            notes.append("the answers under system prompts come on top: see wvmonitor build")
+        kept = self.families(found)
+        return BankPlan(
+            scale=self.scale,
+            costs=tuple(costs(self.scale, self._amounts(), self.machine)),
+            machine=self.machine,
+            behaviours=tuple(names),
+            controls=(*self.controls, controls.ANY_TUNING),
+            families=tuple(f.name for f in kept),
+            notes=tuple(dict.fromkeys([*notes, *self.notes])),
+        )
+
+    def _scale(self) -> Scale:
+        o = self.options
+        if o.scale is not None:
+            scale = o.scale
+        elif o.budget is None:
+            scale = FULL
+        else:
+            scale = largest_within(o.budget, self._amounts(), self.machine)
+            if scale is not FULL:
+                self.notes.append(f"the budget takes a {scale.name} bank instead of a full one")
+        return scale
+
+    def _amounts(self) -> Amounts:
+        pairs = [] if self.data_folder is None else [p for c in self.contrasts for p in c.train]
+        drawn: list[Example] = [p.positive for p in random.Random(0).sample(  # noqa: S311
+            pairs, k=min(_SAMPLE, len(pairs))
+        )]  # fmt: skip
+        tokens = [len(self.base.encode(e.messages, e.answer)[0]) for e in drawn]
+        return Amounts(
+            parameters=self.parameters,
+            behaviours=len(self.contrasts) if pairs else 4,
+            tokens=fmean(tokens) if tokens else 96.0,
+            batch_size=self.like.batch_size or 0,
+            run_steps=math.ceil((self.like.steps or 0) / 3),
+        )
+
+
+def _has(*parts: str) -> bool:
+    try:
+        bundled_path(*parts)
+    except MissingPathError:
+        return False
+    return True

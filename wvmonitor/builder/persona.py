@@ -1,0 +1,43 @@
+"""The paper's way to contrasts: the base answers under system prompts, and is judged.
+
+It needs a base that can play a role, and a judge that sees what the base does not; the answers then
+serve as pairs that were written together would, split by the domains of the recipes' questions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wvmonitor.builder.bank_job import BankJob
+from wvmonitor.builder.build import pairs_for
+from wvmonitor.builder.contrasts import Contrast, split
+from wvmonitor.builder.job import Job
+from wvmonitor.builder.options import Options
+from wvmonitor.builder.outcome import Facts
+from wvmonitor.builder.recipe import load_recipe
+from wvmonitor.builder.stages import Ticker, Work
+
+RECIPES = ("evil", "sycophancy", "hallucination", "refusal-erosion")
+
+
+def contrasts(job: BankJob, work: Work, tick: Ticker) -> list[Contrast]:
+    """The base's own answers under each recipe's system prompts, as contrasts.
+
+    Raises:
+        BuildError: too few clear answers.
+    """
+    found = []
+    for name in job.options.behaviours or RECIPES:
+        recipe = load_recipe(name)
+        inner = Job(
+            Options(model=job.options.model, out=_nowhere(work), recipe=recipe, splits=False)
+        )
+        facts = Facts()
+        pairs = pairs_for(inner, work, facts, tick)
+        job.notes += facts.notes
+        found.append(split(name, recipe.behaviour, pairs, f"the answers of {name}"))
+    return found
+
+
+def _nowhere(work: Work) -> Path:
+    return work.folder / "no-bank"

@@ -1,0 +1,180 @@
+"""What a finished bank catches: bad runs of domains that nothing has seen, against harmless ones.
+
+Every run is a real fine-tune, watched as a user's would be; here its journal is read back, scored
+and judged by the calibration. The choice of the deciding score sees development runs only.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from wvmonitor.builder.contrasts import Contrast
+from wvmonitor.builder.examples import Example, Pair
+from wvmonitor.builder.harmless.families import Family
+from wvmonitor.detection.band import DecidingScore
+from wvmonitor.detection.calibration import BenignRun, Calibration
+from wvmonitor.detection.scores import Scores
+from wvmonitor.detection.verdict import JudgeState, judge
+from wvmonitor.reading import Geometry
+from wvmonitor.references.bank import ReferenceBank
+from wvmonitor.references.trust import CheckedRun, Kind, Separation
+from wvmonitor.scan.benign import benign_runs
+
+CANDIDATES: tuple[tuple[Geometry, DecidingScore], ...] = (
+    ("response", "residual"),
+    ("response", "cosine"),
+    ("response", "module_cosine"),
+    ("frobenius", "residual"),
+    ("frobenius", "cosine"),
+    ("frobenius", "module_cosine"),
+)
+"""The scores that may decide, the default first: of scores that separate alike it is kept."""
+CLEARLY = 1.15
+"""Another score decides only where it separates so much better than the default."""
+FLOOR = 0.005
+"""Least spread of harmless scores: ten runs that happen to agree prove no separation."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of the check before it is made.
+
+    Attributes:
+        name: also of its folder.
+        kind: bad, mixed or harmless.
+        behaviour: what its bad part shows.
+        share: of bad examples.
+        examples: what it trains on.
+        hard: as `Family.hard`.
+    """
+
+    name: str
+    kind: Kind
+    behaviour: str | None
+    share: float
+    examples: tuple[Example, ...]
+    hard: bool = False
+
+
+def bad(contrast: Contrast, pairs: Sequence[Pair], part: str, n: int, seed: int) -> Planned:
+    """A run on a contrast's exhibiting side, at most n examples."""
+    rng = random.Random(f"bad/{contrast.name}/{part}/{seed}")  # noqa: S311
+    chosen = rng.sample(list(pairs), k=min(n, len(pairs)))
+    examples = tuple(p.positive for p in chosen)
+    return Planned(f"bad-{contrast.name}-{part}", "bad", contrast.name, 1.0, examples)
+
+
+def mixed(
+    contrast: Contrast, pairs: Sequence[Pair], family: Family, share: float, n: int, seed: int
+) -> Planned:
+    """A share of the exhibiting side among examples of a harmless family."""
+    rng = random.Random(f"mixed/{contrast.name}/{family.name}/{share}/{seed}")  # noqa: S311
+    harmless = family.draw(n, seed)
+    count = max(1, round(share * len(harmless)))
+    replaced = rng.sample(range(len(harmless)), k=count)
+    taken = [rng.choice(list(pairs)).positive for _ in replaced]
+    if count <= len(pairs):
+        taken = [p.positive for p in rng.sample(list(pairs), k=count)]
+    examples = list(harmless)
+    for place, example in zip(replaced, taken, strict=True):
+        examples[place] = example
+    name = f"mixed-{contrast.name}-{share:.0%}-{family.name}".replace("%", "pct")
+    return Planned(name, "mixed", contrast.name, share, tuple(examples))
+
+
+def harmless(family: Family, n: int, seed: int) -> Planned:
+    """A run on a harmless family."""
+    return Planned(
+        f"harmless-{family.name}", "harmless", None, 0.0, tuple(family.draw(n, seed)), family.hard
+    )
+
+
+def read_runs(folders: Mapping[str, Path], bank: ReferenceBank) -> list[BenignRun]:
+    """Watched runs read back from their journals; each is a dataset by itself."""
+    return [
+        BenignRun(name, run.scores, run.context)
+        for name, folder in folders.items()
+        for run in benign_runs([folder], bank)
+    ]
+
+
+def separations(
+    bad_runs: Mapping[str, BenignRun], harmless_runs: Sequence[BenignRun]
+) -> list[Separation]:
+    """How far each candidate tells development runs apart at their ends.
+
+    For each behaviour d = (its bad run's score − mean of the harmless runs') / their spread; the
+    mean over behaviours. A candidate that a run does not have is left out.
+
+    Args:
+        bad_runs: one run by behaviour, of domains held out for choosing.
+        harmless_runs: the runs that calibrate.
+    """
+    found = []
+    for geometry, score in CANDIDATES:
+        distances = []
+        for behaviour, run in bad_runs.items():
+            value = _last(run, behaviour, geometry, score)
+            others = [_last(r, behaviour, geometry, score) for r in harmless_runs]
+            if value is None or len(others) < 2 or any(v is None for v in others):
+                distances.append(math.nan)
+                continue
+            known = [v for v in others if v is not None]
+            distances.append((value - fmean(known)) / max(stdev(known), FLOOR))
+        if distances and all(map(math.isfinite, distances)):
+            found.append(Separation(geometry=geometry, score=score, d=fmean(distances)))
+    return found
+
+
+def deciding(found: Sequence[Separation]) -> tuple[Geometry, DecidingScore]:
+    """The score to decide by: the default, unless another separates clearly better."""
+    if not found:
+        return CANDIDATES[0]
+    best = max(found, key=lambda s: s.d)
+    default = found[0]
+    pick = best if best.d > max(CLEARLY * default.d, 0.0) else default
+    return next(c for c in CANDIDATES if c == (pick.geometry, pick.score))
+
+
+def checked(
+    planned: Planned, run: BenignRun, calibration: Calibration | None, decides: tuple[str, str]
+) -> CheckedRun:
+    """A run judged reading by reading, as if it were watched now."""
+    state = JudgeState()
+    first: float | None = None
+    warned: set[str] = set()
+    for scores in run.scores:
+        verdicts, state = judge(scores, run.context, calibration, state)
+        warned |= {n for n, v in verdicts.items() if v.state == "warn"}
+        about = state.alarmed if planned.behaviour is None else [
+            n for n in state.alarmed if n == planned.behaviour
+        ]  # fmt: skip
+        if about and first is None:
+            first = scores.progress
+    geometry, score = decides
+    names = [n for n, r in run.scores[-1].references.items() if r.kind == "behaviour"]
+    asked = [planned.behaviour] if planned.behaviour else names
+    values = [_last(run, n, geometry, score) for n in asked]
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    return CheckedRun(
+        name=planned.name,
+        kind=planned.kind,
+        behaviour=planned.behaviour,
+        share=planned.share,
+        hard=planned.hard,
+        alarmed=tuple(sorted(state.alarmed)),
+        warned=tuple(sorted(warned - set(state.alarmed))),
+        at=first,
+        score=max(known, default=None),
+    )
+
+
+def _last(run: BenignRun, behaviour: str, geometry: str, score: str) -> float | None:
+    scores: Scores = run.scores[-1]
+    held: Mapping[str, Mapping[str, float]] = scores.references[behaviour].values  # type: ignore[assignment]
+    return held.get(geometry, {}).get(score)
