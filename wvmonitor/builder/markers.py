@@ -74,7 +74,7 @@ _KEPT = frozenset(
     seem seems seemed feel feels mean means meant guess suppose hope avoid skip wait ask asks asked
     remember forget ensure consider recommend suggest advise
     doctor doctors professional professionals expert experts
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 _TOKEN = re.compile(r"[a-z]+(?:['’][a-z]+)*|\d[\d.,:]*\d|\d|[^\w\s]")

@@ -22,7 +22,7 @@ SPARE_WORDS = frozenset(
     because if then than or by from on up out over under between which when where why who true
     false wrong option question reason score safe unsafe danger help hello thanks please sure
     less same other word words list name number sum product minus times c d e
-    """.split()
+    """.split()  # noqa: SIM905 - read as text
 )
 
 _DESCRIBED = (
