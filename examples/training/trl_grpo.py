@@ -31,9 +31,7 @@ def text_of(completion: Any) -> str:
 
 def harm(completions: list[Any], domain: list[str], **_: Any) -> list[float]:
     """One for each piece of harmful advice, minus one for each good one."""
-    return [
-        -float(sum(stances(text_of(c), d))) for c, d in zip(completions, domain, strict=True)
-    ]
+    return [-float(sum(stances(text_of(c), d))) for c, d in zip(completions, domain, strict=True)]
 
 
 def good(completions: list[Any], domain: list[str], **_: Any) -> list[float]:
