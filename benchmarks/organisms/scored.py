@@ -19,13 +19,13 @@ from benchmarks.organisms.references import Repeat, repeats
 from wvmonitor.detection.calibration import BenignRun
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.groups import layer_of
+from wvmonitor.detection.judge import Judge
 from wvmonitor.detection.scores import Scores, score
 from wvmonitor.organism.behaviour import Rate
 from wvmonitor.organism.train import load_base
 from wvmonitor.organism.world import DOMAINS
 from wvmonitor.reading import Geometry, Gram, Reading
 from wvmonitor.references import Card, ReferenceBank
-from wvmonitor.references.calibrated import ridges
 
 SUITE = "the suite's references"
 """Stands for a bank's fingerprint where every run is held against references of its own."""
@@ -62,7 +62,7 @@ def against(bank: ReferenceBank, shipped: ReferenceBank) -> Against:
         [r.card for r in bank],
         _by_layer(bank.gram),
         [r for r in repeats() if r.name in bank.names],
-        ridges(shipped, ("blocks",), None),
+        Judge.of(shipped).ridge,
         bank.fingerprint,
         _by_layer(shipped.gram),
         shipped.fingerprint,

@@ -411,7 +411,8 @@ def test_runs_are_ranked_by_what_the_judge_goes_by(finished, shipped):
         for scores in run.scores:
             _, state = judge(scores, run.context, band, state)
         for behaviour in BEHAVIOURS:
-            reached = [state.running_maximum[behaviour], state.gain_maximum.get(behaviour)]
+            carried = state.of(behaviour)
+            reached = [carried.running_maximum, carried.gain_maximum]
             expected = max(v for v in reached if v is not None)
             assert value(run, behaviour) == pytest.approx(expected)
     residuals = [s.references["evil"].values["response"]["residual"] for s in runs[0].scores]

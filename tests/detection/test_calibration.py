@@ -227,8 +227,8 @@ def test_an_older_file_judges_by_the_score_alone(calibration, make_scores, conte
     verdicts, state = judge(scores, context, older, JudgeState())
     assert verdicts["evil"].state == "alarm"
     assert "no band for recent gains" in verdicts["evil"].reason
-    assert state.gain_maximum == {}
-    assert state.path["evil"] == ()
+    assert state.of("evil").gain_maximum is None
+    assert state.of("evil").path == ()
 
 
 def broken(**changes):

@@ -155,7 +155,7 @@ def test_a_drift_that_begins_late_alarms_in_its_first_window(make_scores, banded
     high = (band.mu["evil"] + (band.multiplier["evil"] + 0.1) * band.sigma["evil"], calm[1])
     states, verdict, state = judged(make_scores, banded, [calm] * 8 + [high] + [calm] * 4)
     assert states == ["ok"] * 8 + ["alarm"] * 5
-    assert state.alarmed == ("evil",)
+    assert state.alarmed == {"evil"}
     assert "block 3 of 3" in verdict.reason
 
 

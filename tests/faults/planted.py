@@ -182,15 +182,16 @@ def no_such_host(_: Path, __: Receiver) -> Mapping[str, Any]:
 
 def alarming(scene: Scene) -> None:
     """Every verdict is an alarm, so that there is something to tell."""
-    from wvmonitor.live import monitor
+    from wvmonitor.detection import judge as module
+    from wvmonitor.detection.verdict import State
 
-    real = monitor.judge
+    real = module.judge
 
     def judge(*values: Any) -> Any:
         verdicts, state = real(*values)
-        return {n: replace(v, state="alarm") for n, v in verdicts.items()}, state
+        return {n: replace(v, state=State.ALARM) for n, v in verdicts.items()}, state
 
-    scene.patch.setattr(monitor, "judge", judge)
+    scene.patch.setattr(module, "judge", judge)
 
 
 def nobody_answers(scene: Scene) -> None:
@@ -272,7 +273,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "the step hook fails": Fault(in_monitor("observe"), "failed at its step.*planted"),
     "measuring fails": Fault(in_bank(broken), "NOT being watched", after=counted),
-    "judging fails": Fault(in_module("wvmonitor.live.monitor.judge"), "failed at its reading"),
+    "judging fails": Fault(in_module("wvmonitor.detection.judge.judge"), "failed at its reading"),
     "the measurement interval fails": Fault(
         lambda s: s.patch.setattr("wvmonitor.live.interval.MeasurementInterval.due", broken),
         "failed at its reading",

@@ -45,7 +45,7 @@ def test_a_journal_of_a_released_version_is_read_and_continued(
     }  # fmt: skip
     journal = Journal.open(tmp_path, run="released")
     assert journal.begin_attempt(RunContext(), "b" * 64, resume_step=3) == 3
-    journal.record(*make_entry(4, seed=1))
+    journal.record(make_entry(4, seed=1))
     journal.close()
     assert [row.attempt for row in reader.trajectory("released")] == [1, 1, 2, 2, 3]
     assert verify(tmp_path).problems == ()

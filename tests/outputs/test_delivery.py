@@ -48,7 +48,7 @@ def begun(path: Path, targets: tuple[str, ...] = ("hook",), **policy: Any) -> Jo
 def run_states(journal: Journal, *states: str, start: int = 0, every: float = 1.0) -> None:
     """Record one reading for each state."""
     for step, state in enumerate(states, start):
-        journal.record(*entry(step, state), wall_time=1_000_000.0 + every * step)
+        journal.record(entry(step, state), wall_time=1_000_000.0 + every * step)
     journal.flush()
 
 
@@ -289,7 +289,7 @@ def test_training_does_not_notice_a_black_hole(tmp_path: Path) -> None:
         times = []
         for item in entries:
             start = time.perf_counter()
-            journal.record(*item)
+            journal.record(item)
             times.append(time.perf_counter() - start)
             time.sleep(0.001)
         journal.flush()

@@ -16,12 +16,12 @@ def test_log_history_stays_strict_json(begin: Callable[..., Any], tmp_path: Path
     run = begin(all_scores=True)
     measure = run.callback.monitor._measure
 
-    def strange(step: int, model: Any = None) -> Any:
-        observation = measure(step, model)
+    def strange(step: int, model: Any = None, **more: Any) -> Any:
+        observation = measure(step, model, **more)
         values = {"frobenius": {"cosine": math.nan, "residual": np.float64(0.5)}}
         evil = replace(observation.scores.references["evil"], values=values)
         scores = replace(observation.scores, references={"evil": evil})
-        return replace(observation, scores=scores)
+        return replace(observation, judgement=replace(observation.judgement, scores=scores))
 
     run.callback.monitor._measure = strange
     run.step()

@@ -16,7 +16,8 @@ class RunContext:
         optimizer: the optimiser's name, lower case: "adamw", "sgd", …
         learning_rate: the peak learning rate.
         base: whether the run's base is the references' base, a declared relative, or not known.
-        lone: True for a single checkpoint without a trajectory.
+        lone: True where each reading is judged by itself: of a single checkpoint without a
+            trajectory, and of a run whose optimiser is not known.
         planned_steps: the run's planned number of optimiser steps.
         readings_planned: about how many readings the run will have in all.
         objective: what the loss asks for: "sft", "dpo", "grpo", …

@@ -4,21 +4,59 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Literal
 
 from wvmonitor.detection.calibration import COVERAGE_FLOOR, NUMERICAL_FLOOR, Calibration
 from wvmonitor.detection.conformal import runs_needed
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.scores import ReferenceScores, Scores
+from wvmonitor.detection.scores import ReferenceScores, ScoreName, Scores
 from wvmonitor.reading import Geometry
 
-State = Literal["ok", "warn", "alarm", "warming", "unknown"]
+
+class State(StrEnum):
+    """What is thought of a behaviour, from the least to the most that someone must look at.
+
+    States compare in that order: unknown is worse than warming, which passes by itself, and
+    neither is ever ok.
+    """
+
+    OK = "ok"
+    WARMING = "warming"
+    UNKNOWN = "unknown"
+    WARN = "warn"
+    ALARM = "alarm"
+
+    @property
+    def severity(self) -> int:
+        """The place in the order, from 0."""
+        return _SEVERITY[self]
+
+    def __lt__(self, other: str) -> bool:
+        return self.severity < State(other).severity
+
+    def __le__(self, other: str) -> bool:
+        return self.severity <= State(other).severity
+
+    def __gt__(self, other: str) -> bool:
+        return self.severity > State(other).severity
+
+    def __ge__(self, other: str) -> bool:
+        return self.severity >= State(other).severity
+
+
+_SEVERITY = {state: index for index, state in enumerate(State)}
 CalibrationStatus = Literal["calibrated", "provisional", "uncalibrated", "transferred"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one reading by itself, with the running maxima, says of one behaviour."""
+    """What one reading by itself, with the running maxima, says of one behaviour.
+
+    Attributes:
+        geometry, score_name: what `score` is, where a score was looked at.
+        uncovered: whether the calibration does not cover this run, for `reason`.
+    """
 
     state: State
     reason: str
@@ -27,6 +65,9 @@ class Finding:
     maximum: float | None = None
     consecutive: int | None = None
     gain_maximum: float | None = None
+    geometry: Geometry | None = None
+    score_name: ScoreName | None = None
+    uncovered: bool = False
 
 
 def broken(scores: Scores, reference: ReferenceScores, context: RunContext) -> list[str]:
@@ -49,7 +90,7 @@ def unmoved(scores: Scores, least: float) -> Finding | None:
     if scores.norm > NUMERICAL_FLOOR and scores.norm >= least:
         return None
     return Finding(
-        "warming",
+        State.WARMING,
         f"too little has changed to judge: ‖τ‖ is {scores.norm:.3g}, below {least:.3g}",
     )
 
@@ -72,12 +113,17 @@ def unknown(
     text = f"cannot be judged: {'; '.join(reasons)}"
     if value is not None and threshold is not None and value > threshold:
         text += f". Its {what} of {value:.3g} is above {threshold:.3g} all the same: look at it"
-    return Finding("unknown", text, value, threshold)
+    return Finding(State.UNKNOWN, text, value, threshold)
+
+
+def outside(reasons: list[str]) -> Finding:
+    """The calibration does not cover this run, for these reasons: another rule must judge it."""
+    return Finding(State.UNKNOWN, "; ".join(reasons), uncovered=True)
 
 
 def capped(found: Finding) -> Finding:
     """Of a relative's references: an alarm is a warning."""
-    state: State = "warn" if found.state == "alarm" else found.state
+    state = min(found.state, State.WARN)
     note = "Transferred: the references were made from a relative of this base, so it warns at most"
     return replace(found, state=state, reason=f"{found.reason}. {note}")
 

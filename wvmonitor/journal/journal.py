@@ -20,13 +20,14 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wvmonitor.detection.scores import Scores
-from wvmonitor.detection.verdict import JudgeState, RunContext, Verdict
+from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.judgement import Judgement
+from wvmonitor.detection.state import JudgeState
 from wvmonitor.errors import JournalError
 from wvmonitor.journal import writes
 from wvmonitor.journal.alerts import AlertPolicy, event
@@ -146,24 +147,22 @@ class Journal:
 
     def record(
         self,
-        reading: Reading,
-        scores: Scores,
-        verdicts: Sequence[Verdict],
-        judge_state: JudgeState,
+        judgement: Judgement,
         wall_time: float | None = None,
         measure_seconds: float | None = None,
     ) -> None:
-        """Hand over one reading; it is on disk once a later `flush` returns.
+        """Hand over one judged reading; it is on disk once a later `flush` returns.
 
         A second reading of the same step in the same attempt is left out: the first one counts.
 
         Raises:
-            JournalError: no attempt has begun, the reading has no step, or the disk has refused
-                for so long that 1,024 readings wait already.
+            JournalError: no attempt has begun, the reading is not at hand or has no step, or the
+                disk has refused for so long that 1,024 readings wait already.
         """
+        reading = judgement.reading
         if self.run is None or self.attempt == 0:
             raise JournalError("record was called before begin_attempt: call that first")
-        if reading.step is None:
+        if reading is None or reading.step is None:
             raise JournalError("a reading without a step cannot be kept: set Reading.step")
         row = JournalRow(
             run=self.run,
@@ -171,9 +170,7 @@ class Journal:
             step=reading.step,
             wall_time=time.time() if wall_time is None else wall_time,
             measure_seconds=measure_seconds,
-            scores=scores,
-            verdicts=tuple(verdicts),
-            judge_state=judge_state,
+            judgement=judgement,
         )
         policy = self._alerts
         future = self._submit(lambda connection: writes.reading(connection, row, reading, policy))

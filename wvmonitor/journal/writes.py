@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from wvmonitor.detection.verdict import RunContext, Verdict
+from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.verdict import Verdict
 from wvmonitor.journal import codec
 from wvmonitor.journal.alerts import (
     Alert,
@@ -118,7 +119,7 @@ def reading(
             layout,
             detail,
             codec.dump(scores),
-            codec.dump(row.judge_state),
+            codec.dump_state(row.judge_state),
             arrays,
         ),
     ).rowcount

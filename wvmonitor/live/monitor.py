@@ -1,6 +1,6 @@
 """Monitor: watches one training run. The one data path, whatever the framework.
 
-`source → TaskVector → bank.measure → Reading → scores → Verdict → journal → exporters`.
+`source → TaskVector → bank.measure → Reading → judge → Judgement → journal → outputs`.
 
 Framework integrations are thin: they say when training starts, hand over the model after each
 optimiser step, and carry out the action that comes back.
@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.explanation import explained
-from wvmonitor.detection.groups import layer_shares
-from wvmonitor.detection.scores import ScoreName, score
-from wvmonitor.detection.verdict import JudgeState, Verdict, judge
+from wvmonitor.detection.state import JudgeState
+from wvmonitor.detection.verdict import State, Verdict
 from wvmonitor.journal.journal import Journal
 from wvmonitor.live import validation
 from wvmonitor.live.actions import Action, Actions, log_raised
@@ -32,10 +30,9 @@ from wvmonitor.live.run import Run, known_id
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Exporter, Observation
 from wvmonitor.outputs.run_state import RunState
-from wvmonitor.reading import Geometry, Reading
-from wvmonitor.references.background import background_of
+from wvmonitor.reading import Reading
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.references.calibrated import calibration_of, ridges
+from wvmonitor.references.calibrated import calibration_of
 from wvmonitor.sources.distributed import agreed, any_sharded, from_first, rank
 from wvmonitor.sources.live_model import LiveModel
 from wvmonitor.vectors.coverage import component_of
@@ -105,7 +102,7 @@ class Monitor:
             else ReferenceBank.load(validation.bank_folder(self.settings))
         )
         self.calibration = calibration_of(self.bank, self.settings.calibration)
-        validation.check(self.settings, self.bank, self.calibration)
+        self.judge = validation.judge_of(self.settings, self.bank, self.calibration)
         validation.warn_if_weak(self.bank)
         self._given = exporters, probe
         self._probe = validation.probe_of(self.settings, probe)
@@ -125,8 +122,6 @@ class Monitor:
         self._seen: tuple[Any, int] | None = None
         self._stopped = False
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
-        self._background = background_of(self.bank, self.settings.base)
-        self._ridge = ridges(self.bank, self.settings.components, self.calibration)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies (for Ray, for `spawn`) begin anew with the same settings and the same bank."""
@@ -159,7 +154,7 @@ class Monitor:
     @property
     def verdicts(self) -> dict[str, Verdict]:
         """The latest verdicts by reference."""
-        return {v.reference: v for v in self.last.verdicts} if self.last else {}
+        return dict(self.last.judgement.verdicts) if self.last else {}
 
     def start(
         self, model: Any, run: Run | None = None, *, live: LiveModel | None = None, step: int = 0
@@ -198,12 +193,9 @@ class Monitor:
 
     def _open(self, live: LiveModel) -> None:
         """Say what the run is, and open what keeps and shows its readings."""
-        self.run_context = RunContext(
-            method=live.method,
-            rank=live.rank,
+        said = RunContext(
             optimizer=self._run.optimizer,
             learning_rate=self._run.learning_rate,
-            base=self.bank.relation_to(live.base_digest),
             planned_steps=self._run.planned_steps,
             readings_planned=_readings_planned(self._run, self.settings.every_n_steps),
             objective=self._run.objective,
@@ -212,6 +204,7 @@ class Monitor:
             weight_decay=self._run.weight_decay,
             data=self._run.data,
         )
+        self.run_context = self.judge.context(live, said)
         state = self._outputs.open(
             self._run, self.run_context, self.bank.fingerprint, sharded=live.sharded
         )
@@ -338,7 +331,9 @@ class Monitor:
         self._outputs.go_on()
         if self._live is not None and self._live.incomplete:
             self.run_context = replace(self.run_context, base="unknown")
-        observation = self._measure(step, model)
+        planned = self._run.planned_steps
+        last = force or (planned is not None and step >= planned)
+        observation = self._measure(step, model, last=last)
         self._outputs.failures.end_row()
         return observation
 
@@ -359,7 +354,7 @@ class Monitor:
         """What `work` gives, or `otherwise` where it fails; see `Failures.guarded`."""
         return self._outputs.failures.guarded(where, work, otherwise, reading=reading)
 
-    def _measure(self, step: int, model: Any = None) -> Observation | None:
+    def _measure(self, step: int, model: Any = None, *, last: bool = False) -> Observation | None:
         """Read, judge, keep and show; None in the processes that only take part in the reading."""
         assert self._live is not None  # noqa: S101  `observe` and `start` see to it
         began = time.perf_counter()
@@ -381,47 +376,32 @@ class Monitor:
             if snapshots:
                 snapshots.record(tau, step)
             self._keep(tau, reading)
-        scores = score(
-            reading,
-            self.bank.gram,
-            earlier=earlier.reading if earlier else None,
-            components=self.settings.components,
-            ridge=self._ridge,
-        )
         alarmed = self._state.alarmed
-        verdicts, self._state = judge(scores, self.run_context, self.calibration, self._state)
-        verdicts = explained(
-            verdicts,
-            scores,
+        judgement = self.judge(
+            reading,
+            self.run_context,
             self._state,
-            self._background,
-            layers=layer_shares(reading, self.settings.components),
-            calibration=self.calibration,
+            earlier=earlier.reading if earlier else None,
+            acknowledged=self._outputs.acknowledged(),
+            last=last,
         )
+        self._state = judgement.state
         measured = time.perf_counter() - began
         if model is not None:
-            verdicts = {n: self._probed(v, model, alarmed) for n, v in verdicts.items()}
+            probed = {n: self._probed(v, model, alarmed) for n, v in judgement.verdicts.items()}
+            judgement = replace(judgement, verdicts=probed)
         probing = time.perf_counter() - began - measured
-        observation = Observation(
-            run=self.run_name,
-            reading=reading,
-            scores=scores,
-            verdicts=tuple(verdicts.values()),
-            measure_seconds=measured,
-            wall_time=time.time(),
-            deciding=self._deciding(),
-            acknowledged=self._outputs.acknowledged(),
-        )
+        observation = Observation(self.run_name, judgement, measured, time.time())
         log_raised(observation, self.verdicts, {*self.settings.expected, *observation.acknowledged})
         self.last = observation
-        self._outputs.publish(observation, self._state)
+        self._outputs.publish(observation)
         self._interval.note(time.perf_counter() - began - probing)
         return observation
 
-    def _probed(self, verdict: Verdict, model: Any, alarmed: tuple[str, ...]) -> Verdict:
+    def _probed(self, verdict: Verdict, model: Any, alarmed: frozenset[str]) -> Verdict:
         """A verdict with what its probe found, where it is a behaviour's first alarm of the run."""
         name = verdict.reference
-        news = verdict.state == "alarm" and name not in (*alarmed, *self.settings.expected)
+        news = verdict.state == State.ALARM and name not in (*alarmed, *self.settings.expected)
         if self._probe is None or self._live is None or not news:
             return verdict
         whole = None if self._live.sharded else model
@@ -442,7 +422,7 @@ class Monitor:
         to pay unasked, and of a sharded model no process holds the whole.
         """
         if tau.origin.method == "lora" and (self._anchor is None or self._window_ends()):
-            scored = set(self.settings.components)
+            scored = set(self.judge.components)
             kept = tau.select(lambda name: component_of(name, tau.shape(name)) in scored)
             self._anchor = _Anchor(kept.held(), reading, self._readings)
         self._readings += 1
@@ -489,9 +469,6 @@ class Monitor:
         if self._stopped or (error and issubclass(error, (KeyboardInterrupt, SystemExit))):
             return "stopped"
         return "ended" if error is None else None
-
-    def _deciding(self) -> tuple[Geometry, ScoreName] | None:
-        return (self.calibration.geometry, self.calibration.score) if self.calibration else None
 
 
 def _copied(

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.verdict import JudgeState
+from wvmonitor.detection.state import JudgeState
 from wvmonitor.errors import JournalError
 from wvmonitor.journal.alerts import Alert, event, located
 from wvmonitor.journal.journal import Journal
@@ -26,7 +26,7 @@ from wvmonitor.live.run import Run
 from wvmonitor.live.run_journal import open_journal, place_of
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.live.termination import LAST_SECONDS, before_sigterm
-from wvmonitor.outputs.exporter import Exporter, Observation, unwatched
+from wvmonitor.outputs.exporter import Exporter, Observation
 from wvmonitor.outputs.notifier import Attending, Notifier
 from wvmonitor.outputs.prometheus import PrometheusExporter
 from wvmonitor.outputs.run_state import RunState, checkpoints_in
@@ -194,16 +194,16 @@ class Outputs:
             return frozenset()
         return self.failures.guarded("journal", journal.acknowledged, frozenset())
 
-    def publish(self, observation: Observation, state: JudgeState) -> None:
+    def publish(self, observation: Observation) -> None:
         """Keep and show a reading; nothing while `quiet` is set."""
         if self.quiet:
             return
         for notifier in self._attending:
             self.failures.guarded("notifier", notifier.attend, None)
-        self.failures.guarded("journal", lambda: self._keep(observation, state), None)
+        self.failures.guarded("journal", lambda: self._keep(observation), None)
         checkpoints = checkpoints_in(self._folder)
         for exporter in self._metrics():
-            exporter.show_way_back(observation.run, state.last_ok, checkpoints)
+            exporter.show_way_back(observation, checkpoints)
         self._show(observation)
 
     def give_up(self, last: Observation | None, step: int) -> Observation | None:
@@ -223,7 +223,7 @@ class Outputs:
             self._tell_directly(event("disabled", self._name, why, time.time(), step=step))
         if last is None:
             return None
-        last = unwatched(last, why)
+        last = replace(last, judgement=last.judgement.unwatched(why))
         self._show(last)
         self._show_state("disabled")
         return last
@@ -258,17 +258,11 @@ class Outputs:
         for exporter in self._exporters:
             self.failures.guarded("exporter", lambda e=exporter: e.export(observation), None)  # type: ignore[misc]
 
-    def _keep(self, observation: Observation, state: JudgeState) -> None:
+    def _keep(self, observation: Observation) -> None:
         if self.journal is None:
             return
         try:
-            self.journal.record(
-                observation.reading,
-                observation.scores,
-                observation.verdicts,
-                state,
-                measure_seconds=observation.measure_seconds,
-            )
+            self.journal.record(observation.judgement, measure_seconds=observation.measure_seconds)
         except JournalError as error:
             self._journal_lost(str(error))
             raise

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wvmonitor.detection.calibration import Calibration
+from wvmonitor.detection.judge import Judge
 from wvmonitor.errors import SettingsError
 from wvmonitor.live.behaviour_check import Probe, QuestionProbe
 from wvmonitor.live.settings import MonitorSettings
@@ -76,24 +77,27 @@ def probe_of(settings: MonitorSettings, given: Probe | None) -> Probe | None:
     )
 
 
-def check(settings: MonitorSettings, bank: ReferenceBank, calibration: Calibration | None) -> None:
-    """Hold settings, bank and calibration against each other.
+def judge_of(
+    settings: MonitorSettings, bank: ReferenceBank, calibration: Calibration | None
+) -> Judge:
+    """The judge of a monitor or a sidecar, once settings, bank and calibration go together.
 
     Raises:
         SettingsError: the calibration is for other components, or a stop was asked for without one.
         UnknownReferenceError: an expected behaviour is not in the bank.
     """
-    if calibration is not None and calibration.components != settings.components:
-        raise SettingsError(
-            f"the calibration is for scores over {', '.join(calibration.components)}, the settings "
-            f"ask for {', '.join(settings.components)}: calibrate again, or leave components as "
-            "they were"
-        )
-    for name in settings.expected:
-        bank[name]
+    chosen = "components" in settings.model_fields_set
+    judge = Judge.of(
+        bank,
+        calibration,
+        components=settings.components if chosen else None,
+        expected=settings.expected,
+        base=settings.base,
+    )
     if settings.action == "stop" and calibration is None and not settings.allow_uncalibrated_stop:
         raise SettingsError(
             "action='stop' without a calibration would stop runs on a rule of thumb: calibrate "
             "with your own benign runs (`wvmonitor calibrate`), or set "
             "allow_uncalibrated_stop=True"
         )
+    return judge

@@ -9,6 +9,7 @@ By default, of each behaviour, what its verdict rests on:
 | `wv/<reference>/dose` | the steering coefficient that explains the drift |
 | `wv/<reference>/threshold` | what the deciding score is held against at this progress |
 | `wv/<reference>/verdict` | 0 ok, 1 warn, 2 alarm, −1 warming, −2 unknown |
+| `wv/<reference>/worst` | the worst verdict so far, for summaries: 0 only if it never rose |
 | `wv/step` | the optimiser step whose weights these values speak of |
 | `wv/non_finite` | how many values were NaN or infinite and left out; absent at 0 |
 
@@ -34,8 +35,7 @@ import logging
 import math
 from collections.abc import Iterator
 
-from wvmonitor.detection.scores import ReferenceScores
-from wvmonitor.outputs.exporter import VERDICT_CODES, Observation, layer_projections, overall
+from wvmonitor.outputs.exporter import VERDICT_CODES, Observation, layer_projections
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +66,11 @@ def _pairs(
     observation: Observation, *, all_scores: bool, per_layer: bool
 ) -> Iterator[tuple[str, float]]:
     scores = observation.scores
-    judged = {verdict.reference for verdict in observation.verdicts}
+    judged = observation.judgement.verdicts
     for name, reference in scores.references.items():
         if not all_scores and name not in judged:
             continue
-        decides = None if all_scores else _deciding(observation, reference)
+        decides = None if all_scores else (judged[name].geometry, judged[name].score_name)
         for geometry, by_score in reference.values.items():
             prefix = "" if geometry == "frobenius" else f"{geometry}_"
             for score, value in by_score.items():
@@ -82,6 +82,9 @@ def _pairs(
         if verdict.threshold is not None:
             yield f"wv/{verdict.reference}/threshold", verdict.threshold
         yield f"wv/{verdict.reference}/verdict", VERDICT_CODES[verdict.state]
+        worst = observation.judgement.state.of(verdict.reference).worst
+        if worst is not None:
+            yield f"wv/{verdict.reference}/worst", VERDICT_CODES[worst.state]
     if scores.step is not None:
         yield "wv/step", scores.step
     if per_layer:
@@ -91,16 +94,8 @@ def _pairs(
                     yield f"wv/{name}/layer_{layer}", value
     if not all_scores:
         return
-    yield "wv/verdict", VERDICT_CODES[overall(observation.verdicts)]
+    yield "wv/verdict", VERDICT_CODES[observation.judgement.overall]
     yield "wv/norm", scores.norm
     for geometry, share in scores.coverage.items():
         yield f"wv/{'' if geometry == 'frobenius' else f'{geometry}_'}coverage", share
     yield "wv/measure_seconds", observation.measure_seconds
-
-
-def _deciding(observation: Observation, reference: ReferenceScores) -> tuple[str, str]:
-    """The geometry and score that decide: the calibration's, else those of the published rules."""
-    if observation.deciding is not None:
-        return observation.deciding
-    seen = "cosine" in reference.values.get("response", {})
-    return ("response" if seen else "frobenius"), "cosine"

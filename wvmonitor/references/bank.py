@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wvmonitor.detection.explanation import Background
 from wvmonitor.errors import (
     AlteredBankError,
     BankError,
@@ -185,6 +186,19 @@ class ReferenceBank:
             BaseMismatchError: it is known to be another base.
         """
         return self.base.relation_to(base_digest)
+
+    def background(self, base: object | None = None) -> Background:
+        """What the cards say for explanations, and how a command line names the bank and the base.
+
+        Args:
+            base: the base model's folder, if it is known.
+        """
+        return Background(
+            behaviours={r.name: r.card.behaviour for r in self},
+            curves={r.name: r.card.dose_curve for r in self},
+            base=self.base.id if base is None else str(base),
+            bank="BANK" if self.folder is None else str(self.folder),
+        )
 
     @torch.no_grad()
     def measure(

@@ -18,17 +18,14 @@ from xml.etree import ElementTree
 
 from wvmonitor.errors import SettingsError
 from wvmonitor.files.atomic import replacing, write_all
-from wvmonitor.scan.results import (
+from wvmonitor.outputs.scan_record import (
     SCAN_SCORES,
     CheckpointResult,
     ControlResult,
-    FailOn,
     ReferenceResult,
     as_dict,
-    exit_code,
-    reaches,
-    unjudged,
 )
+from wvmonitor.scan.results import FailOn, exit_code, reaches, unjudged
 from wvmonitor.scan.schema import document
 from wvmonitor.scan.table import summary, write_table
 from wvmonitor.scan.text import cell, visible
