@@ -6,6 +6,7 @@ lifting a stop are single rows, and need no lock.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
