@@ -105,13 +105,13 @@ class MonitorSettings(BaseSettings):
     references: Path | None = Field(
         None, description="Folder of the bank of references to measure against."
     )
+    base: Path | None = Field(
+        None, description="Folder of the base model, where θ_0 cannot be taken from the run itself."
+    )
     banks: Path | None = Field(
         None,
         description="Folder of banks: without references, the one made for the run's base is taken "
         "from here, or from those that were pulled.",
-    )
-    base: Path | None = Field(
-        None, description="Folder of the base model, where θ_0 cannot be taken from the run itself."
     )
     calibration: Path | None = Field(
         None, description="Calibration file; without one, the bank's own, or none (uncalibrated)."
