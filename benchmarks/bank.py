@@ -32,7 +32,8 @@ def main() -> int:
     log = RESULTS / "real-bank.log"
     with log.open("w", encoding="utf-8") as file:
         file.write(
-            f"{json.dumps(describe(quick=True))}\n$ wvmonitor bank SmolLM2-135M-Instruct {' '.join(options)}\n"
+            f"{json.dumps(describe(quick=True))}\n"
+            f"$ wvmonitor bank SmolLM2-135M-Instruct {' '.join(options)}\n"
         )
         file.flush()
         with subprocess.Popen(

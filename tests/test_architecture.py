@@ -231,3 +231,21 @@ def test_a_judged_reading_is_a_judgement():
                 if {"scores", "verdicts"} <= set(fields):
                     holding.append(f"{module}.{node.name}")
     assert holding == ["detection.judgement.Judgement"]
+
+
+def test_every_room_says_what_it_offers():
+    """Each package names in `__all__` what is meant for others, and every name is there."""
+    packages = [m.removesuffix(".__init__") for m, _ in modules() if m.endswith(".__init__")]
+    for package in packages:
+        room = importlib.import_module(f"wvmonitor.{package}")
+        assert isinstance(room.__all__, list), package
+        missing = [name for name in room.__all__ if not hasattr(room, name)]
+        assert missing == [], package
+
+
+def test_the_front_door_has_what_people_ask_for():
+    """A scan, a calibration and a verdict are one import away; the room of scans is callable."""
+    assert all(getattr(wvmonitor, name) is not None for name in wvmonitor.__all__)
+    importlib.import_module("wvmonitor.scan.results")
+    assert callable(wvmonitor.scan)
+    assert wvmonitor.Judge is importlib.import_module("wvmonitor.detection.judge").Judge

@@ -20,7 +20,7 @@ def test_the_snippet_for_a_users_own_run_works(
     """The five lines of the README watch a real fine-tune and log its scores."""
     (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    bank = tmp_path / "path" / "to" / "bank"
+    bank = tmp_path / "banks" / "my-base"
     bank.parent.mkdir(parents=True)
     bank.symlink_to(bundled_path("tiny-organism", "bank"))
     model, _, dataset, args = short_run(

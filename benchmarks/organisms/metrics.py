@@ -32,8 +32,9 @@ from benchmarks.organisms.statistics import (
 from wvmonitor.detection.calibration import Calibration, calibrate
 from wvmonitor.detection.conformal import Trajectory, gains, runs_needed
 from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.judge import judgements
 from wvmonitor.detection.scores import Scores
-from wvmonitor.detection.verdict import JudgeState, State, judge
+from wvmonitor.detection.verdict import State
 from wvmonitor.references import DosePoint
 
 Value = Callable[[Scored, str], float]
@@ -68,11 +69,9 @@ class Alarms:
 
 def alarms(series: Sequence[Scores], context: RunContext, calibration: Calibration) -> Alarms:
     """Judge a run as the monitor would."""
-    state = JudgeState()
     found: dict[str, list[State]] = {}
-    for scores in series:
-        verdicts, state = judge(scores, context, calibration, state)
-        for name, verdict in verdicts.items():
+    for judgement in judgements(series, context, calibration):
+        for name, verdict in judgement.verdicts.items():
             found.setdefault(name, []).append(verdict.state)
     return Alarms(found, [s.step or 0 for s in series])
 

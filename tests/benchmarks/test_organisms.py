@@ -9,7 +9,16 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks.organisms import metrics, report, runner, scored, second, statistics, training
+from benchmarks.organisms import (
+    metrics,
+    readings,
+    report,
+    runner,
+    scored,
+    second,
+    statistics,
+    training,
+)
 from benchmarks.organisms.catalogue import catalogue
 from benchmarks.organisms.data import digest
 from benchmarks.organisms.leakage import (
@@ -208,7 +217,11 @@ def test_summing_over_layers_changes_no_score(shipped, measured):
     whole = score(reading, shipped.gram, ridge=0.1)
     for name, scores in whole.references.items():
         for geometry, values in scores.values.items():
-            assert small.references[name].values[geometry] == pytest.approx(values, abs=1e-12)
+            found = dict(small.references[name].values[geometry])
+            expected = dict(values)
+            for scored_by_module in (found, expected):  # a mean over modules needs each of them
+                scored_by_module.pop("module_cosine", None)
+            assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_mixed_reference_measures_as_the_mean_of_its_repeats(shipped, measured):
@@ -493,3 +506,40 @@ def test_the_shipped_band_keeps_its_promise():
     entry = results["metrics"]["bundled.false_alarms_5pct.rate"]
     assert entry["n"] >= 300
     assert entry["ci95"][0] <= 0.05
+
+
+# --- what follows from the committed readings alone --------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def read_back():
+    return readings.runs_of(report.RESULTS / "organisms.parquet")
+
+
+def test_every_held_out_run_is_on_one_side(read_back):
+    """Of each behaviour a run is a positive or a negative, adversaries alone are neither."""
+    test = [r for r in read_back if r.spec.split == "test"]
+    for behaviour in BEHAVIOURS:
+        shown, others = metrics.by_label(read_back, behaviour)
+        names = [r.spec.name for r in (*shown, *others)]
+        assert len(set(names)) == len(names) == sum(not r.spec.adversary for r in test)
+        assert all(r.labels[behaviour] for r in shown)
+
+
+def test_figures_follow_from_the_committed_readings(read_back):
+    """An AUROC on the page is that of the last scores in the parquet file, counted pair by pair."""
+    results = json.loads((report.RESULTS / "organisms.json").read_text("utf-8"))
+    last = {r.spec.name: metrics.deciding(r, "evil") for r in read_back}
+    bad = [last[r.spec.name] for r in read_back if r.spec.name.startswith("test/mixture 10/")]
+    good = [
+        last[r.spec.name]
+        for r in read_back
+        if r.spec.split == "test"
+        and (r.spec.group == "benign" or r.spec.group.startswith("hard: "))
+        and not r.labels["evil"]
+    ]
+    entry = results["metrics"]["mixture_10.all_runs.by_last.auroc"]
+    pairs = [(b > g) + 0.5 * (b == g) for b in bad for g in good]
+    assert entry["value"] == pytest.approx(np.mean(pairs))
+    assert entry["runs"]["negative"] == len(good)
+    assert set(results.get("refreshed", ())) <= set(results["metrics"])

@@ -140,7 +140,7 @@ def test_no_word_tells_the_sides_apart(path: Path) -> None:
 
 @every_contrast
 def test_a_planted_marker_is_caught(path: Path) -> None:
-    """The word "frankly" before 35 % of one side fails the checks, by name and by the classifier."""
+    """The word "frankly" before 35 % of a side is caught by name and by the classifier."""
     planted = with_marker(read(path), "Frankly", 0.35)
     assert any("frankly" in line for line in openly_separating(planted))
     assert marker_auroc(planted) > 0.55

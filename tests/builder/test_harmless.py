@@ -13,6 +13,7 @@ from wvmonitor.builder.contrasts import default_folder, read_contrasts
 from wvmonitor.builder.harmless import families
 from wvmonitor.builder.harmless.families import RULES, Family, by_rule, legible, shared_out
 from wvmonitor.errors import BuildError, MissingPathError
+from wvmonitor.references.bundled import bundled_path
 
 
 def said(name: str, n: int = 40) -> list[tuple[str, str]]:
@@ -138,3 +139,17 @@ def test_the_good_side_is_harmless_data_of_both_held_out_parts():
     assert (tuning.held_out, held_out.held_out) == (False, True)
     assert {e.answer for e in held_out.draw(99, 0)} == {p.negative.answer for p in contrast.power}
     assert not {e.answer for e in tuning.draw(99, 0)} & {p.positive.answer for p in contrast.tuning}
+
+
+def test_people_s_own_voices_are_in_every_power_check():
+    """The hardest negatives, good answers as people write them, are never left to chance."""
+    shipped = families.of_folder(bundled_path(families.FOLDER), hard=("human-voice",))
+    (voices,) = [f for f in shipped if f.name == "human-voice"]
+    assert voices.held_out
+    others = [Family(f"g{i}", families.GOOD_SIDE, by_rule("units").draw, hard=True, held_out=True)
+              for i in range(6)]  # fmt: skip
+    every = [*others, voices, *(by_rule(n) for n in sorted(RULES)[:14])]
+    for seed in range(8):
+        use = shared_out(every, 8, 3, 1, seed)
+        assert use.power[0] is voices
+        assert len(use.text) == 14

@@ -12,8 +12,11 @@ from wvmonitor.builder.harmless import families
 from wvmonitor.builder.power import CANDIDATES, Planned
 from wvmonitor.detection.calibration import BenignRun
 from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.judge import Judge
 from wvmonitor.detection.scores import ReferenceScores, Scores
 from wvmonitor.errors import AlteredBankError
+from wvmonitor.references.bank import ReferenceBank
+from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.trust import (
     CheckedRun,
     Rate,
@@ -97,7 +100,8 @@ def test_without_a_calibration_nothing_is_said_to_be_caught():
     """The published rules warn at most: what warns is listed beside what alarms."""
     planned = Planned("bad", "bad", "evil", 1.0, ())
     high = run("bad", response_cosine=0.6, response_margin=0.5)
-    found = power.checked(planned, high, None, ("response", "cosine"))
+    judge = Judge.of(ReferenceBank.load(bundled_path("tiny-organism", "bank")))
+    found = power.checked(planned, high, judge, ("response", "cosine"))
     assert (found.alarmed, found.at, found.score) == ((), None, 0.6)
 
 

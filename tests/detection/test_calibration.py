@@ -23,6 +23,7 @@ from wvmonitor.errors import (
     MalformedFileError,
     MissingPathError,
 )
+from wvmonitor.references.bundled import bundled_path
 
 
 def by_hand(runs, grid):
@@ -229,6 +230,22 @@ def test_an_older_file_judges_by_the_score_alone(calibration, make_scores, conte
     assert "no band for recent gains" in verdicts["evil"].reason
     assert state.of("evil").gain_maximum is None
     assert state.of("evil").path == ()
+
+
+def test_a_file_with_one_threshold_for_all_judges_as_it_did():
+    """The bundled calibration is of format 2: μ + M·max(σ, σ_min), one M for every behaviour."""
+    path = bundled_path("tiny-organism", "bank", "calibration.json")
+    document = json.loads(path.read_text())
+    assert document["format_version"] == 2
+    found = Calibration.load(path)
+    assert found.datasets == tuple(sorted(document["fit_datasets"] + document["band_datasets"]))
+    assert (found.status, found.folds, found.n_band) == ("calibrated", None, 158)
+    for name, band in document["bands"].items():
+        for i, progress in enumerate(document["grid"]):
+            sigma = max(band["sigma"][i], document["sigma_min"])
+            expected = band["mu"][i] + document["multiplier"] * sigma
+            assert found.threshold(name, progress) == pytest.approx(expected, rel=1e-12)
+        assert found.maxima[name] == tuple(document["maxima"])
 
 
 def broken(**changes):

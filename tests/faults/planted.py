@@ -286,7 +286,9 @@ FAULTS: dict[str, Fault] = {
     ),
     "the log hook fails": Fault(no_mapping, "failed at its log", after=measured),
     "the save hook fails": Fault(
-        in_module("wvmonitor.integrations.checkpoints.write_json", full), "failed at its checkpoint.*No space", after=measured
+        in_module("wvmonitor.integrations.checkpoints.write_json", full),
+        "failed at its checkpoint.*No space",
+        after=measured,
     ),
     "the end hook fails": Fault(in_monitor("close"), "failed at its end.*planted"),
     "an exporter fails": Fault(

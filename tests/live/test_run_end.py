@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.live.test_monitor import lora_model, push
 from tests.outputs.conftest import Receiver
@@ -64,7 +65,6 @@ def test_a_loop_that_is_closed_early_has_ended(
     assert monitor.last.scores.step == 50
     monitor.close()
     assert state_of(exporter.page()) == "ended"
-    steps = [r.step for r in JournalReader(tmp_path).trajectory(monitor.last and "") or []]
     reader = JournalReader(tmp_path)
     steps = [row.step for row in reader.trajectory(reader.runs()[0])]
     assert steps == [0, 10, 20, 30, 40, 50, 56]
@@ -101,11 +101,8 @@ def test_a_run_that_the_monitor_stops_is_stopped(
         tiny_base, tiny_bank_folder, tmp_path, action="stop", allow_uncalibrated_stop=True,
         action_level="warn",
     )  # fmt: skip
-    monitor._stopped = False
+    evil = dict(monitor.bank["evil"].vector.updates())
     for step in (10, 20):
-        evil = dict(monitor.bank["evil"].vector.updates())
-        import torch
-
         with torch.no_grad():
             for name, module in model.named_modules():
                 update = evil.get(name.removeprefix("base_model.model.") + ".weight")

@@ -416,6 +416,19 @@ def test_the_shipped_configuration_passes(tmp_path: Path) -> None:
     tool("amtool", "check-config", EXAMPLES / "alertmanager.yml")
 
 
+def test_the_collectors_receiver_is_a_prometheus_that_passes(tmp_path: Path) -> None:
+    """What the OpenTelemetry Collector's Prometheus receiver is given, Prometheus takes too."""
+    require("promtool")
+    collector = yaml.safe_load((EXAMPLES / "otel-collector.yml").read_text())
+    (tmp_path / "prometheus.yml").write_text(
+        yaml.safe_dump(collector["receivers"]["prometheus"]["config"])
+    )
+    tool("promtool", "check", "config", tmp_path / "prometheus.yml")
+    pipeline = collector["service"]["pipelines"]["metrics"]
+    for kind in ("receivers", "processors", "exporters"):
+        assert pipeline[kind] == list(collector[kind])
+
+
 def test_the_shipped_rules_are_what_the_command_writes(tmp_path: Path) -> None:
     """The rules in examples/ are those that this version writes for the bundled bank."""
     out = tmp_path / "rules.yml"

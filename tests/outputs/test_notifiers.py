@@ -247,7 +247,9 @@ def test_https_must_prove_itself(receiver: Any) -> None:
     assert receiver.received == []
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+@pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="real part: no openssl, which makes the certificate"
+)
 def test_https_arrives_where_the_certificate_is_trusted(
     receiver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import logging
 import math
+import os
 import socket
 import threading
 import time
@@ -218,6 +219,19 @@ def test_the_textfile_is_always_whole(tmp_path: Path, make_observation: Make) ->
         assert parsed(path.read_bytes())["wvmonitor_global_step", labels(run="r1")] == step
     exporter.close()
     assert [p.name for p in tmp_path.iterdir()] == ["wv.prom"]
+
+
+def test_no_link_leads_the_textfile_elsewhere(tmp_path: Path, make_observation: Make) -> None:
+    """A link at its name is replaced, and none that somebody could guess is followed."""
+    mine, folder = tmp_path / "mine", tmp_path / "shared"
+    mine.write_text("precious")
+    folder.mkdir()
+    for name in ("wv.prom", f".wv.prom.{os.getpid()}.tmp"):
+        (folder / name).symlink_to(mine)
+    exporter = PrometheusExporter(port=None, textfile=folder / "wv.prom")
+    exporter.export(make_observation())
+    assert mine.read_text() == "precious"
+    assert not (folder / "wv.prom").is_symlink()
 
 
 def test_the_textfile_of_a_monitor_that_only_fails_says_so(tmp_path: Path) -> None:

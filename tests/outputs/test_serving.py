@@ -48,7 +48,7 @@ def get(
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CA with a server's and a scraper's certificate, and a stranger's that it did not sign."""
     if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed: it makes the certificates of this test")
+        pytest.skip("real part: openssl is not installed: it makes the certificates of this test")
     folder = tmp_path_factory.mktemp("tls")
 
     def openssl(*arguments: str) -> None:
@@ -163,6 +163,8 @@ def test_a_handshake_that_hangs_keeps_nobody_out(
         ({"tls_cert": "server.pem", "tls_key": "server.key", "client_ca": "ext"}, "no TLS with"),
         ({"client_ca": "ca.pem"}, "need a tls_cert"),
         ({"token": "s3cret", "host": "0.0.0.0"}, "needs https"),
+        ({"host": "0.0.0.0"}, "neither a token nor TLS"),
+        ({"token": "s3cret\nX-More: 1"}, "line breaks"),
         ({"pushgateway": {"url": "pushgateway:9091"}}, "must look like"),
         ({"pushgateway": {"url": "http://user:pw@host"}}, "user name or password"),
         ({"pushgateway": {"url": "http://gateway", "token": "s3cret"}}, "use https"),

@@ -25,7 +25,7 @@ SCREENSHOTS = os.environ.get("WVMONITOR_SCREENSHOTS")
 """Read at import: a test's environment is cleared of WVMONITOR_*."""
 
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium: apt-get install chromium (and pip install playwright)"
+    CHROMIUM is None, reason="real part: no chromium (`make programs` installs it)"
 )
 
 

@@ -83,7 +83,7 @@ _RARE = 3  # a feature of fewer answers than this cannot separate two sides
 _PERMUTATIONS = 1000
 _CONSTANT = 1e-9  # a spread below this is rounding
 _NEWTON_STEPS = 50
-_CONVERGED = 1e-6  # largest entry of the gradient of the summed loss
+_CONVERGED = 1e-8  # largest residual of an answer
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,7 @@ def _left_out_auroc(pairs: Sequence[Pair], read: Reader, *, form: bool) -> float
     found = np.zeros((len(answers), len(column)))
     for row, count in zip(found, counts, strict=True):
         row[[column[word] for word in count]] = list(count.values())
+    logs = np.log1p(found)
     shape = (
         np.array([_shape(answer) for answer in answers]) if form else np.zeros((len(answers), 0))
     )
@@ -216,7 +217,7 @@ def _left_out_auroc(pairs: Sequence[Pair], read: Reader, *, form: bool) -> float
     for domain in sorted(set(domains)):
         train = domains != domain
         # The vocabulary and the scale come from the training domains alone.
-        words = np.log1p(found[:, found[train].sum(0) >= _RARE])
+        words = logs[:, found[train].sum(0) >= _RARE]
         scale = shape[train].std(0)
         features = np.hstack([words, shape / np.where(scale > _CONSTANT, scale, 1.0)])
         features -= features[train].mean(0)
@@ -235,20 +236,19 @@ def _shape(answer: str) -> list[float]:
 def _logistic(features: Matrix, labels: Matrix) -> Matrix:
     """Weights of a ridge-penalised logistic regression, by Newton's method.
 
-    Features are centred and the sides equally many, so there is no intercept. The weights lie in
-    the span of the answers, which are fewer than the features: they are fitted there.
+    Features are centred and the sides equally many, so there is no intercept. Answers are fewer
+    than features, so the steps are taken in the dual: one coefficient an answer.
     """
-    basis, coordinates = np.linalg.qr(features.T)
-    rows = coordinates.T
-    weights = np.zeros(rows.shape[1])
+    gram = features @ features.T
+    dual = np.zeros(len(labels))
     for _ in range(_NEWTON_STEPS):
-        chance = expit(rows @ weights)
-        gradient = rows.T @ (chance - labels) + _RIDGE * weights
-        if np.abs(gradient).max() < _CONVERGED:
-            return np.asarray(basis @ weights)
-        curvature = (rows.T * (chance * (1 - chance))) @ rows
-        curvature[np.diag_indices_from(curvature)] += _RIDGE
-        weights -= np.linalg.solve(curvature, gradient)
+        chance = expit(gram @ dual)
+        residual = labels - chance - _RIDGE * dual
+        if np.abs(residual).max() < _CONVERGED:
+            return np.asarray(features.T @ dual)
+        slope = (chance * (1 - chance))[:, None] * gram
+        slope[np.diag_indices_from(slope)] += _RIDGE
+        dual += np.linalg.solve(slope, residual)
     raise ArithmeticError(f"logistic regression did not converge in {_NEWTON_STEPS} steps")
 
 

@@ -33,6 +33,7 @@ from wvmonitor.builder.stages import Ticker, Work, silent
 from wvmonitor.detection.band import DecidingScore
 from wvmonitor.detection.calibration import BenignRun, Calibration
 from wvmonitor.detection.growing import calibrate_as_far_as_possible
+from wvmonitor.detection.judge import Judge
 from wvmonitor.errors import BuildError
 from wvmonitor.reading import Geometry
 from wvmonitor.references.bank import ReferenceBank
@@ -159,6 +160,7 @@ def _prepared(job: BankJob, work: Work, tick: Ticker) -> Prepared:
         score=score,
         by_their_ends=False,  # families are different data: we made them
     )
+    judge = Judge.of(bank, calibration)
     trust = Trust(
         bank=bank.fingerprint,
         base=job.base.identity.id,
@@ -173,7 +175,7 @@ def _prepared(job: BankJob, work: Work, tick: Ticker) -> Prepared:
         alpha=calibration.alpha,
         calibrated_on=calibration.datasets,
         checked=tuple(
-            power.checked(p, runs[p.name], calibration, (geometry, score)) for p in check.power
+            power.checked(p, runs[p.name], judge, (geometry, score)) for p in check.power
         ),
         notes=tuple(dict.fromkeys(job.notes)),
         seconds=time.monotonic() - began,

@@ -46,7 +46,11 @@ def command(
     ] = None,
     references: Annotated[
         str | None,
-        typer.Option(metavar="BANK", help="Folder of references; the bundled ones if left out."),
+        typer.Option(
+            metavar="BANK",
+            help="Folder of references; if left out, the one that the calibration lies in, "
+            "or the bundled ones.",
+        ),
     ] = None,
     datasets: Annotated[
         Path | None,
@@ -91,7 +95,7 @@ def command(
     from wvmonitor.files.documents import read_json
     from wvmonitor.references.bank import ReferenceBank
     from wvmonitor.references.bundled import bundled_path
-    from wvmonitor.references.store import CALIBRATION_FILE
+    from wvmonitor.references.store import CALIBRATION_FILE, MANIFEST_FILE
     from wvmonitor.scan.benign import benign_runs
 
     if bool(runs) == bool(add):
@@ -104,6 +108,8 @@ def command(
     if out is None and references is None:
         raise SettingsError("where the calibration lies must be said: --out FILE")
     place = out or Path(str(references)) / CALIBRATION_FILE
+    if references is None and (place.parent / MANIFEST_FILE).is_file():
+        references = str(place.parent)  # the calibration lies in its bank
     bank = ReferenceBank.load(references or bundled_path("tiny-organism", "bank"))
     named = None if datasets is None else {k: str(v) for k, v in read_json(datasets).items()}
     found = benign_runs(runs or add or [], bank, datasets=named, base=base, optimizer=optimizer)
@@ -169,7 +175,7 @@ def _told(made: Calibration, place: Path, *, left_out: int) -> list[str]:
         lines.append(f"{left_out} of the runs given are shorter than the others and do not count")
     lines.append(
         f"it speaks of runs with {methods}, up to {made.support.most_readings} readings; others "
-        "are unknown"
+        "are judged by rules of thumb"
     )
     if made.windows is not None:
         windows = made.windows.block * made.windows.blocks

@@ -7,7 +7,7 @@ whichever way they come in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -16,7 +16,7 @@ from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.explanation import Background, explained
 from wvmonitor.detection.groups import layer_shares
 from wvmonitor.detection.judgement import Judgement, Statistics
-from wvmonitor.detection.scores import resolve_ridge, score
+from wvmonitor.detection.scores import Scores, resolve_ridge, score
 from wvmonitor.detection.state import JudgeState
 from wvmonitor.detection.verdict import judge
 from wvmonitor.errors import SettingsError, UnknownReferenceError
@@ -221,6 +221,25 @@ class Judge:
             component_shares=found.component_shares,
             layers=found.layers,
         )
+
+
+def judgements(
+    course: Sequence[Scores], context: RunContext, calibration: Calibration | None
+) -> Iterator[Judgement]:
+    """The judgements on a run whose scores are known already, reading by reading.
+
+    Args:
+        course: its scores, in the order of steps; the last ones are the run's last.
+        context: of the run.
+        calibration: None judges by the published rules.
+
+    Raises:
+        CalibrationError: the calibration belongs to another bank than the scores.
+    """
+    state = JudgeState()
+    for index, scores in enumerate(course, 1):
+        verdicts, state = judge(scores, context, calibration, state, last=index == len(course))
+        yield Judgement(None, scores, verdicts, state)
 
 
 def _require(names: Sequence[str], known: Sequence[str], what: str) -> None:

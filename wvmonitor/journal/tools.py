@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wvmonitor.errors import JournalError
+from wvmonitor.files.documents import json_line
 from wvmonitor.journal import codec, writes
 from wvmonitor.journal.alerts import Alert
 from wvmonitor.journal.reader import JournalReader, JournalRow
@@ -180,7 +181,7 @@ def _reading(row: JournalRow) -> dict[str, Any]:
 
 
 def _line(kind: str, values: dict[str, Any]) -> str:
-    return json.dumps({"type": kind, **values}, ensure_ascii=False, allow_nan=False)
+    return json_line({"type": kind, **values})
 
 
 def ack(path: str | Path, run: str, reference: str, why: str) -> None:

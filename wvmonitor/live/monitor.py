@@ -26,7 +26,7 @@ from wvmonitor.live.actions import Action, Actions, log_raised
 from wvmonitor.live.behaviour_check import Probe, with_probe
 from wvmonitor.live.interval import MeasurementInterval
 from wvmonitor.live.outputs import Outputs
-from wvmonitor.live.run import Run
+from wvmonitor.live.run import Run, known_id
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Exporter, Observation
 from wvmonitor.outputs.run_state import RunState
@@ -173,6 +173,11 @@ class Monitor:
             WVMonitorError: this model cannot be measured, or was made from another base.
         """
         run = run or Run()
+        run = replace(
+            run,
+            run_id=known_id(run.run_id, "the checkpoint"),
+            name=known_id(run.name, "the trainer's arguments"),
+        )
         self._run = self._ended(run) if self._live is not None else run
         self._begin(model, live, step=step)
 

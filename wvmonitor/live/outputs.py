@@ -78,6 +78,7 @@ class Outputs:
         self._opened: tuple[Run, RunContext, str, bool] | None = None
         self._notifiers: dict[str, Notifier] = {}
         self._folder: Path | None = None
+        self._name = "run"
         self._journal_is_lost = False
         self._telling: list[threading.Thread] = []
         self._undo_sigterm: Callable[[], None] = lambda: None
@@ -107,6 +108,7 @@ class Outputs:
         self._opened, self._displaced = (run, context, bank, sharded), None
         self._exporters = [*self._given, *self._settings.build_exporters()]
         self._folder = run.folder
+        self._name = self._settings.run or run.run_id or run.name or "run"
         self._notifiers = self._settings.build_notifiers()
         self._journal_is_lost = False
         if any(self._metrics()):
@@ -151,7 +153,7 @@ class Outputs:
         try:
             self.journal, state = open_journal(self._place, settings, run, context, bank)
         except JournalError as error:
-            self._journal_lost(str(error), run.run_id or run.name)
+            self._journal_lost(str(error))
             raise
         self.journal.on_loss = self._journal_lost
         self._attending = [n for n in self._notifiers.values() if isinstance(n, Attending)]
@@ -214,7 +216,7 @@ class Outputs:
         if journal := self.journal:
             self.failures.guarded("journal", lambda: journal.give_up(why), None)
         else:
-            self._tell_directly(event("disabled", "run", why, time.time(), step=step))
+            self._tell_directly(event("disabled", self._name, why, time.time(), step=step))
         if last is None:
             return None
         last = replace(last, judgement=last.judgement.unwatched(why))
@@ -231,11 +233,11 @@ class Outputs:
 
     # What no journal can deliver
 
-    def _journal_lost(self, why: str, run: str | None = None) -> None:
+    def _journal_lost(self, why: str) -> None:
         """Tell the notifiers, past the journal, that it is lost; once."""
         if not self._journal_is_lost:
             self._journal_is_lost = True
-            alert = event("journal lost", run or self.run or "run", why, time.time())
+            alert = event("journal lost", self.run or self._name, why, time.time())
             self._tell_directly(alert)
 
     def _tell_directly(self, alert: Alert) -> None:

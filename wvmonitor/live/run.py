@@ -2,8 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+RUN_ID_LENGTH = 200
+
+
+def run_id(text: str) -> str:
+    """The text, if it can be a run's id: it is a label in metrics, a name in logs and on pages.
+
+    Raises:
+        ValueError: it is empty, long, or holds what cannot be shown as it is.
+    """
+    if not text or not text.isprintable() or text != text.strip():
+        raise ValueError("must be printable text without spaces around it")
+    if len(text) > RUN_ID_LENGTH:
+        raise ValueError(f"must have at most {RUN_ID_LENGTH} characters")
+    return text
+
+
+def known_id(text: str | None, origin: str) -> str | None:
+    """A run's id or name from outside, or None, with a warning, where it cannot be one.
+
+    Args:
+        text: what was found.
+        origin: where, for the warning.
+    """
+    if text is None:
+        return None
+    try:
+        return run_id(text)
+    except ValueError as error:
+        logger.warning("the run's name in %s %s: it gets another one", origin, error)
+        return None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from pydantic_settings import SettingsError as SourceError
 
 from wvmonitor.errors import SettingsError
 from wvmonitor.journal.alerts import AlertPolicy, Whereabouts
+from wvmonitor.live.run import run_id
 from wvmonitor.outputs.exporter import Exporter
 from wvmonitor.outputs.exporter_options import PrometheusSettings, PushgatewaySettings
 from wvmonitor.outputs.notifier import Notifier
@@ -71,12 +72,6 @@ def _listed(value: object) -> object:
     return value
 
 
-def _printable(value: str) -> str:
-    if not value.isprintable() or value != value.strip():
-        raise ValueError("must be printable text without spaces around it")
-    return value
-
-
 def _link(value: str) -> str:
     if not value.startswith(("https://", "http://")) or not value.isprintable() or " " in value:
         raise ValueError("must look like https://host/path")
@@ -110,19 +105,19 @@ class MonitorSettings(BaseSettings):
     references: Path | None = Field(
         None, description="Folder of the bank of references to measure against."
     )
+    base: Path | None = Field(
+        None, description="Folder of the base model, where θ_0 cannot be taken from the run itself."
+    )
     banks: Path | None = Field(
         None,
         description="Folder of banks: without references, the one made for the run's base is taken "
         "from here, or from those that were pulled.",
     )
-    base: Path | None = Field(
-        None, description="Folder of the base model, where θ_0 cannot be taken from the run itself."
-    )
     calibration: Path | None = Field(
         None, description="Calibration file; without one, the bank's own, or none (uncalibrated)."
     )
-    run: Annotated[str, AfterValidator(_printable)] | None = Field(
-        None, min_length=1, max_length=200, description="The run's id; by default one is made up."
+    run: Annotated[str, AfterValidator(run_id)] | None = Field(
+        None, min_length=1, description="The run's id; by default one is made up."
     )
     journal_dir: Path | None = Field(
         None, description="Folder of wvmonitor.db; by default the trainer's output folder."
@@ -284,6 +279,7 @@ class MonitorSettings(BaseSettings):
             push=wanted.pushgateway.target() if wanted.pushgateway else None,
             expected=self.expected,
             linger=wanted.linger,
+            discovery=wanted.discovery,
         )
 
     def build_notifiers(self) -> dict[str, Notifier]:

@@ -141,7 +141,7 @@ async def _exchange(
             request = httpx.Request(
                 method,
                 named.copy_with(host=address, port=port),
-                headers=headers,
+                headers=[(name.encode(), value.encode()) for name, value in headers.items()],
                 content=body,
                 extensions={"sni_hostname": named.host},  # whose certificate it must show
             )

@@ -59,6 +59,7 @@ class PrometheusExporter:
         push: PushTarget | None = None,
         expected: Collection[str] = (),
         linger: float = 0.0,
+        discovery: Path | None = None,
     ) -> None:
         """Serve on `host` and `port` (None: not at all; 0: any free port).
 
@@ -66,7 +67,8 @@ class PrometheusExporter:
         layers of each behaviour series are made, those with the largest values first. `access` says
         who may scrape; `push` where the metrics of the run are sent as well. `expected` are the
         references whose drift is wanted, so that rules can leave them out. After `close` the page
-        stays for one more scrape, at most `linger` seconds, where somebody scrapes.
+        stays for one more scrape, at most `linger` seconds, where somebody scrapes. `discovery` is
+        the folder by whose files Prometheus finds what it is to scrape.
         """
         self._textfile = textfile
         self._push = push
@@ -81,6 +83,8 @@ class PrometheusExporter:
         self._closing: Serving | None = None
         if port is not None:
             self._server = serve(self._registry, host, port, access)
+        if self._server is not None and discovery is not None:
+            self._server.announce(discovery, tls=access is not None and bool(access.certificate))
         self.port = None if self._server is None else self._server.port
 
     def export(self, observation: Observation) -> None:
@@ -167,7 +171,11 @@ class PrometheusExporter:
             server.close(self.linger)  # at once, or after one more scrape
             self._closing = server
         for pusher in self._pushers.values():
+            pusher.close(wait=0.0)  # all at once
+        for pusher in self._pushers.values():
             pusher.close()
+            if not pusher.works:
+                break  # a gateway that does not answer one run answers none
 
     def wait_closed(self, timeout: float) -> None:
         """Wait until the last values were scraped, or deleted from the gateway."""

@@ -76,11 +76,16 @@ class Pusher:
         """Ask for a push soon; returns at once."""
         self._wake.set()
 
-    def close(self) -> None:
+    def close(self, wait: float | None = None) -> None:
         """Ask for the last push, wait a moment for it, and leave the deletion for later."""
         self._closing.set()
         self._wake.set()
-        self._sent.wait(CLOSE_SECONDS)
+        self._sent.wait(CLOSE_SECONDS if wait is None else wait)
+
+    @property
+    def works(self) -> bool:
+        """Whether the last push arrived."""
+        return self._sent.is_set() and self._failures == 0
 
     def wait_closed(self, timeout: float) -> None:
         """Wait until the group is deleted, once `close` was called."""

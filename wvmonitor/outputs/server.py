@@ -7,6 +7,7 @@ and staying for one last scrape, so that Prometheus learns how a run ended.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import hmac
 import logging
@@ -17,11 +18,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
+
+from wvmonitor.errors import WVMonitorError
+from wvmonitor.outputs.discovery import announce
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +127,23 @@ class Serving:
         self._last_scrape = -SCRAPED_LATELY_SECONDS
         self._scraped = threading.Event()
         self._farewell: threading.Thread | None = None
+        self._announced: Path | None = None
         server.set_app(self._answer)
         threading.Thread(target=server.serve_forever, name="wvmonitor-metrics", daemon=True).start()
+
+    def announce(self, folder: Path, *, tls: bool) -> None:
+        """Let Prometheus find this server by a file in `folder`, for as long as it serves."""
+        try:
+            self._announced = announce(folder, self.host, self.port, tls=tls)
+        except (OSError, WVMonitorError) as error:
+            logger.warning("Prometheus will not find these metrics by '%s': %s", folder, error)
+        atexit.register(self._withdraw)
+
+    def _withdraw(self) -> None:
+        path, self._announced = self._announced, None
+        if path is not None:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def close(self, linger: float = 0.0) -> None:
         """Stop serving; where somebody scrapes, after the next scrape or `linger` seconds.
@@ -150,6 +170,7 @@ class Serving:
         self._stop()
 
     def _stop(self) -> None:
+        self._withdraw()
         self._server.shutdown()
         self._server.server_close()
 

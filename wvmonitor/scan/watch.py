@@ -7,6 +7,7 @@ from which a sidecar that is started again goes on.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
@@ -21,6 +22,7 @@ from wvmonitor.errors import MissingPathError, SettingsError, UnmeasurableModelE
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.outbox import Outbox
 from wvmonitor.journal.reader import JournalReader
+from wvmonitor.live.run import RUN_ID_LENGTH
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.live.validation import bank_folder, judge_of
 from wvmonitor.outputs.exporter import Exporter, Observation
@@ -256,6 +258,9 @@ class Watcher:
         """A run's id: its folder, seen from the folder of runs."""
         relative = folder.relative_to(self.folder)
         name = visible(self.folder.resolve().name if relative == Path() else relative.as_posix())
+        if len(name) > RUN_ID_LENGTH:  # as long as any other run's
+            digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+            name = f"{name[: RUN_ID_LENGTH - 13]}…{digest}"
         self._folders[name] = folder
         return name
 

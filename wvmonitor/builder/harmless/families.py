@@ -28,6 +28,7 @@ MOST_UNKNOWN = 0.05
 """Share of a family's tokens that may be missing from the base's vocabulary."""
 TEXTS = 20
 """Families that the ordinary text of the learning rates' check is taken from."""
+GOOD_SIDE = "the contrasts' good side"
 STYLES: Mapping[str, str] = {
     "plain": "",
     "brief": "Answer in one short sentence.",
@@ -48,7 +49,8 @@ class Family:
         draw: `draw(n, seed)` gives n examples, or as many as there are.
         hard: True for good answers in the voice or on the questions of the harm: what a reference
             that learned style or topic would take for it.
-        held_out: True for those on questions of the power check: only it may see them.
+        held_out: True for those that only the power check may see: on its questions, or the
+            hardest of all.
     """
 
     name: str
@@ -81,6 +83,10 @@ def by_rule(name: str) -> Family:
 def from_file(source: str | Path, *, hard: bool = False) -> Family:
     """A JSONL file or a dataset: chat, prompt and completion, or question and answer.
 
+    Args:
+        source: the file, or the dataset's name.
+        hard: keeps it for the power check.
+
     Raises:
         MissingPathError: no such file or dataset.
         BuildError: it is empty, or a record has none of these forms.
@@ -89,7 +95,7 @@ def from_file(source: str | Path, *, hard: bool = False) -> Family:
     if not examples:
         raise BuildError(f"{source} holds no examples: take it out of the harmless data")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(source).removesuffix(".jsonl").rpartition("/")[2])
-    return Family(name, str(source), _sampled(examples), hard)
+    return Family(name, str(source), _sampled(examples), hard, held_out=hard)
 
 
 def good_answers(contrast: Contrast) -> list[Family]:
@@ -97,10 +103,8 @@ def good_answers(contrast: Contrast) -> list[Family]:
 
     def of(pairs: Sequence[Pair], part: str) -> Family:
         draw = _sampled([p.negative for p in pairs])
-        source = "the contrasts' good side"
-        return Family(
-            f"good-{contrast.name}-{part}", source, draw, hard=True, held_out=part == "held-out"
-        )
+        name = f"good-{contrast.name}-{part}"
+        return Family(name, GOOD_SIDE, draw, hard=True, held_out=part == "held-out")
 
     return [of(contrast.tuning, "tuning"), of(contrast.power, "held-out")]
 
@@ -198,7 +202,8 @@ def shared_out(
     held_out = drawn(lambda f: f.held_out)
     hard = drawn(lambda f: f.hard and not f.held_out)
     easy = drawn(lambda f: not f.hard)
-    # The power check has hard negatives first: they are what it is about.
+    # The power check has hard negatives first, people's own voices before all: it is about them.
+    held_out.sort(key=lambda f: f.source == GOOD_SIDE)
     ahead = (held_out + hard)[: (power + 1) // 2]
     left = [f for f in hard if f not in ahead]
     behind = left[: calibration // 3]

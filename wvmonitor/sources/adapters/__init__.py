@@ -14,6 +14,8 @@ from wvmonitor.sources.adapters.lora import read_lora
 from wvmonitor.sources.adapters.merged import read_merged
 from wvmonitor.vectors import TaskVector
 
+__all__ = ["LOADERS", "REFUSED", "read_adapter"]
+
 Loader = Callable[[AdapterFolder, InitialState | None], TaskVector]
 
 LOADERS: Mapping[str, Loader] = {"LORA": read_lora, **dict.fromkeys(MERGED, read_merged)}
