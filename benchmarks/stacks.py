@@ -203,7 +203,7 @@ def llamafactory(folder: Path) -> str:
     from wvmonitor.references.bundled import bundled_path
 
     rows = [
-        {"instruction": chat[-2]["content"], "output": chat[-1]["content"]}
+        {"instruction": chat[-2]["content"], "input": "", "output": chat[-1]["content"]}
         for chat in (e.chat() for e in sets.bad_advice("medical")(256, 1))
     ]
     folder.mkdir(exist_ok=True)
