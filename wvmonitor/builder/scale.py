@@ -83,9 +83,9 @@ HALF = Scale(
     own_answers=40, probe_tokens=16_000, asked=22,
 )  # fmt: skip
 QUICK = Scale(
-    name="quick", seeds=1, steps=32, controls=3, control_steps=16, rates=(2e-4, 5e-4),
+    name="quick", seeds=1, steps=48, controls=3, control_steps=16, rates=(2e-4, 5e-4),
     rate_steps=12, calibration=10, power=4, any_tuning=2, run_steps=16, mixtures=(0.1,), styles=0,
-    own_answers=0, probe_tokens=6_000, asked=12,
+    own_answers=0, probe_tokens=6_000, asked=22,
 )  # fmt: skip
 LADDER = (FULL, HALF, QUICK)
 
