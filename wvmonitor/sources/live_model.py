@@ -44,12 +44,13 @@ from wvmonitor.sources.live_base import (
     base_parameters,
     check_readable,
     digest_since,
+    trained_outside,
     unwrapped_model,
 )
 from wvmonitor.sources.live_parts import NO_STARTS, Starts, difference, parts_of
 from wvmonitor.sources.live_shared import Collected, by_name, collecting
 from wvmonitor.sources.live_start import computed_start, moved_at_start, moves_base
-from wvmonitor.sources.names import is_transposed, unwrapped
+from wvmonitor.sources.names import is_task_head, is_transposed, new_head_note, parameter_name
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
 
 KeepBase = Literal["auto", "files", "memory"]
@@ -104,7 +105,7 @@ class LiveModel:
         check_readable(self._root)
         self.sharded = any_sharded(self._root)
         self._conv1d = {
-            f"{unwrapped(path)}.weight"
+            parameter_name(f"{path}.weight")
             for path, module in self._root.named_modules()
             if type(module).__name__ == "Conv1D"
         }
@@ -113,6 +114,7 @@ class LiveModel:
         self._own = list(base_parameters(self._root).items())
         self._trained: dict[str, Tensor] = {}
         self._directs = 0
+        self._left_out: set[str] = set()
         self._warned_of_precision = False
         self._parts: list[Part] | None = None
         self._collected: list[Collected] | None = None
@@ -122,6 +124,12 @@ class LiveModel:
         if initial is not None:
             self._check_started()
         self._warnings = self._check_direct(self._direct())
+        outside = trained_outside(model, self._root)
+        if outside:
+            self._warnings.append(
+                f"{len(outside)} trained parameters are outside of the language model and not in "
+                f"the change ({shown(outside[0])}): a head of the trainer's own"
+            )
         self.base_digest = self._digest(base)
 
     def initial_state(self) -> dict[str, Tensor]:
@@ -227,7 +235,7 @@ class LiveModel:
         direct = self._direct()
         if len(direct) != self._directs:
             self._warnings += self._check_direct(direct)
-        return direct
+        return {name: p for name, p in direct.items() if name not in self._left_out}
 
     def _origin(self, step: int | None) -> Origin:
         return Origin(
@@ -250,7 +258,7 @@ class LiveModel:
                 if moved_at_start(module, self._config, known):
                     state.update(adapter_state(module))
         for name, parameter in self._direct().items():
-            if self._in_memory:
+            if self._in_memory or self._is_new_head(name):
                 now = whole(parameter) if self.sharded else parameter.detach()
                 if not self.sharded or owns(name):  # θ_0 once over all processes
                     state[name] = now.to(parameter.dtype).to("cpu", copy=True)
@@ -291,6 +299,10 @@ class LiveModel:
                 + RECORD_IT
             )
 
+    def _is_new_head(self, name: str) -> bool:
+        """Whether a parameter is of a head that the base's folder has not."""
+        return self._folder is not None and is_task_head(name) and self._folder.stored(name) is None
+
     def _direct(self) -> dict[str, Tensor]:
         """Parameters that are trained themselves, or ever were, by name; tied ones once."""
         for name, parameter in self._own:
@@ -307,6 +319,10 @@ class LiveModel:
                 shape: tuple[int, ...] = tuple(self._initial[name].shape)
             elif self._folder is not None:
                 held = self._folder.stored(name)
+                if held is None and self._is_new_head(name):
+                    warnings.append(new_head_note([name], "the live model"))
+                    self._left_out.add(name)
+                    continue
                 if held is None:
                     raise KeyMismatchError(
                         f"{shown(name)} is trained but is not in {self._folder.where}: give the "
