@@ -153,8 +153,8 @@ def expert_parts(run: _Run, modules: Mapping[str, _Keys]) -> list[Part]:
     plain = [source for source in sources.values() if not isinstance(source, Fused)]
     if plain:
         raise AdapterError(
-            f"{run.folder.where} adapts {shown(plain[0])} beside experts that the base holds fused: "
-            "give the base that the adapter was trained on"
+            f"{run.folder.where} adapts {shown(plain[0])} beside experts that the base holds "
+            "fused: give the base that the adapter was trained on"
         )
     return [part(source) for source in sources.values() if isinstance(source, Fused)]
 
