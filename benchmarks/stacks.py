@@ -184,6 +184,15 @@ def accelerate(folder: Path) -> str:
     return "readings, verdicts, journal"
 
 
+def unsloth(folder: Path) -> str:
+    """TRL's SFTTrainer as Unsloth patches it, where it finds no GPU."""
+    import unsloth as _  # noqa: F401, I001  it patches what is imported after it
+    from tests.integrations import test_trl
+
+    test_trl.test_trl_runs_are_watched(folder / "sft", test_trl.sft, adapter=True)
+    return "its patched SFTTrainer, on a CPU"
+
+
 def llamafactory(folder: Path) -> str:
     """`run_exp` with the callback, on the bundled model."""
     from llamafactory.train.tuner import run_exp
@@ -194,7 +203,7 @@ def llamafactory(folder: Path) -> str:
     from wvmonitor.references.bundled import bundled_path
 
     rows = [
-        {"instruction": chat[-2]["content"], "output": chat[-1]["content"]}
+        {"instruction": chat[-2]["content"], "input": "", "output": chat[-1]["content"]}
         for chat in (e.chat() for e in sets.bad_advice("medical")(256, 1))
     ]
     folder.mkdir(exist_ok=True)
@@ -223,6 +232,7 @@ STACKS: dict[str, tuple[str, Callable[[Path], str]]] = {
     "trl": ("TRL", trl),
     "lightning": ("Lightning", lightning),
     "accelerate": ("Accelerate, a loop of one's own", accelerate),
+    "unsloth": ("Unsloth", unsloth),
     "llamafactory": ("LLaMA-Factory", llamafactory),
     "tensorboard": ("TensorBoard", tensorboard),
     "mlflow": ("MLflow", mlflow),

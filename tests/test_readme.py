@@ -29,4 +29,4 @@ def test_the_snippet_for_a_users_own_run_works(
     names = {"Trainer": Trainer, "model": model, "args": args, "dataset": dataset}
     exec(snippet, names)  # noqa: S102  the README is ours
     logged = names["trainer"].state.log_history  # type: ignore[attr-defined]
-    assert any("wv/evil/response_residual" in row for row in logged)
+    assert any("wv/evil/verdict" in row for row in logged)

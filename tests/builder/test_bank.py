@@ -25,8 +25,8 @@ from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.trust import load_trust
 
 SHORT = Scale(
-    name="short", seeds=1, steps=24, controls=2, control_steps=8, rates=(1e-3, 3e-3),
-    rate_steps=8, calibration=8, power=2, any_tuning=1, run_steps=12, mixtures=(0.25,), styles=0,
+    name="short", seeds=1, steps=20, controls=2, control_steps=6, rates=(3e-3,),
+    rate_steps=4, calibration=8, power=2, any_tuning=1, run_steps=10, mixtures=(0.25,), styles=0,
     own_answers=0, probe_tokens=600, asked=12,
 )  # fmt: skip
 

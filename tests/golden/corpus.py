@@ -322,7 +322,9 @@ def _journal(folder: Path) -> dict[str, Any]:
 def _page(exporter: PrometheusExporter, without: str = "build") -> list[str]:
     """The page's samples without those that time sets, and without one family more."""
     lines = exporter.page().decode().splitlines()
-    unsteady = re.compile(rf"wvmonitor_(measure_duration|last_reading|build|{without})")
+    unsteady = re.compile(
+        rf"wvmonitor_(measure_duration|last_reading|reading_interval|run_info|build|{without})"
+    )
     return [line for line in lines if not line.startswith("#") and not unsteady.match(line)]
 
 

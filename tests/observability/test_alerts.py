@@ -15,12 +15,14 @@ import yaml
 
 from tests.observability.programs import EXAMPLES, Receiver, require, wait_for
 from tests.outputs.conftest import build
+from wvmonitor.detection.state import BehaviourState, JudgeState
 from wvmonitor.outputs.prometheus import PrometheusExporter
 from wvmonitor.outputs.rules import RuleLinks, RuleTimes, rules_text
 from wvmonitor.outputs.run_state import this_host
 
 Launch = Callable[..., str]
 TIMES = RuleTimes(hold="15s", recent="5s", stale="4s", horizon="10s")
+OK_AT_20 = JudgeState({"evil": BehaviourState(last_ok=20)})
 
 
 class Job:
@@ -39,9 +41,11 @@ class Job:
         while not self._stop.wait(0.5):
             step += 1
             self.score += self.rising
-            self.exporter.show_way_back(self.run, {"evil": 20}, (10, 20, 30))
-            observation = build(step=step, cosine=self.score, state=self.state, run=self.run)
-            self.exporter.export(replace(observation, wall_time=time.time()))
+            built = build(step=step, cosine=self.score, state=self.state, run=self.run)
+            judgement = replace(built.judgement, state=OK_AT_20)
+            observation = replace(built, judgement=judgement, wall_time=time.time())
+            self.exporter.show_way_back(observation, (10, 20, 30))
+            self.exporter.export(observation)
 
     def hang(self) -> None:
         """Take no more readings."""

@@ -8,11 +8,17 @@ from wvmonitor.scan.text import cell
 
 
 @pytest.mark.parametrize(
-    "text", ["=1", " =1", "\t=1", "＝1", "\u3000＝1", "+1", "＋1", "-1", "－1", "@SUM(1)", "＠x"]
+    "text", ["=1", " =1", "＝1", " ＝1", "+1", "＋1", "-1", "－1", "@SUM(1)", "＠x"]
 )
 def test_no_cell_is_a_formula(text: str) -> None:
     """A formula is none, however it is dressed."""
     assert cell(text).startswith("'")
+
+
+@pytest.mark.parametrize("text", ["\t=1", "\u3000＝1", "\r\n=1"])
+def test_what_is_no_plain_space_is_written_out(text: str) -> None:
+    """Tabs, line breaks and wide spaces stand as escapes, behind which nothing is a formula."""
+    assert cell(text).startswith("\\")
 
 
 @pytest.mark.parametrize("value", ["a=b", "", " x", "runs/a-1", 1.5, None])

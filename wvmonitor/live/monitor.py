@@ -307,18 +307,19 @@ class Monitor:
     def _observed_loaded(self, step: int) -> Observation | None:
         if self._live is None or not (self._live.sharded or rank() == 0):
             return None
-        kept = self._state, self.run_context, self.last, self._anchor
-        self._state, self._anchor = JudgeState(), None
-        self.run_context = replace(self.run_context, lone=True)
-        self._outputs.quiet = True
-        try:
-            self.loaded = self._measure(step)
-        finally:
-            self._outputs.quiet = False
-            self._state, self.run_context, self.last, self._anchor = kept
-        if self.loaded is not None and self.journal:
+        began = time.perf_counter()
+        reading = self._live.measure(self.bank, step)
+        if rank():
+            return None
+        alone = replace(self.run_context, lone=True)
+        silenced = self._outputs.acknowledged()
+        judgement = self.judge(reading, alone, JudgeState(), acknowledged=silenced, last=True)
+        seconds = time.perf_counter() - began
+        self.loaded = Observation(self.run_name, judgement, seconds, time.time())
+        log_raised(self.loaded, self.verdicts, {*self.settings.expected, *silenced})
+        if journal := self.journal:
             said = "; ".join(f"{v.reference} {v.state}: {v.reason}" for v in self.loaded.verdicts)
-            self.journal.note(f"the model of step {step} was put back: {said}", kind="loaded")
+            journal.note(f"the model of step {step} was put back: {said}", kind="loaded")
         return self.loaded
 
     def _observed(self, model: Any, step: int, *, force: bool) -> Observation | None:

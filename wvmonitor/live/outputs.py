@@ -51,7 +51,6 @@ class Outputs:
         journal: the durable record, where the run has a folder.
         snapshots: the writer of snapshots, where `record` is set.
         failures: where the record's own failures go.
-        quiet: True keeps and shows nothing: what is read is no step of the run.
     """
 
     def __init__(self, settings: MonitorSettings, given: Sequence[Exporter]) -> None:
@@ -68,7 +67,6 @@ class Outputs:
             disable_after=settings.disable_after,
             count=self.count,
         )
-        self.quiet = False
         self._settings = settings
         self._given = tuple(given)
         self._exporters = list(given)
@@ -195,9 +193,7 @@ class Outputs:
         return self.failures.guarded("journal", journal.acknowledged, frozenset())
 
     def publish(self, observation: Observation) -> None:
-        """Keep and show a reading; nothing while `quiet` is set."""
-        if self.quiet:
-            return
+        """Keep and show a reading."""
         for notifier in self._attending:
             self.failures.guarded("notifier", notifier.attend, None)
         self.failures.guarded("journal", lambda: self._keep(observation), None)
