@@ -12,6 +12,7 @@ behaviour) and ``opposes`` (the one that does not).
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -172,7 +173,7 @@ def _mask(token: str) -> str:
 
 
 def _ngrams(tokens: Sequence[str]) -> list[str]:
-    return [*tokens, *(f"{a} {b}" for a, b in zip(tokens, tokens[1:], strict=False))]
+    return [*tokens, *(f"{a} {b}" for a, b in itertools.pairwise(tokens))]
 
 
 def _check(pairs: Sequence[Pair]) -> None:
@@ -187,7 +188,7 @@ def _check(pairs: Sequence[Pair]) -> None:
         )
 
 
-def _left_out_auroc(pairs: Sequence[Pair], read: Reader, form: bool) -> float:
+def _left_out_auroc(pairs: Sequence[Pair], read: Reader, *, form: bool) -> float:
     """Pooled AUROC of a logistic model of the other domains, for every domain."""
     _check(pairs)
     answers = [pair[side] for side in ("exhibits", "opposes") for pair in pairs]
