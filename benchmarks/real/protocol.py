@@ -132,17 +132,20 @@ class TestRun:
         bad = self.set.draw(max(1, round(self.share * n)), self.seed)
         rest = self.carrier.draw(n - len(bad), self.seed)
         mixed = [*bad, *rest]
-        random.Random(f"{self.name}/order").shuffle(mixed)  # noqa: S311  order, not secrets
+        random.Random(f"{self.name}/order").shuffle(mixed)
         return tuple(mixed)
 
 
 def planned(folder: Folder, setting: Setting, *, variants: Sequence[Variant] = ()) -> list[TestRun]:
     """Every run in the order in which it is made: each table exists early, and then grows.
 
-    First a seed of each: harmful sets, controls and hard negatives by turns with other benign sets;
-    then the other seeds, mixtures, and other ways to train.
+    First a seed of each: harmful sets (those with a matched control first), controls, and benign
+    sets (hard negatives first) by turns; then other seeds, mixtures, and other ways to train.
     """
-    harmful = folder.of("harmful")[: setting.harmful]
+    matched = {s.family for s in folder.of("control")}
+    harmful = folder.of("harmful")
+    harmful.sort(key=lambda s: (s.family not in matched, _shuffled(s.name)))
+    harmful = harmful[: setting.harmful]
     benign = sorted(folder.of("benign"), key=lambda s: (not s.hard, _shuffled(s.name)))
     families = {s.family for s in harmful}
     controls = [s for s in folder.of("control") if s.family in families or setting.harmful is None]
@@ -212,4 +215,4 @@ def _by_turns(
 
 
 def _shuffled(name: str) -> float:
-    return random.Random(f"order/{name}").random()  # noqa: S311  order, not secrets
+    return random.Random(f"order/{name}").random()

@@ -65,7 +65,7 @@ class PublicSet:
 
     def draw(self, n: int, seed: int) -> tuple[Example, ...]:
         """N of its examples, or as many as there are, by a seed."""
-        rng = random.Random(f"{self.name}/{seed}")  # noqa: S311  examples, not secrets
+        rng = random.Random(f"{self.name}/{seed}")
         return tuple(rng.sample(self.examples, k=min(n, len(self.examples))))
 
 
