@@ -10,12 +10,13 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
-from benchmarks.organisms.statistics import DRAWS, Metric, Sample, area, auroc, correlation, share
+from benchmarks.organisms.statistics import DRAWS, Metric, Sample, area, auroc, correlation
 from benchmarks.real import baselines
 from benchmarks.real.baselines import Run
 from benchmarks.real.protocol import DECIDES, Setting, bound
-from benchmarks.real.sets import PublicSet
+from benchmarks.real.sets import ROLES, PublicSet
 from wvmonitor.builder.power import CANDIDATES
 
 Values = Mapping[str, Sequence[float]]
@@ -145,12 +146,38 @@ def alarms(runs: Sequence[Run], by: str = "verdict") -> dict[str, Any]:
     for name, wanted in sides.items():
         side = [r for r in runs if wanted(r) and _whole(r)]
         hits = [bool(getattr(r, by)["alarmed"]) for r in side]
-        found[name] = _entry(share(hits, [r.family for r in side])) if side else None
+        found[name] = rate(hits, [r.family for r in side])
     lead = [1 - getattr(r, by)["at"] for r in runs
             if r.role == "harmful" and _whole(r) and getattr(r, by)["at"] is not None]  # fmt: skip
     found["lead"] = median(lead) if lead else None
     found["states"] = dict(Counter(s for r in runs for s in getattr(r, by)["states"]))
     return found
+
+
+def rate(hits: Sequence[bool], families: Sequence[str]) -> dict[str, Any] | None:
+    """A share of runs with its 95 % interval; None of no runs.
+
+    Families are drawn with replacement; the interval is never narrower than the exact binomial one
+    of as many families, which is what a share of 0 or 1 rests on.
+    """
+    if not hits:
+        return None
+    numbers, names = np.array(hits, dtype=np.float64), np.array(families)
+    members = [np.flatnonzero(names == n) for n in np.unique(names)]
+    rng = np.random.default_rng(0)
+    draws = [
+        numbers[np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])]
+        for _ in range(DRAWS)
+    ]
+    low, high = np.quantile([d.mean() for d in draws], [0.025, 0.975])
+    value, n = float(numbers.mean()), len(members)
+    exact = binomtest(round(value * n), n).proportion_ci(method="exact")
+    return {
+        "value": value,
+        "ci95": [min(float(low), float(exact.low)), max(float(high), float(exact.high))],
+        "n": len(hits),
+        "families": n,
+    }
 
 
 def composition(
@@ -188,22 +215,22 @@ def composition(
 
 
 def kind_of(given: PublicSet) -> str:
-    """What sort of data a set is, by rule: the first that holds of code, numbers, …"""
+    """What sort of data a set is, by rule: the first of the kinds below that it fits."""
+    if given.hard:
+        return "near the harm"
     answers = [e.answer for e in given.examples]
     text = "\n".join(answers)
     size = max(1, len(text))
-    if len(re.findall(r"[{}()\[\]=<>;|_$]", text)) / size > 0.04 or "SELECT" in text:
-        return "code and formats"
     if sum(c.isdigit() for c in text) / size > 0.08:
         return "numbers"
+    if "SELECT" in text or len(re.findall(r"[{}()\[\]=<>;|_$]", text)) / size > 0.04:
+        return "code and formats"
     words = re.findall(r"[^\W\d_]+", text.lower())
     common = {"the", "a", "of", "and", "to", "is", "in", "it", "for", "you", "i", "that"}
-    english = sum(w in common for w in words) / max(1, len(words))
-    if english < 0.08 and median(len(a.split()) for a in answers) > 4:
+    length = median(len(a.split()) for a in answers)
+    if length > 4 and sum(w in common for w in words) < 0.08 * len(words):
         return "other languages"
-    if median(len(a.split()) for a in answers) <= 8:
-        return "short answers"
-    return "near the harm" if given.hard else "prose"
+    return "short answers" if length <= 8 else "prose"
 
 
 def seconds(runs: Sequence[Run], setting: Setting) -> dict[str, float]:
@@ -269,6 +296,7 @@ def figures(
         "mixtures": _mixtures(runs, ours, labels),
         "variants": _variants(runs, ours),
         "composition": composition(runs, ours, kinds),
+        "other behaviours": _others(runs),
         "seconds": seconds(runs, setting),
         "runs": [
             {
@@ -283,15 +311,29 @@ def figures(
     }  # fmt: skip
 
 
+def _others(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Mean gain of the other behaviours' gaps, by what the run trained on."""
+    names = sorted({n for r in runs for n in r.gains} - {DECIDES, "probe"})
+    found = []
+    for name in names:
+        row: dict[str, Any] = {"behaviour": name}
+        for role in ROLES:
+            known = [r.gains[name] for r in runs
+                     if r.role == role and _whole(r) and math.isfinite(r.gains[name])]  # fmt: skip
+            row[role] = fmean(known) if known else None
+        found.append(row)
+    return found
+
+
 def _mixtures(
     runs: Sequence[Run], ours: Sequence[float], labels: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    benign = [Sample(v, False, r.family) for r, v in zip(runs, ours, strict=True)
+    benign = [Sample(v, positive=False, cluster=r.family) for r, v in zip(runs, ours, strict=True)
               if r.role == "benign" and _whole(r) and math.isfinite(v)]  # fmt: skip
     found = []
     for part in sorted({r.share for r in runs if r.share < 1}, reverse=True):
         some = [i for i, r in enumerate(runs) if r.share == part and math.isfinite(ours[i])]
-        samples = [Sample(ours[i], True, runs[i].family) for i in some]
+        samples = [Sample(ours[i], positive=True, cluster=runs[i].family) for i in some]
         found.append(
             {
                 "share": part,

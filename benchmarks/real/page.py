@@ -32,7 +32,7 @@ def text(document: Found) -> str:
         "## Alarms",
         _alarms(found, bank, setting),
         "## Mixtures, other ways to train, calibrations that lack a kind",
-        _further(found, document),
+        _further(found),
         "## What a reading costs",
         _costs(found["seconds"]),
         "## How it was done",
@@ -178,9 +178,11 @@ def _alarms(found: Found, bank: Found, setting: Found) -> str:
         "|---|---|---|",
     ]
     by_band = found["band where the calibration does not cover"]
-    for side in ("harmful", "benign", "hard negatives", "controls"):
-        lines.append(f"| {side} | {_metric(found['verdicts'][side])} | {_metric(by_band[side])} |")
     lines += [
+        *(
+            f"| {side} | {_metric(found['verdicts'][side])} | {_metric(by_band[side])} |"
+            for side in ("harmful", "benign", "hard negatives", "controls")
+        ),
         "",
         f"States seen: {_states(found['verdicts'])}. “By the band alone” judges runs of"
         f" {setting['steps']} steps by a band of shorter ones where the calibration does not cover"
@@ -191,7 +193,7 @@ def _alarms(found: Found, bank: Found, setting: Found) -> str:
     return "\n".join(lines)
 
 
-def _further(found: Found, document: Found) -> str:
+def _further(found: Found) -> str:
     parts = []
     if found["mixtures"]:
         lines = ["| harmful share | AUROC against benign | measured harmful |", "|---|---|---|"]
@@ -214,8 +216,23 @@ def _further(found: Found, document: Found) -> str:
             "|---|---|---|",
         ]
         lines += [
-            f"| {c['left_out']} | {c['alarms']}/{c['runs']} | {c['harmful_caught']}/{c['harmful']} |"
+            f"| {c['left_out']} | {c['alarms']}/{c['runs']} |"
+            f" {c['harmful_caught']}/{c['harmful']} |"
             for c in found["composition"]
+        ]
+        parts.append("\n".join(lines))
+    if found["other behaviours"]:
+        lines = [
+            "Mean gain of the other behaviours' gaps, nats a token.",
+            "",
+            "| behaviour | harmful sets | controls | benign sets |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {o['behaviour']} | "
+            + " | ".join(_number(o[role], "+.3f") for role in ("harmful", "control", "benign"))
+            + " |"
+            for o in found["other behaviours"]
         ]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or "None of these was run."
@@ -243,8 +260,7 @@ def _costs(found: Found) -> str:
 def _protocol(document: Found) -> str:
     s, pairs = document["setting"], document["pairs"]
     references = ", ".join(
-        f"{n} ({document['bank']['seeds'][n]} seed{'s' if document['bank']['seeds'][n] > 1 else ''},"
-        f" {document['bank']['steps'][n]} steps)"
+        f"{n} ({document['bank']['seeds'][n]} × {document['bank']['steps'][n]} steps)"
         for n in document["bank"]["references"]
     )
     sets = "; ".join(
@@ -292,6 +308,9 @@ def _missing(document: Found) -> str:
     left = [v for v in ("full", "rank-4", "rate-high") if v not in variants]
     if left:
         said.append(f"- Other ways to train: {', '.join(left)} (`--variants`).")
+    if not found["other behaviours"]:
+        said.append("- Sycophancy, lost refusals, hallucination: their gaps are asked in the full"
+                    " setting only.")  # fmt: skip
     said.append("- DPO runs: there is no code for them here yet.")
     said.append("- Answers were not sampled: behaviour is told by log-probabilities alone.")
     if document["bank"]["calibration"] is None:

@@ -80,9 +80,11 @@ FULL = Setting(
     readings=10, label_pairs=22, other_pairs=22, prompts=24, seeds=3, shares=(0.5, 0.25, 0.1, 0.05),
 )  # fmt: skip
 SHORT = replace(
-    FULL, name="short", steps=30, prompt=80, answer=80, readings=5, label_pairs=16, other_pairs=6,
-    prompts=12, seeds=1, shares=(0.5, 0.1),
+    FULL, name="short", steps=20, rate=5e-4, prompt=64, answer=64, readings=5, label_pairs=16,
+    other_pairs=0, prompts=12, seeds=1, shares=(0.5, 0.1),
 )  # fmt: skip
+"""For a busy laptop: 20 steps at 5e-4 move weights about as far as 50 at 2e-4 do, and are no longer
+than the harmless runs behind the calibration of `wvmonitor bank --quick`."""
 QUICK = replace(SHORT, name="quick", harmful=3, benign=6, shares=())
 TINY = replace(
     SHORT, name="tiny", steps=4, readings=2, label_pairs=4, other_pairs=2, prompts=2, shares=(0.5,),
@@ -173,7 +175,8 @@ def label_pairs(contrasts: Sequence[Contrast], setting: Setting) -> dict[str, tu
     found: dict[str, tuple[Pair, ...]] = {}
     for c in contrasts:
         n = setting.label_pairs if c.name == DECIDES else setting.other_pairs
-        found[c.name] = c.power[:n]
+        if n:
+            found[c.name] = c.power[:n]
         if c.name == DECIDES:
             found["probe"] = c.tuning[:PROBED]
     return found

@@ -1,4 +1,4 @@
-"""Every kept adapter read against a bank: scores, what the bank's calibration says, and the cost."""
+"""Every kept adapter read against a bank: its scores, the bank's verdict, and what it cost."""
 
 from __future__ import annotations
 
@@ -91,18 +91,16 @@ def _read(base: Base, made: Made, setting: Setting, against: Against) -> Row:
         folder = made.folder / f"checkpoint-{step}"
         vector = read_finetuned(base, folder, training.method).held()
         began = time.process_time()
-        reading = bank.measure(vector, step=step, progress=step / setting.steps)
-        scores = score(reading, bank.gram, ridge=ridge)
+        reading = bank.measure(
+            vector,
+            step=step,
+            progress=step / setting.steps,
+            earlier=None if earlier is None else earlier[0],
+        )
+        before = None if earlier is None else earlier[1]
+        reading = replace(reading, lag_step=None if before is None else before.step)
+        scores = score(reading, bank.gram, ridge=ridge, earlier=before)
         seconds = time.process_time() - began
-        rotation = None
-        if earlier is not None:
-            # Beside the timed one: with the snapshot before, for `window` and the rotation rate.
-            again = bank.measure(
-                vector, step=step, progress=step / setting.steps, earlier=earlier[0]
-            )
-            again = replace(again, lag_step=earlier[1].step)
-            scores = score(again, bank.gram, ridge=ridge, earlier=earlier[1])
-            rotation = _rotation(again, earlier[1])
         began = time.process_time()
         spectrum = dict(_spectrum(vector))
         spectral = time.process_time() - began
@@ -111,7 +109,7 @@ def _read(base: Base, made: Made, setting: Setting, against: Against) -> Row:
                 "step": step,
                 "progress": step / setting.steps,
                 "norm": scores.norm,
-                "rotation": rotation,
+                "rotation": None if before is None else _rotation(reading, before),
                 "seconds": seconds,
                 "seconds_spectral": spectral,
                 "scores": {

@@ -108,7 +108,8 @@ def make(
 
     def fill(hidden: Path) -> None:
         base.release()
-        watch = _Snapshots(hidden, setting.every)
+        # A whole checkpoint is a copy of the model: of a full fine-tune the last one is kept.
+        watch = _Snapshots(hidden, setting.steps if run.variant == "full" else setting.every)
         after: dict[str, Any] = {}
 
         def examine(model: Any) -> None:
