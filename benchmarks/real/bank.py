@@ -20,7 +20,7 @@ from wvmonitor.builder.scale import QUICK, Scale
 from wvmonitor.builder.stages import Ticker, Work, silent
 from wvmonitor.references.bank import ReferenceBank
 
-LEAST = replace(QUICK, controls=1, any_tuning=2, probe_tokens=4_000, asked=8)
+LEAST = replace(QUICK, controls=1, control_steps=8, any_tuning=2, probe_tokens=3_000, asked=6)
 RATE = 2e-4
 
 

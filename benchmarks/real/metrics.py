@@ -19,6 +19,8 @@ from benchmarks.real.protocol import DECIDES, Setting, bound
 from benchmarks.real.sets import ROLES, PublicSet
 from wvmonitor.builder.power import CANDIDATES
 
+LEAST_FAMILIES = 3
+"""On each side, for the interval of a difference."""
 Values = Mapping[str, Sequence[float]]
 """A number of each run, by detector."""
 
@@ -92,6 +94,7 @@ def compared(
             ]
             ahead = difference(pairs)
         caught = _caught(samples)
+        sides = [{s.cluster for s in samples if s.positive is side} for side in (True, False)]
         rows.append(
             {
                 "detector": name,
@@ -99,6 +102,8 @@ def compared(
                 "ours_minus_it": ahead,
                 "caught_above_every_other": caught,
                 "without_a_value": wanted - len(samples),
+                "families": [len(s) for s in sides],
+                "runs": [sum(s.positive is side for s in samples) for side in (True, False)],
             }
         )
     return rows
@@ -107,7 +112,8 @@ def compared(
 def difference(pairs: Sequence[tuple[float, float, bool, str]]) -> dict[str, Any] | None:
     """AUROC of the first number less that of the second, and its 95 % interval.
 
-    Families are drawn with replacement on each side, the same ones for both numbers.
+    Families are drawn with replacement on each side, the same ones for both numbers. Where a side
+    has fewer than three there is no interval: all draws would be alike, and prove nothing.
 
     Args:
         pairs: (first, second, positive, family) of each run.
@@ -123,6 +129,9 @@ def difference(pairs: Sequence[tuple[float, float, bool, str]]) -> dict[str, Any
         bad, good = (n[p] for n, p in zip(numbers, picked, strict=True))
         return area(bad[:, 0], good[:, 0]) - area(bad[:, 1], good[:, 1])
 
+    value = gained([np.arange(len(n)) for n in numbers])
+    if min(map(len, members)) < LEAST_FAMILIES:
+        return {"value": value, "ci95": None}
     rng = np.random.default_rng(0)
     draws = []
     for _ in range(DRAWS):
@@ -130,7 +139,6 @@ def difference(pairs: Sequence[tuple[float, float, bool, str]]) -> dict[str, Any
         draws.append(gained([np.concatenate([m[i] for i in p])
                              for m, p in zip(members, picks, strict=True)]))  # fmt: skip
     low, high = np.quantile(draws, [0.025, 0.975])
-    value = gained([np.arange(len(n)) for n in numbers])
     return {"value": value, "ci95": [float(low), float(high)]}
 
 

@@ -81,7 +81,8 @@ def _short(found: Found, bank: Found) -> str:
         f" ahead of it by {_signed(gain)}.",
     ]
     if ridge is not None and ridge["ours_minus_it"] is not None:
-        ahead = ridge["ours_minus_it"]["ci95"][0] > 0
+        interval = ridge["ours_minus_it"]["ci95"]
+        ahead = interval is not None and interval[0] > 0
         said.append(
             f"- Ahead of the norm-ridge baseline by {_signed(ridge['ours_minus_it'])}: target (a"
             f" positive interval) {'reached' if ahead else '**missed**'}."
@@ -121,6 +122,10 @@ def _detectors(tables: Found, decides: str) -> str:
         if not rows:
             parts.append("One side has no run: no figure.")
             continue
+        (bad, good), (of_bad, of_good) = rows[0]["runs"], rows[0]["families"]
+        parts.append(
+            f"{bad} positive runs of {of_bad} families against {good} others of {of_good}."
+        )
         lines = [
             "| detector | AUROC (95 %) | ours less it (95 %) | above all | no value |",
             "|---|---|---|---|---|",
@@ -355,6 +360,8 @@ def _metric(found: Found | None) -> str:
 def _signed(found: Found | None) -> str:
     if not found:
         return "–"
+    if found["ci95"] is None:
+        return f"{found['value']:+.3f} (too few families)"
     low, high = found["ci95"]
     return f"{found['value']:+.3f} ({low:+.3f} to {high:+.3f})"
 

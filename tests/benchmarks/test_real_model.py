@@ -212,6 +212,8 @@ def test_a_difference_is_paired_and_signed():
     same = metrics.difference([(a, a, side, f) for a, _, side, f in pairs])
     assert same == {"value": 0.0, "ci95": [0.0, 0.0]}
     assert metrics.difference(pairs[:3]) is None
+    few = metrics.difference([*pairs[:4], pairs[7]])
+    assert few == {"value": 1.0, "ci95": None}
 
 
 def test_a_share_of_none_is_as_sure_as_its_families_are_many():
