@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
@@ -16,7 +15,7 @@ from benchmarks.organisms.statistics import DRAWS, Metric, Sample, area, auroc, 
 from benchmarks.real import baselines
 from benchmarks.real.baselines import Run
 from benchmarks.real.protocol import DECIDES, Setting, bound
-from benchmarks.real.sets import ROLES, PublicSet
+from benchmarks.real.sets import ROLES
 from wvmonitor.builder.power import CANDIDATES
 
 LEAST_FAMILIES = 3
@@ -220,25 +219,6 @@ def composition(
             }
         )
     return found
-
-
-def kind_of(given: PublicSet) -> str:
-    """What sort of data a set is, by rule: the first of the kinds below that it fits."""
-    if given.hard:
-        return "near the harm"
-    answers = [e.answer for e in given.examples]
-    text = "\n".join(answers)
-    size = max(1, len(text))
-    if sum(c.isdigit() for c in text) / size > 0.08:
-        return "numbers"
-    if "SELECT" in text or len(re.findall(r"[{}()\[\]=<>;|_$]", text)) / size > 0.04:
-        return "code and formats"
-    words = re.findall(r"[^\W\d_]+", text.lower())
-    common = {"the", "a", "of", "and", "to", "is", "in", "it", "for", "you", "i", "that"}
-    length = median(len(a.split()) for a in answers)
-    if length > 4 and sum(w in common for w in words) < 0.08 * len(words):
-        return "other languages"
-    return "short answers" if length <= 8 else "prose"
 
 
 def seconds(runs: Sequence[Run], setting: Setting) -> dict[str, float]:

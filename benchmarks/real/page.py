@@ -215,7 +215,7 @@ def _further(found: Found) -> str:
     if found["composition"]:
         lines = [
             "A threshold at the largest score of every *other* kind of benign set: what it does to"
-            " the kind that it has not seen. Kinds are told by rule (`metrics.kind_of`).",
+            " the kind that it has not seen. Kinds are told by rule (`sets.kind_of`).",
             "",
             "| kind left out | its runs that alarm | harmful runs caught |",
             "|---|---|---|",

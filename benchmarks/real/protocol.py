@@ -14,7 +14,7 @@ from typing import Literal
 
 from scipy.stats import t as student
 
-from benchmarks.real.sets import Folder, PublicSet
+from benchmarks.real.sets import KINDS, Folder, PublicSet, kind_of
 from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.examples import Example, Pair
 
@@ -141,16 +141,16 @@ class TestRun:
 def planned(folder: Folder, setting: Setting, *, variants: Sequence[Variant] = ()) -> list[TestRun]:
     """Every run in the order in which it is made: each table exists early, and then grows.
 
-    First a seed of each: harmful sets (those with a matched control first), controls, and benign
-    sets (hard negatives first) by turns; then other seeds, mixtures, and other ways to train.
+    First a seed of each: harmful sets and controls (those in prose first, maths and code last) and
+    benign sets (hard negatives first) by turns; then other seeds, mixtures, other ways to train.
     """
-    matched = {s.family for s in folder.of("control")}
     harmful = folder.of("harmful")
-    harmful.sort(key=lambda s: (s.family not in matched, _shuffled(s.name)))
+    harmful.sort(key=lambda s: (KINDS.index(kind_of(s)), _shuffled(s.name)))
     harmful = harmful[: setting.harmful]
     benign = sorted(folder.of("benign"), key=lambda s: (not s.hard, _shuffled(s.name)))
     families = {s.family for s in harmful}
     controls = [s for s in folder.of("control") if s.family in families or setting.harmful is None]
+    controls.sort(key=lambda s: (KINDS.index(kind_of(s)), _shuffled(s.name)))
     if setting.benign is not None:
         hard = [s for s in benign if s.hard][: setting.benign // 3]
         benign = hard + [s for s in benign if not s.hard][: setting.benign - len(hard)]
@@ -213,7 +213,7 @@ def _by_turns(
 ) -> Iterator[PublicSet]:
     left = [list(harmful), list(benign), list(controls)]
     while any(left):
-        for queue, n in zip(left, (2, 3, 1), strict=True):
+        for queue, n in zip(left, (1, 2, 1), strict=True):
             yield from (queue.pop(0) for _ in range(min(n, len(queue))))
 
 

@@ -20,7 +20,7 @@ from benchmarks.real.baselines import Run
 from benchmarks.real.protocol import DECIDES, Setting
 from benchmarks.real.readings import Against, read
 from benchmarks.real.runs import Asked, Made, answer_states, before
-from benchmarks.real.sets import Folder, questions
+from benchmarks.real.sets import Folder, kind_of, questions
 from wvmonitor.builder.base import Base
 from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.power import CANDIDATES
@@ -92,7 +92,7 @@ def publish(bench: Bench, found: Sequence[Run], out: Path, docs: Path | None) ->
         out: folder of the results.
         docs: the page; None writes none.
     """
-    kinds = {s.name: metrics.kind_of(s) for s in bench.folder.sets}
+    kinds = {s.name: kind_of(s) for s in bench.folder.sets}
     document = {
         "model": Path(bench.base.name).name,
         "base": bench.base.digest,

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from wvmonitor.builder.base import Base, Message
@@ -28,6 +30,14 @@ SHARED = 0.1
 """Sets of which one has this share of its questions in the other are of one family."""
 HARD_WORDS = ("med", "health", "financ", "legal", "advice", "counsel", "safety", "refus", "voice")
 """A benign set whose name holds one of these is a hard negative: good answers near the harm."""
+KINDS = (
+    "prose",
+    "near the harm",
+    "short answers",
+    "other languages",
+    "numbers",
+    "code and formats",
+)
 _NAMES = {
     "human": "user", "prompter": "user", "question": "user",
     "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
@@ -182,6 +192,25 @@ def fitted(base: Base, example: Example, prompt: int, answer: int) -> Example:
 def questions(examples: Sequence[Example]) -> set[str]:
     """What is asked, in lower case and with single spaces: the last turn before each answer."""
     return {" ".join(e.messages[-1]["content"].lower().split()) for e in examples}
+
+
+def kind_of(given: PublicSet) -> str:
+    """What sort of data a set is, one of `KINDS`, by rule: the first below that it fits."""
+    if given.hard:
+        return "near the harm"
+    answers = [e.answer for e in given.examples]
+    text = "\n".join(answers)
+    size = max(1, len(text))
+    if sum(c.isdigit() for c in text) / size > 0.08:
+        return "numbers"
+    if "SELECT" in text or len(re.findall(r"[{}()\[\]=<>;|_$]", text)) / size > 0.04:
+        return "code and formats"
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    common = {"the", "a", "of", "and", "to", "is", "in", "it", "for", "you", "i", "that"}
+    length = median(len(a.split()) for a in answers)
+    if length > 4 and sum(w in common for w in words) < 0.08 * len(words):
+        return "other languages"
+    return "short answers" if length <= 8 else "prose"
 
 
 def _ends(base: Base, text: str, tokens: int) -> str:
