@@ -3,6 +3,7 @@
 python -m benchmarks.real bank --bank FOLDER                   a least bank, where there is none
 python -m benchmarks.real run --data SETS                      the watched runs, one by one
 python -m benchmarks.real report --data SETS --bank FOLDER     readings, figures, docs/real-model.md
+python -m benchmarks.real page                                 the page from the committed figures
 
 Runs are kept with their adapters and do not depend on a bank: one that is there is not made again,
 and is read against every bank that is given.
@@ -11,12 +12,13 @@ and is read against every bank that is given.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.real import report, runs
+from benchmarks.real import page, report, runs
 from benchmarks.real.bank import least_bank
 from benchmarks.real.protocol import SETTINGS, VARIANTS, Setting, Variant, label_pairs, planned
 from benchmarks.real.readings import Against
@@ -90,6 +92,10 @@ def there(
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and do it."""
     args = _arguments(argv)
+    if args.command == "page":
+        held = json.loads((report.RESULTS / f"{report.NAME}.json").read_text("utf-8"))
+        report.PAGE.write_text(page.text(held), "utf-8")
+        return
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         _carry_out(args)
@@ -133,6 +139,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--setting", choices=SETTINGS, default="full")
     parser.add_argument("--work", type=Path, default=BUILD, help="where runs are kept")
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("page", help="write the page again from the committed figures")
     for name, told in (
         ("bank", "make the least bank there can be"),
         ("run", "train what is not trained yet"),
