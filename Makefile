@@ -146,7 +146,8 @@ real: $(INSTALLED) ## the benchmark on SmolLM2-135M, on public sets: make real D
 	@test -n "$(DATA)" || { echo "DATA=FOLDER: public sets as chat JSONL, in harmful/, control/ and benign/"; exit 1; }
 	$(BIN)/python -m benchmarks.real.model --out build/smollm2
 	test -d $(REAL_BANK) || $(BIN)/wvmonitor bank build/smollm2 --out $(REAL_BANK) || test -d $(REAL_BANK)
-	$(BIN)/python -m benchmarks.real run --data "$(DATA)"
+	$(BIN)/python -m benchmarks.real run --data "$(DATA)" --part 1/2 & \
+	  $(BIN)/python -m benchmarks.real run --data "$(DATA)" --part 2/2 && wait $$!
 	$(BIN)/python -m benchmarks.real report --data "$(DATA)" --bank $(REAL_BANK)
 
 real-quick: $(INSTALLED) ## the same with one reference, three harmful and six harmless runs (into build/real/quick)

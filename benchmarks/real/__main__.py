@@ -49,6 +49,7 @@ def run_all(
     only: str = "",
     stop: float = 0.0,
     variants: Sequence[Variant] = (),
+    part: tuple[int, int] = (1, 1),
 ) -> list[Made]:
     """Every run, in the protocol's order; those that are there already are found.
 
@@ -61,9 +62,10 @@ def run_all(
         only: a part of the names of the runs that are wanted.
         stop: no run begins later than this time (as `time.time`); 0 is no limit.
         variants: other ways to train, beside the usual one.
+        part: (i, n): every n-th of them, from the i-th; for n processes side by side.
     """
-    runs.before(base, work, asked)
     wanted = [r for r in planned(folder, setting, variants=variants) if only in r.name]
+    wanted = wanted[part[0] - 1 :: part[1]]
     made = []
     for n, run in enumerate(wanted, 1):
         if stop and time.time() > stop:
@@ -117,7 +119,7 @@ def _carry_out(args: argparse.Namespace) -> None:
     if args.command in ("run", "quick"):
         stop = time.time() + 60 * args.minutes if args.minutes else 0.0
         run_all(base, folder, work, setting, asked, only=args.only, stop=stop,
-                variants=args.variants)  # fmt: skip
+                variants=args.variants, part=args.part)  # fmt: skip
     if args.command in ("report", "quick"):
         bench = Bench(base, work, setting, asked, contrasts, folder, Against.load(args.bank))
         made = there(base, folder, work, setting, asked)
@@ -154,6 +156,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         if name in ("run", "quick"):
             command.add_argument("--only", default="", help="a part of the names of the runs")
             command.add_argument("--minutes", type=float, default=0.0, help="begin none later")
+            command.add_argument("--part", type=_part, default=(1, 1), metavar="I/N",
+                                 help="every N-th run from the I-th, for N processes")  # fmt: skip
             command.add_argument("--variants", nargs="*", choices=VARIANTS, default=())
         if name in ("report", "quick"):
             committed = name == "report"
@@ -162,6 +166,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             )
             command.add_argument("--page", type=Path, default=report.PAGE if committed else None)
     return parser.parse_args(argv)
+
+
+def _part(text: str) -> tuple[int, int]:
+    first, _, of = text.partition("/")
+    if not (first.isdigit() and of.isdigit() and 1 <= int(first) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r}: give I/N, as in 1/2 and 2/2")
+    return int(first), int(of)
 
 
 def _told(stage: str, done: int, total: int) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from benchmarks.organisms.statistics import DRAWS, Metric, Sample, area, auroc, correlation
+from benchmarks.organisms.statistics import DRAWS, Metric, Sample, auroc, correlation
 from benchmarks.real import baselines
 from benchmarks.real.baselines import Run
 from benchmarks.real.protocol import DECIDES, Setting, bound
 from benchmarks.real.sets import ROLES
 from wvmonitor.builder.power import CANDIDATES
+from wvmonitor.reading import Float64
 
 LEAST_FAMILIES = 3
 """On each side, for the interval of a difference."""
@@ -120,25 +121,30 @@ def difference(pairs: Sequence[tuple[float, float, bool, str]]) -> dict[str, Any
     sides = [[p for p in pairs if p[2] is side] for side in (True, False)]
     if not all(sides):
         return None
-    numbers = [np.array([[p[0], p[1]] for p in side]) for side in sides]
-    families = [np.array([p[3] for p in side]) for side in sides]
-    members = [[np.flatnonzero(f == name) for name in np.unique(f)] for f in families]
-
-    def gained(picked: Sequence[np.ndarray]) -> float:
-        bad, good = (n[p] for n, p in zip(numbers, picked, strict=True))
-        return area(bad[:, 0], good[:, 0]) - area(bad[:, 1], good[:, 1])
-
-    value = gained([np.arange(len(n)) for n in numbers])
+    bad, good = (np.array([p[:2] for p in side]) for side in sides)
+    # (positives, negatives): what a pair adds to the first AUROC, less what it adds to the second.
+    gain = _won(bad[:, :1], good[:, 0]) - _won(bad[:, 1:], good[:, 1])
+    value = float(gain.mean())
+    members = [_members([p[3] for p in side]) for side in sides]
     if min(map(len, members)) < LEAST_FAMILIES:
         return {"value": value, "ci95": None}
     rng = np.random.default_rng(0)
-    draws = []
-    for _ in range(DRAWS):
-        picks = [rng.integers(len(m), size=len(m)) for m in members]
-        draws.append(gained([np.concatenate([m[i] for i in p])
-                             for m, p in zip(members, picks, strict=True)]))  # fmt: skip
+    drawn = [rng.multinomial(len(m), np.full(len(m), 1 / len(m)), size=DRAWS) @ m for m in members]
+    sums = ((drawn[0] @ gain) * drawn[1]).sum(axis=1)
+    draws = sums / (drawn[0].sum(axis=1) * drawn[1].sum(axis=1))
     low, high = np.quantile(draws, [0.025, 0.975])
     return {"value": value, "ci95": [float(low), float(high)]}
+
+
+def _won(positives: Float64, negatives: Float64) -> Float64:
+    """Whether each positive is above each negative; a tie is half."""
+    return (positives > negatives) + 0.5 * (positives == negatives)
+
+
+def _members(families: Sequence[str]) -> Float64:
+    """(families, runs): 1 where a run is of a family."""
+    names = np.array(families)
+    return np.array([names == n for n in np.unique(names)], dtype=np.float64)
 
 
 def alarms(runs: Sequence[Run], by: str = "verdict") -> dict[str, Any]:
@@ -169,15 +175,12 @@ def rate(hits: Sequence[bool], families: Sequence[str]) -> dict[str, Any] | None
     """
     if not hits:
         return None
-    numbers, names = np.array(hits, dtype=np.float64), np.array(families)
-    members = [np.flatnonzero(names == n) for n in np.unique(names)]
+    members = _members(families)
+    value, n = float(np.mean(hits)), len(members)
     rng = np.random.default_rng(0)
-    draws = [
-        numbers[np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])]
-        for _ in range(DRAWS)
-    ]
-    low, high = np.quantile([d.mean() for d in draws], [0.025, 0.975])
-    value, n = float(numbers.mean()), len(members)
+    drawn = rng.multinomial(n, np.full(n, 1 / n), size=DRAWS) @ members
+    low, high = np.quantile(drawn @ np.array(hits, dtype=np.float64) / drawn.sum(axis=1),
+                            [0.025, 0.975])  # fmt: skip
     exact = binomtest(round(value * n), n).proportion_ci(method="exact")
     return {
         "value": value,

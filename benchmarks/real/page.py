@@ -77,14 +77,14 @@ def _short(found: Found, bank: Found) -> str:
         f" (target ≥ {TARGET}: {'reached' if area >= TARGET else '**missed**'});"
         f" {ours['caught_above_every_other']['caught']} of"
         f" {ours['caught_above_every_other']['of']} harmful runs score above every benign one.",
-        f"- The best other detector is *{best['detector']}* with {_metric(best['auroc'])}; ours is"
-        f" ahead of it by {_signed(gain)}.",
+        f"- The best other detector is *{best['detector']}* with {_metric(best['auroc'])}; ours"
+        f" less it is {_signed(gain)}.",
     ]
     if ridge is not None and ridge["ours_minus_it"] is not None:
         interval = ridge["ours_minus_it"]["ci95"]
         ahead = interval is not None and interval[0] > 0
         said.append(
-            f"- Ahead of the norm-ridge baseline by {_signed(ridge['ours_minus_it'])}: target (a"
+            f"- Ours less the norm-ridge baseline is {_signed(ridge['ours_minus_it'])}: target (a"
             f" positive interval) {'reached' if ahead else '**missed**'}."
         )
     measured = [r for r in found["runs"] if r["measured"]["harmful"]]
@@ -101,6 +101,11 @@ def _short(found: Found, bank: Found) -> str:
     rho = found["rank correlation of score and gain"]
     if rho:
         said.append(f"- Rank correlation of the deciding score and the gap: {_metric(rho)}.")
+    said += [
+        f"- The reference for {name} did not pass its own check ({'; '.join(why)}): what"
+        " it cannot move on held-out pairs of its own it can hardly find in others."
+        for name, why in bank["unverified"].items()
+    ]
     if bank["calibration"] is None:
         said.append(
             "- The bank has no calibration: nothing could alarm, and false alarms at a promise"

@@ -24,6 +24,7 @@ from benchmarks.real.sets import Folder, kind_of, questions
 from wvmonitor.builder.base import Base
 from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.power import CANDIDATES
+from wvmonitor.builder.references import held_out_gaps
 from wvmonitor.builder.stages import Work, digest_of
 from wvmonitor.reading import Float64
 from wvmonitor.references.bank import ReferenceBank
@@ -133,6 +134,12 @@ def _bank(bench: Bench) -> dict[str, Any]:
         "examples": {r.name: r.card.quality.examples for r in bank if r.card.quality},
         "steps": {r.name: r.card.built.hyperparameters.get("steps") for r in bank},
         "decides": _decides(bench),
+        "gaps": held_out_gaps(bank),
+        "unverified": {
+            r.name: list(r.card.warnings[:1])
+            for r in bank
+            if r.card.kind == "behaviour" and not r.card.verified
+        },
         "calibration": None,
         "trust": None,
     }
