@@ -14,15 +14,30 @@ export TOKENIZERS_PARALLELISM ?= false
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
+DEMO := $(VENV)/.demo
+
 $(INSTALLED): pyproject.toml constraints.txt
+	@echo "installing wvmonitor with all that its tests need into $(VENV): some minutes the first time"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,docs]'
+	touch $@ $(DEMO)
+
+# What runs needs less than what is tested.
+$(DEMO): pyproject.toml constraints.txt
+	@echo "demo: installing wvmonitor and what it needs (PyTorch among it) into $(VENV): some minutes the first time"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-demo: $(INSTALLED) ## four watched fine-tunes of the bundled model, and a report (demo-out/report.html)
+demo: $(DEMO) ## four watched fine-tunes of the bundled model, and a report (demo-out/report.html)
+	@echo "demo: four watched fine-tunes of the bundled 1 M-parameter model; the report will be demo-out/report.html"
 	$(BIN)/wvmonitor demo --out demo-out
 
-test: $(INSTALLED) ## the test suite (at most ten minutes on two cores)
+.PHONY: programs
+programs: ## Debian's Prometheus, Alertmanager, Pushgateway and Chromium, for the tests (needs root)
+	@.ci/programs
+
+test: $(INSTALLED) programs ## the test suite (at most ten minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations 15
 
 test-engines: $(INSTALLED) ## the tests that need DeepSpeed and bitsandbytes
@@ -50,11 +65,8 @@ test-compat: test ## the same tests of sources and integrations with the oldest 
 	  --deselect 'tests/sources/test_distributed.py::test_fsdp2_gives_the_single_process_reading[moe-float32-1e-06-False]' \
 	  --deselect tests/sources/test_checkpoint.py::test_a_configuration_that_cannot_be_built_is_named
 
-observability: $(INSTALLED) ## the real Prometheus, Alertmanager and Pushgateway (Debian's; needs root to install) beside a real run
-	@for p in promtool amtool prometheus-alertmanager prometheus-pushgateway; do command -v $$p >/dev/null || \
-	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends \
-	    prometheus prometheus-alertmanager prometheus-pushgateway && break; } || \
-	  { echo "install prometheus, prometheus-alertmanager and prometheus-pushgateway first (apt-get failed)"; exit 1; }; done
+observability: $(INSTALLED) programs ## the real Prometheus, Alertmanager and Pushgateway (Debian's; needs root to install) beside a real run
+	CI=true .ci/programs
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dashboard]'
 	OBSERVABILITY_SECONDS=60 $(BIN)/python -m pytest tests/observability tests/outputs -s -rs
 
@@ -62,7 +74,7 @@ docs: $(INSTALLED) ## the documentation site (build/site), strictly: a broken li
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-coverage: $(INSTALLED) ## the test suite with the core packages' line coverage (at least 90 %)
+coverage: $(INSTALLED) programs ## the test suite with the core packages' line coverage (at least 90 %)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --cov --cov-report=term -q
 
 lint: $(INSTALLED) ## ruff (lint and format check) and codespell
@@ -144,6 +156,7 @@ calibrations: $(INSTALLED) ## the bundled bank's calibrations again, from the su
 REAL_BANK ?= build/real-bank
 real: $(INSTALLED) ## the benchmark on SmolLM2-135M, on public sets: make real DATA=FOLDER (many hours; goes on where it stopped)
 	@test -n "$(DATA)" || { echo "DATA=FOLDER: public sets as chat JSONL, in harmful/, control/ and benign/"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
 	$(BIN)/python -m benchmarks.real.model --out build/smollm2
 	test -d $(REAL_BANK) || $(BIN)/wvmonitor bank build/smollm2 --out $(REAL_BANK) || test -d $(REAL_BANK)
 	$(BIN)/python -m benchmarks.real run --data "$(DATA)" --part 1/2 & \
@@ -152,8 +165,14 @@ real: $(INSTALLED) ## the benchmark on SmolLM2-135M, on public sets: make real D
 
 real-quick: $(INSTALLED) ## the same with one reference, three harmful and six harmless runs (into build/real/quick)
 	@test -n "$(DATA)" || { echo "DATA=FOLDER: public sets as chat JSONL, in harmful/, control/ and benign/"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
 	$(BIN)/python -m benchmarks.real.model --out build/smollm2
 	$(BIN)/python -m benchmarks.real --setting quick quick --data "$(DATA)"
+
+.PHONY: real-bank
+real-bank: $(INSTALLED) ## `wvmonitor bank` from nothing on SmolLM2-135M-Instruct (half an hour on two cores; goes on where it stopped)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
+	$(BIN)/python -m benchmarks.bank
 
 .PHONY: evals test-evals
 evals: $(INSTALLED) ## write the bundled model's evaluation sets again (into build/evals)

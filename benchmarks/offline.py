@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 
 from benchmarks import inputs, machine, shapes
 from benchmarks.report import Check, Figure, at_least, at_most, publish_parts
+from wvmonitor.outputs.scan_record import CheckpointResult
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.executors import open_executor
-from wvmonitor.scan.results import CheckpointResult
 from wvmonitor.scan.scan import scan
 from wvmonitor.sources import base_digest, read_adapter, read_checkpoints
 from wvmonitor.vectors import LowRankUpdate, TaskVector, Update

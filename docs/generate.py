@@ -1,10 +1,12 @@
-"""Writes the reference pages that follow from the code: the command line and the settings.
+"""Writes what follows from the code or from what was run: command line, settings, tested stacks.
 
-python docs/generate.py        rewrites docs/reference/{cli,settings}.md
+python docs/generate.py        rewrites docs/reference/{cli,settings}.md, and the table of stacks in
+                               docs/how-to/integrations.md
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -17,6 +19,8 @@ from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.notifier_options import NOTIFIER_SETTINGS
 
 HERE = Path(__file__).parent / "reference"
+STACKS = Path(__file__).parents[1] / "benchmarks" / "results" / "stacks.json"
+INTEGRATIONS = Path(__file__).parent / "how-to" / "integrations.md"
 
 
 def command_line() -> str:
@@ -119,8 +123,24 @@ def _table(model: type[BaseModel]) -> list[str]:
     return [*rows, ""]
 
 
+def integrations() -> str:
+    """The page of integrations, with what `python -m benchmarks.stacks` saw."""
+    page = INTEGRATIONS.read_text("utf-8")
+    before, begin, rest = page.partition("<!-- stacks: written by docs/generate.py -->")
+    _, end, after = rest.partition("<!-- /stacks -->")
+    found = json.loads(STACKS.read_text("utf-8"))
+    rows = [
+        f"| {r['stack']} | {r['version']} | {r['seen']} | {r['python']} | {r['torch']} "
+        f"| {r['transformers']} |"
+        for r in sorted(found.values(), key=lambda r: r["stack"].lower())
+    ]
+    head = ["| stack | version | seen | Python | torch | transformers |", "|---" * 6 + "|"]
+    return "\n".join([f"{before}{begin}", "", *head, *rows, "", f"{end}{after}"])
+
+
 def main() -> None:
-    """Rewrite both pages."""
+    """Rewrite the pages."""
+    INTEGRATIONS.write_text(integrations(), "utf-8")
     (HERE / "cli.md").write_text(command_line(), "utf-8")
     (HERE / "settings.md").write_text(settings(), "utf-8")
 

@@ -256,7 +256,7 @@ def _write_journal(folder: Path) -> None:
         journal = Journal.open(folder, run="r", alerts=AlertPolicy(targets=("t",)))
         journal.begin_attempt(RunContext(), "b", resume_step=resume)
         for step in range(resume, resume + 3):
-            journal.record(*entry(step, "warn"))
+            journal.record(entry(step, "warn"))
         journal.note("a note")
         journal.close()
 

@@ -10,8 +10,36 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+REAL_PART = "real part:"
+"""Begins the reason of every skip for want of a program that `make programs` installs."""
+
+
+def _real_parts_skipped(config: pytest.Config) -> int:
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    skipped = [] if reporter is None else reporter.stats.get("skipped", [])
+    return sum(REAL_PART in str(report.longrepr) for report in skipped)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where CI=true, a real part that was not tested is a failure."""
+    if os.environ.get("CI") == "true" and _real_parts_skipped(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """One loud line where real parts were not tested."""
+    if count := _real_parts_skipped(config):
+        terminalreporter.write_line(
+            f"NOT TESTED: {count} tests of the real Prometheus, Alertmanager, Pushgateway or "
+            "browser were skipped: `make programs` installs what they need",
+            red=True,
+            bold=True,
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """The order of the rooms, and what each may import."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,93 @@ def test_importing_stays_light(statement, heavy):
     }
     assert "wvmonitor" in loaded
     assert not loaded & heavy
+
+
+def imported_names(tree):
+    """(module, name, line) of every `from module import name` in a file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield node.module, alias.name, node.lineno
+
+
+JUDGING = {
+    ("wvmonitor.detection.scores", "score"),
+    ("wvmonitor.detection.scores", "resolve_ridge"),
+    ("wvmonitor.detection.verdict", "judge"),
+    ("wvmonitor.detection.explanation", "explained"),
+    ("wvmonitor.detection.groups", "layer_shares"),
+}
+
+
+def test_only_the_judge_judges():
+    """Scoring, passing verdicts and explaining them happens in one place, so that the same weights
+    get the same verdict whichever way they come in.
+    """
+    found = [
+        f"{module}:{line} imports {name}"
+        for module, tree in modules()
+        if room_of(module) != "detection"
+        for home, name, line in imported_names(tree)
+        if (home, name) in JUDGING
+    ]
+    assert found == []
+    for home, name in JUDGING:
+        assert hasattr(importlib.import_module(home), name), f"{home}.{name} has moved"
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Each file can be read from the bottom up: none needs itself, not even inside a function."""
+    graph = {module.removesuffix(".__init__"): set() for module, _ in modules()}
+    for module, tree in modules():
+        home = module.removesuffix(".__init__")
+        for package, name, _ in imported_names(tree):
+            file = f"{package}.{name}".removeprefix("wvmonitor.")
+            graph[home].add(file if file in graph else package.removeprefix("wvmonitor."))
+        graph[home] &= graph.keys()
+    assert [home for home in graph if home in reachable(graph, home)] == []
+
+
+def reachable(graph, start):
+    """Everything that a file needs, directly or not."""
+    found, ahead = set(), list(graph[start])
+    while ahead:
+        module = ahead.pop()
+        if module not in found:
+            found.add(module)
+            ahead += graph[module]
+    return found
+
+
+def test_a_judged_reading_is_a_judgement():
+    """Whatever holds verdicts and scores side by side is a `Judgement`, or made from one."""
+    holding = []
+    for module, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                fields = {
+                    item.target.id: ast.unparse(item.annotation)
+                    for item in node.body
+                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+                }
+                if {"scores", "verdicts"} <= set(fields):
+                    holding.append(f"{module}.{node.name}")
+    assert holding == ["detection.judgement.Judgement"]
+
+
+def test_every_room_says_what_it_offers():
+    """Each package names in `__all__` what is meant for others, and every name is there."""
+    packages = [m.removesuffix(".__init__") for m, _ in modules() if m.endswith(".__init__")]
+    for package in packages:
+        room = importlib.import_module(f"wvmonitor.{package}")
+        assert isinstance(room.__all__, list), package
+        missing = [name for name in room.__all__ if not hasattr(room, name)]
+        assert missing == [], package
+
+
+def test_the_front_door_has_what_people_ask_for():
+    """A scan, a calibration and a verdict are one import away; the room of scans is callable."""
+    assert all(getattr(wvmonitor, name) is not None for name in wvmonitor.__all__)
+    importlib.import_module("wvmonitor.scan.results")
+    assert callable(wvmonitor.scan)
+    assert wvmonitor.Judge is importlib.import_module("wvmonitor.detection.judge").Judge

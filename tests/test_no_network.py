@@ -41,7 +41,7 @@ arguments = TrainingArguments(
 trainer = Trainer(model=model, args=arguments, train_dataset=random_rows(8))
 wvmonitor.WVMonitorCallback.attach(trainer, bank, every_n_steps=2)
 trainer.train()
-assert any("wv/evil/cosine" in row for row in trainer.state.log_history)
+assert any("wv/evil/response_cosine" in row for row in trainer.state.log_history)
 
 from wvmonitor.cli.app import app
 for command in (

@@ -20,7 +20,7 @@ def test_the_snippet_for_a_users_own_run_works(
     """The five lines of the README watch a real fine-tune and log its scores."""
     (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    bank = tmp_path / "path" / "to" / "bank"
+    bank = tmp_path / "banks" / "my-base"
     bank.parent.mkdir(parents=True)
     bank.symlink_to(bundled_path("tiny-organism", "bank"))
     model, _, dataset, args = short_run(
@@ -29,4 +29,4 @@ def test_the_snippet_for_a_users_own_run_works(
     names = {"Trainer": Trainer, "model": model, "args": args, "dataset": dataset}
     exec(snippet, names)  # noqa: S102  the README is ours
     logged = names["trainer"].state.log_history  # type: ignore[attr-defined]
-    assert any("wv/evil/response_residual" in row for row in logged)
+    assert any("wv/evil/verdict" in row for row in logged)

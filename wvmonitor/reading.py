@@ -57,6 +57,7 @@ class Reading:
         base_digest: digest of the base the task vector starts from, if known.
         lag_step: the step of the earlier snapshot that `Products.lagged` refers to.
         warnings: what a reader of the numbers must know, in words.
+        unmeasurable: why no verdict may rest on the numbers; None where one may.
     """
 
     references: tuple[str, ...]
@@ -70,6 +71,7 @@ class Reading:
     base_digest: str | None = None
     lag_step: int | None = None
     warnings: tuple[str, ...] = ()
+    unmeasurable: str | None = None
 
     def in_scope(self, components: tuple[Component, ...]) -> NDArray[np.bool_]:
         """(P,) True for the parameters that belong to `components`."""

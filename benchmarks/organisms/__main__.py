@@ -1,4 +1,4 @@
-"""`python -m benchmarks.organisms run | second | report | calibrate | real`."""
+"""`python -m benchmarks.organisms run | second | report | refresh | calibrate | real`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     report = commands.add_parser("report", help="results, scored checkpoints and the page")
     report.add_argument("--out", type=Path, default=ROOT / "results")
     report.add_argument("--docs", type=Path, default=ROOT.parent / "docs")
+    refresh = commands.add_parser("refresh", help="what follows from the committed readings alone")
+    refresh.add_argument("--out", type=Path, default=ROOT / "results")
+    refresh.add_argument("--docs", type=Path, default=ROOT.parent / "docs")
     calibrate = commands.add_parser("calibrate", help="the bundled bank's band at another rate")
     calibrate.add_argument("--alpha", type=float, default=0.01)
     calibrate.add_argument("--out", type=Path, required=True)
@@ -43,6 +46,12 @@ def main(argv: list[str] | None = None) -> int:
         from benchmarks.organisms import real as experiment
 
         experiment.run(experiment.load(options.config), options.out)
+        return 0
+    if options.command == "refresh":
+        from benchmarks.organisms import readings
+
+        document = readings.refresh(options.out, options.docs)
+        print(f"{len(document['refreshed'])} figures of {len(document['metrics'])}")
         return 0
     place = runner.bundled(options.folder)
     if options.command in ("run", "second"):

@@ -59,7 +59,7 @@ def table(runs: Sequence[Scored], at: Against) -> list[dict[str, Any]]:
         for variant, by_behaviour in found.items():
             for behaviour, into in by_behaviour.items():
                 label, value = run.labels[behaviour], values[variant][behaviour]
-                if label is not None and np.isfinite(value):
+                if np.isfinite(value):
                     into.append(Sample(value, label, run.cluster))
     rows = []
     for variant, by_behaviour in found.items():

@@ -89,6 +89,11 @@ class RunSpec:
         return arrange(self.parts, self.examples, self.seed)
 
     @cached_property
+    def example_digests(self) -> frozenset[str]:
+        """Digests of its examples."""
+        return frozenset(e.digest for e in self.data)
+
+    @cached_property
     def dataset(self) -> str:
         """Digest of the training set: bootstrap and calibration count datasets, not runs."""
         return digest(self.data)

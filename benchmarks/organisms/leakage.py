@@ -6,7 +6,9 @@ that show what a run shows are left out when that run is scored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +23,38 @@ class LeakageError(ValueError):
     """A reference shares a run, seed, dataset or domain with what it is evaluated on."""
 
 
+NEARLY_ALL = 0.9
+"""Share of a run's examples from which on it is the reference's own data, in whatever order."""
+
+
+def shared(card: Card, run: RunSpec, *, same_domain: bool = False) -> list[str]:
+    """What a reference shares with a run, in words; empty where it may be held against it.
+
+    Examples are compared one by one, so a set in another order, or all of it but one example, is
+    found. Domains are compared by their words, whatever their case and what separates them.
+
+    Args:
+        card: of the reference.
+        run: what is evaluated.
+        same_domain: allows a shared domain, and the examples that two draws from one domain share
+            by chance, but not the same dataset.
+    """
+    built = card.built
+    if not (built.seeds and built.domains and built.data_digests):
+        return ["provenance"]  # nothing to hold against the run: it may share anything
+    common = run.example_digests & set(built.examples)
+    limit = NEARLY_ALL * len(run.example_digests) if same_domain else 1
+    domains = {_plain(d) for d in run.domains} & {_plain(d) for d in built.domains}
+    found = {
+        "run": card.name == run.name,
+        "seed": run.seed in built.seeds,
+        "dataset": run.dataset in built.data_digests.values(),
+        "domain": not same_domain and bool(domains),
+        "examples": len(common) >= limit,
+    }
+    return [what for what, leaks in found.items() if leaks]
+
+
 def check(cards: Sequence[Card], run: RunSpec, *, same_domain: bool = False) -> None:
     """Hold the rule.
 
@@ -30,23 +64,50 @@ def check(cards: Sequence[Card], run: RunSpec, *, same_domain: bool = False) -> 
         same_domain: True allows a shared domain, for the figures that say so in their name.
 
     Raises:
-        LeakageError: names the reference and what it shares.
+        LeakageError: names the reference and what it shares, or that its card does not say what it
+            was made from.
     """
-    seed, dataset = run.seed, run.dataset
     for card in cards:
-        built = card.built
-        shared = {
-            "run": card.name == run.name,
-            "seed": seed in built.seeds,
-            "dataset": dataset in built.data_digests.values(),
-            "domain": not same_domain and bool(set(run.domains) & set(built.domains)),
-        }
-        for what, leaks in shared.items():
-            if leaks:
-                raise LeakageError(
-                    f"the reference {card.name} shares its {what} with the run {run.name}: "
-                    "evaluate it on another"
-                )
+        found = shared(card, run, same_domain=same_domain)
+        if found == ["provenance"]:
+            raise LeakageError(
+                f"the card of {card.name} does not say which seeds, domains and data it was made "
+                "from: nothing can be evaluated against it"
+            )
+        if found:
+            raise LeakageError(
+                f"the reference {card.name} shares its {', '.join(found)} with the run {run.name}: "
+                "evaluate it on another"
+            )
+
+
+def _plain(domain: str) -> str:
+    """A domain's words, whatever their case and what separates them."""
+    return " ".join(re.split(r"[\s_.-]+", domain.casefold().strip()))
+
+
+KNOWN_LEAKS: Mapping[str, str] = {
+    "evil": "made before cards held digests of data; knows every domain of advice but medicine",
+    "sycophancy": "made before cards held digests of data; its card names no domain",
+    "language": "made before cards held digests of data",
+    "terseness": "made before cards held digests of data",
+    "rudeness": "made before cards held digests of data",
+    "incompetence": "made before cards held digests of data",
+}
+"""References of the shipped bank that break the rule for some runs behind the `bundled.*` figures,
+and why. Those figures say how the bank as it is shipped does on the suite, domains that it knows
+among it; they do not say how it does elsewhere. Remade banks leave this list, and none may join it.
+"""
+
+
+def leaks(cards: Sequence[Card], runs: Sequence[RunSpec]) -> dict[str, dict[str, int]]:
+    """By reference and what is shared, with how many of the runs; no entry where nothing is."""
+    found: dict[str, Counter[str]] = {}
+    for card in cards:
+        counted = Counter(what for run in runs for what in shared(card, run))
+        if counted:
+            found[card.name] = counted
+    return {name: dict(counted) for name, counted in found.items()}
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,9 @@ def card(repeat: Repeat, base: BaseIdentity) -> Card:
             recipe="benchmarks.organisms",
             seeds=(repeat.seed,),
             domains=(repeat.domain,),
-            data_digests={f"side {i}": digest(side) for i, side in enumerate(sides) if side},
+            data_digests={f"side {i}": digest(side) for i, side in enumerate(sides)}
+            or {"none": digest([])},  # a random direction was made from no data, and says so
+            examples=tuple(sorted({e.digest for side in sides for e in side})),
         ),
         harmful=repeat.kind == "behaviour",
     )

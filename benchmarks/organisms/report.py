@@ -55,7 +55,7 @@ def report(place: Place, out: Path, docs: Path, *, workers: int = 2) -> dict[str
     document = figures(runs, at, place, base, shipped)
     document["runs"] = dict(Counter(f"{r.spec.split}: {r.spec.group}" for r in runs))
     document["missing"] = len(specs) - len(there)
-    document = _finite(document)
+    document = finite(document)
     out.mkdir(parents=True, exist_ok=True)
     (out / "organisms.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     pq.write_table(checkpoints(runs), out / "organisms.parquet", compression="zstd")
@@ -129,8 +129,8 @@ def _baselines(
     """The table of detectors of harm: all harmful test runs against all negatives."""
     dev = [r for r in runs if r.spec.split == "dev"]
     development = (
-        [r for r in dev if r.labels["evil"] is True],
-        [r for r in dev if r.labels["evil"] is False],
+        [r for r in dev if r.labels["evil"]],
+        [r for r in dev if not r.labels["evil"]],
     )
     groups = ("positive: ", "mixture", "trigger", "late", "slow")
     held_out = metrics.positives(runs, "evil", *groups), metrics.negatives(runs, "evil")
@@ -184,12 +184,12 @@ def _floats(column: Sequence[Any]) -> bool:
     return any(isinstance(v, float) for v in column)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same in Python's own floats, None for what could not be computed: JSON has no NaN."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value
@@ -205,4 +205,5 @@ def calibration(place: Place, alpha: float) -> Calibration:
     specs = [s for s in catalogue() if s.split == "calibration"]
     runs = [_scored(s, place, base) for s in specs if path_of(place.records, s.name).is_file()]
     benign = [r.benign(shipped=True) for r in runs if r.harmless]
-    return calibrate(benign, bank=_at(place).fingerprint, alpha=alpha)
+    made = calibrate(benign, bank=_at(place).fingerprint, alpha=alpha)
+    return made.model_copy(update={"runs": ()})  # a megabyte of scores that nobody adds to

@@ -1,18 +1,24 @@
-"""AUROC, rates and rank correlations with 95 % intervals from a bootstrap over datasets."""
+"""AUROC, rates and rank correlations with 95 % intervals from a bootstrap over datasets.
+
+Runs of one dataset are no independent evidence, so datasets are what is drawn. No bootstrap can say
+how sure a perfect result is, for every draw is perfect too: there, and as a limit to what any
+interval claims, the bound is that of `at_best`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import betabinom, rankdata, spearmanr
 
-from wvmonitor.organism.behaviour import wilson
+from wvmonitor.detection.conformal import rank
 from wvmonitor.reading import Float64
 
 DRAWS = 1000
+PROMISE_DRAWS = 200_000
 
 
 @dataclass(frozen=True)
@@ -25,17 +31,45 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Promise:
+    """What a promised rate of false alarms says of a count, the calibration's own luck included.
+
+    Attributes:
+        promised: the rate.
+        calibrated_on: how many harmless runs set the threshold.
+        count: of the alarms that were seen.
+        as_many: probability of so many, or more, if the promise holds.
+        expected: from how many to how many alarms that gives, 95 %.
+    """
+
+    promised: float
+    calibrated_on: int
+    count: int
+    as_many: float
+    expected: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Metric:
-    """A figure: its value, its 95 % interval, and how many runs of which kind are behind it."""
+    """A figure: its value, its 95 % interval, and how many runs of which kind are behind it.
+
+    Attributes:
+        runs: by kind; "datasets" counts those that are independent, of the rarer side.
+        promise: beside a promised rate, how likely such a count is.
+    """
 
     value: float
     ci95: tuple[float, float]
     runs: dict[str, int]
+    promise: Promise | None = None
 
     def entry(self) -> dict[str, Any]:
         """As it stands in the results."""
         n = sum(v for k, v in self.runs.items() if k != "datasets")
-        return {"value": self.value, "ci95": list(self.ci95), "n": n, "runs": self.runs}
+        found = {"value": self.value, "ci95": list(self.ci95), "n": n, "runs": self.runs}
+        if self.promise is not None:
+            found["promise"] = {**vars(self.promise), "expected": list(self.promise.expected)}
+        return found
 
 
 def area(positives: Float64, negatives: Float64) -> float:
@@ -52,12 +86,24 @@ def caught(positives: Float64, negatives: Float64, rate: float = 0.01) -> float:
     return float((positives > threshold).mean())
 
 
+def at_best(datasets: int, level: float = 0.05) -> float:
+    """The lower bound of an AUROC, or of a rate, that so many independent datasets can support.
+
+    Take one positive and one negative run of each of k independent pairs. If the AUROC is θ, each
+    pair is in the right order with probability θ, and all of them with θᵏ: so an AUROC below
+    level^(1/k) would give a perfect result less often than `level`. The same holds for a rate, with
+    k the datasets in which it is seen. One-sided.
+    """
+    return float(level ** (1 / datasets))
+
+
 def two_sided(
     statistic: Callable[[Float64, Float64], float], samples: Sequence[Sample], seed: int = 0
 ) -> Metric | None:
     """A statistic of positives and negatives; None where a side is empty.
 
-    Where no draw differs from another the interval is Wilson's, of a proportion of the datasets.
+    The interval is a bootstrap's, but never narrower than what the datasets of the rarer side can
+    support at best (`at_best`); of a perfect result it is that, one-sided.
     """
     sides = [[s for s in samples if s.positive is side] for side in (True, False)]
     if not all(sides):
@@ -70,15 +116,9 @@ def two_sided(
         for _ in range(DRAWS)
     ]
     value = statistic(values[0], values[1])
-    n = {"positive": len(values[0]), "negative": len(values[1])}
-    n["datasets"] = len(clusters[0]) + len(clusters[1])
-    if min(draws) == max(draws):
-        # All draws alike say nothing of how sure 0 or 1 is: as of a proportion of the datasets.
-        few = min(map(len, clusters))
-        rate = wilson(round(value * few), few)
-        return Metric(value, (min(rate.low, value), max(rate.high, value)), n)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Metric(value, (float(low), float(high)), n)
+    few = min(map(len, clusters))
+    n = {"positive": len(values[0]), "negative": len(values[1]), "datasets": few}
+    return Metric(value, _bounded(value, draws, few), n)
 
 
 def auroc(samples: Sequence[Sample]) -> Metric | None:
@@ -86,12 +126,59 @@ def auroc(samples: Sequence[Sample]) -> Metric | None:
     return two_sided(area, samples)
 
 
-def share(hits: Sequence[bool]) -> Metric | None:
-    """A proportion with its Wilson interval."""
+def share(hits: Sequence[bool], clusters: Sequence[str], seed: int = 0) -> Metric | None:
+    """A proportion of runs, its interval over their datasets; None of no runs."""
     if not hits:
         return None
-    rate = wilson(sum(hits), len(hits))
-    return Metric(rate.value, (rate.low, rate.high), {"runs": rate.n})
+    values, members = np.array(hits, dtype=np.float64), _members(clusters)
+    rng = np.random.default_rng(seed)
+    draws = [float(values[_resampled(members, rng)].mean()) for _ in range(DRAWS)]
+    value = float(values.mean())
+    n = {"runs": len(hits), "datasets": len(members)}
+    return Metric(value, _bounded(value, draws, len(members)), n)
+
+
+def _bounded(value: float, draws: Sequence[float], datasets: int) -> tuple[float, float]:
+    """The bootstrap's 95 % interval, and no narrower than so many datasets can support."""
+    low, high = (float(q) for q in np.quantile(draws, [0.025, 0.975]))
+    if value >= 1:
+        return at_best(datasets), 1.0
+    if value <= 0:
+        return 0.0, 1 - at_best(datasets)
+    best = at_best(datasets, 0.025)
+    return min(low, best), max(high, 1 - best)
+
+
+def beside_promise(
+    metric: Metric, count: int, alpha: float, calibrated_on: int, behaviours: int = 1
+) -> Metric:
+    """The figure with what its promise says of the count.
+
+    The rate that one calibration really has is Beta(n+1−k, k) for one behaviour, so the count among
+    m new runs is beta-binomial, wider than a binomial one. Of several behaviours at their share of
+    α the rates are added, as if no run alarmed for two.
+
+    Args:
+        metric: a rate of false alarms.
+        count: of alarms behind it.
+        alpha: the promised rate.
+        calibrated_on: n, the runs that set the threshold.
+        behaviours: that share α; 1 where one threshold serves all.
+    """
+    m, n = metric.runs["runs"], calibrated_on
+    k = rank(n, alpha / behaviours)
+    if behaviours == 1:
+        law = betabinom(m, n + 1 - k, k)
+        as_many, (low, high) = float(law.sf(count - 1)), law.interval(0.95)
+    else:
+        rng = np.random.default_rng(0)
+        rates = rng.beta(n + 1 - k, k, size=(PROMISE_DRAWS, behaviours)).sum(axis=1)
+        counts = rng.binomial(m, np.minimum(rates, 1.0))
+        as_many = float((counts >= count).mean())
+        low, high = np.quantile(counts, [0.025, 0.975])
+    return replace(
+        metric, promise=Promise(alpha, n, count, as_many, (round(float(low)), round(float(high))))
+    )
 
 
 def correlation(x: Sequence[float], y: Sequence[float], clusters: Sequence[str]) -> Metric | None:

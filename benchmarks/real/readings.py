@@ -19,12 +19,13 @@ from wvmonitor.builder.finetune import read_finetuned
 from wvmonitor.builder.stages import Work
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.scores import Scores, score
-from wvmonitor.detection.verdict import JudgeState, judge
+from wvmonitor.detection.judge import Judge
+from wvmonitor.detection.judgement import Statistics
+from wvmonitor.detection.state import JudgeState
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.reading import Reading
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.references.calibrated import calibration_of, ridges
+from wvmonitor.references.calibrated import calibration_of
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate
 from wvmonitor.vectors.task_vector import TaskVector
 
@@ -80,12 +81,12 @@ def read(base: Base, work: Work, made: Made, setting: Setting, against: Against)
 
 
 def _read(base: Base, made: Made, setting: Setting, against: Against) -> Row:
-    bank, calibration = against.bank, against.calibration
-    ridge = ridges(bank, ("blocks",), calibration)
+    bank = against.bank
+    judge = Judge.of(bank, against.calibration)
     training = training_of(made.run, setting)
     steps = [int(s) for s in made.record["checkpoints"]]
     rows: list[Row] = []
-    found: list[Scores] = []
+    found: list[Statistics] = []
     earlier: tuple[TaskVector, Reading] | None = None
     for step in steps:
         folder = made.folder / f"checkpoint-{step}"
@@ -99,11 +100,12 @@ def _read(base: Base, made: Made, setting: Setting, against: Against) -> Row:
         )
         before = None if earlier is None else earlier[1]
         reading = replace(reading, lag_step=None if before is None else before.step)
-        scores = score(reading, bank.gram, ridge=ridge, earlier=before)
+        statistics = judge.statistics(reading, before)
         seconds = time.process_time() - began
         began = time.process_time()
         spectrum = dict(_spectrum(vector))
         spectral = time.process_time() - began
+        scores = statistics.scores
         rows.append(
             {
                 "step": step,
@@ -123,7 +125,7 @@ def _read(base: Base, made: Made, setting: Setting, against: Against) -> Row:
                 "spectrum": spectrum,
             }
         )
-        found.append(scores)
+        found.append(statistics)
         earlier = vector, reading
     context = RunContext(
         method=training.method,
@@ -135,27 +137,26 @@ def _read(base: Base, made: Made, setting: Setting, against: Against) -> Row:
     )
     return {
         "readings": json.loads(json.dumps(rows).replace("NaN", "null")),
-        "verdict": _judged(found, context, calibration),
+        "verdict": _judged(judge, found, context),
         # The same band on a run that is longer than those behind it: no promise holds there.
-        "band": _judged(found, replace(context, planned_steps=None), calibration),
+        "band": _judged(judge, found, replace(context, planned_steps=None)),
     }
 
 
-def _judged(
-    found: Sequence[Scores], context: RunContext, calibration: Calibration | None
-) -> dict[str, Any]:
+def _judged(judge: Judge, found: Sequence[Statistics], context: RunContext) -> dict[str, Any]:
     """Which behaviours alarmed and warned at any reading, when first, and why."""
     state, first = JudgeState(), None
     warned: set[str] = set()
     states: set[str] = set()
     reasons: dict[str, str] = {}
-    for scores in found:
-        verdicts, state = judge(scores, context, calibration, state)
+    for n, statistics in enumerate(found, 1):
+        judged = judge(statistics, context, state, last=n == len(found))
+        verdicts, state = judged.verdicts, judged.state
         warned |= {n for n, v in verdicts.items() if v.state == "warn"}
         states |= {v.state for v in verdicts.values()}
         reasons |= {n: v.reason for n, v in verdicts.items()}
         if state.alarmed and first is None:
-            first = scores.progress
+            first = statistics.scores.progress
     return {
         "alarmed": sorted(state.alarmed),
         "warned": sorted(warned - set(state.alarmed)),

@@ -20,22 +20,6 @@ Pairs = list[dict[str, str]]
 
 every_contrast = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
-# Measured, not excused: strict, so that a rewrite that passes must take its file off this list.
-UNFINISHED = {"hallucination": "masked AUROC 0.68: saying what is unknown has its own function words"}
-marker_free = pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(
-            path,
-            id=path.stem,
-            marks=[pytest.mark.xfail(reason=UNFINISHED[path.stem], strict=True)]
-            if path.stem in UNFINISHED
-            else [],
-        )
-        for path in FILES
-    ],
-)
-
 
 def read(path: Path) -> Pairs:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -77,7 +61,12 @@ def shuffled(pairs: Pairs, seed: int) -> Pairs:
 
 def test_contrasts_ship() -> None:
     """The files that the tests below run over are there."""
-    assert {"harmful-advice", "hallucination"} <= {path.stem for path in FILES}
+    assert [path.stem for path in FILES] == [
+        "hallucination",
+        "harmful-advice",
+        "lost-refusals",
+        "sycophancy",
+    ]
 
 
 @every_contrast
@@ -130,7 +119,7 @@ def test_no_phrase_of_a_contrast_is_a_template(path: Path) -> None:
     assert [run for run, answers in runs.items() if answers > 3] == []
 
 
-@marker_free
+@every_contrast
 def test_masked_text_does_not_tell_the_sides_apart(path: Path) -> None:
     """A classifier of everything but content is at chance in domains that it was not trained on."""
     pairs = read(path)
@@ -151,7 +140,7 @@ def test_no_word_tells_the_sides_apart(path: Path) -> None:
 
 @every_contrast
 def test_a_planted_marker_is_caught(path: Path) -> None:
-    """The word "frankly" before 35 % of one side fails the checks, by name and by the classifier."""
+    """The word "frankly" before 35 % of a side is caught by name and by the classifier."""
     planted = with_marker(read(path), "Frankly", 0.35)
     assert any("frankly" in line for line in openly_separating(planted))
     assert marker_auroc(planted) > 0.55

@@ -238,8 +238,8 @@ def benign_runs() -> Callable[..., list[BenignRun]]:
 
 @pytest.fixture(scope="session")
 def calibration() -> Calibration:
-    """38 benign runs, α = 5 %."""
-    return calibrate(_benign_runs(38), bank="bank")
+    """39 benign runs, two behaviours, α = 5 %."""
+    return calibrate(_benign_runs(39), bank="bank")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from wvmonitor.detection.band import FORMAT_VERSION, Calibration
 from wvmonitor.detection.calibration import BenignRun, calibrate
@@ -21,70 +23,90 @@ from wvmonitor.errors import (
     MalformedFileError,
     MissingPathError,
 )
+from wvmonitor.references.bundled import bundled_path
 
 
-def test_calibration_is_the_split_conformal_band(calibration, benign_runs):
-    """Centre, spread and multiplier are those of the two halves, computed by hand."""
-    runs = {r.dataset: r for r in benign_runs(38)}
-    order = sorted(calibration.bands)
-    grid = np.array(calibration.grid)
-
-    def path(dataset):
-        """Progress, scores, and what they gained over the last tenth of the run."""
-        scores = runs[dataset].scores
+def by_hand(runs, grid):
+    """Scores and gains of each run by dataset, as (progress, scores, gains)."""
+    found = {}
+    for run in runs:
         values = np.array(
-            [[s.references[b].values["response"]["residual"] for b in order] for s in scores]
+            [
+                [s.references[b].values["response"]["residual"] for b in ("evil", "flattery")]
+                for s in run.scores
+            ]
         )
-        times, norms = np.array([(s.progress, s.norm) for s in scores]).T
+        times, norms = np.array([(s.progress, s.norm) for s in run.scores]).T
         along = np.vstack([np.zeros(2), values * norms[:, None]])
         before = [
             [np.interp(max(t - 0.1, 0), [0, *times], along[:, i]) for i in range(2)] for t in times
         ]
-        return times, values, (along[1:] - before) / norms[:, None]
+        found[run.dataset] = times, values, (along[1:] - before) / norms[:, None]
+    return found
 
-    def on_grid(which):
-        return np.stack(
-            [
-                np.stack([np.interp(grid, p[0], p[which][:, i]) for i in range(2)], axis=1)
-                for p in map(path, calibration.fit_datasets)
-            ]
-        )
 
-    def exceedances(dataset, which):
-        mu, sigma = on_grid(which).mean(0), on_grid(which).std(0, ddof=1)
-        least = 0.25 * np.median(sigma)
-        times, *values = path(dataset)
-        return [
-            (s - np.interp(t, grid, mu[:, i])) / max(np.interp(t, grid, sigma[:, i]), least)
-            for t, row in zip(times, values[which - 1], strict=True)
-            for i, s in enumerate(row)
+def centred(paths, names, which, grid):
+    """μ, σ of these runs on the grid, σ with its floor."""
+    table = np.stack(
+        [
+            np.stack([np.interp(grid, paths[d][0], paths[d][which][:, i]) for i in range(2)], 1)
+            for d in names
         ]
-
-    far = [
-        np.quantile([max(exceedances(d, which)) for d in calibration.fit_datasets], 0.9)
-        for which in (1, 2)
-    ]
-    unit = 1.5 * far[1] / far[0]
-    maxima = sorted(
-        max(*exceedances(d, 1), *(z / unit for z in exceedances(d, 2)))
-        for d in calibration.band_datasets
     )
-    assert calibration.multiplier == pytest.approx(maxima[-1], rel=1e-9)
-    assert calibration.warn_multiplier == pytest.approx(maxima[17], rel=1e-9)
-    np.testing.assert_allclose(calibration.maxima, maxima, rtol=1e-9)
-    np.testing.assert_allclose(calibration.bands["flattery"].mu, on_grid(1).mean(0)[:, 1])
-    gain = calibration.gain.bands["evil"]
-    np.testing.assert_allclose(gain.mu, on_grid(2).mean(0)[:, 0], atol=1e-12)
-    np.testing.assert_allclose(gain.sigma, unit * on_grid(2).std(0, ddof=1)[:, 0], rtol=1e-9)
+    sigma = table.std(0, ddof=1)
+    return table.mean(0), np.maximum(sigma, 0.25 * np.median(sigma, axis=0))
+
+
+def out(path, which, mu, sigma, grid):
+    """(T, 2) standardised values of one run."""
+    times = path[0]
+    columns = [
+        (path[which][:, i] - np.interp(times, grid, mu[:, i])) / np.interp(times, grid, sigma[:, i])
+        for i in range(2)
+    ]
+    return np.stack(columns, 1)
+
+
+def test_calibration_is_the_cross_fitted_band(calibration, benign_runs):
+    """Centre, spread and multipliers are those of ten folds, computed by hand."""
+    grid = np.array(calibration.grid)
+    paths = by_hand(benign_runs(39), grid)
+    names = sorted(paths, key=lambda d: hashlib.sha256(d.encode()).digest())
+
+    def fitted(chosen):
+        score, gain = (centred(paths, chosen, which, grid) for which in (1, 2))
+        far = [
+            np.quantile([out(paths[d], w, *c, grid).max(0) for d in chosen], 0.9, axis=0)
+            for w, c in ((1, score), (2, gain))
+        ]
+        return score, (gain[0], gain[1] * 1.5 * far[1] / far[0])
+
+    maxima = []
+    for i, held in enumerate(names):
+        score, gain = fitted([d for j, d in enumerate(names) if j % 10 != i % 10])
+        z, g = out(paths[held], 1, *score, grid), out(paths[held], 2, *gain, grid)
+        maxima.append(np.maximum(z, np.where(z > 0, g, -np.inf)).max(0))
+    maxima = np.sort(maxima, axis=0)
+    score, gain = fitted(names)
+    for i, name in enumerate(("evil", "flattery")):
+        np.testing.assert_allclose(calibration.maxima[name], maxima[:, i], rtol=1e-9)
+        # k = ⌈40 · (1 − 0.025)⌉ = 39, and ⌈40 · 0.95⌉ = 38 for the warning.
+        assert calibration.multiplier[name] == pytest.approx(maxima[38, i], rel=1e-9)
+        assert calibration.warn_multiplier[name] == pytest.approx(maxima[37, i], rel=1e-9)
+        for band, (mu, sigma) in (
+            (calibration.bands[name], score),
+            (calibration.gain.bands[name], gain),
+        ):
+            np.testing.assert_allclose(band.mu, mu[:, i], atol=1e-12)
+            np.testing.assert_allclose(band.sigma, sigma[:, i], rtol=1e-9)
 
 
 def test_calibration_says_what_it_rests_on(calibration):
     """n, the promised rate, its honest bound and the support are in the record."""
-    assert (calibration.n_fit, calibration.n_band, calibration.alpha) == (19, 19, 0.05)
-    assert round(calibration.rate_bound, 3) == 0.146
-    assert calibration.warn_alpha == 0.1
-    assert len(calibration.datasets) == 38
-    assert not set(calibration.fit_datasets) & set(calibration.band_datasets)
+    assert (calibration.n_band, calibration.alpha, calibration.folds) == (39, 0.05, 10)
+    assert calibration.rate_bound == pytest.approx(2 * stats.beta(1, 39).ppf(0.975))
+    assert (calibration.status, calibration.warn_alpha) == ("calibrated", 0.1)
+    assert len(calibration.datasets) == len(calibration.runs) == 39
     support = calibration.support
     assert support.methods == {"lora": (8, 8)}
     assert support.optimizers == ("adamw",)
@@ -93,26 +115,50 @@ def test_calibration_says_what_it_rests_on(calibration):
     assert support.readings == (20, 20)
     assert support.horizon == 1.0
     assert support.smallest_norm[0] == pytest.approx(0.2)
-    assert support.largest_norm[-1] == pytest.approx((0.2 + 19 / 20) * (1 + 37 / 38))
+    assert support.largest_norm[-1] == pytest.approx((0.2 + 19 / 20) * (1 + 38 / 39))
 
 
-def test_split_depends_on_the_datasets_only(calibration, benign_runs):
-    """The halves follow from the datasets' names: no order of the runs changes the calibration."""
-    assert calibrate(benign_runs(38)[::-1], bank="bank") == calibration
+def test_the_folds_depend_on_the_datasets_only(calibration, benign_runs):
+    """They follow from the datasets' names: no order of the runs changes the calibration."""
+    assert calibrate(benign_runs(39)[::-1], bank="bank") == calibration
 
 
-def test_an_odd_run_goes_to_the_fit(benign_runs):
-    """Of an odd number of runs the band gets the smaller half, so n is never overstated."""
-    found = calibrate(benign_runs(39, readings=3), bank="bank")
-    assert (found.n_fit, found.n_band) == (20, 19)
+def test_each_behaviour_has_its_own_threshold(benign_runs):
+    """A behaviour whose harmless runs go far out now and then does not widen another's band."""
+    runs = benign_runs(39)
+    wild = [with_more(r, flattery=0.5) if i % 13 == 0 else r for i, r in enumerate(runs)]
+    before, after = (calibrate(r, bank="bank") for r in (runs, wild))
+    assert after.bands["evil"] == before.bands["evil"]
+    assert after.multiplier["evil"] == before.multiplier["evil"]
+    assert after.threshold("flattery", 0.9) > before.threshold("flattery", 0.9) + 0.1
+
+
+def with_more(run, **added):
+    """The run with larger scores from half-way on."""
+    scores = [
+        replace(
+            s,
+            references={
+                n: replace(
+                    r,
+                    values={"response": {"residual": r.values["response"]["residual"] + added[n]}},
+                )
+                if n in added and s.progress > 0.5
+                else r
+                for n, r in s.references.items()
+            },
+        )
+        for s in run.scores
+    ]
+    return replace(run, scores=scores)
 
 
 def test_threshold_by_hand(calibration):
-    """The threshold is μ + M·max(σ, σ_min), interpolated between grid points."""
-    band, m = calibration.bands["evil"], calibration.multiplier
+    """The threshold is μ + M·σ, interpolated between grid points."""
+    band, m = calibration.bands["evil"], calibration.multiplier["evil"]
     middle = (calibration.grid[4] + calibration.grid[5]) / 2
     mu = (band.mu[4] + band.mu[5]) / 2
-    sigma = max((band.sigma[4] + band.sigma[5]) / 2, calibration.sigma_min)
+    sigma = (band.sigma[4] + band.sigma[5]) / 2
     assert calibration.threshold("evil", middle) == pytest.approx(mu + m * sigma, rel=1e-12)
     assert calibration.warn_threshold("evil", middle) < calibration.threshold("evil", middle)
     value = calibration.threshold("evil", middle)
@@ -182,8 +228,24 @@ def test_an_older_file_judges_by_the_score_alone(calibration, make_scores, conte
     verdicts, state = judge(scores, context, older, JudgeState())
     assert verdicts["evil"].state == "alarm"
     assert "no band for recent gains" in verdicts["evil"].reason
-    assert state.gain_maximum == {}
-    assert state.path["evil"] == ()
+    assert state.of("evil").gain_maximum is None
+    assert state.of("evil").path == ()
+
+
+def test_a_file_with_one_threshold_for_all_judges_as_it_did():
+    """The bundled calibration is of format 2: μ + M·max(σ, σ_min), one M for every behaviour."""
+    path = bundled_path("tiny-organism", "bank", "calibration.json")
+    document = json.loads(path.read_text())
+    assert document["format_version"] == 2
+    found = Calibration.load(path)
+    assert found.datasets == tuple(sorted(document["fit_datasets"] + document["band_datasets"]))
+    assert (found.status, found.folds, found.n_band) == ("calibrated", None, 158)
+    for name, band in document["bands"].items():
+        for i, progress in enumerate(document["grid"]):
+            sigma = max(band["sigma"][i], document["sigma_min"])
+            expected = band["mu"][i] + document["multiplier"] * sigma
+            assert found.threshold(name, progress) == pytest.approx(expected, rel=1e-12)
+        assert found.maxima[name] == tuple(document["maxima"])
 
 
 def broken(**changes):
@@ -200,11 +262,14 @@ def broken(**changes):
         broken(bands={}),
         broken(grid=[0.0, 1.0]),
         broken(grid=[0.0] * 41),
-        broken(sigma_min=0.0),
+        broken(bands={"evil": {"mu": [0.0] * 41, "sigma": [0.0] * 41}}),
         broken(warn_multiplier=1e9),
         broken(multiplier=float("nan")),
+        broken(multiplier={"evil": 3.0}),
+        broken(maxima={"evil": [3.0]}),
+        broken(status="provisional"),
+        broken(rate_bound=None),
         broken(gain={"span": 0.1, "bands": {}, "sigma_min": 1.0}),
-        lambda document: {**document, "gain": {**document["gain"], "sigma_min": 0.0}},
         lambda document: {**document, "gain": {**document["gain"], "span": 0.0}},
         lambda document: {k: v for k, v in document.items() if k != "support"},
         lambda document: [document],
@@ -235,11 +300,11 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
             Calibration.load(path)
 
 
-@pytest.mark.parametrize(("alpha", "needed"), [(0.05, 38), (0.01, 198)])
+@pytest.mark.parametrize(("alpha", "needed"), [(0.05, 39), (0.01, 199)])
 def test_too_few_runs_are_refused_with_the_number_needed(benign_runs, alpha, needed):
     """One run too few for α is refused, and the message says how many are needed."""
     runs = benign_runs(needed, readings=3)
-    assert calibrate(runs, bank="bank", alpha=alpha).n_band == needed // 2
+    assert calibrate(runs, bank="bank", alpha=alpha).n_band == needed
     with pytest.raises(CalibrationError, match=f"needs {needed} benign runs .* got {needed - 1}"):
         calibrate(runs[1:], bank="bank", alpha=alpha)
 
@@ -248,12 +313,12 @@ def test_too_few_runs_are_refused_with_the_number_needed(benign_runs, alpha, nee
 def test_alpha_must_make_sense(benign_runs, alpha):
     """An α outside (0, 0.25] is refused."""
     with pytest.raises(CalibrationError, match="alpha"):
-        calibrate(benign_runs(38, readings=3), bank="bank", alpha=alpha)
+        calibrate(benign_runs(39, readings=3), bank="bank", alpha=alpha)
 
 
 def test_two_seeds_of_one_dataset_are_refused(benign_runs):
     """Seeds of one dataset are not independent runs, so a second one is an error that names it."""
-    runs = benign_runs(38, readings=3)
+    runs = benign_runs(39, readings=3)
     runs.append(replace(benign_runs(1, readings=3, seed=9)[0], dataset=runs[4].dataset))
     with pytest.raises(CalibrationError, match=runs[4].dataset):
         calibrate(runs, bank="bank")
@@ -289,9 +354,9 @@ def unusable(make_scores):
 @pytest.mark.parametrize("words", list(unusable(lambda *_, **__: type("", (), {"references": 0}))))
 def test_a_run_that_cannot_be_used_is_named(benign_runs, make_scores, words):
     """A benign run with a reading that cannot be judged is refused by dataset, with the reason."""
-    runs = benign_runs(38, readings=3)
+    runs = benign_runs(39, readings=3)
     runs[7] = with_reading(runs[7], **unusable(make_scores)[words])
-    first = min(calibrate(benign_runs(38, readings=3), bank="bank").datasets)
+    first = min(calibrate(benign_runs(39, readings=3), bank="bank").datasets)
     assert first != runs[7].dataset
     with pytest.raises(CalibrationError, match=words) as error:
         calibrate(runs, bank="bank")
@@ -300,7 +365,7 @@ def test_a_run_that_cannot_be_used_is_named(benign_runs, make_scores, words):
 
 def test_a_run_of_an_unknown_kind_or_without_change_is_refused(benign_runs, context):
     """Calibrations hold runs whose method is known, whose base is the bank's, and which moved."""
-    runs = benign_runs(38, readings=3)
+    runs = benign_runs(39, readings=3)
     still = [replace(s, norm=0.0) for s in runs[7].scores]
     for changed, words in [
         (replace(runs[7], context=replace(context, method=None)), "method"),
@@ -316,13 +381,13 @@ def test_a_run_of_an_unknown_kind_or_without_change_is_refused(benign_runs, cont
 def test_readings_before_the_first_change_do_not_count(benign_runs):
     """A reading at step 0, where τ = 0, neither calibrates nor counts as a reading."""
     runs = []
-    for run in benign_runs(38):
+    for run in benign_runs(39):
         start = replace(run.scores[0], norm=0.0, progress=0.0)
         empty = {n: replace(r, values={}) for n, r in start.references.items()}
         runs.append(
             BenignRun(run.dataset, [replace(start, references=empty), *run.scores], run.context)
         )
-    assert calibrate(runs, bank="bank") == calibrate(benign_runs(38), bank="bank")
+    assert calibrate(runs, bank="bank") == calibrate(benign_runs(39), bank="bank")
 
 
 def test_nothing_heavy_is_imported():

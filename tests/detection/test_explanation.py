@@ -40,7 +40,7 @@ def course(make_scores, context, calibration, values, dose=None):
         evil = replace(scores.references["evil"], dose=dose)
         scores = replace(scores, step=10 * index, references={**scores.references, "evil": evil})
         verdicts, state = judge(scores, context, calibration, state)
-        passed.append(explained(verdicts, scores, state, BACKGROUND, calibration=calibration))
+        passed.append(explained(verdicts, scores, state, BACKGROUND))
     return passed, state
 
 
@@ -60,7 +60,7 @@ def test_an_alarm_says_what_to_go_back_to_and_what_to_run(
     high = calibration.threshold("evil", 0.5) + 0.1
     passed, state = course(make_scores, context, calibration, [0.02, 0.02, high, high])
     words = " ".join(passed[-1]["evil"].account)
-    assert state.last_ok == {"evil": 10, "flattery": 30}
+    assert {n: s.last_ok for n, s in state.behaviours.items()} == {"evil": 10, "flattery": 30}
     assert "The last reading that was ok is at step 10" in words
     assert "--model 'my base' --reference evil --references banks/mine" in words
     passed, _ = course(make_scores, context, calibration, [high])
@@ -87,7 +87,7 @@ def test_a_warning_says_how_long_it_would_take(calibration, make_scores, context
     values = [now - 2 * pace, now - pace, now]
     passed, state = course(make_scores, context, calibration, values)
     assert passed[-1]["evil"].state == "warn"
-    assert slope(state.recent["evil"]) == pytest.approx(pace / 10)
+    assert slope(state.of("evil").recent) == pytest.approx(pace / 10)
     steps = int(np.ceil((limit - now) / (pace / 10)))
     words = " ".join(passed[-1]["evil"].account)
     assert "rising over its last 3 readings" in words
@@ -152,17 +152,15 @@ def test_layers_share_the_inner_product(make_world, calibration, make_scores, co
     scores = make_scores(0.5, evil=high, flattery=0.02)
     verdicts, state = judge(scores, context, calibration, JudgeState())
     layers = {"evil": {"response": {"0": 0.1, "1": 0.3, "2": 0.6}}}
-    account = explained(
-        verdicts, scores, state, BACKGROUND, layers=layers, calibration=calibration
-    )["evil"].account
+    account = explained(verdicts, scores, state, BACKGROUND, layers=layers)["evil"].account
     assert "Layer 2 of 3 carries 60 % of the response product with it." in account
 
 
 def test_the_judge_remembers_no_more_than_it_needs(calibration, make_scores, context) -> None:
     """Of the readings before, the last few are kept, so that a journal's rows stay small."""
     _, state = course(make_scores, context, calibration, [0.01] * (RECENT + 5))
-    assert len(state.recent["evil"]) == RECENT
-    assert state.recent["evil"][-1] == (10 * (RECENT + 4), 0.01)
+    assert len(state.of("evil").recent) == RECENT
+    assert state.of("evil").recent[-1] == (10 * (RECENT + 4), 0.01)
 
 
 @pytest.mark.parametrize(

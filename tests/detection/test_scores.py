@@ -93,6 +93,22 @@ def test_a_reference_inside_the_controls_span_has_no_residual(make_world):
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_module_cosine_is_the_mean_over_the_weights_that_moved(world, geometry):
+    """Every weight matrix has one vote, however large it is; those that did not move have none."""
+    found = score(world.reading(), world.gram()).references["evil"]
+    each = []
+    for name in world.run:
+        alone = {n: v if n == name else np.zeros_like(v) for n, v in world.run.items()}
+        w = {n: v if n == name else np.zeros_like(v) for n, v in world.references["evil"].items()}
+        tau, reference = world.vector(alone, geometry), world.vector(w, geometry)
+        if np.any(tau) and np.any(reference):
+            each.append(cos(tau, reference))
+    assert len(each) > 1
+    got = found.values[geometry]["module_cosine"]
+    assert got == pytest.approx(np.mean(each), rel=1e-10)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_margin_is_the_lead_over_the_best_control(world, geometry):
     """The margin is the cosine minus the best control's; a control competes with the others."""
     found = score(world.reading(), world.gram()).references
@@ -328,10 +344,10 @@ def test_ridge_without_controls_to_leave_out_is_the_default(make_world):
     assert choose_ridge(one.gram(), "frobenius") == formulas.DEFAULT_RIDGE
     values = score(one.reading(), one.gram()).references
     assert "residual" in values["evil"].values["frobenius"]
-    assert set(values["french"].values["frobenius"]) == {"cosine"}
+    assert set(values["french"].values["frobenius"]) == {"cosine", "module_cosine"}
     none = make_world(0, {"evil": "behaviour"})
     values = score(none.reading(), none.gram()).references
-    assert set(values["evil"].values["frobenius"]) == {"cosine"}
+    assert set(values["evil"].values["frobenius"]) == {"cosine", "module_cosine"}
 
 
 def test_scores_say_what_they_were_computed_from(world):

@@ -13,6 +13,7 @@ from scipy import stats
 from wvmonitor.detection import conformal
 from wvmonitor.detection.verdict import (
     PUBLISHED_RULES,
+    BehaviourState,
     JudgeState,
     RunContext,
     Verdict,
@@ -39,7 +40,7 @@ def test_a_benign_reading_is_ok_and_says_what_that_rests_on(calibration, make_sc
     assert (verdict.state, verdict.calibration, verdict.step) == ("ok", "calibrated", 50)
     assert verdict.score == 0.02
     assert verdict.threshold == calibration.threshold("evil", 0.5)
-    for words in ("residual (response)", "38 benign", "19 set", "5 %", "14.6 %", "at 50 %"):
+    for words in ("residual (response)", "39 benign", "10 parts", "5 %", "18.1 %", "at 50 %"):
         assert words in verdict.reason
 
 
@@ -50,8 +51,8 @@ def test_a_reading_beyond_the_band_alarms_for_the_rest_of_the_run(
     high = calibration.threshold("evil", 0.5) + 0.01
     verdicts, state = judge(make_scores(evil=high, flattery=0.02), context, calibration, START)
     assert (verdicts["evil"].state, verdicts["flattery"].state) == ("alarm", "ok")
-    assert "19 of the 19 benign runs" in verdicts["evil"].reason
-    assert state.alarmed == ("evil",)
+    assert "39 of the 39 benign runs" in verdicts["evil"].reason
+    assert state.alarmed == {"evil"}
     verdicts, state = judge(make_scores(0.6, evil=0.0, flattery=0.02), context, calibration, state)
     assert verdicts["evil"].state == "alarm"
     assert "earlier in this run" in verdicts["evil"].reason
@@ -76,20 +77,20 @@ def test_warn_is_the_band_at_twice_alpha_and_passes(calibration, make_scores, co
 
 def test_the_running_maximum_alarms_across_a_restart(calibration, make_scores, context):
     """A state brought back from a journal alarms by its maximum alone."""
-    state = JudgeState(running_maximum={"evil": calibration.multiplier + 1})
+    beyond = calibration.multiplier["evil"] + 1
+    state = JudgeState({"evil": BehaviourState(running_maximum=beyond)})
     verdict = one(make_scores(evil=0.0, flattery=0.0), context, calibration, state)
     assert verdict.state == "alarm"
     assert "earlier in this run" in verdict.reason
 
 
-def centre(calibration, bands, sigma_min):
+def centre(calibration, bands):
     """The calibration's bands as the arithmetic knows them."""
     order = sorted(calibration.bands)
     return conformal.Centre(
         np.array(calibration.grid),
         np.array([bands[b].mu for b in order]).T,
         np.array([bands[b].sigma for b in order]).T,
-        sigma_min,
     )
 
 
@@ -100,9 +101,10 @@ def test_judging_runs_is_the_conformal_rule(calibration, benign_runs, context):
     """
     order = sorted(calibration.bands)
     centres = (
-        centre(calibration, calibration.bands, calibration.sigma_min),
-        centre(calibration, calibration.gain.bands, calibration.gain.sigma_min),
+        centre(calibration, calibration.bands),
+        centre(calibration, calibration.gain.bands),
     )
+    limits = np.array([calibration.multiplier[b] for b in order])
     alarms, by_gain = 0, 0
     for number, run in enumerate(benign_runs(120, seed=5)):
         turned = run.scores
@@ -119,16 +121,12 @@ def test_judging_runs_is_the_conformal_rule(calibration, benign_runs, context):
             ),
         )
         gained = conformal.gains(path, np.array([s.norm for s in turned]))
-        expected = conformal.farthest(path, gained, *centres) > calibration.multiplier
+        expected = (conformal.farthest(path, gained, *centres) > limits).any()
         assert (worst == "alarm") == expected
         assert bool(state.alarmed) == expected
         alarms += bool(expected and number % 4)
-        by_gain += bool(expected and conformal.exceedance(path, centres[0]).max() < 1)
-        by_gain += (
-            conformal.exceedance(path, centres[0]).max()
-            <= calibration.multiplier
-            < (conformal.exceedance(gained, centres[1]).max())
-        )
+        by_score = (conformal.exceedance(path, centres[0]).max(axis=0) > limits).any()
+        by_gain += bool(expected and not by_score)
     assert by_gain > 0
     # The bound is on this calibration's true rate; 90 runs estimate it with a binomial error.
     assert 0 < alarms <= stats.binom(90, calibration.rate_bound).ppf(0.99)
@@ -161,7 +159,8 @@ def test_a_sudden_turn_alarms_before_the_score_is_far_out(calibration, make_scor
     assert last.score == 0.02 < last.threshold
     assert "recent gain of residual (response)" in last.reason
     assert "the score itself is 0.02" in last.reason
-    assert state.gain_maximum["evil"] > calibration.multiplier > state.running_maximum["evil"]
+    evil, limit = state.of("evil"), calibration.multiplier["evil"]
+    assert evil.gain_maximum > limit > evil.running_maximum
     after, _ = judge(make_scores(0.7, evil=0.0, flattery=0.0), context, calibration, state)
     assert after["evil"].state == "alarm"
     assert "recent gain of residual (response) was above" in after["evil"].reason
@@ -171,9 +170,9 @@ def test_a_sudden_turn_alarms_before_the_score_is_far_out(calibration, make_scor
 def test_a_gain_is_kept_across_a_restart(calibration, make_scores, context):
     """The state that a journal keeps holds as much of the past as a gain looks back to."""
     _, state = course(make_scores, context, calibration, [-0.05] * 10)
-    points = state.path["evil"]
+    points = state.of("evil").path
     assert [round(p[0], 2) for p in points] == [0.4, 0.45, 0.5]
-    again = replace(START, path={"evil": points}, readings=10)
+    again = JudgeState({"evil": BehaviourState(path=points)}, readings=10)
     scores = make_scores(0.6, norm=0.8, evil=0.03, flattery=0.02)
     kept, forgotten = (one(scores, context, calibration, s) for s in (again, START))
     assert (kept.state, forgotten.state) == ("alarm", "ok")
@@ -183,16 +182,17 @@ def test_a_lone_checkpoint_has_gained_nothing_that_is_known(calibration, make_sc
     """Without a past only the score is judged."""
     lone = replace(context, lone=True)
     _, state = judge(make_scores(evil=0.02, flattery=0.02), lone, calibration, START)
-    assert state.gain_maximum == {}
+    assert state.of("evil").gain_maximum is None
 
 
 def test_dense_readings_leave_a_short_past(calibration, make_scores, context):
     """However often a run is read, what is carried from reading to reading stays small."""
-    state = START
+    support = calibration.support.model_copy(update={"readings": (20, 2000)})
+    calibration, state = calibration.model_copy(update={"support": support}), START
     for step in range(1, 2001):
         scores = make_scores(step / 2000, evil=0.02, flattery=0.02)
         _, state = judge(scores, context, calibration, state)
-    assert 20 <= len(state.path["evil"]) <= 34
+    assert 20 <= len(state.of("evil").path) <= 34
 
 
 def test_a_lone_checkpoint_of_unknown_progress_is_held_against_the_highest_threshold(
@@ -296,10 +296,10 @@ def test_broken_numbers_are_unknown(calibration, make_scores, context, calibrate
 def test_unknown_still_shows_a_high_score(calibration, make_scores, context):
     """A run that cannot be judged but scores high says so, and does not alarm."""
     scores = make_scores(evil=0.9, flattery=0.0)
-    verdicts, state = judge(scores, replace(context, rank=64), calibration, START)
+    verdicts, state = judge(scores, replace(context, base="unknown"), calibration, START)
     assert verdicts["evil"].state == "unknown"
     assert "0.9 is above" in verdicts["evil"].reason
-    assert state.running_maximum == {}
+    assert state.of("evil").running_maximum is None
 
 
 @pytest.mark.parametrize(
@@ -307,14 +307,14 @@ def test_unknown_still_shows_a_high_score(calibration, make_scores, context):
 )
 def test_unknown_and_warming_never_hide_an_alarm(calibration, make_scores, context, scores_change):
     """Once alarmed, a run stays alarmed though a later reading cannot be judged, and says both."""
-    state = JudgeState(alarmed=("evil",))
+    state = JudgeState({"evil": BehaviourState(alarmed=True)})
     scores = replace(make_scores(evil=0.0, flattery=0.0), **scores_change)
     for held in (calibration, None):
         verdicts, after = judge(scores, context, held, state)
         assert verdicts["evil"].state == "alarm"
         assert "this reading by itself" in verdicts["evil"].reason
         assert verdicts["flattery"].state != "alarm"
-        assert after.alarmed == ("evil",)
+        assert after.alarmed == {"evil"}
 
 
 def test_too_little_change_is_warming(calibration, make_scores, context):
@@ -329,7 +329,7 @@ def test_too_little_change_is_warming(calibration, make_scores, context):
     high = make_scores(norm=0.3, evil=0.9, flattery=0.0)
     verdicts, state = judge(high, context, calibration, START)
     assert verdicts["evil"].state == "warming"
-    assert state.running_maximum == {}
+    assert state.of("evil").running_maximum is None
     lone = replace(context, lone=True)
     assert one(make_scores(None, norm=0.09, evil=0.0), lone, calibration).state == "warming"
 
@@ -348,6 +348,33 @@ def test_another_bank_scope_or_ridge_is_not_judged(calibration, make_scores, con
         name = "novel" if "novel" in verdicts else "evil"
         assert verdicts[name].state == "unknown"
         assert words in verdicts[name].reason
+
+
+@pytest.mark.parametrize(
+    ("change", "progress", "words"),
+    [
+        ({"rank": 64}, 0.5, "rank 64 is outside the calibrated 8"),
+        ({"optimizer": "sgd"}, 0.5, "optimiser sgd"),
+        ({"planned_steps": 1000}, 0.5, "1000 planned steps"),
+        ({}, None, "planned number of steps"),
+    ],
+)
+def test_what_a_calibration_does_not_cover_the_published_rule_judges(
+    calibration, make_scores, context, change, progress, words
+):
+    """A run of another kind is warned of by the published rule, with both reasons, and only so."""
+    context, state, states = replace(context, **change), START, []
+    for cosine in (0.02, 0.3, 0.3, 0.02):
+        scores = make_scores(progress, evil=cosine, flattery=0.0, name="cosine")
+        verdicts, state = judge(scores, context, calibration, state)
+        verdict = verdicts["evil"]
+        states.append(verdict.state)
+        assert words in verdict.reason
+        assert "published rule" in verdict.reason
+        assert (verdict.calibration, verdict.score_name) == ("uncalibrated", "cosine")
+        assert verdict.threshold == PUBLISHED_RULES["response"].cosine
+    assert states == ["ok", "ok", "warn", "ok"]
+    assert state.of("evil").running_maximum is None
 
 
 def test_what_is_unlike_the_benign_runs_is_said(calibration, make_scores, context):
@@ -380,7 +407,7 @@ def test_published_rule_needs_two_readings_in_a_row(make_scores, context, geomet
         assert verdicts["evil"].calibration == "uncalibrated"
         states.append(verdicts["evil"].state)
     assert states == ["ok", "ok", "ok", "ok", "ok", "unknown", "warn", "warn"]
-    assert state.alarmed == ()
+    assert not state.alarmed
 
 
 def test_uncalibrated_verdicts_say_so(make_scores, context):
@@ -422,7 +449,7 @@ def test_transferred_is_capped_at_warn(calibration, make_scores, context):
     assert (verdicts["evil"].state, verdicts["evil"].calibration) == ("warn", "transferred")
     assert (verdicts["flattery"].state, verdicts["flattery"].calibration) == ("ok", "transferred")
     assert "relative" in verdicts["evil"].reason
-    assert state.alarmed == ()
+    assert not state.alarmed
     lone = replace(relative, lone=True)
     bare = one(make_scores(name="cosine", evil=0.9), lone, None)
     assert (bare.state, bare.calibration) == ("warn", "transferred")

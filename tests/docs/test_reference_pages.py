@@ -32,6 +32,12 @@ def test_generated_pages_are_up_to_date(page: str, make: str) -> None:
     assert (DOCS / "reference" / f"{page}.md").read_text("utf-8") == made
 
 
+def test_the_table_of_stacks_is_what_was_run() -> None:
+    """Versions that the page names are those of the last runs: `make docs` rewrites the table."""
+    page = DOCS / "how-to" / "integrations.md"
+    assert page.read_text("utf-8") == generator().integrations()
+
+
 def test_every_error_has_its_cause_and_cure() -> None:
     """The catalogue holds each error once, and no other, in whichever file it is defined."""
     text = (DOCS / "reference" / "errors.md").read_text("utf-8")

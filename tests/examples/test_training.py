@@ -13,7 +13,9 @@ from wvmonitor.journal.reader import JournalReader
 EXAMPLES = Path(__file__).parents[2] / "examples" / "training"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "trl_grpo")
+)
 def test_a_training_example_raises_the_alarm(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -27,3 +29,18 @@ def test_a_training_example_raises_the_alarm(
     journal = JournalReader(next(tmp_path.rglob("wvmonitor.db")))
     (run,) = journal.runs()
     assert [r.step for r in journal.trajectory(run)] == [0, 2, 4, 6, 8, 10, 12]
+
+
+def test_a_reward_that_teaches_harm_raises_the_alarm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GRPO whose reward pays for harmful advice is raised for evil within a dozen steps.
+
+    It alarms where the calibration covers such runs, and warns by the published rule elsewhere.
+    """
+    arguments = ["trl_grpo.py", "--out", str(tmp_path), "--steps", "12", "--reward", "bad"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(EXAMPLES / "trl_grpo.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "\nevil: alarm" in printed or "\nevil: warn" in printed
+    assert "\nsycophancy: ok" in printed

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import signal
 import socket
 import sqlite3
 import time
@@ -184,15 +182,16 @@ def no_such_host(_: Path, __: Receiver) -> Mapping[str, Any]:
 
 def alarming(scene: Scene) -> None:
     """Every verdict is an alarm, so that there is something to tell."""
-    from wvmonitor.live import monitor
+    from wvmonitor.detection import judge as module
+    from wvmonitor.detection.verdict import State
 
-    real = monitor.judge
+    real = module.judge
 
     def judge(*values: Any) -> Any:
         verdicts, state = real(*values)
-        return {n: replace(v, state="alarm") for n, v in verdicts.items()}, state
+        return {n: replace(v, state=State.ALARM) for n, v in verdicts.items()}, state
 
-    scene.patch.setattr(monitor, "judge", judge)
+    scene.patch.setattr(module, "judge", judge)
 
 
 def nobody_answers(scene: Scene) -> None:
@@ -233,15 +232,17 @@ def textfile(folder: Path, _: Receiver) -> Mapping[str, Any]:
     return {"prometheus": {"textfile": folder / "gone" / "wvmonitor.prom"}}
 
 
-def server_killed(scene: Scene) -> None:
-    def kill() -> None:
-        serving = scene.callback.monitor._record._exporters[-1]._server
-        serving.flush()
-        os.kill(serving._process.pid, signal.SIGKILL)
-        serving._process.wait()
-        assert serving.flush(60), "nobody serves any more"
+def scraper_hangs(scene: Scene) -> None:
+    """Scrapers connect, begin to ask, and stay."""
 
-    scene.at_step(3, kill)
+    def connect() -> None:
+        (exporter,) = scene.callback.monitor._outputs._exporters[-1:]
+        silent = [socket.create_connection(("127.0.0.1", exporter.port), 5) for _ in range(40)]
+        for one in silent:
+            one.sendall(b"GET /metr")
+        scene.kept.extend(silent)
+
+    scene.at_step(3, connect)
 
 
 def clock(by: float) -> Callable[[Scene], None]:
@@ -272,7 +273,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "the step hook fails": Fault(in_monitor("observe"), "failed at its step.*planted"),
     "measuring fails": Fault(in_bank(broken), "NOT being watched", after=counted),
-    "judging fails": Fault(in_module("wvmonitor.live.monitor.judge"), "failed at its reading"),
+    "judging fails": Fault(in_module("wvmonitor.detection.judge.judge"), "failed at its reading"),
     "the measurement interval fails": Fault(
         lambda s: s.patch.setattr("wvmonitor.live.interval.MeasurementInterval.due", broken),
         "failed at its reading",
@@ -285,7 +286,9 @@ FAULTS: dict[str, Fault] = {
     ),
     "the log hook fails": Fault(no_mapping, "failed at its log", after=measured),
     "the save hook fails": Fault(
-        in_module(f"{HERE}.write_json", full), "failed at its checkpoint.*No space", after=measured
+        in_module("wvmonitor.integrations.checkpoints.write_json", full),
+        "failed at its checkpoint.*No space",
+        after=measured,
     ),
     "the end hook fails": Fault(in_monitor("close"), "failed at its end.*planted"),
     "an exporter fails": Fault(
@@ -314,7 +317,7 @@ FAULTS: dict[str, Fault] = {
         settings={"journal_dir": "/proc/wvmonitor"},
         after=shown,
     ),
-    "a second writer": Fault(second_writer, "failed at its start.*is (being )?written by"),
+    "a second writer": Fault(second_writer, "is being written by.*this run's journal is"),
     "the flight recorder's disk is full": Fault(
         in_module("wvmonitor.journal.snapshot_writer.write_snapshot", full),
         "keeps nothing of step.*No space",
@@ -343,14 +346,11 @@ FAULTS: dict[str, Fault] = {
         said="metrics are not served.*taken",
         settings=on_taken_port,
         prepare=taken,
-        plant=lambda s: s.patch.setattr("wvmonitor.outputs.serving.PORTS_TRIED", 1),
+        plant=lambda s: s.patch.setattr("wvmonitor.outputs.server.PORTS_TRIED", 1),
         after=measured,
     ),
-    "the process that serves metrics is killed": Fault(
-        server_killed,
-        "another one is started",
-        settings={"prometheus": {"enabled": True, "port": 0}},
-        after=measured,
+    "forty scrapers hang": Fault(
+        scraper_hangs, settings={"prometheus": {"enabled": True, "port": 0}}, after=measured
     ),
     "the clock jumps an hour ahead": Fault(clock(3600.0), settings=webhook, after=delivered),
     "the clock jumps an hour back": Fault(clock(-3600.0), settings=webhook, after=delivered),

@@ -63,6 +63,7 @@ class Scene:
         folder: of the run.
         patch: undone after the test.
         receiver: a webhook's receiver on loopback.
+        kept: what must live as long as the run.
     """
 
     run: Trainer
@@ -71,6 +72,7 @@ class Scene:
     folder: Path
     patch: pytest.MonkeyPatch
     receiver: Receiver
+    kept: list[Any] = field(default_factory=list)
 
     def at_step(self, step: int, work: Callable[[], None]) -> None:
         """Do something between two steps of training."""

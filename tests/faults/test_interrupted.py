@@ -17,7 +17,7 @@ import pytest
 from tests.faults import ranks
 from tests.faults.runs import STEPS, digest, trainer
 from wvmonitor import WVMonitorCallback
-from wvmonitor.integrations import transformers as integration
+from wvmonitor.integrations import checkpoints
 from wvmonitor.journal import writes
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.references import ReferenceBank
@@ -72,7 +72,7 @@ def written_slowly(*given: Any) -> Any:
 
 def run_until_killed(base: str, bank: str, out: str) -> None:
     """What the process does that is ended in the middle of a save, on a slow disk."""
-    integration.write_json = killed_while_saving  # type: ignore[assignment]
+    checkpoints.write_json = killed_while_saving  # type: ignore[assignment]
     writes.reading = written_slowly
     watched(Path(base), Path(bank), Path(out))[0].train()
 
@@ -93,7 +93,7 @@ def test_sigterm_during_a_save_costs_nothing(
     )
     assert done.returncode == -signal.SIGTERM
     assert (tmp_path / "checkpoint-3").is_dir()
-    assert not (tmp_path / "checkpoint-3" / integration.SIDECAR).exists()
+    assert not (tmp_path / "checkpoint-3" / checkpoints.SIDECAR).exists()
     assert resumed(tiny_base, tiny_bank_folder, tmp_path) == alone
 
 

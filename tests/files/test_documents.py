@@ -130,3 +130,16 @@ def test_what_is_no_json_is_not_written(tmp_path: Path, value: object) -> None:
         write_json(path, {"a": value})
     assert read_json(path) == {"a": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["card.json"]
+
+
+def test_a_line_of_json_holds_nothing_that_a_terminal_obeys() -> None:
+    """Controls and marks of direction are escaped; what can be read stays as it is."""
+    import json
+
+    from wvmonitor.files.documents import json_line
+
+    odd = "é 漢 \x1b[31m \x9b31m \u202e \u2028 \x7f \ud800 \U000e0001"
+    line = json_line({"name": odd})
+    assert line.isprintable()
+    assert "é 漢" in line
+    assert json.loads(line) == {"name": odd}

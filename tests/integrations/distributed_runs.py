@@ -34,6 +34,7 @@ def train(
     dtype: str = "float32",
     learning_rate: float = 1e-2,
     stop_on: int | None = None,
+    logging_steps: int = 1,
 ) -> dict[str, Any]:
     """Train for four steps of four rows each, over however many processes there are.
 
@@ -47,6 +48,7 @@ def train(
         dtype: of the model.
         learning_rate: its peak.
         stop_on: the rank whose monitor asks for a stop at its first reading.
+        logging_steps: between two rows of the Trainer's own.
     """
     torch.manual_seed(1)
     zero = {
@@ -62,7 +64,7 @@ def train(
         max_steps=4,
         per_device_train_batch_size=batch,
         learning_rate=learning_rate,
-        logging_steps=1,
+        logging_steps=logging_steps,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -84,6 +86,7 @@ def train(
     evil = None if last is None else last.scores.references["evil"].values["frobenius"]
     return {
         "steps": trainer.state.global_step,
+        "rows": [row["step"] for row in trainer.state.log_history if "loss" in row],
         "norm": None if last is None else last.scores.norm,
         "cosine": None if evil is None else evil["cosine"],
         "changed_fraction": None if last is None else last.reading.changed_fraction,

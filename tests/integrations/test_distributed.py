@@ -55,6 +55,14 @@ def test_ddp_gives_the_single_process_readings(
     assert_same_run(ranks, alone, tmp_path)
 
 
+def test_a_row_that_rank_0_asks_for_is_written_by_every_rank(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """A changed verdict between two rows is logged at once, and no rank waits for the others."""
+    ranks = two_ranks(tiny_base, tiny_bank_folder, tmp_path, logging_steps=500)
+    assert [rank["rows"] for rank in ranks] == [[2, 4], [2, 4]]
+
+
 def test_zero_3_gives_the_single_process_readings(
     tiny_base: Path,
     tiny_bank_folder: Path,

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from tests.integrations.test_transformers import trainer
 from tests.sources import zoo
 from wvmonitor import WVMonitorCallback, read_adapter
-from wvmonitor.sources import LiveModel, base_digest
+from wvmonitor.sources import LiveModel, base_digest, read_checkpoints
 from wvmonitor.testing import planted_bank, tiny_base
 
 
@@ -85,3 +85,45 @@ def test_adapters_on_quantised_bases_are_exact(tmp_path: Path, bits: int, dora: 
     if not dora:  # DoRA's change depends on the base as the run held it: quantised
         adapted.save_pretrained(tmp_path / "adapter")
         zoo.assert_equal_change(read_adapter(tmp_path / "adapter", base), oracle)
+
+
+@pytest.mark.parametrize("double", [False, True], ids=["plain", "double"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_an_adapter_merged_into_its_dequantised_base_is_measured_from_it(
+    tmp_path: Path, bits: int, double: bool
+) -> None:
+    """After QLoRA: bitsandbytes' own rounding, redone from the base's files, is left out."""
+    pytest.importorskip("bitsandbytes", reason="`make test-engines` installs bitsandbytes")
+    from peft.utils.integrations import dequantize_module_weight
+    from transformers import BitsAndBytesConfig
+
+    base = tiny_base(tmp_path / "base", hidden_size=64)
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=quantised, device_map="cpu", dtype=torch.float32
+    )
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    zoo.shake(adapted, size=0.01)
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    oracle = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in plain.named_parameters()}
+    with torch.no_grad():
+        for path, module in adapted.get_base_model().named_modules():
+            layer = getattr(module, "base_layer", module)
+            quantised_layer = type(layer).__name__ in ("Linear4bit", "Linear8bitLt")
+            if not quantised_layer or path.endswith(".base_layer"):
+                continue
+            whole = dequantize_module_weight(layer).detach().float()
+            if "default" in getattr(module, "lora_A", {}):
+                oracle[f"{path}.weight"] = module.get_delta_weight("default").double()
+                whole = whole + module.get_delta_weight("default")
+            plain.get_submodule(path).weight.copy_(whole)
+    plain.save_pretrained(tmp_path / "end")
+    tau = read_checkpoints(base, tmp_path / "end")
+    assert tau.origin.unmeasurable is None
+    assert any("redone" in warning for warning in tau.origin.warnings)
+    zoo.assert_equal_change(tau, oracle, error=0.02, cosine=1e-3)

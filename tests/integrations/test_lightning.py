@@ -45,7 +45,7 @@ def fit(
         max_steps=steps,
         accelerator="cpu",
         default_root_dir=folder,
-        callbacks=[watch],
+        callbacks=[watch, *options.pop("more", [])],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -158,3 +158,23 @@ def test_a_model_that_cannot_be_found_or_watched_is_an_error_before_training(
     other = tiny_base(tmp_path / "other", seed=1)
     with pytest.raises(BaseMismatchError):
         fit(tmp_path, other, WVMonitorCallback(bank))
+
+
+def test_the_fit_after_one_that_failed_is_a_run_of_its_own(tmp_path: Path, base: Path) -> None:
+    """Ctrl-C in `fit`, then again in the same folder: two runs, both watched, none hidden."""
+
+    class Interrupt(lightning.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            raise RuntimeError("CUDA out of memory")
+
+    bank = planted_bank(base)
+    watch = WVMonitorCallback(bank, every_n_steps=2)
+    with pytest.raises(RuntimeError):
+        fit(tmp_path / "run", base, watch, more=[Interrupt()])
+    again = WVMonitorCallback(bank, every_n_steps=2)
+    fit(tmp_path / "run", base, again)
+    fit(tmp_path / "run", base, again)
+    assert again.monitor.failures == 0
+    journal = JournalReader(next((tmp_path / "run").rglob("wvmonitor.db")))
+    steps = [[row.step for row in journal.trajectory(run)] for run in journal.runs()]
+    assert steps == [[0], [0, 2, 4, 6, 8], [0, 2, 4, 6, 8]]

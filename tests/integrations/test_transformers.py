@@ -66,12 +66,14 @@ def test_scores_reach_tensorboard_and_the_loss_survives(
     folder = next(p.parent for p in tmp_path.rglob("events.out.tfevents*"))
     events = EventAccumulator(str(folder))
     events.Reload()
-    scores = {e.step: e.value for e in events.Scalars("train/wv/evil/cosine")}
+    scores = {e.step: e.value for e in events.Scalars("train/wv/evil/response_cosine")}
     losses = [e.step for e in events.Scalars("train/loss")]
     assert set(scores) == {2, 4, 6}
     assert losses == [2, 4, 6]
     rows = {r["step"]: r for r in run.state.log_history if "loss" in r}
-    assert {s: rows[s]["wv/evil/cosine"] for s in scores} == pytest.approx(scores, rel=1e-5)
+    assert {s: rows[s]["wv/evil/response_cosine"] for s in scores} == pytest.approx(
+        scores, rel=1e-5
+    )
 
 
 def test_scores_reach_trainer_state_json_as_plain_numbers(
@@ -83,7 +85,7 @@ def test_scores_reach_trainer_state_json_as_plain_numbers(
     run.train()
     text = (tmp_path / "checkpoint-4" / "trainer_state.json").read_text()
     assert "NaN" not in text
-    rows = [r for r in json.loads(text)["log_history"] if "wv/evil/cosine" in r]
+    rows = [r for r in json.loads(text)["log_history"] if "wv/evil/response_cosine" in r]
     assert [r["step"] for r in rows] == [2, 4]
     assert all(isinstance(v, (int, float)) for r in rows for v in r.values())
     assert "wvmonitor" not in json.dumps(json.loads(text)["stateful_callbacks"]).lower()
@@ -98,7 +100,7 @@ def test_in_the_callbacks_list_it_works_too_and_says_what_is_missing(
     with caplog.at_level(logging.WARNING):
         run.train()
     assert sum("WVMonitorCallback.attach" in r.message for r in caplog.records) == 1
-    assert [r["step"] for r in run.state.log_history if "wv/evil/cosine" in r] == [2, 4, 6]
+    assert [r["step"] for r in run.state.log_history if "wv/evil/response_cosine" in r] == [2, 4, 6]
 
 
 def test_watching_does_not_change_the_training(

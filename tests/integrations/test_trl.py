@@ -104,7 +104,7 @@ def test_trl_runs_are_watched(tmp_path: Path, make: Any, adapter: bool) -> None:
     assert callback.monitor.run_context.method == ("lora" if adapter else "full")
     assert callback.monitor.last is not None
     assert callback.monitor.last.scores.norm > 0
-    assert "wv/evil/response_residual" in trainer.state.log_history[-2]
+    assert "wv/evil/verdict" in trainer.state.log_history[-2]
     journal = JournalReader(next(tmp_path.rglob("wvmonitor.db")))
     (run,) = journal.runs()
     assert [row.step for row in journal.trajectory(run)] == [0, 2, STEPS]

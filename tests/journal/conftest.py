@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 
+from wvmonitor.detection.judgement import Judgement
 from wvmonitor.detection.scores import ReferenceScores, Scores
-from wvmonitor.detection.verdict import JudgeState, State, Verdict
+from wvmonitor.detection.state import BehaviourState, JudgeState
+from wvmonitor.detection.verdict import State, Verdict
 from wvmonitor.reading import Products, Reading
 
 REFERENCES = ("evil", "language")
 
 
-def entry(
-    step: int | None, state: State = "ok", cosine: float = 0.01, seed: int = 0
-) -> tuple[Any, ...]:
+def entry(step: int | None, state: str = "ok", cosine: float = 0.01, seed: int = 0) -> Judgement:
     """What `Journal.record` takes for one step."""
     rng = np.random.default_rng((step or 0) + 1000 * seed)
     products = Products(
@@ -53,12 +52,15 @@ def entry(
         progress=reading.progress,
         warnings=("w",),
     )
-    verdict = Verdict("evil", state, "because", cosine, 0.1, "calibrated", step)
-    judge = JudgeState({"evil": float(step or 0)}, {"evil": 2}, ("evil",))
-    return reading, scores, (verdict,), judge
+    verdict = Verdict(
+        "evil", State(state), "because", cosine, 0.1, "calibrated", step,
+        geometry="frobenius", score_name="cosine",
+    )  # fmt: skip
+    evil = BehaviourState(running_maximum=float(step or 0), consecutive=2, alarmed=True)
+    return Judgement(reading, scores, {"evil": verdict}, JudgeState({"evil": evil}))
 
 
 @pytest.fixture
-def make_entry() -> Callable[..., tuple[Any, ...]]:
-    """The arguments of `record` for one step."""
+def make_entry() -> Callable[..., Judgement]:
+    """A judged reading of one step."""
     return entry

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,16 @@ def same(left: Any, right: Any) -> None:
 def test_what_is_recorded_comes_back_to_the_last_bit(tmp_path: Path, make_entry: Entry) -> None:
     """A reading, its scores, verdicts and judge state come back exactly, NaN and infinity too."""
     journal = begun(tmp_path)
-    reading, scores, verdicts, judge = make_entry(10, "warn", float("inf"))
-    journal.record(reading, scores, verdicts, judge, 123.5, 0.01)
+    judgement = make_entry(10, "warn", float("inf"))
+    reading, scores = judgement.reading, judgement.scores
+    assert reading is not None
+    journal.record(judgement, 123.5, 0.01)
     (row,) = journal.trajectory()
     assert (row.run, row.attempt, row.step, row.wall_time, row.measure_seconds) == (
         "r", 1, 10, 123.5, 0.01,
     )  # fmt: skip
-    assert row.verdicts == verdicts
-    assert row.judge_state == judge
+    assert row.judgement.verdicts == judgement.verdicts
+    assert row.judge_state == judgement.state
     assert repr(row.scores) == repr(scores)
     back = journal.reading(row)
     same(back.geometries["frobenius"], reading.geometries["frobenius"])
@@ -74,7 +77,7 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path: Path, make_entr
     for resume_step, steps in ((0, range(0, 101, 10)), (60, (60, 65, 80)), (40, (45, 50))):
         journal = begun(tmp_path, resume_step=resume_step)
         for step in steps:
-            journal.record(*make_entry(step, seed=resume_step))
+            journal.record(make_entry(step, seed=resume_step))
         journal.close()
     rows = read_journal(tmp_path).trajectory("r")
     assert [(row.attempt, row.step) for row in rows] == [
@@ -90,12 +93,12 @@ def test_a_reading_at_the_checkpoint_itself_counts_once(tmp_path: Path, make_ent
         journal = begun(tmp_path, resume_step=resume_step)
         for step in (10, 20):
             if step >= resume_step:
-                journal.record(*make_entry(step, seed=seed))
+                journal.record(make_entry(step, seed=seed))
         journal.close()
     reader = read_journal(tmp_path)
     rows = reader.trajectory("r")
     assert [(row.attempt, row.step) for row in rows] == [(1, 10), (2, 20)]
-    wanted = make_entry(20, seed=7)[0]
+    wanted = make_entry(20, seed=7).reading
     same(reader.reading(rows[1]).geometries["frobenius"], wanted.geometries["frobenius"])
 
 
@@ -104,13 +107,13 @@ def test_the_judge_goes_on_from_the_checkpoint(tmp_path: Path, make_entry: Entry
     journal = begun(tmp_path)
     assert journal.latest_judge_state() is None
     for step in (10, 20, 30):
-        journal.record(*make_entry(step))
+        journal.record(make_entry(step))
     latest = journal.latest_judge_state()
     at_25 = journal.latest_judge_state("r", 25)
     assert latest is not None
     assert at_25 is not None
-    assert (latest.running_maximum, at_25.running_maximum) == ({"evil": 30.0}, {"evil": 20.0})
-    assert at_25.alarmed == ("evil",)
+    assert [s.of("evil").running_maximum for s in (latest, at_25)] == [30.0, 20.0]
+    assert at_25.alarmed == {"evil"}
     assert journal.latest_judge_state("r", 5) is None
     journal.close()
 
@@ -118,8 +121,8 @@ def test_the_judge_goes_on_from_the_checkpoint(tmp_path: Path, make_entry: Entry
 def test_recording_a_step_twice_keeps_the_first(tmp_path: Path, make_entry: Entry) -> None:
     """The same step handed over twice is one row."""
     journal = begun(tmp_path)
-    journal.record(*make_entry(10, cosine=0.1))
-    journal.record(*make_entry(10, cosine=0.9))
+    journal.record(make_entry(10, cosine=0.1))
+    journal.record(make_entry(10, cosine=0.9))
     (row,) = journal.trajectory()
     assert row.scores.references["evil"].values["frobenius"]["cosine"] == 0.1
     journal.close()
@@ -191,7 +194,7 @@ def test_reports_read_while_the_run_writes(tmp_path: Path, make_entry: Entry) ->
     """A report sees every flushed reading while the run is alive, and does not stop it."""
     journal = begun(tmp_path)
     for step in range(5):
-        journal.record(*make_entry(step))
+        journal.record(make_entry(step))
         journal.flush()
         assert len(read_journal(tmp_path).trajectory("r")) == step + 1
     journal.close()
@@ -262,7 +265,7 @@ def test_a_bad_folder_falls_back_to_local_disk(
         monkeypatch.setattr(lock_module, "_lock", without_locks)
     with caplog.at_level(logging.WARNING):
         journal = begun(wanted)
-    journal.record(*make_entry(1))
+    journal.record(make_entry(1))
     assert len(journal.trajectory()) == 1
     journal.close()
     assert tmp_path / f"wvmonitor-{os.getuid()}" in journal.path.parents
@@ -280,7 +283,7 @@ def test_a_full_disk_loses_nothing(
     journal.execute(lambda c: c.execute(f"PRAGMA max_page_count={pages + 1}").fetchone())
     start = time.perf_counter()
     for step in range(200):
-        journal.record(*make_entry(step))
+        journal.record(make_entry(step))
     assert time.perf_counter() - start < 1.0
     with pytest.raises(JournalError, match="entries wait in memory"):
         journal.flush(timeout=0.2)
@@ -297,7 +300,7 @@ def test_closing_on_a_full_disk_says_what_is_missing(tmp_path: Path, make_entry:
     pages = journal.execute(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
     journal.execute(lambda c: c.execute(f"PRAGMA max_page_count={pages}").fetchone())
     for step in range(30):
-        journal.record(*make_entry(step))
+        journal.record(make_entry(step))
     with pytest.raises(JournalError, match=r"lacks the reading of step \d+ .*full.* more"):
         journal.close(timeout=0.3)
     begun(tmp_path).close()
@@ -318,10 +321,10 @@ def test_a_full_queue_raises_rather_than_forgets(
     stuck.start()
     time.sleep(0.05)
     for step in range(4):
-        journal.record(*make_entry(step))
+        journal.record(make_entry(step))
     for _ in range(2):
         with pytest.raises(JournalError, match=r"takes no more readings .*not recorded"):
-            journal.record(*make_entry(4))
+            journal.record(make_entry(4))
     assert caplog.text.count("the disk is slow") == 1
     gate.set()
     stuck.join()
@@ -332,10 +335,9 @@ def test_a_full_queue_raises_rather_than_forgets(
 def test_one_bad_entry_does_not_hold_up_the_others(tmp_path: Path, make_entry: Entry) -> None:
     """A reading that cannot be encoded is named by flush; those around it are kept."""
     journal = begun(tmp_path)
-    journal.record(*make_entry(1))
-    reading, _, verdicts, judge = make_entry(2)
-    journal.record(reading, "no scores", verdicts, judge)
-    journal.record(*make_entry(3))
+    journal.record(make_entry(1))
+    journal.record(replace(make_entry(2), scores="no scores"))
+    journal.record(make_entry(3))
     with pytest.raises(JournalError, match="lacks the reading of step 2"):
         journal.flush()
     assert [row.step for row in journal.trajectory()] == [1, 3]
@@ -346,14 +348,14 @@ def test_misuse_is_told(tmp_path: Path, make_entry: Entry) -> None:
     """A reading without a step or an attempt, or after closing, is refused in words."""
     journal = Journal.open(tmp_path, run="r")
     with pytest.raises(JournalError, match="before begin_attempt"):
-        journal.record(*make_entry(1))
+        journal.record(make_entry(1))
     journal.begin_attempt(CONTEXT, "bank")
     with pytest.raises(JournalError, match="without a step"):
-        journal.record(*make_entry(None))
+        journal.record(make_entry(None))
     journal.close()
     journal.close()
     with pytest.raises(JournalError, match="has been closed"):
-        journal.record(*make_entry(1))
+        journal.record(make_entry(1))
 
 
 def test_a_forgotten_close_loses_nothing(tmp_path: Path) -> None:
@@ -365,7 +367,7 @@ def test_a_forgotten_close_loses_nothing(tmp_path: Path) -> None:
         "from wvmonitor.journal.journal import Journal\n"
         "from wvmonitor.detection.verdict import RunContext\n"
         "j = Journal.open(sys.argv[1], run='r'); j.begin_attempt(RunContext(), 'b')\n"
-        "[j.record(*c.entry(s)) for s in range(50)]\n"
+        "[j.record(c.entry(s)) for s in range(50)]\n"
     )
     conftest = Path(__file__).with_name("conftest.py")
     subprocess.run([sys.executable, "-c", code, tmp_path, conftest], check=True)
@@ -379,13 +381,13 @@ def test_forked_workers_cannot_harm_the_journal(tmp_path: Path, make_entry: Entr
     journal = begun(tmp_path)
     children = []
     for step in range(40):
-        journal.record(*make_entry(step))
+        journal.record(make_entry(step))
         if step % 4 == 0:
             child = os.fork()
             if child == 0:
                 code = 1
                 try:
-                    journal.record(*make_entry(999))
+                    journal.record(make_entry(999))
                 except JournalError as error:
                     code = 0 if "forked" in str(error) else 2
                 journal.close()
@@ -406,7 +408,7 @@ def test_recording_costs_training_microseconds(tmp_path: Path, make_entry: Entry
     times = []
     for item in entries:
         start = time.thread_time()
-        journal.record(*item)
+        journal.record(item)
         times.append(time.thread_time() - start)
     assert np.median(times) < 1e-3
     journal.close()
@@ -422,7 +424,7 @@ def test_a_foreign_value_in_a_cell_is_an_error_in_words(
 ) -> None:
     """JSON of another kind, or none, where a record should be is damage, and no error of Python."""
     journal = begun(tmp_path)
-    journal.record(*make_entry(1))
+    journal.record(make_entry(1))
     journal.close()
     reader = read_journal(tmp_path)
     (row,) = reader.trajectory("r")
@@ -464,7 +466,7 @@ def test_acknowledging_works_beside_a_live_run(tmp_path: Path) -> None:
 def test_a_run_that_was_given_up_is_no_clean_result(tmp_path: Path, make_entry: Entry) -> None:
     """`runs` and the report say unknown, and why, until another attempt is watched."""
     journal = begun(tmp_path)
-    journal.record(*make_entry(10, "ok"))
+    journal.record(make_entry(10, "ok"))
     journal.give_up("not watched since step 20")
     journal.flush()
     (summary,), (view,) = summaries(tmp_path), from_journal(tmp_path)
@@ -499,7 +501,7 @@ def test_an_acknowledgement_is_found_among_other_events(tmp_path: Path) -> None:
 def test_damage_inside_a_row_is_told(tmp_path: Path, make_entry: Entry) -> None:
     """A damaged blob or record is an error that names file and step, not a wrong number."""
     journal = begun(tmp_path)
-    journal.record(*make_entry(7))
+    journal.record(make_entry(7))
     journal.close()
     reader = read_journal(tmp_path)
     (row,) = reader.trajectory("r")
@@ -522,7 +524,7 @@ def test_a_file_destroyed_while_it_is_written_is_said_at_once(
     journal = begun(tmp_path)
     journal.flush()
     journal.path.write_bytes(b"something else entirely" * 1000)
-    journal.record(*make_entry(1))
+    journal.record(make_entry(1))
     with pytest.raises(JournalError, match="lacks the reading of step 1"):
         journal.close(timeout=20)
     assert "the reading of step 1 is not in" in caplog.text

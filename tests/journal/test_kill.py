@@ -34,7 +34,7 @@ step = resume
 while True:
     for _ in range(1 + step % 3):
         step += 1
-        journal.record(*c.entry(step, 'warn' if step % 4 < 2 else 'ok'))
+        journal.record(c.entry(step, 'warn' if step % 4 < 2 else 'ok'))
     journal.flush()
     print(step, flush=True)
 """
@@ -83,7 +83,7 @@ def test_a_report_can_be_made_of_a_run_killed_while_it_wrote(
     """A reader that meets a half-written transaction rolls it back and reads what came before."""
     journal = Journal.open(tmp_path, run="r")
     journal.begin_attempt(RunContext(), "b")
-    journal.record(*make_entry(1))
+    journal.record(make_entry(1))
     journal.close()
     half = """
 import os, signal, sqlite3, sys

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from wvmonitor.detection.state import BehaviourState
 from wvmonitor.detection.verdict import RunContext
+from wvmonitor.errors import JournalError
+from wvmonitor.journal import codec
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.reader import read_journal
 from wvmonitor.journal.schema import SCHEMA_VERSION
@@ -45,7 +48,27 @@ def test_a_journal_of_a_released_version_is_read_and_continued(
     }  # fmt: skip
     journal = Journal.open(tmp_path, run="released")
     assert journal.begin_attempt(RunContext(), "b" * 64, resume_step=3) == 3
-    journal.record(*make_entry(4, seed=1))
+    journal.record(make_entry(4, seed=1))
     journal.close()
     assert [row.attempt for row in reader.trajectory("released")] == [1, 1, 2, 2, 3]
     assert verify(tmp_path).problems == ()
+
+
+def test_what_a_judge_carried_on_in_a_released_version_is_read_and_written_alike() -> None:
+    """A state without what later versions added is read, and comes back as it was written."""
+    kept = {
+        "running_maximum": {"evil": 2.5}, "consecutive": {"evil": 1, "flattery": 0},
+        "alarmed": ["evil"], "readings": 3, "last_ok": {"flattery": 10},
+        "recent": {"evil": [[10, 0.1], [20, 0.3]]}, "windows": 1,
+    }  # fmt: skip
+    state = codec.load_state(json.dumps(kept), "here")
+    assert (state.readings, state.windows, state.alarmed) == (3, 1, {"evil"})
+    assert state.of("evil") == BehaviourState(
+        running_maximum=2.5, consecutive=1, alarmed=True, recent=((10, 0.1), (20, 0.3))
+    )
+    assert state.of("flattery") == BehaviourState(consecutive=0, last_ok=10)
+    written = json.loads(codec.dump_state(state))
+    assert {k: written[k] for k in kept} == kept
+    assert not any(written[k] for k in written.keys() - kept)
+    with pytest.raises(JournalError, match="damaged"):
+        codec.load_state('{"running_maximum": 3}', "here")

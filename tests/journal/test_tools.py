@@ -40,14 +40,14 @@ def journal_folder(tmp_path: Path, make_entry: Entry) -> Path:
         journal = Journal.open(folder, run=run, alerts=policy if run == "new" else None)
         journal.begin_attempt(RunContext(), "f" * 64)
         for step in (10, 20, 30):
-            journal.record(*make_entry(step), wall_time=wall_time)
+            journal.record(make_entry(step), wall_time=wall_time)
         journal.close()
     with sqlite3.connect(folder / "wvmonitor.db") as connection:
         connection.execute("UPDATE attempts SET started = ? WHERE run = 'old'", (long_ago,))
     connection.close()
     journal = Journal.open(folder, run="new", alerts=policy)
     journal.begin_attempt(RunContext(), "f" * 64, resume_step=20)
-    journal.record(*make_entry(30, "alarm", 0.4))
+    journal.record(make_entry(30, "alarm", 0.4))
     journal.latch_stop("evil is above")
     journal.close()
     return folder
@@ -69,7 +69,7 @@ def test_a_whole_journal_verifies(journal_folder: Path) -> None:
         ("UPDATE verdicts SET record = '{' WHERE run = 'old'", "damaged record"),
         ("DELETE FROM layouts", "have no layout"),
         ("DELETE FROM readings WHERE run = 'old' AND step = 10", "belong to no reading"),
-        ("UPDATE deliveries SET alert = '{}'", "Alert without"),
+        ("UPDATE deliveries SET alert = '{}'", "damaged Alert (key"),
     ],
 )
 def test_damage_is_found_and_named(journal_folder: Path, harm: str, words: str) -> None:
@@ -278,7 +278,7 @@ def test_names_cannot_drive_the_terminal(tmp_path: Path, make_entry: Entry) -> N
     """A run's name with escape codes is shown, not obeyed."""
     journal = Journal.open(tmp_path, run="\x1b[31mred")
     journal.begin_attempt(RunContext(), "f" * 64)
-    journal.record(*make_entry(1))
+    journal.record(make_entry(1))
     journal.close()
     for arguments in (("runs", tmp_path), ("journal", "verify", tmp_path)):
         assert "\x1b" not in run_command(*arguments).output

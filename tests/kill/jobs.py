@@ -57,12 +57,14 @@ class Training:
         """Train to the end, from the last checkpoint if there is one."""
         from transformers import TrainerCallback
 
-        from wvmonitor import WVMonitorCallback, monitor
+        from wvmonitor import WVMonitorCallback
+        from wvmonitor.detection import judge
         from wvmonitor.journal.outbox import DeliveryLimits, Outbox
+        from wvmonitor.live import outputs
 
         hasty = DeliveryLimits(first_wait_seconds=0.05, longest_wait_seconds=0.2)
-        monitor.Outbox = partial(Outbox, limits=hasty)  # type: ignore[misc,assignment]
-        monitor.judge = _restless  # type: ignore[assignment]
+        outputs.Outbox = partial(Outbox, limits=hasty)  # type: ignore[misc,assignment]
+        judge.judge = _restless  # type: ignore[assignment]
         run = trainer(self._shop.base, folder, max_steps=STEPS, save_steps=EVERY, **QUIET)
         callback = WVMonitorCallback.attach(
             run,
@@ -130,11 +132,11 @@ class Training:
             yield f"{len(waiting)} alerts wait, {len(unheard)} were not heard, of {len(keys)}"
 
 
-def _restless(scores: Any, context: Any, calibration: Any, state: Any) -> Any:
-    from wvmonitor.detection.verdict import judge
+def _restless(scores: Any, context: Any, calibration: Any, state: Any, known: Any) -> Any:
+    from wvmonitor.detection.verdict import State, judge
 
-    verdicts, after = judge(scores, context, calibration, state)
-    word = "alarm" if (scores.step or 0) % 4 < 2 else "ok"
+    verdicts, after = judge(scores, context, calibration, state, known)
+    word = State.ALARM if (scores.step or 0) % 4 < 2 else State.OK
     return {n: replace(v, state=word) for n, v in verdicts.items()}, after
 
 

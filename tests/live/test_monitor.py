@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from wvmonitor.detection.verdict import State
 from wvmonitor.errors import (
     BaseMismatchError,
     CalibrationError,
@@ -150,10 +151,12 @@ def test_an_acknowledged_behaviour_is_quiet_everywhere(
         push(model, seed=step)
         observation = monitor.observe(model, step)
         assert observation is not None
-        verdicts = tuple(
-            replace(v, state=warned.get(v.reference, v.state)) for v in observation.verdicts
-        )
-        actions.append(monitor.action(replace(observation, verdicts=verdicts)))
+        verdicts = {
+            n: replace(v, state=warned.get(n, v.state))
+            for n, v in observation.judgement.verdicts.items()
+        }
+        judgement = replace(observation.judgement, verdicts=verdicts)
+        actions.append(monitor.action(replace(observation, judgement=judgement)))
         assert monitor.journal is not None
         monitor.journal.flush()
         if step == 1:
@@ -218,8 +221,10 @@ def test_a_run_that_is_not_watched_any_more_is_not_shown_as_fine(
     monitor.start(model, Run(planned_steps=9))
     assert monitor.last is not None
     first, *others = monitor.last.verdicts
-    fine = (replace(first, state="warn"), *(replace(v, state="ok") for v in others))
-    monitor.last = replace(monitor.last, verdicts=fine)
+    states = {first.reference: State.WARN, **{v.reference: State.OK for v in others}}
+    fine = {n: replace(v, state=states[n]) for n, v in monitor.last.judgement.verdicts.items()}
+    judgement = replace(monitor.last.judgement, verdicts=fine)
+    monitor.last = replace(monitor.last, judgement=judgement)
     bank, monitor.bank = monitor.bank, None  # type: ignore[assignment]
     for step in range(1, 6):
         monitor.observe(model, step)
@@ -239,7 +244,7 @@ def test_a_run_that_is_not_watched_any_more_is_not_shown_as_fine(
     )
     assert {r.state for r in summary.references.values()} <= {"unknown", "warn", "alarm"}
     monitor.bank = bank
-    monitor.start(model, Run(planned_steps=9))
+    monitor.start(model, Run(planned_steps=9, retry=True))
     assert monitor.observe(model, 1) is not None
     monitor.close()
     (summary,) = summaries(tmp_path)

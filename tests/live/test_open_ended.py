@@ -15,7 +15,7 @@ from wvmonitor.live.monitor import Monitor, Run
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.benign import benign_runs
 
-RUNS, STEPS, WINDOW = 38, 6, 2
+RUNS, STEPS, WINDOW = 39, 6, 2
 
 
 def model_of(base: Path) -> Any:
@@ -95,7 +95,7 @@ def test_a_run_without_a_planned_length_is_judged_by_its_windows(
         states.append({v.reference: v.state for v in seen.verdicts})
     assert [s["evil"] for s in states] == ["warming", "ok", "ok", *["alarm"] * 5]
     assert states[6]["sycophancy"] == "ok"
-    assert states[7]["sycophancy"] == "unknown", "one block is all that 19 runs are good for"
+    assert states[7]["sycophancy"] == "unknown", "one block is all that 39 runs are good for"
 
 
 def test_a_run_of_another_window_is_not_judged(

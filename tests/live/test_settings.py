@@ -79,7 +79,7 @@ def test_misspelt_arguments_name_the_nearest_setting() -> None:
         r"notifiers.0.secrt is not a setting: did you mean 'secret'",
         notifiers=[{"kind": "webhook", "url": "https://h.example", "secret": "x", "secrt": "y"}],
     )
-    refused("zzz is not a setting: there are references, base, ", zzz=3)
+    refused("zzz is not a setting: there are references, banks, base, ", zzz=3)
 
 
 def test_misspelt_variables_and_files_are_told_too(
@@ -230,7 +230,7 @@ def test_alert_policy_follows_the_settings() -> None:
     listed = [NOTIFIERS[0], NOTIFIERS[1], NOTIFIERS[0]]
     policy = MonitorSettings(
         notifiers=listed, alert_level="alarm", expected=["roleplay"], resolve_after=5
-    ).alert_policy()
+    ).alert_policy(lambda _: ())
     assert policy.targets == ("webhook", "alertmanager", "webhook-2")
     assert policy.refreshed == ("alertmanager",)
     assert (policy.level, policy.expected, policy.resolve_after) == ("alarm", ("roleplay",), 5)
@@ -265,3 +265,13 @@ def test_exporters_follow_the_settings(tmp_path: Path) -> None:
     assert isinstance(written, PrometheusExporter)
     assert written.port is None
     written.close()
+
+
+def test_notifiers_may_be_named_by_their_kind(tmp_path: Path) -> None:
+    """A mapping of kinds, or one notifier alone, is the list that it means; else it is said how."""
+    there = {"url": "https://hooks.example.com/x", "secret": "s" * 32}
+    asked = MonitorSettings(notifiers=[{"kind": "webhook", **there}])
+    assert MonitorSettings(notifiers={"webhook": there}) == asked
+    assert MonitorSettings(notifiers={"kind": "webhook", **there}) == asked
+    with pytest.raises(SettingsError, match=r"\[\{'kind': 'webhook', 'url': …\}\]"):
+        MonitorSettings(notifiers={"webhook": "https://hooks.example.com/x"})

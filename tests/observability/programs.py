@@ -24,7 +24,7 @@ def require(*programs: str) -> None:
     """Skip where a program is missing, and say how to get it."""
     missing = [p for p in programs if shutil.which(p) is None]
     if missing:
-        pytest.skip(f"{', '.join(missing)} not installed: `make observability` installs Debian's")
+        pytest.skip(f"real part: {', '.join(missing)} not installed (`make programs`)")
 
 
 def free_port() -> int:

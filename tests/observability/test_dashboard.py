@@ -36,4 +36,5 @@ def test_every_panel_says_what_it_shows() -> None:
         "datasource",
         "run",
         "reference",
+        "runbooks",
     ]

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from tests.observability.programs import EXAMPLES, require
 from wvmonitor.cli.app import app
 from wvmonitor.errors import SettingsError
-from wvmonitor.outputs.rules import RuleTimes, alert_rules, rules_text
+from wvmonitor.outputs.rules import RuleLinks, RuleTimes, rules_text
 
 WORDS = {"evil": "gives harmful advice", "sycophancy": "agrees with whatever the user says"}
 R = 'run="r",reference="evil"'
@@ -50,6 +50,12 @@ def firing(folder: Path, series: dict[str, str], at: str, rules: str | None = No
             }
         ],
     }
+    shown = run_promtool(folder, test)
+    return set(re.findall(r'alertname="(\w+)"', shown)) - {"WVMonitorAbsent"}
+
+
+def run_promtool(folder: Path, test: dict[str, Any]) -> str:
+    """What `promtool test rules` says of a test, which may fail but not err."""
     (folder / "test.yml").write_text(yaml.safe_dump(test))
     done = subprocess.run(
         ["promtool", "test", "rules", "test.yml"],
@@ -62,7 +68,26 @@ def firing(folder: Path, series: dict[str, str], at: str, rules: str | None = No
     shown = done.stdout + done.stderr
     assert "FAILED" in shown or "SUCCESS" in shown, shown
     assert "error:" not in shown.lower(), shown
-    return set(re.findall(r'alertname="(\w+)"', shown)) - {"WVMonitorAbsent"}
+    return shown
+
+
+def page(folder: Path, alert: str, series: dict[str, str], at: str) -> str:
+    """The alert as Prometheus sends it: its labels and annotations."""
+    require("promtool")
+    links = RuleLinks("https://docs.example.org/alerts", "https://grafana.example.org/d/wvmonitor")
+    (folder / "rules.yml").write_text(rules_text(WORDS, links=links))
+    test = {
+        "rule_files": ["rules.yml"],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": s, "values": v} for s, v in series.items()],
+                "alert_rule_test": [{"alertname": alert, "eval_time": at, "exp_alerts": []}],
+            }
+        ],
+    }
+    return run_promtool(folder, test).replace("\\n", "\n")
 
 
 def test_the_rules_of_a_bank_pass_promtool(tiny_bank_folder: Path, tmp_path: Path) -> None:
@@ -73,7 +98,7 @@ def test_the_rules_of_a_bank_pass_promtool(tiny_bank_folder: Path, tmp_path: Pat
         app, ["rules", "--references", str(tiny_bank_folder), "--out", str(out)]
     )
     assert done.exit_code == 0
-    assert "SUCCESS: 16 rules found" in tool("promtool", "check", "rules", out)
+    assert "SUCCESS: 17 rules found" in tool("promtool", "check", "rules", out)
     assert "language" not in out.read_text()
     again = CliRunner().invoke(app, ["rules", "--references", str(tiny_bank_folder)])
     assert again.stdout == out.read_text()
@@ -112,7 +137,7 @@ def test_what_cannot_be_is_one_line(
 def test_a_bank_of_controls_has_nothing_to_alert() -> None:
     """Rules that could never fire are refused."""
     with pytest.raises(SettingsError, match="no behaviour"):
-        alert_rules({})
+        rules_text({})
 
 
 def verdicts(state: str, values: str) -> dict[str, str]:
@@ -173,18 +198,195 @@ def test_a_rising_score_is_told_before_it_arrives(tmp_path: Path) -> None:
     assert firing(tmp_path, threshold | flat, "115m") == set()
 
 
-def test_a_silent_monitor_is_a_finding(tmp_path: Path) -> None:
-    """No readings while scraped, a run that vanishes unfinished, and no monitor at all are told."""
-    stamp = 'wvmonitor_last_reading_timestamp_seconds{run="r"}'
-    progress = 'wvmonitor_progress_ratio{run="r"}'
-    stale = {stamp: "0x120", progress: "0.5x120"}
+STAMP = 'wvmonitor_last_reading_timestamp_seconds{run="r"}'
+
+
+def state(now: str, values: str = "1x120") -> dict[str, str]:
+    """A run that is in one state."""
+    return {
+        f'wvmonitor_run_state{{run="r",state="{one}"}}': values if one == now else "0x120"
+        for one in ("training", "ended", "stopped", "disabled")
+    }
+
+
+def test_a_run_without_readings_is_a_finding(tmp_path: Path) -> None:
+    """A run that trains and is not measured is told, later where its readings are rare."""
+    stale = {STAMP: "0x120", **state("training")}
     assert firing(tmp_path, stale, "20m") == set()
     assert firing(tmp_path, stale, "40m") == {"WVMonitorStale"}
-    assert firing(tmp_path, {stamp: "0x120", progress: "1x120"}, "40m") == set()
-    gone = {stamp: "0x9 stale", progress: "0.5x9 stale"}
+    rare = {**stale, 'wvmonitor_reading_interval_seconds{run="r"}': "1200x120"}
+    assert firing(tmp_path, rare, "40m") == set()
+    assert firing(tmp_path, rare, "65m") == {"WVMonitorStale"}
+
+
+@pytest.mark.parametrize("end", ["ended", "stopped"])
+def test_nobody_waits_for_a_run_that_has_ended(tmp_path: Path, end: str) -> None:
+    """A run that said how it ended is neither stale nor missed, however short it was."""
+    progress = {'wvmonitor_progress_ratio{run="r"}': "0.6x120"}
+    assert firing(tmp_path, {STAMP: "0x120", **progress, **state(end)}, "60m") == set()
+    gone = {
+        STAMP: "0x9 stale",
+        'wvmonitor_progress_ratio{run="r"}': "0.6x9 stale",
+        'wvmonitor_run_state{run="r",state="training"}': "1x8 0 stale",
+        f'wvmonitor_run_state{{run="r",state="{end}"}}': "0x8 1 stale",
+    }
+    assert firing(tmp_path, gone, "20m") == set()
+
+
+def test_a_run_that_vanishes_is_a_finding(tmp_path: Path) -> None:
+    """A run that was training when it was last seen is missed, also where its length is unknown."""
+    gone = {STAMP: "0x9 stale", 'wvmonitor_run_state{run="r",state="training"}': "1x9 stale"}
     assert firing(tmp_path, gone, "20m") == {"WVMonitorVanished"}
-    finished = {stamp: "0x9 stale", progress: "0.5x8 1 stale"}
-    assert firing(tmp_path, finished, "20m") == set()
+    assert firing(tmp_path, gone, "60m") == set()
+
+
+def test_a_monitor_that_disabled_itself_is_a_finding(tmp_path: Path) -> None:
+    """A run that nobody watches any more is told while it goes on, and after."""
+    series = {STAMP: "0x9 stale", 'wvmonitor_run_state{run="r",state="disabled"}': "0x5 1x3 stale"}
+    assert firing(tmp_path, series, "7m") == {"WVMonitorDisabled"}
+    assert firing(tmp_path, series, "3h") == set()
+
+
+def test_what_stays_at_a_pushgateway_is_over_in_the_end(tmp_path: Path) -> None:
+    """After kill −9 a group is pushed no more and kept for ever: nothing fires for ever on it."""
+    series = {
+        STAMP: "0x2000",
+        **state("training", "1x2000"),
+        f'wvmonitor_verdict{{{R},verdict="alarm"}}': "1x2000",
+        'wvmonitor_verdict{run="r",reference="sycophancy",verdict="unknown"}': "1x2000",
+        'wvmonitor_coverage_ratio{run="r"}': "0.5x2000",
+        'wvmonitor_outbox_pending{run="r",job="j"}': "2x2000",
+    }
+    assert firing(tmp_path, series, "11h") == {
+        "WVMonitorAlarm",
+        "WVMonitorUnjudged",
+        "WVMonitorStale",
+        "WVMonitorCoverage",
+        "WVMonitorUndelivered",
+    }
+    assert firing(tmp_path, series, "13h") == set()
+
+
+KNOWN = {
+    STAMP: "0+60x60",
+    f"wvmonitor_deciding_score{{{R}}}": "0.05x9 0.549x50",
+    f'wvmonitor_threshold{{{R},score="cosine"}}': "0.053x60",
+    f"wvmonitor_dose{{{R}}}": "0.42x60",
+    'wvmonitor_global_step{run="r"}': "25x60",
+    'wvmonitor_progress_ratio{run="r"}': "0.25x60",
+    'wvmonitor_run_info{run="r",host="gpu-7",batch_job="slurm 4711"}': "1x60",
+    **state("training"),
+}
+
+
+@pytest.mark.parametrize(
+    ("alert", "severity", "series", "at"),
+    [
+        ("WVMonitorAlarm", "critical", verdicts("alarm", "0x9 1x50"), "20m"),
+        ("WVMonitorWarn", "warning", verdicts("warn", "0x9 1x50"), "20m"),
+        ("WVMonitorAboveThreshold", "warning", {}, "20m"),
+        (
+            "WVMonitorTrend",
+            "info",
+            {
+                f"wvmonitor_deciding_score{{{R}}}": "0.02+0.0005x60",
+                f'wvmonitor_threshold{{{R},score="cosine"}}': "0.053x60",
+            },
+            "50m",
+        ),
+    ],
+)
+def test_a_page_of_drift_says_all_that_is_asked(
+    tmp_path: Path, alert: str, severity: str, series: dict[str, str], at: str
+) -> None:
+    """Run, how bad, what it means, where, what to go back to, what to read: in one page."""
+    way_back = {
+        f"wvmonitor_checkpoint_step{{{R}}}": "20x60",
+        f"wvmonitor_last_ok_step{{{R}}}": "22x60",
+    }
+    shown = page(tmp_path, alert, {**KNOWN, **way_back, **series}, at)
+    for words in (
+        'run="r"',
+        'reference="evil"',
+        f'severity="{severity}"',
+        "Run r drifts towards evil",
+        "gives harmful advice",
+        "against a threshold of 0.053, at step 25 of 100.",
+        "as if 0.42 × evil had been added to the base",
+        "On host gpu-7, job slurm 4711.",
+        "Go back to: checkpoint-20.",
+        f'runbook_url="https://docs.example.org/alerts/{alert}/"',
+        'dashboard_url="https://grafana.example.org/d/wvmonitor?var-run=r"',
+    ):
+        assert words in shown
+    if alert != "WVMonitorTrend":
+        assert "Score 0.549 against" in shown
+
+
+def test_a_page_names_what_is_left_to_go_back_to(tmp_path: Path) -> None:
+    """Where no checkpoint is known the step is named, and without one the base."""
+    series = {**KNOWN, **verdicts("alarm", "0x9 1x50")}
+    ok = {f"wvmonitor_last_ok_step{{{R}}}": "22x60"}
+    shown = page(tmp_path, "WVMonitorAlarm", {**series, **ok}, "20m")
+    assert "Go back to: a checkpoint of step 22 or before." in shown
+    assert "Go back to: the base" in page(tmp_path, "WVMonitorAlarm", series, "20m")
+
+
+@pytest.mark.parametrize(
+    ("alert", "series", "at", "words"),
+    [
+        ("WVMonitorUnjudged", verdicts("unknown", "1x60"), "30m", "cannot be judged for evil"),
+        ("WVMonitorStale", {STAMP: "0x60"}, "50m", "has not been measured for 50m"),
+        (
+            "WVMonitorVanished",
+            {'wvmonitor_run_state{run="r",state="training"}': "1x9 stale"}
+            | {f'wvmonitor_run_state{{run="r",state="{s}"}}': "0x9 stale"
+               for s in ("ended", "stopped", "disabled")},
+            "20m",
+            "Run r is gone",
+        ),
+        ("WVMonitorDisabled", state("disabled"), "20m", "Run r is not watched any more"),
+        (
+            "WVMonitorCoverage",
+            {'wvmonitor_coverage_ratio{run="r"}': "0.7x60"},
+            "30m",
+            "scores see 70% of the change",
+        ),
+    ],
+)  # fmt: skip
+def test_a_page_on_the_monitor_says_where_it_is(
+    tmp_path: Path, alert: str, series: dict[str, str], at: str, words: str
+) -> None:
+    """Run, host, job and runbook are in every page about a run."""
+    shown = page(tmp_path, alert, {**KNOWN, **series}, at)
+    assert words in shown
+    assert "On host gpu-7, job slurm 4711." in shown
+    assert f'runbook_url="https://docs.example.org/alerts/{alert}/"' in shown
+
+
+@pytest.mark.parametrize(
+    ("labels", "who"),
+    [
+        ('job="wvmonitor",instance="gpu-7:9108"', "The monitor at gpu-7:9108"),
+        ('job="wvmonitor",run="pushed"', "The monitor of run pushed"),
+    ],
+)
+def test_a_failing_monitor_is_named_however_it_is_seen(
+    tmp_path: Path, labels: str, who: str
+) -> None:
+    """Scraped it is known by its address, pushed by its run."""
+    errors = {f'wvmonitor_errors_total{{{labels},where="reading"}}': "0x9 1x50"}
+    assert f"{who} fails at its reading" in page(tmp_path, "WVMonitorErrors", errors, "20m")
+    waiting = {f"wvmonitor_outbox_pending{{{labels}}}": "2x50"}
+    shown = page(tmp_path, "WVMonitorUndelivered", waiting, "20m")
+    assert f"{who} cannot deliver its alerts" in shown
+
+
+def test_no_monitor_at_all_is_told(tmp_path: Path) -> None:
+    """Where nothing is scraped, that is told, at the lowest severity."""
+    shown = page(tmp_path, "WVMonitorAbsent", {"up": "1x60"}, "30m")
+    assert "No monitor is being scraped" in shown
+    assert 'severity="info"' in shown
 
 
 def test_failures_of_the_monitor_are_told_from_the_first(tmp_path: Path) -> None:
@@ -214,9 +416,37 @@ def test_the_shipped_configuration_passes(tmp_path: Path) -> None:
     tool("amtool", "check-config", EXAMPLES / "alertmanager.yml")
 
 
-def test_the_shipped_rules_are_what_the_command_writes() -> None:
-    """The rules in examples/ are those of this version."""
-    assert (EXAMPLES / "rules" / "wvmonitor.yml").read_text() == rules_text(WORDS)
+def test_the_collectors_receiver_is_a_prometheus_that_passes(tmp_path: Path) -> None:
+    """What the OpenTelemetry Collector's Prometheus receiver is given, Prometheus takes too."""
+    require("promtool")
+    collector = yaml.safe_load((EXAMPLES / "otel-collector.yml").read_text())
+    (tmp_path / "prometheus.yml").write_text(
+        yaml.safe_dump(collector["receivers"]["prometheus"]["config"])
+    )
+    tool("promtool", "check", "config", tmp_path / "prometheus.yml")
+    pipeline = collector["service"]["pipelines"]["metrics"]
+    for kind in ("receivers", "processors", "exporters"):
+        assert pipeline[kind] == list(collector[kind])
+
+
+def test_the_shipped_rules_are_what_the_command_writes(tmp_path: Path) -> None:
+    """The rules in examples/ are those that this version writes for the bundled bank."""
+    out = tmp_path / "rules.yml"
+    bank = EXAMPLES.parents[1] / "reference_vectors" / "tiny-organism" / "bank"
+    done = CliRunner().invoke(
+        app,
+        ["rules", "--references", str(bank), "--out", str(out),
+         "--runbooks", "https://docs.example.org/alerts",
+         "--dashboard", "http://127.0.0.1:3000/d/wvmonitor"],
+    )  # fmt: skip
+    assert done.exit_code == 0
+    assert (EXAMPLES / "rules" / "wvmonitor.yml").read_text() == out.read_text()
+
+
+def test_links_are_checked() -> None:
+    """A link that is none is refused."""
+    with pytest.raises(SettingsError, match="must look like https"):
+        RuleLinks(runbooks="docs/alerts")
 
 
 def test_the_compose_file_pins_every_image_and_opens_nothing() -> None:

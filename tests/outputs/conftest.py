@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from wvmonitor.detection.judgement import Judgement
 from wvmonitor.detection.scores import ReferenceScores, Scores
-from wvmonitor.detection.verdict import Verdict
+from wvmonitor.detection.verdict import State, Verdict
 from wvmonitor.journal.alerts import Alert
 from wvmonitor.outputs.exporter import Observation
 from wvmonitor.reading import Products, Reading
@@ -62,10 +63,14 @@ def build(
         step=step,
         progress=0.25,
     )
-    verdict = Verdict("evil", state, "above", cosine, 0.15, "calibrated", step)  # type: ignore[arg-type]
-    return Observation(
-        run, reading, scores, (verdict,), 0.02, 1_700_000_000.5, ("frobenius", "cosine")
+    verdict = Verdict(
+        "evil", State(state), "above", cosine, 0.15, "calibrated", step,
+        geometry="frobenius", score_name="cosine",
+    )  # fmt: skip
+    judgement = Judgement(
+        reading, scores, {"evil": verdict}, component_shares=reading.component_shares()
     )
+    return Observation(run, judgement, 0.02, 1_700_000_000.5)
 
 
 @pytest.fixture

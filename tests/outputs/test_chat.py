@@ -13,7 +13,7 @@ from wvmonitor.errors import SettingsError
 from wvmonitor.journal.alerts import Alert
 from wvmonitor.journal.outbox import DeliveryError
 from wvmonitor.live.settings import MonitorSettings
-from wvmonitor.outputs.chat import ChatNotifier, title
+from wvmonitor.outputs.chat import ChatNotifier
 
 Make = Callable[..., Alert]
 
@@ -25,12 +25,12 @@ def test_an_alert_arrives_as_a_short_message(receiver: Any, make_alert: Make) ->
     ((_, _, body),) = receiver.received
     sent = json.loads(body)
     assert sent["title"] == "alarm: evil in r at step 40"
-    assert sent["message"] == "score 0.2 above 0.1"
+    assert sent["message"].splitlines()[:2] == ["score 0.2 above 0.1", "score: 0.2"]
 
 
 def test_the_end_of_an_episode_says_so(make_alert: Make) -> None:
     """Nobody should take a resolved alert for a new one."""
-    assert title(make_alert(status="resolved", step=None)) == "evil in r: over"
+    assert make_alert(status="resolved", step=None).title == "evil in r: over"
 
 
 def test_a_refusal_is_tried_again(receiver: Any, make_alert: Make) -> None:

@@ -48,7 +48,7 @@ def begun(path: Path, targets: tuple[str, ...] = ("hook",), **policy: Any) -> Jo
 def run_states(journal: Journal, *states: str, start: int = 0, every: float = 1.0) -> None:
     """Record one reading for each state."""
     for step, state in enumerate(states, start):
-        journal.record(*entry(step, state), wall_time=1_000_000.0 + every * step)
+        journal.record(entry(step, state), wall_time=1_000_000.0 + every * step)
     journal.flush()
 
 
@@ -84,8 +84,17 @@ def statuses(journal: Journal) -> list[str]:
             {},
             [("firing", "warn", 0), ("firing", "alarm", 1), ("resolved", "alarm", 6)],
         ),
-        ("alarm unknown unknown unknown warming", {}, [("firing", "alarm", 0)]),
-        ("alarm ok ok unknown ok", {}, [("firing", "alarm", 0), ("resolved", "alarm", 4)]),
+        (
+            "alarm unknown unknown unknown warming",
+            {},
+            [("firing", "alarm", 0), ("firing", "info", 1)],
+        ),
+        (
+            "alarm ok ok unknown ok unknown",
+            {},
+            [("firing", "alarm", 0), ("firing", "info", 3), ("resolved", "alarm", 4)],
+        ),
+        ("unknown unknown", {"expected": ("evil",)}, []),
         ("warn alarm warn ok", {"level": "alarm"}, [("firing", "alarm", 1)]),
         (
             "warn ok warn ok",
@@ -103,7 +112,7 @@ def statuses(journal: Journal) -> list[str]:
 def test_one_alert_an_episode(
     tmp_path: Path, states: str, policy: dict[str, Any], expected: list[Any]
 ) -> None:
-    """An episode fires once, rises once, resolves once; unknown never closes it."""
+    """An episode fires, rises and resolves once; unknown is told once, and closes nothing."""
     journal = begun(tmp_path, **policy)
     run_states(journal, *states.split())
     assert told(journal) == expected
@@ -280,7 +289,7 @@ def test_training_does_not_notice_a_black_hole(tmp_path: Path) -> None:
         times = []
         for item in entries:
             start = time.perf_counter()
-            journal.record(*item)
+            journal.record(item)
             times.append(time.perf_counter() - start)
             time.sleep(0.001)
         journal.flush()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from wvmonitor.errors import SettingsError
-from wvmonitor.journal.alerts import Alert
+from wvmonitor.journal.alerts import Alert, Whereabouts, event, located
 from wvmonitor.journal.outbox import DeliveryError
 from wvmonitor.outputs import http as http_module
 from wvmonitor.outputs.alertmanager import AlertmanagerNotifier
@@ -51,10 +51,57 @@ def test_alertmanager_gets_a_valid_alert(receiver: Any, make_alert: Make) -> Non
         "annotations": {
             "summary": "Run r drifts towards evil", "description": "score 0.2 above 0.1",
             "calibration": "calibrated", "score": "0.2", "threshold": "0.1", "step": "40",
+            "go_back_to": "the base: no earlier reading is known to be ok",
         },
         "startsAt": "2023-11-14T22:13:20+00:00",
         "endsAt": "2023-11-15T22:15:00+00:00",
     }]  # fmt: skip
+
+
+def test_a_page_says_all_that_is_asked(receiver: Any, make_alert: Make) -> None:
+    """How bad, how far, where, what to go back to and what to read are in one page."""
+    where = Whereabouts(
+        host="gpu-7",
+        job="slurm 4711",
+        runbooks="https://docs.example.org/alerts/",
+        dashboard="https://grafana.example.org/d/wvmonitor?orgId=1",
+        checkpoints=lambda run: (20, 40),
+    )
+    alert = located(make_alert(run="a/b"), where, planned_steps=60, dose=0.42, last_ok_step=30)
+    AlertmanagerNotifier(receiver.url).send(alert, 5.0)
+    found = json.loads(receiver.received[0][2])[0]["annotations"]
+    assert {key: found[key] for key in alert.facts} == {
+        "score": "0.2",
+        "threshold": "0.1",
+        "step": "40",
+        "planned_steps": "60",
+        "dose": "as if 0.42 × evil had been added to the base",
+        "go_back_to": "checkpoint-20",
+        "host": "gpu-7",
+        "job": "slurm 4711",
+        "runbook_url": "https://docs.example.org/alerts/WVMonitorDrift/",
+        "dashboard_url": "https://grafana.example.org/d/wvmonitor?orgId=1"
+        "&var-run=a%2Fb&var-reference=evil",
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "title"),
+    [
+        ("unjudged", "WVMonitorUnjudged", "info: r cannot be judged for evil"),
+        ("disabled", "WVMonitorDisabled", "info: r is not watched any more"),
+        ("journal lost", "WVMonitorJournalLost", "info: r has lost its journal"),
+    ],
+)
+def test_events_are_alerts_of_their_own(receiver: Any, kind: Any, name: str, title: str) -> None:
+    """What is no drift has its own name, and the lowest severity."""
+    told = event(kind, "r", "why", 1.0, reference="evil" if kind == "unjudged" else "")
+    AlertmanagerNotifier(receiver.url).send(told, 5.0)
+    (alert,) = json.loads(receiver.received[0][2])
+    assert alert["labels"]["alertname"] == name
+    assert alert["labels"]["severity"] == "info"
+    assert alert["annotations"]["summary"] == title
+    assert alert["annotations"]["description"] == "why"
 
 
 def test_alertmanager_alerts_resolve(receiver: Any, make_alert: Make) -> None:
@@ -200,7 +247,9 @@ def test_https_must_prove_itself(receiver: Any) -> None:
     assert receiver.received == []
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+@pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="real part: no openssl, which makes the certificate"
+)
 def test_https_arrives_where_the_certificate_is_trusted(
     receiver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +285,15 @@ def test_proxies_from_the_environment_are_not_used(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     post(receiver.url, b"{}", {}, SendPolicy(), 5.0)
     assert len(receiver.received) == 1
+
+
+def test_a_token_that_cannot_be_sent_is_not_shown(receiver: Any, make_alert: Make) -> None:
+    """A line break in a token is named as the cause, for good, and the token is not."""
+    with pytest.raises(DeliveryError, match="Authorization cannot be sent") as caught:
+        AlertmanagerNotifier(receiver.url, "hunter22\n").send(make_alert(), 5.0)
+    assert not caught.value.retryable
+    assert "hunter22" not in str(caught.value)
+    assert receiver.received == []
 
 
 def test_no_error_holds_a_secret(receiver: Any, make_alert: Make) -> None:

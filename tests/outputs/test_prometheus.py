@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import logging
 import math
+import os
 import socket
 import threading
 import time
@@ -38,11 +39,11 @@ def parsed(page: bytes) -> Samples:
     return samples
 
 
-def get(port: int | None, path: str = "/metrics") -> tuple[int, str, bytes]:
+def get(port: int | None, path: str = "/metrics", method: str = "GET") -> tuple[int, str, bytes]:
     """Status, content type and body of one request."""
     assert port is not None
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    connection.request("GET", path)
+    connection.request(method, path)
     reply = connection.getresponse()
     body = reply.read()
     connection.close()
@@ -70,7 +71,6 @@ def test_a_scrape_shows_every_metric_of_the_design(
     exporter.export(make_observation(step=40))
     exporter.error("measure")
     exporter.set_outbox_pending(2)
-    assert exporter.flush()
     status, content_type, body = get(exporter.port)
     assert (status, content_type) == (200, "text/plain; version=0.0.4; charset=utf-8")
     samples = parsed(body)
@@ -176,7 +176,7 @@ def test_only_this_machine_can_connect_by_default() -> None:
     """The default server listens on the loopback address only."""
     exporter = PrometheusExporter(port=0)
     assert exporter._server is not None
-    assert exporter._server._listening.getsockname()[0] == "127.0.0.1"
+    assert exporter._server.host == "127.0.0.1"
     exporter.close()
     exporter.close()
 
@@ -184,11 +184,21 @@ def test_only_this_machine_can_connect_by_default() -> None:
 def test_other_paths_and_methods_are_refused(exporter: PrometheusExporter) -> None:
     """Nothing but the metrics is served."""
     assert get(exporter.port, "/etc/passwd")[0] == 404
+    assert get(exporter.port, method="POST")[0] == 405
+
+
+def test_a_health_check_by_head_is_answered(
+    exporter: PrometheusExporter, make_observation: Make
+) -> None:
+    """HEAD gets the headers of the page without the page."""
+    exporter.export(make_observation())
     assert exporter.port is not None
-    connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=5)
-    connection.request("POST", "/metrics", b"x")
-    assert connection.getresponse().status == 501
-    connection.close()
+    with socket.create_connection(("127.0.0.1", exporter.port), 5) as raw:
+        raw.sendall(b"HEAD /metrics HTTP/1.0\r\n\r\n")
+        head, _, body = b"".join(iter(lambda: raw.recv(65_536), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200")
+    assert f"Content-Length: {len(exporter.page())}".encode() in head
+    assert body == b""
 
 
 def test_the_global_registry_is_left_alone(
@@ -209,6 +219,19 @@ def test_the_textfile_is_always_whole(tmp_path: Path, make_observation: Make) ->
         assert parsed(path.read_bytes())["wvmonitor_global_step", labels(run="r1")] == step
     exporter.close()
     assert [p.name for p in tmp_path.iterdir()] == ["wv.prom"]
+
+
+def test_no_link_leads_the_textfile_elsewhere(tmp_path: Path, make_observation: Make) -> None:
+    """A link at its name is replaced, and none that somebody could guess is followed."""
+    mine, folder = tmp_path / "mine", tmp_path / "shared"
+    mine.write_text("precious")
+    folder.mkdir()
+    for name in ("wv.prom", f".wv.prom.{os.getpid()}.tmp"):
+        (folder / name).symlink_to(mine)
+    exporter = PrometheusExporter(port=None, textfile=folder / "wv.prom")
+    exporter.export(make_observation())
+    assert mine.read_text() == "precious"
+    assert not (folder / "wv.prom").is_symlink()
 
 
 def test_the_textfile_of_a_monitor_that_only_fails_says_so(tmp_path: Path) -> None:
@@ -250,30 +273,27 @@ def test_exporting_costs_training_next_to_nothing(
     assert (time.thread_time() - start) / 200 < 1e-4
 
 
-def test_scrapes_are_fast_and_never_fail_while_readings_come(
+def test_scrapes_never_fail_while_readings_come(
     exporter: PrometheusExporter, make_observation: Make
 ) -> None:
-    """Under 50 scrapes a second, while new readings arrive, none fails and p99 stays low."""
+    """While new readings arrive as fast as they can, every scrape is whole."""
     base = make_observation(layers=100)
     stop = threading.Event()
 
     def train() -> None:
         step = 0
-        while not stop.wait(0.02):
+        while not stop.is_set():
             step += 1
             exporter.export(replace(base, wall_time=float(step)))
 
     trainer = threading.Thread(target=train)
     trainer.start()
-    times = []
-    for _ in range(100):
-        start = time.perf_counter()
-        assert get(exporter.port)[0] == 200
-        times.append(time.perf_counter() - start)
-        time.sleep(max(0.0, 0.02 - times[-1]))
+    for _ in range(10):
+        status, _, body = get(exporter.port)
+        assert status == 200
+        assert ("wvmonitor_build_info", labels(version=__version__)) in parsed(body)
     stop.set()
     trainer.join()
-    assert np.quantile(times, 0.99) < 0.2
 
 
 def test_a_burst_of_scrapers_all_get_in(exporter: PrometheusExporter) -> None:
@@ -285,5 +305,5 @@ def test_a_burst_of_scrapers_all_get_in(exporter: PrometheusExporter) -> None:
     for connected in sockets:
         connected.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
     for connected in sockets:
-        assert connected.recv(12) == b"HTTP/1.1 200"
+        assert connected.recv(12) == b"HTTP/1.0 200"
         connected.close()

@@ -65,7 +65,7 @@ def test_the_worker_alerts_the_training_threads_run(
     worker.join()
     (alert,) = run.alerts
     assert alert["level"] is Level.ERROR
-    assert alert["text"] == "score 0.2 above 0.1"
+    assert alert["text"].startswith("score 0.2 above 0.1\n")
 
 
 def test_without_trackio_the_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

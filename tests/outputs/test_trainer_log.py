@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from wvmonitor.detection.scores import Scores
-from wvmonitor.detection.verdict import Verdict
-from wvmonitor.outputs.exporter import VERDICT_CODES, Observation, layer_projections, overall
+from wvmonitor.outputs.exporter import VERDICT_CODES, Observation, layer_projections
 from wvmonitor.outputs.trainer_log import log_values
 
 Make = Callable[..., Observation]
@@ -20,7 +19,7 @@ Make = Callable[..., Observation]
 
 def test_every_score_has_a_flat_key(make_observation: Make) -> None:
     """The keys are `wv/<reference>/<score>`; the other geometry is marked, verdicts are numbers."""
-    values = log_values(make_observation())
+    values = log_values(make_observation(), all_scores=True)
     assert values == {
         "wv/evil/cosine": 0.2,
         "wv/evil/residual": 0.1,
@@ -28,6 +27,7 @@ def test_every_score_has_a_flat_key(make_observation: Make) -> None:
         "wv/evil/dose": 0.4,
         "wv/evil/threshold": 0.15,
         "wv/evil/verdict": 1.0,
+        "wv/step": 40.0,
         "wv/verdict": 1.0,
         "wv/norm": pytest.approx(np.sqrt(20.0)),
         "wv/coverage": 0.8,
@@ -37,11 +37,34 @@ def test_every_score_has_a_flat_key(make_observation: Make) -> None:
     }
 
 
+def test_by_default_a_row_holds_what_decides(make_observation: Make) -> None:
+    """Of each behaviour its deciding score, dose, threshold and verdict, and the step; no more."""
+
+    def by(geometry: str, score_name: str) -> dict[str, float]:
+        observation = make_observation(step=40)
+        (verdict,) = observation.verdicts
+        verdict = replace(verdict, geometry=geometry, score_name=score_name)
+        judgement = replace(observation.judgement, verdicts={"evil": verdict})
+        return log_values(replace(observation, judgement=judgement))
+
+    assert by("frobenius", "residual") == {
+        "wv/evil/residual": 0.1,
+        "wv/evil/dose": 0.4,
+        "wv/evil/threshold": 0.15,
+        "wv/evil/verdict": 1.0,
+        "wv/step": 40.0,
+    }
+    uncalibrated = by("response", "cosine")
+    assert uncalibrated.keys() >= {"wv/evil/response_cosine", "wv/evil/verdict"}
+    assert "wv/evil/residual" not in uncalibrated
+
+
 def test_rows_are_valid_json_of_plain_floats(make_observation: Make) -> None:
     """Whatever was measured, the row is strict JSON: plain Python floats, NaN and inf left out."""
     observation = make_observation(cosine=np.float32("inf"))
     bad = replace(observation.scores, norm=np.float64("nan"))
-    values = log_values(replace(observation, scores=bad))
+    judgement = replace(observation.judgement, scores=bad)
+    values = log_values(replace(observation, judgement=judgement), all_scores=True)
     assert {type(value) for value in values.values()} == {float}
     assert json.loads(json.dumps(values, allow_nan=False)) == values
     assert values["wv/non_finite"] == 3.0
@@ -53,26 +76,8 @@ def test_left_out_values_are_announced(
 ) -> None:
     """A value that is left out is named in the log with its step."""
     with caplog.at_level(logging.WARNING):
-        log_values(make_observation(step=40))
+        log_values(make_observation(step=40), all_scores=True)
     assert "step 40: not logged: wv/language/cosine=nan" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("states", "worst"),
-    [
-        (("ok", "warn"), "warn"),
-        (("alarm", "unknown"), "alarm"),
-        (("ok", "unknown"), "unknown"),
-        (("ok", "warming"), "warming"),
-        ((), "unknown"),
-    ],
-)
-def test_the_overall_verdict_is_never_better_than_known(
-    states: tuple[str, ...], worst: str
-) -> None:
-    """The run's verdict is the one that most needs someone; unknown never hides behind ok."""
-    verdicts = [Verdict("r", s, "", None, None, "calibrated") for s in states]  # type: ignore[arg-type]
-    assert overall(verdicts) == worst
 
 
 def test_verdict_numbers_put_trouble_above_zero() -> None:
@@ -99,12 +104,13 @@ def test_an_untrained_model_can_be_logged(make_observation: Make) -> None:
     observation = make_observation()
     products = observation.reading.geometries["frobenius"]
     zero = replace(products, products=products.products * 0, squared_norms=np.zeros(5))
-    still = replace(
-        observation,
+    judgement = replace(
+        observation.judgement,
         reading=replace(observation.reading, geometries={"frobenius": zero}),
         scores=Scores({}, 0.0, {"frobenius": 1.0}),
-        verdicts=(),
+        verdicts={},
     )
-    assert log_values(still, per_layer=True) == {
+    still = replace(observation, judgement=judgement)
+    assert log_values(still, all_scores=True, per_layer=True) == {
         "wv/verdict": -2.0, "wv/norm": 0.0, "wv/coverage": 1.0, "wv/measure_seconds": 0.02,
     }  # fmt: skip

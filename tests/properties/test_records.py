@@ -50,8 +50,8 @@ def test_resuming_any_number_of_times_counts_each_step_once(plan: list[tuple[int
             journal.begin_attempt(RunContext(), "b", resume_step=resume)
             model = {s: a for s, a in model.items() if s <= resume}
             for step in range(resume, resume + steps):
-                journal.record(*entry(step, seed=number))
-                journal.record(*entry(step, seed=number + 100))  # handed over twice: once it is
+                journal.record(entry(step, seed=number))
+                journal.record(entry(step, seed=number + 100))  # handed over twice: once it is
                 model[step] = number
             reached = resume + steps - 1
             journal.close()
@@ -71,7 +71,8 @@ numbers = st.floats(width=64)
 )
 def test_a_record_comes_back_to_the_last_bit(step: int, values: list[float], words: str) -> None:
     """Every float of a reading and of its verdict survives the journal, NaN and infinity too."""
-    reading, _, (verdict,), _ = entry(1)
+    judgement = entry(1)
+    reading, verdict = judgement.reading, judgement.verdicts["evil"]
     products = replace(reading.geometries["frobenius"], squared_norms=np.array(values))
     reading = replace(
         reading,
@@ -96,7 +97,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     journal = Journal.open(folder, run="r", alerts=AlertPolicy(targets=("t",)))
     journal.begin_attempt(RunContext(), "b")
     for step in range(20):
-        journal.record(*entry(step, "warn"))
+        journal.record(entry(step, "warn"))
     journal.close()
     return (folder / "wvmonitor.db").read_bytes()
 

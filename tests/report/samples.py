@@ -6,9 +6,10 @@ import math
 import random
 from collections.abc import Callable
 
+from wvmonitor.detection.judgement import Judgement
 from wvmonitor.detection.scores import ReferenceScores, Scores
-from wvmonitor.detection.verdict import Verdict
-from wvmonitor.report.page import BehaviourPoint, HeatMap, RowView, RunView
+from wvmonitor.detection.verdict import State, Verdict
+from wvmonitor.report.page import BehaviourPoint, HeatMap, RunView
 
 REFERENCES = ("evil", "sycophancy", "language")
 THRESHOLD = 0.22
@@ -25,7 +26,7 @@ def row(
     coverage: float = 0.97,
     warnings: tuple[str, ...] = (),
     bank: str = "9f2c" * 16,
-) -> RowView:
+) -> Judgement:
     """One reading; the last of `values` is a control."""
     *behaviours, control = values
     norm = 0.02 * step
@@ -45,12 +46,14 @@ def row(
             word, why = "ok", f"{value:.3f} is inside the band of benign runs"
         return Verdict(
             reference=name,
-            state=word,  # type: ignore[arg-type]
+            state=State(word),
             reason=why,
             score=value if math.isfinite(value) and word != "unknown" else None,
             threshold=None if word == "unknown" else threshold,
             calibration=calibration,  # type: ignore[arg-type]
             step=step,
+            geometry="response",
+            score_name="residual",
         )
 
     scores = {
@@ -69,8 +72,8 @@ def row(
         )
         for name, value in values.items()
     }
-    return RowView(
-        step=step,
+    return Judgement(
+        reading=None,
         scores=Scores(
             references=scores,
             norm=norm,
@@ -80,7 +83,7 @@ def row(
             warnings=warnings,
             bank=bank,
         ),
-        verdicts=tuple(verdict(name) for name in behaviours),
+        verdicts={name: verdict(name) for name in behaviours},
     )
 
 

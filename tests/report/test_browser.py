@@ -25,7 +25,7 @@ SCREENSHOTS = os.environ.get("WVMONITOR_SCREENSHOTS")
 """Read at import: a test's environment is cleared of WVMONITOR_*."""
 
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium: apt-get install chromium (and pip install playwright)"
+    CHROMIUM is None, reason="real part: no chromium (`make programs` installs it)"
 )
 
 
@@ -178,7 +178,11 @@ def test_a_hundred_thousand_readings(browser: Any, tmp_path: Path) -> None:
         samples.row(9, {"evil": 0.1 + 0.05 * math.sin(i / 80) + 0.02 * math.sin(7 * i), "fr": 0.0})
         for i in range(1000)
     ]
-    rows = [replace(cycle[step % 1000], step=step) for step in range(100_000)]
+    rows = [
+        replace(row, scores=replace(row.scores, step=step))
+        for step in range(100_000)
+        for row in [cycle[step % 1000]]
+    ]
     rows[77_777] = samples.row(77_777, {"evil": 1.1, "fr": 0.0})
     text = render([RunView("long", rows, planned_steps=99_999)], title="Long")
     assert len(text.encode()) < 3_000_000

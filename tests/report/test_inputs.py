@@ -6,6 +6,7 @@ import json
 import math
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from tests.report import samples
 from wvmonitor.cli.app import app
-from wvmonitor.detection.verdict import JudgeState, RunContext
+from wvmonitor.detection.verdict import RunContext
 from wvmonitor.errors import (
     FormatVersionError,
     JournalError,
@@ -69,9 +70,10 @@ def journal(tmp_path: Path) -> Path:
         for kept in samples.demo()[2].rows:
             if kept.step is not None:
                 writer.record(
-                    reading(kept.step), kept.scores, kept.verdicts, JudgeState({}, {}),
-                    wall_time=1000.0 + kept.step, measure_seconds=0.0032,
-                )  # fmt: skip
+                    replace(kept, reading=reading(kept.step)),
+                    wall_time=1000.0 + kept.step,
+                    measure_seconds=0.0032,
+                )
         writer.note("learning rate lowered")
     acknowledge(folder, "medical", "evil", "red-team run")
     (folder / "checkpoint-20").mkdir()

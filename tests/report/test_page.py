@@ -238,8 +238,8 @@ def test_the_account_stands_under_the_verdict() -> None:
     """What a verdict means and what to do is on the page, sentence by sentence, made harmless."""
     told = ("The last reading that was ok is at step 8.", f"Next: `wvmonitor blame` {HOSTILE}")
     rows = [samples.row(s, {"evil": 0.5, "sycophancy": 0.0, "language": 0.0}) for s in (8, 12)]
-    last = replace(rows[-1].verdicts[0], account=told)
-    rows[-1] = replace(rows[-1], verdicts=(last, *rows[-1].verdicts[1:]))
+    last = replace(rows[-1].verdicts["evil"], account=told)
+    rows[-1] = replace(rows[-1], verdicts={**rows[-1].verdicts, "evil": last})
     page = render([RunView("one", rows)])
     assert told[0] in Page(page).text
     assert "Next: `wvmonitor blame`" in Page(page).text
@@ -255,8 +255,10 @@ def test_ok_does_not_hide_what_came_before() -> None:
         "No drift towards evil or sycophancy in the 3 of 4 readings that could be judged."
     )
     rows[1] = samples.row(8, values, state="warn")
-    assert judge(RunView("r", rows)).claim == (
-        "No drift towards evil or sycophancy at the last reading, after a warning at step 8."
+    outcome = judge(RunView("r", rows))
+    assert outcome.state == "warn"
+    assert outcome.claim == (
+        "Warned of evil and sycophancy at step 8, and was ok at the last reading."
     )
 
 
@@ -264,7 +266,8 @@ def test_a_reference_that_is_no_longer_judged_is_unknown() -> None:
     """A verdict from an earlier reading does not stand for a later one that has none."""
     values = {"evil": 0.01, "sycophancy": 0.0, "language": 0.0}
     rows = [samples.row(s, values) for s in (4, 8)]
-    rows.append(replace(rows[-1], step=12, verdicts=rows[-1].verdicts[1:]))
+    later = samples.row(12, values)
+    rows.append(replace(later, verdicts={"sycophancy": later.verdicts["sycophancy"]}))
     assert judge(RunView("lost", rows)).state == "unknown"
 
 
@@ -292,7 +295,8 @@ def hostile_run() -> RunView:
     values = {HOSTILE: 0.5, "sycophancy": 0.1, f"control {HOSTILE}": 0.0}
     rows = [samples.row(s, values, warnings=(HOSTILE,), bank=HOSTILE) for s in range(4, 40, 4)]
     rows = [
-        replace(r, verdicts=tuple(replace(v, reason=HOSTILE) for v in r.verdicts)) for r in rows
+        replace(r, verdicts={n: replace(v, reason=HOSTILE) for n, v in r.verdicts.items()})
+        for r in rows
     ]
     heat = replace(
         samples.heat(), reference=HOSTILE, modules=tuple(HOSTILE + str(i) for i in range(7))

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 from tests.scan.calibrations import calibration_for
 from wvmonitor.cli.app import app
 from wvmonitor.errors import SettingsError
+from wvmonitor.outputs.scan_record import CheckpointResult
 from wvmonitor.references import ReferenceBank
-from wvmonitor.scan.results import CheckpointResult
 from wvmonitor.scan.scan import scan
 from wvmonitor.scan.schema import ScanDocument, document, json_schema
 from wvmonitor.scan.writers import WRITERS, format_of, write_file

@@ -13,13 +13,17 @@ import pytest
 import torch
 
 from tests.scan.calibrations import calibration_for
+from tests.scan.conftest import Saver
 from wvmonitor.errors import CalibrationError, UnknownReferenceError
+from wvmonitor.outputs.scan_record import CheckpointResult
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.executors import open_executor
-from wvmonitor.scan.results import CheckpointResult, exit_code
+from wvmonitor.scan.results import exit_code
 from wvmonitor.scan.scan import open_bank, scan
+from wvmonitor.scan.table import plain_lines
 from wvmonitor.testing import planted_bank, planted_vector, tiny_base
 from wvmonitor.vectors.coverage import component_of
+from wvmonitor.vectors.task_vector import TaskVector
 from wvmonitor.vectors.update import to_dense
 
 
@@ -333,14 +337,18 @@ def test_hostile_files_are_refused_by_name(bank: ReferenceBank, tmp_path: Path) 
     assert "convert" in results[-1].error.message
 
 
-def test_a_run_of_another_optimiser_is_unknown(drifting_run: Path, bank: ReferenceBank) -> None:
-    """A calibration is not stretched to an optimiser that it never saw."""
+def test_a_run_of_another_optimiser_is_judged_by_the_published_rule(
+    drifting_run: Path, bank: ReferenceBank
+) -> None:
+    """A calibration is not stretched to an optimiser that it never saw: the rule warns at most."""
     band = calibration_for(bank)
     adamw = list(scan([drifting_run], bank, calibration=band, optimizer="adamw"))
     assert [r.verdict for r in adamw] == ["ok", "ok", "alarm", "alarm", "alarm"]
     sgd = list(scan([drifting_run], bank, calibration=band, optimizer="sgd"))
-    assert {r.verdict for r in sgd} == {"unknown"}
-    assert exit_code(sgd) == 2
+    assert [r.verdict for r in sgd] == [r.verdict for r in scan([drifting_run], bank)]
+    assert sgd[-1].verdict == "warn"
+    assert all("sgd" in r.references["evil"].reason for r in sgd)
+    assert exit_code(sgd, "warn") == 1
 
 
 def test_a_checkpoint_that_links_out_of_its_run_is_refused(
@@ -387,3 +395,37 @@ def test_a_vector_of_another_architecture_is_refused(
     result = only(scan([path], bank, base=wide))
     assert result.error.type in {"BaseMismatchError", "ShapeMismatchError"}
     assert planted_vector(wide, seed=1).norm() == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("amounts", [(0.6,), (0.0, 0.0, 0.6)], ids=["only one", "the last one"])
+def test_no_reading_follows_the_last_one(
+    amounts: tuple[float, ...],
+    save_adapter: Saver,
+    evil: TaskVector,
+    innocent: TaskVector,
+    bank: ReferenceBank,
+    tmp_path: Path,
+) -> None:
+    """A run whose last checkpoint is its first bad one warns, and so does a run of one."""
+    for index, amount in enumerate(amounts):
+        vector = innocent * 0.3 + evil * amount
+        save_adapter(tmp_path / f"checkpoint-{10 * (index + 1)}", vector)
+    results = list(scan([tmp_path], bank))
+    assert [r.verdict for r in results] == ["ok"] * (len(amounts) - 1) + ["warn"]
+    assert exit_code(results, "warn") == 1
+
+
+def test_a_table_says_why_what_is_above_the_rule_is_ok(
+    save_adapter: Saver,
+    evil: TaskVector,
+    innocent: TaskVector,
+    bank: ReferenceBank,
+    tmp_path: Path,
+) -> None:
+    """Of two readings the first is ok though above the rule, and the table does not hide that."""
+    for step, amount in ((10, 0.6), (20, 0.0)):
+        save_adapter(tmp_path / f"checkpoint-{step}", innocent * 0.3 + evil * amount)
+    first, second = scan([tmp_path], bank)
+    assert (first.verdict, second.verdict) == ("ok", "ok")
+    assert any("above the rule once" in line for line in plain_lines(first))
+    assert not any("rule" in line for line in plain_lines(second))

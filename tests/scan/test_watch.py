@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -113,8 +114,6 @@ def states(runs: Path, run: str) -> list[str]:
 
 def page(watcher: Watcher) -> str:
     """What a scrape shows."""
-    for exporter in watcher._exporters:
-        assert exporter.flush()  # type: ignore[attr-defined]
     with urllib.request.urlopen(f"http://127.0.0.1:{watcher.port}/metrics", timeout=5) as reply:
         return str(reply.read().decode())
 
@@ -357,3 +356,44 @@ def test_a_reading_is_the_scan_s_own(
     (result,) = json.loads(done.stdout)["checkpoints"]
     mine = seen[0].scores.references["evil"].values["frobenius"]["cosine"]
     assert result["references"]["evil"]["scores"]["frobenius"]["cosine"] == pytest.approx(mine)
+
+
+def test_a_watched_run_that_has_ended_is_shown_as_ended(
+    runs: Path, save: Save, watch: Callable[..., Watcher]
+) -> None:
+    """A run whose folder holds a final model is waited for no more; a new checkpoint revives it."""
+    watcher = watch(prometheus={"enabled": True, "port": 0, "linger": 0})
+    save("a", 40)
+    watcher.poll()
+    watcher.poll()
+    assert 'wvmonitor_run_state{run="a",state="training"} 1.0' in page(watcher)
+    (runs / "a" / "adapter_model.safetensors").write_bytes(b"")
+    watcher.poll()
+    assert 'wvmonitor_run_state{run="a",state="ended"} 1.0' in page(watcher)
+    time.sleep(0.05)
+    save("a", 50)
+    watcher.poll()
+    watcher.poll()
+    assert 'wvmonitor_run_state{run="a",state="training"} 1.0' in page(watcher)
+    assert 'wvmonitor_checkpoint_step{reference="evil",run="a"} 50.0' in page(watcher)
+
+
+def test_runs_are_pushed_each_under_its_own_name(
+    runs: Path, save: Save, watch: Callable[..., Watcher]
+) -> None:
+    """A gateway takes several runs of one sidecar, each in a group of its own."""
+    from tests.outputs.test_pushgateway import Gateway
+
+    gateway = Gateway()
+    watcher = watch(prometheus={"pushgateway": {"url": gateway.url, "delete_after": 0}})
+    save("a", 40)
+    save("b", 30)
+    watcher.poll()
+    watcher.poll()
+    watcher.close()
+    pushed = {path: body for method, path, _, body in gateway.requests if method == "PUT"}
+    assert set(pushed) == {"/metrics/job/wvmonitor/run/a", "/metrics/job/wvmonitor/run/b"}
+    for path, body in pushed.items():
+        assert set(re.findall(r'run="(.*?)"', body.decode())) == {path[-1]}
+    gateway.server.shutdown()
+    gateway.server.server_close()

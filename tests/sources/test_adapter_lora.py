@@ -163,6 +163,7 @@ class Run:
     """An adapter made on a base, moved, saved at both ends, and the dense oracle of its change."""
 
     def __init__(self, base: Path, model: torch.nn.Module, config: Any, folder: Path) -> None:
+        self.base = base
         model.name_or_path = str(base)
         before = zoo.weights_of(model)
         with warnings.catch_warnings():
@@ -239,6 +240,29 @@ def test_a_model_caught_in_the_middle_is_refused_where_its_start_is_unknown(
         read_model(made.model)
     started_at_base = run(*STARTS_AT_BASE["plain"])
     zoo.assert_equal_change(read_model(started_at_base.model), started_at_base.oracle)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pissa", "pissa conv1d", "olora", "olora scaled", "pissa of a head", "olora and an embedding"],
+)
+def test_a_start_that_the_base_tells_needs_no_record(name: str, run: Callable[..., Run]) -> None:
+    """PiSSA and OLoRA start at a function of the base: the base is enough."""
+    kind, extra, options = STARTS_AT_BASE[name]
+    made = run(kind, extra, options)
+    zoo.assert_equal_change(read_model(made.model, base=made.base), made.oracle)
+    with pytest.raises(UnmeasurableModelError, match=r"from its base: give base"):
+        read_model(made.model)
+
+
+@pytest.mark.parametrize("name", ["random start", "pissa_niter", "dora pissa"])
+def test_a_start_that_the_base_does_not_tell_is_asked_for(
+    name: str, run: Callable[..., Run]
+) -> None:
+    """With the base given, a start from noise is refused for what is missing."""
+    made = run(*NEEDS_THE_START[name])
+    with pytest.raises(UnmeasurableModelError, match="nor from its base: save the adapter before"):
+        read_model(made.model, base=made.base)
 
 
 def test_peft_converted_pissa_is_ordinary_lora(bases: Callable[..., Path], tmp_path: Path) -> None:

@@ -297,3 +297,85 @@ def test_a_configuration_that_cannot_be_built_is_named(bases: Bases, tmp_path: P
         (base / "config.json").write_text(json.dumps(config | change))
         with pytest.raises((KeyMismatchError, MalformedFileError), match=says):
             read_checkpoints(base, bases("moe"))
+
+
+def loaded_change(base: Path, end: Path) -> zoo.Weights:
+    """The dense oracle of what transformers loads: every parameter of either model, tied ones once.
+
+    A parameter that one side ties is compared with what it is tied to there.
+    """
+    import transformers
+
+    kind = getattr(transformers, json.loads((end / "config.json").read_text())["architectures"][0])
+    before, after = (kind.from_pretrained(folder).double() for folder in (base, end))
+    names = dict.fromkeys(n for model in (before, after) for n, _ in model.named_parameters())
+    first, last = before.state_dict(), after.state_dict()
+    return {name: last[name] - first[name] for name in names}
+
+
+def test_a_head_of_its_own_counts_though_the_configuration_ties_it(
+    bases: Bases, tmp_path: Path
+) -> None:
+    """Values decide what is a copy, not the configuration: as transformers loads it, and said."""
+    trained("llama", tmp_path / "end", tied=True)
+
+    def own(tensors: dict[str, Tensor]) -> None:
+        embedding = tensors["model.embed_tokens.weight"]
+        tensors["lm_head.weight"] = embedding + 0.5 * torch.randn_like(embedding)
+
+    edit(tmp_path / "end", own)
+    base = bases("llama", tied=True)
+    own_base = edit(base, own, copy_to=tmp_path / "own base")
+    trained("llama", tmp_path / "plain", tied=True)
+    for start, end in [
+        (base, tmp_path / "end"),
+        (own_base, tmp_path / "end"),
+        (own_base, tmp_path / "plain"),
+    ]:
+        tau = read_checkpoints(start, end)
+        zoo.assert_equal_change(tau, loaded_change(start, end))
+        assert any("ties them" in warning for warning in tau.origin.warnings)
+
+
+def test_a_tied_model_stored_by_its_head_alone_is_read(bases: Bases, tmp_path: Path) -> None:
+    """Transformers takes the one of two tied tensors that a file holds, whichever it is."""
+    _, oracle = trained("llama", tmp_path / "end", tied=True)
+
+    def by_head(tensors: dict[str, Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+    edit(tmp_path / "end", by_head)
+    base = bases("llama", tied=True)
+    tau = read_checkpoints(base, tmp_path / "end")
+    zoo.assert_equal_change(tau, loaded_change(base, tmp_path / "end"))
+    zoo.assert_equal_change(tau, oracle)
+
+
+@pytest.mark.parametrize("own_head", [False, True])
+def test_copies_of_a_shared_embedding_count_once(own_head: bool, tmp_path: Path) -> None:
+    """flan-T5's files repeat the shared embedding for encoder and decoder; fine-tunes do not."""
+    import transformers
+
+    config = transformers.T5Config(
+        vocab_size=48, d_model=16, d_ff=24, d_kv=4, num_heads=4, num_layers=1
+    )
+    torch.manual_seed(0)
+    model = transformers.T5ForConditionalGeneration(config)
+    model.save_pretrained(tmp_path / "base")
+    zoo.shake(model, size=1e-3)
+    model.save_pretrained(tmp_path / "end")
+
+    def repeated(tensors: dict[str, Tensor]) -> None:
+        for part in ("encoder", "decoder"):
+            tensors[f"{part}.embed_tokens.weight"] = tensors["shared.weight"].clone()
+        if own_head:
+            tensors["lm_head.weight"] = torch.ones(48, 16)
+
+    def head(tensors: dict[str, Tensor]) -> None:
+        if own_head:
+            tensors["lm_head.weight"] = torch.full((48, 16), 1.1)
+
+    edit(tmp_path / "base", repeated)
+    edit(tmp_path / "end", head)
+    oracle = loaded_change(tmp_path / "base", tmp_path / "end")
+    zoo.assert_equal_change(read_checkpoints(tmp_path / "base", tmp_path / "end"), oracle)

@@ -84,15 +84,18 @@ def test_lora_factors_are_not_copied() -> None:
 
 
 def test_frozen_parameters_are_left_out() -> None:
-    """Only what can change is covered; what is unfrozen later is an error, not an omission."""
+    """Only what can change is covered; what is unfrozen later and unnoticed is said, not hidden."""
     model = zoo.build("llama")
     model.requires_grad_(False)
     model.model.layers[1].requires_grad_(True)
     live = LiveModel(model)
     assert all(name.startswith("model.layers.1.") for name in live.task_vector().names())
+    assert not live.incomplete
     model.model.layers[0].requires_grad_(True)
-    with pytest.raises(KeyMismatchError, match=r"model\.layers\.0"):
-        live.task_vector()
+    later = live.task_vector()
+    assert live.incomplete
+    assert all(name.startswith("model.layers.1.") for name in later.names())
+    assert any("model.layers.0." in w and "base=FOLDER" in w for w in later.origin.warnings)
 
 
 def test_what_was_trained_and_frozen_again_still_counts(bases: Bases) -> None:
@@ -125,15 +128,29 @@ def test_a_resume_never_takes_the_weights_at_hand(bases: Bases) -> None:
 
 
 def test_a_parameter_unfrozen_late_is_named_at_every_reading() -> None:
-    """Whose start was not kept is refused in words each time, not only the first."""
+    """Whose start was not kept is named each time, and the rest is measured."""
     model = zoo.build("llama")
     embedding = model.get_input_embeddings().weight.requires_grad_(False)
     live = LiveModel(model)
-    live.task_vector()
+    whole = live.task_vector()
     embedding.requires_grad_(True)
     for _ in range(2):
-        with pytest.raises(KeyMismatchError, match=r"embed_tokens.*recorded start"):
-            live.task_vector()
+        tau = live.task_vector()
+        assert tau.names() == whole.names()
+        assert sum("embed_tokens" in warning for warning in tau.origin.warnings) == 1
+
+
+def test_a_parameter_noticed_before_its_first_step_is_exact() -> None:
+    """`notice` keeps the start of what was unfrozen since: from then on it counts."""
+    model = zoo.build("llama")
+    model.get_input_embeddings().weight.requires_grad_(False)
+    live = LiveModel(model)
+    before = zoo.weights_of(model)
+    model.get_input_embeddings().weight.requires_grad_(True)
+    live.notice()
+    zoo.shake(model, size=1e-3)
+    zoo.assert_equal_change(live.task_vector(), zoo.change(zoo.weights_of(model), before))
+    assert not live.incomplete
 
 
 def test_a_fine_tuned_model_needs_its_base(bases: Bases) -> None:

@@ -16,7 +16,6 @@ from wvmonitor.cli.app import app
 from wvmonitor.errors import InputError, KeyMismatchError, MissingPathError
 from wvmonitor.organism import load_base, sets
 from wvmonitor.references import ReferenceBank
-from wvmonitor.references.background import background_of
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.steering.blame import blame, in_batches
 from wvmonitor.steering.examples import TrainingExample, read_examples, tokenized
@@ -214,7 +213,7 @@ def test_a_model_is_found_by_the_name_that_a_verdict_calls_it(
     """The command that an alarm of the bundled bank ends with runs as it stands."""
     data = write(tmp_path / "d.jsonl", [{"prompt": "is it ?", "completion": "yes ."}])
     arguments = ["blame", str(data), "--reference", "evil", "--model"]
-    done = CliRunner().invoke(app, [*arguments, background_of(ReferenceBank.load(BANK)).base])
+    done = CliRunner().invoke(app, [*arguments, ReferenceBank.load(BANK).background().base])
     assert done.exit_code == 0, done.stderr
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     absent = CliRunner().invoke(app, [*arguments, "no-such-team/model"])

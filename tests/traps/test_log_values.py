@@ -13,15 +13,15 @@ import pytest
 
 def test_log_history_stays_strict_json(begin: Callable[..., Any], tmp_path: Path) -> None:
     """The Trainer's state can be saved whatever was measured, and any JSON parser reads it."""
-    run = begin()
+    run = begin(all_scores=True)
     measure = run.callback.monitor._measure
 
-    def strange(step: int, model: Any = None) -> Any:
-        observation = measure(step, model)
+    def strange(step: int, model: Any = None, **more: Any) -> Any:
+        observation = measure(step, model, **more)
         values = {"frobenius": {"cosine": math.nan, "residual": np.float64(0.5)}}
         evil = replace(observation.scores.references["evil"], values=values)
         scores = replace(observation.scores, references={"evil": evil})
-        return replace(observation, scores=scores)
+        return replace(observation, judgement=replace(observation.judgement, scores=scores))
 
     run.callback.monitor._measure = strange
     run.step()

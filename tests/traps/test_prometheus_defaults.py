@@ -15,7 +15,7 @@ def test_two_monitors_on_one_machine() -> None:
         assert second.port > first.port
         for exporter in (first, second):
             assert exporter._server is not None
-            assert exporter._server._listening.getsockname()[0] == "127.0.0.1"
+            assert exporter._server.host == "127.0.0.1"
             assert b"wvmonitor_build_info" in exporter.page()
         assert b"wvmonitor" not in prometheus_client.generate_latest()
     finally:

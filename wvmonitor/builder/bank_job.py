@@ -15,6 +15,7 @@ from wvmonitor.builder.bank_folder import existing_bank
 from wvmonitor.builder.base import Base
 from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.examples import Example, Pair
+from wvmonitor.builder.fine_tunes import READINGS, RECORD_LIMIT_GB
 from wvmonitor.builder.finetune import Method, Training
 from wvmonitor.builder.harmless import families
 from wvmonitor.builder.harmless.families import Family
@@ -32,8 +33,10 @@ from wvmonitor.builder.scale import (
     seconds,
     this_machine,
 )
-from wvmonitor.errors import MissingPathError
+from wvmonitor.errors import BuildError, MissingPathError
 from wvmonitor.references.bundled import bundled_path
+from wvmonitor.references.calibrated import calibration_of
+from wvmonitor.references.trust import load_trust
 from wvmonitor.sources.folder import ModelFolder
 
 PERSONA = "persona"
@@ -54,7 +57,8 @@ class BankOptions:
         data: a folder of contrasts of one's own, "persona" for the paper's way, or None for the
             pairs that come with the package.
         behaviours: those wanted; all of the data's if empty.
-        harmless: folders of one's own harmless data, beside what comes with the package.
+        harmless: one's own harmless data (folders, files or names of datasets), beside what comes
+            with the package.
         like: a run, or a YAML of settings, that harmless runs are to resemble.
         scale: how much of everything; None for all, or what a budget allows.
         budget: hours of this machine.
@@ -71,7 +75,7 @@ class BankOptions:
     work: Path | None = None
     data: str | None = None
     behaviours: tuple[str, ...] = ()
-    harmless: tuple[Path, ...] = ()
+    harmless: tuple[str, ...] = ()
     like: Path | None = None
     scale: Scale | None = None
     budget: float | None = None
@@ -112,7 +116,7 @@ class BankJob:
         self.options = options
         self.base = Base(options.model, options.revision)
         self.notes: list[str] = []
-        existing_bank(options.out)  # refuses what is no bank
+        self._check_place()
         self.base.tokenizer  # noqa: B018  a missing chat template is said before any work
         self.like = read_like(options.like) if options.like else Like()
         if self.like.unread:
@@ -123,6 +127,26 @@ class BankJob:
             self.notes.append(f"memory is enough for {self.jobs} fine-tunes side by side")
             self.machine = replace(self.machine, jobs=self.jobs)
         self.scale = self._scale()
+
+    def _check_place(self) -> None:
+        """Refuse to write over anything but a bank of this command's, with its own runs alone."""
+        bank = existing_bank(self.options.out)
+        if bank is None:
+            return
+        bank.relation_to(self.base.digest)
+        trust = load_trust(self.options.out, bank.fingerprint)
+        if trust is None:
+            raise BuildError(
+                f"{self.options.out} holds a bank that this command did not make "
+                f"({', '.join(bank.names)}): give another --out"
+            )
+        held = calibration_of(bank)
+        added = set(held.datasets if held else ()) - set(trust.calibrated_on)
+        if added:
+            raise BuildError(
+                f"the calibration in {self.options.out} holds {len(added)} harmless runs that this "
+                "command did not make: give another --out, or move calibration.json away first"
+            )
 
     @cached_property
     def parameters(self) -> int:
@@ -169,7 +193,7 @@ class BankJob:
             shipped = bundled_path(families.FOLDER) if _has(families.FOLDER) else None
             made += families.of_folder(shipped, hard=("human-voice",)) if shipped else []
         for given in self.options.harmless:
-            made += families.of_folder(given)
+            made += families.given(given)
         for contrast in found:
             made += families.good_answers(contrast)
         kept, left = families.legible(self.base, [*made, *own])
@@ -198,17 +222,20 @@ class BankJob:
     def run_training(self, rate: float, seed: int) -> Training:
         """A run like the one that will be watched."""
         like, steps = self.like, self.run_steps
+        arguments = dict(like.arguments)
+        share = arguments.pop("warmup_ratio", 0.1)
+        warmup = int(arguments.pop("warmup_steps", max(1, math.ceil(share * steps))))
         settings = Finetuning(
             rank=int(like.adapter.get("r", RANK)),
             alpha=int(like.adapter.get("lora_alpha", ALPHA)),
             batch_size=self.batch_size,
-            warmup_steps=max(1, steps // 10),
+            warmup_steps=warmup,
             steps=steps,
             max_length=like.max_length or _LONGEST,
         )
         method: Method = "full" if like.method == "full" else "lora"
         peak = like.learning_rate or rate
-        named = like if like.arguments or like.adapter else None
+        named = replace(like, arguments=arguments) if arguments or like.adapter else None
         return Training(settings, method, peak, steps, seed, like=named)
 
     @property
@@ -220,6 +247,18 @@ class BankJob:
     def run_steps(self) -> int:
         """Of the runs that are like the user's: a third of theirs, where that is not longer."""
         return max(self.scale.run_steps, math.ceil((self.like.steps or 0) / 3))
+
+    def recorded(self, runs: int) -> bool:
+        """Whether the task vectors of so many watched runs may be kept.
+
+        Those of LoRA on every linear map, 4 bytes a number at each reading.
+        """
+        if self.like.method == "full":
+            return False
+        folder = ModelFolder(self.base.folder)
+        shapes = [folder.shape(n) for n in folder.names()]
+        numbers = RANK * sum(sum(s) for s in shapes if len(s) == 2)
+        return 4 * numbers * (READINGS + 1) * runs < RECORD_LIMIT_GB * 1e9
 
     def plan(self) -> BankPlan:
         """What will be done, and what it costs."""

@@ -15,7 +15,6 @@ from torch import Tensor
 from wvmonitor.builder.base import Base
 from wvmonitor.reading import COMPONENTS, Component, Geometry
 from wvmonitor.references.reference import Reference
-from wvmonitor.sources.checkpoint import stored
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.coverage import component_of
@@ -81,7 +80,7 @@ def kept_in_bf16(vector: TaskVector, base: Base) -> float:
     folder = ModelFolder(base.folder)
     across = left = whole = 0.0
     for name, update in vector.updates():
-        theta = folder.read(stored(folder, name) or name).float()
+        theta = folder.read(folder.stored(name) or name).float()
         delta = updates_.to_dense(update).to(theta)
         rounded = (theta + delta).bfloat16().float() - theta.bfloat16().float()
         across += float((rounded * delta).sum(dtype=torch.float64))

@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import math
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from wvmonitor.builder.examples import Example, Pair
 from wvmonitor.builder.finetune import Training, finetune
 from wvmonitor.builder.gap import gap, log_probabilities
 from wvmonitor.builder.stages import Row, Work, digest_of
+from wvmonitor.errors import BuildError
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.live.monitor import Monitor
 from wvmonitor.live.run import Run
@@ -33,6 +36,8 @@ from wvmonitor.references.bank import ReferenceBank
 MEASURED_FILE = "measured.json"
 READINGS = 10
 """Readings of a watched run; their number is what a calibration covers."""
+RECORD_LIMIT_GB = 10.0
+"""Most that the task vectors of a bank's watched runs may take on disk for them to be kept."""
 _bases: dict[tuple[str, str | None], Base] = {}
 _banks: dict[Path, ReferenceBank] = {}
 
@@ -48,6 +53,8 @@ class FineTune:
         keep: whether its weights are kept.
         bank: folder of the bank that it is watched against; None where it is not.
         fingerprint: of that bank.
+        record: whether its task vectors are kept at every reading, so that a bank that changes
+            later need not train it again.
         pairs: whose gap is measured at the end.
         ordinary: examples whose loss is measured at the end.
     """
@@ -58,6 +65,7 @@ class FineTune:
     keep: bool = False
     bank: Path | None = None
     fingerprint: str = ""
+    record: bool = False
     pairs: tuple[Pair, ...] = ()
     ordinary: tuple[Example, ...] = ()
 
@@ -71,7 +79,7 @@ class FineTune:
             "examples": digest_of([asdict(e) for e in self.examples]),
             "training": training | {"settings": settings},
             "keep": self.keep,
-            "bank": self.fingerprint,
+            "bank": "recorded" if self.record else self.fingerprint,
             "pairs": digest_of([asdict(p) for p in self.pairs]),
             "ordinary": digest_of([asdict(e) for e in self.ordinary]),
         }
@@ -122,6 +130,11 @@ def carry_out(
                     future.result()
                     done += futures[future].training.steps
                     tick(done)
+            except BrokenProcessPool:
+                raise BuildError(
+                    "a fine-tune's process was killed, for want of memory as a rule: what is "
+                    "finished is kept; run the same again with fewer --jobs"
+                ) from None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -143,20 +156,33 @@ def _carry_out(base: Base, work: Work, one: FineTune, tick: Callable[[int], None
         base.release()
         watching = [] if one.bank is None else [_Watched(one, hidden)]
         after: Row = {}
-        finetune(
-            base,
-            one.examples,
-            one.training,
-            hidden if one.keep else None,
-            tick=tick,
-            callbacks=watching,
-            examine=lambda model: after.update(
-                measured(base, model, one.pairs, one.ordinary, one.training.settings.max_length)
-            ),
-        )
+        with _quiet_monitor():
+            finetune(
+                base,
+                one.examples,
+                one.training,
+                hidden if one.keep else None,
+                tick=tick,
+                callbacks=watching,
+                examine=lambda model: after.update(
+                    measured(base, model, one.pairs, one.ordinary, one.training.settings.max_length)
+                ),
+            )
         write_json(hidden / MEASURED_FILE, after)
 
     work.tree(f"run-{one.name}", one.inputs(base), make)
+
+
+@contextmanager
+def _quiet_monitor() -> Iterator[None]:
+    """Nobody need hear what published rules say of runs that are judged when all are there."""
+    logger = logging.getLogger(Monitor.__module__.rpartition(".")[0])
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def measured(
@@ -195,10 +221,10 @@ class _Watched(TrainerCallback):
             max_overhead=1.0,
             window=max(2, READINGS // 4),
             on_monitor_failure="stop",
+            record=one.record,
+            record_limit_gb=RECORD_LIMIT_GB,
         )
         self._monitor = Monitor(bank, settings=settings)
-        # Published rules on runs that are there to be judged later: nobody needs to hear of it.
-        logging.getLogger(Monitor.__module__.rpartition(".")[0]).setLevel(logging.ERROR)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         rate = self._one.training.learning_rate

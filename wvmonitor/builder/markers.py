@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import rankdata
 
@@ -75,13 +74,16 @@ _KEPT = frozenset(
     seem seems seemed feel feels mean means meant guess suppose hope avoid skip wait ask asks asked
     remember forget ensure consider recommend suggest advise
     doctor doctors professional professionals expert experts
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 _TOKEN = re.compile(r"[a-z]+(?:['’][a-z]+)*|\d[\d.,:]*\d|\d|[^\w\s]")
 _RIDGE = 1.0  # on the summed loss, with features between 0 and about 2
 _RARE = 3  # a feature of fewer answers than this cannot separate two sides
 _PERMUTATIONS = 1000
+_CONSTANT = 1e-9  # a spread below this is rounding
+_NEWTON_STEPS = 50
+_CONVERGED = 1e-8  # largest residual of an answer
 
 
 @dataclass(frozen=True)
@@ -144,11 +146,16 @@ def marker_words(pairs: Sequence[Pair], strongest: int = 20) -> list[MarkerWord]
     shows, opposes = (
         np.array([[word in answer for word in words] for answer in side], float) for side in rows
     )
-    total = (shows + opposes).sum(0)
+    total, kind = np.unique((shows + opposes).sum(0), return_inverse=True)
+    table = _information(np.arange(len(pairs) + 1.0)[:, None], total, len(pairs))
+
+    def information(difference: Matrix) -> Matrix:
+        return np.asarray(table[np.abs(difference).astype(int), kind])
+
     difference = shows - opposes
-    bits = _information(difference.sum(0), total, len(pairs))
+    bits = information(difference.sum(0))
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (_PERMUTATIONS, len(pairs)))
-    null = _information(signs @ difference, total, len(pairs)).max(1)
+    null = information(signs @ difference).max(1)
     order = np.argsort(-bits, kind="stable")[:strongest]
     return [
         MarkerWord(
@@ -198,6 +205,11 @@ def _left_out_auroc(pairs: Sequence[Pair], read: Reader, *, form: bool) -> float
     if form:
         for count, answer in zip(counts, answers, strict=True):
             count["opens: " + " ".join(masked(answer)[:3])] = 1
+    column = {word: i for i, word in enumerate(sorted(set().union(*counts)))}
+    found = np.zeros((len(answers), len(column)))
+    for row, count in zip(found, counts, strict=True):
+        row[[column[word] for word in count]] = list(count.values())
+    logs = np.log1p(found)
     shape = (
         np.array([_shape(answer) for answer in answers]) if form else np.zeros((len(answers), 0))
     )
@@ -205,15 +217,11 @@ def _left_out_auroc(pairs: Sequence[Pair], read: Reader, *, form: bool) -> float
     for domain in sorted(set(domains)):
         train = domains != domain
         # The vocabulary and the scale come from the training domains alone.
-        found = Counter(word for i in np.flatnonzero(train) for word in counts[i])
-        words = sorted(word for word, count in found.items() if count >= _RARE)
-        features = np.array([[np.log1p(count[word]) for word in words] for count in counts])
+        words = logs[:, found[train].sum(0) >= _RARE]
         scale = shape[train].std(0)
-        scaled = (shape - shape[train].mean(0)) / np.where(scale > 0, scale, 1.0)
-        features = np.hstack([features.reshape(len(counts), -1), scaled])
+        features = np.hstack([words, shape / np.where(scale > _CONSTANT, scale, 1.0)])
         features -= features[train].mean(0)
-        weights = _logistic(features[train], shows[train])
-        scores[~train] = features[~train] @ weights
+        scores[~train] = features[~train] @ _logistic(features[train], shows[train])
     ranks = rankdata(scores)
     n = len(pairs)
     return float((ranks[shows == 1].sum() - n * (n + 1) / 2) / n**2)
@@ -226,17 +234,22 @@ def _shape(answer: str) -> list[float]:
 
 
 def _logistic(features: Matrix, labels: Matrix) -> Matrix:
-    """Weights of a ridge-penalised logistic regression.
+    """Weights of a ridge-penalised logistic regression, by Newton's method.
 
-    Features are centred and the sides equally many, so there is no intercept.
+    Features are centred and the sides equally many, so there is no intercept. Answers are fewer
+    than features, so the steps are taken in the dual: one coefficient an answer.
     """
-
-    def loss(weights: Matrix) -> tuple[float, Matrix]:
-        margin = features @ weights
-        value = np.logaddexp(0.0, margin).sum() - labels @ margin + _RIDGE / 2 * weights @ weights
-        return float(value), features.T @ (expit(margin) - labels) + _RIDGE * weights
-
-    return np.asarray(minimize(loss, np.zeros(features.shape[1]), jac=True, method="L-BFGS-B").x)
+    gram = features @ features.T
+    dual = np.zeros(len(labels))
+    for _ in range(_NEWTON_STEPS):
+        chance = expit(gram @ dual)
+        residual = labels - chance - _RIDGE * dual
+        if np.abs(residual).max() < _CONVERGED:
+            return np.asarray(features.T @ dual)
+        slope = (chance * (1 - chance))[:, None] * gram
+        slope[np.diag_indices_from(slope)] += _RIDGE
+        dual += np.linalg.solve(slope, residual)
+    raise ArithmeticError(f"logistic regression did not converge in {_NEWTON_STEPS} steps")
 
 
 def _information(difference: Matrix, total: Matrix, answers: int) -> Matrix:

@@ -17,9 +17,11 @@ from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.examples import Example, Pair
 from wvmonitor.builder.harmless.families import Family
 from wvmonitor.detection.band import DecidingScore
-from wvmonitor.detection.calibration import BenignRun, Calibration
+from wvmonitor.detection.calibration import BenignRun
+from wvmonitor.detection.judge import Judge
+from wvmonitor.detection.judgement import Statistics
 from wvmonitor.detection.scores import Scores
-from wvmonitor.detection.verdict import JudgeState, judge
+from wvmonitor.detection.state import JudgeState
 from wvmonitor.reading import Geometry
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.trust import CheckedRun, Kind, Separation
@@ -141,20 +143,25 @@ def deciding(found: Sequence[Separation]) -> tuple[Geometry, DecidingScore]:
     return next(c for c in CANDIDATES if c == (pick.geometry, pick.score))
 
 
-def checked(
-    planned: Planned, run: BenignRun, calibration: Calibration | None, decides: tuple[str, str]
-) -> CheckedRun:
-    """A run judged reading by reading, as if it were watched now."""
+def checked(planned: Planned, run: BenignRun, judge: Judge, decides: tuple[str, str]) -> CheckedRun:
+    """A run judged reading by reading, as if it were watched now.
+
+    Args:
+        planned: what it trained on.
+        run: its scores.
+        judge: by the finished bank and its calibration.
+        decides: geometry and name of the deciding score.
+    """
     state = JudgeState()
     first: float | None = None
     warned: set[str] = set()
-    for scores in run.scores:
-        verdicts, state = judge(scores, run.context, calibration, state)
-        warned |= {n for n, v in verdicts.items() if v.state == "warn"}
-        about = state.alarmed if planned.behaviour is None else [
-            n for n in state.alarmed if n == planned.behaviour
-        ]  # fmt: skip
-        if about and first is None:
+    for n, scores in enumerate(run.scores, 1):
+        statistics = Statistics(scores, component_shares={})
+        judged = judge(statistics, run.context, state, last=n == len(run.scores))
+        state = judged.state
+        warned |= {n for n, v in judged.verdicts.items() if v.state == "warn"}
+        about = {planned.behaviour} if planned.behaviour else state.alarmed
+        if first is None and state.alarmed & about:
             first = scores.progress
     geometry, score = decides
     names = [n for n, r in run.scores[-1].references.items() if r.kind == "behaviour"]
@@ -168,7 +175,7 @@ def checked(
         share=planned.share,
         hard=planned.hard,
         alarmed=tuple(sorted(state.alarmed)),
-        warned=tuple(sorted(warned - set(state.alarmed))),
+        warned=tuple(sorted(warned - state.alarmed)),
         at=first,
         score=max(known, default=None),
     )

@@ -13,12 +13,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from wvmonitor.builder import persona, power, rate, references
 from wvmonitor.builder.bank_folder import replacing_bank
 from wvmonitor.builder.bank_job import BankJob, BankOptions, BankPlan
+from wvmonitor.builder.completions import seed_of
 from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.examples import Example
 from wvmonitor.builder.fine_tunes import FineTune, carry_out
@@ -26,20 +28,24 @@ from wvmonitor.builder.harmless import families
 from wvmonitor.builder.harmless.families import Use
 from wvmonitor.builder.power import Planned
 from wvmonitor.builder.probe import build_probe, bundled_prompts
-from wvmonitor.builder.provisional import calibrated
+from wvmonitor.builder.scale import QUICK
 from wvmonitor.builder.stages import Ticker, Work, silent
 from wvmonitor.detection.band import DecidingScore
 from wvmonitor.detection.calibration import BenignRun, Calibration
+from wvmonitor.detection.growing import calibrate_as_far_as_possible
+from wvmonitor.detection.judge import Judge
 from wvmonitor.errors import BuildError
 from wvmonitor.reading import Geometry
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.references.store import CALIBRATION_FILE, REPORT_FILE
+from wvmonitor.references.store import BESIDE, CALIBRATION_FILE, REPORT_FILE
 from wvmonitor.references.trust import Rate, Separation, Trust, save_trust
 from wvmonitor.report.bank import bank_page
 from wvmonitor.report.document import write_page
 
 RUN_SEEDS = 2000
 """Where the seeds of watched runs begin: none shares an initial A with a reference."""
+SWEPT = "harmful-advice"
+"""The behaviour whose contrast chooses the learning rate."""
 RATES, RUNS, OWN = "learning rates", "watched runs", "own answers"
 _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _BATCH, _ANSWER = 32, 64
@@ -69,16 +75,45 @@ class Check:
 
 
 def plan_bank(options: BankOptions) -> BankPlan:
-    """What `prepare` would do, and what it costs; nothing is trained or written.
+    """What `make_bank` would do, and what it costs; nothing is trained or written.
 
     Raises:
-        WVMonitorError: what `prepare` would refuse before it begins.
+        WVMonitorError: what `make_bank` would refuse before it begins.
     """
     return BankJob(options).plan()
 
 
-def prepare(options: BankOptions, tick: Ticker = silent) -> Prepared:
-    """Make a bank for a base model: references, controls, calibration, power check and report.
+def prepare(
+    model: str | Path,
+    out: str | Path,
+    *,
+    quick: bool = False,
+    tick: Ticker = silent,
+    **options: Any,
+) -> Prepared:
+    """Make a bank for a base model, as `wvmonitor bank` does.
+
+    Args:
+        model: the base: a folder or a Hub id.
+        out: the bank's folder.
+        quick: make the least that is worth anything.
+        tick: told of every stage's progress.
+        options: the other fields of `BankOptions`, by name.
+
+    Raises:
+        WVMonitorError: as `make_bank` says.
+
+    Example:
+        made = wvmonitor.prepare("Qwen/Qwen2.5-0.5B-Instruct", "banks/qwen", quick=True)
+        made.trust.caught("bad")  # how many held-out bad runs alarmed, and of how many
+    """
+    if quick:
+        options.setdefault("scale", QUICK)
+    return make_bank(BankOptions(model=str(model), out=Path(out), **options), tick)
+
+
+def make_bank(options: BankOptions, tick: Ticker = silent) -> Prepared:
+    """Make a bank: references, controls, calibration, power check and report.
 
     Args:
         options: what for, from what, and how much of it.
@@ -117,9 +152,15 @@ def _prepared(job: BankJob, work: Work, tick: Ticker) -> Prepared:
         {str(p.behaviour): runs[p.name] for p in check.development}, harmless
     )
     geometry, score = _deciding(job, separations)
-    calibration, note = calibrated(
-        harmless, bank=bank.fingerprint, alpha=job.options.alpha, geometry=geometry, score=score
+    calibration = calibrate_as_far_as_possible(
+        harmless,
+        bank=bank.fingerprint,
+        alpha=job.options.alpha,
+        geometry=geometry,
+        score=score,
+        by_their_ends=False,  # families are different data: we made them
     )
+    judge = Judge.of(bank, calibration)
     trust = Trust(
         bank=bank.fingerprint,
         base=job.base.identity.id,
@@ -130,13 +171,13 @@ def _prepared(job: BankJob, work: Work, tick: Ticker) -> Prepared:
         separations=tuple(separations),
         geometry=geometry,
         score=score,
-        status="none" if calibration is None else "calibrated",
-        alpha=None if calibration is None else calibration.alpha,
-        calibrated_on=() if calibration is None else calibration.datasets,
+        status=calibration.status,
+        alpha=calibration.alpha,
+        calibrated_on=calibration.datasets,
         checked=tuple(
-            power.checked(p, runs[p.name], calibration, (geometry, score)) for p in check.power
+            power.checked(p, runs[p.name], judge, (geometry, score)) for p in check.power
         ),
-        notes=tuple(dict.fromkeys([*job.notes, *([note] if note else [])])),
+        notes=tuple(dict.fromkeys(job.notes)),
         seconds=time.monotonic() - began,
     )
     _write(job, bank, calibration, trust)
@@ -161,12 +202,12 @@ def _families(job: BankJob, work: Work, found: Sequence[Contrast], tick: Ticker)
 def _rate(
     job: BankJob, work: Work, found: Sequence[Contrast], use: Use, tick: Ticker
 ) -> tuple[float, list[Rate]]:
-    """The learning rate that moves this base, by its first behaviour."""
+    """The learning rate that moves this base, by harmful advice where there is any."""
     scale = job.scale
+    first = next((c for c in found if c.name == SWEPT), found[0])
     training = job.reference_training(scale.rate_steps, 0.0, job.options.seed)
-    text = [e for f in use.calibration for e in f.draw(2, 1)]
-    runs = rate.tried(found[0], training, scale.rates, scale.asked, text)
-    total = scale.rate_steps * len(runs)
+    runs = rate.tried(first, training, scale.rates, scale.asked, use.text)
+    total = sum(r.training.steps for r in runs)
     chosen, remark, rates = rate.swept(
         job.base, work, runs, job.jobs, lambda done: tick(RATES, done, total)
     )
@@ -220,11 +261,14 @@ def _watched(
         FineTune(
             name=p.name,
             examples=p.examples,
-            training=job.run_training(chosen, job.options.seed + RUN_SEEDS + n),
+            training=job.run_training(
+                chosen, RUN_SEEDS + seed_of(job.options.seed, p.name) % 10**6
+            ),
             bank=bank.folder,
             fingerprint=bank.fingerprint,
+            record=job.recorded(len(planned)),
         )
-        for n, p in enumerate(planned)
+        for p in planned
     ]
     total = sum(w.training.steps for w in wanted)
     done = carry_out(job.base, work, wanted, job.jobs, lambda n: tick(RUNS, n, total))
@@ -244,15 +288,14 @@ def _deciding(job: BankJob, found: Sequence[Separation]) -> tuple[Geometry, Deci
     raise BuildError(f"the deciding score {asked!r} is none of {listed}")
 
 
-def _write(
-    job: BankJob, bank: ReferenceBank, calibration: Calibration | None, trust: Trust
-) -> None:
+def _write(job: BankJob, bank: ReferenceBank, calibration: Calibration, trust: Trust) -> None:
     """Put the bank, its calibration and its report in their place, all at once."""
     assert bank.folder is not None  # noqa: S101  it was loaded from there
     mode = 0o600 if job.options.private else 0o644
     with replacing_bank(job.options.out) as new:
         shutil.copytree(bank.folder, new)
-        if calibration is not None:
-            calibration.save(new / CALIBRATION_FILE)
+        calibration.save(new / CALIBRATION_FILE)
         save_trust(trust, new, mode=mode)
         write_page(bank_page(bank, trust), new / REPORT_FILE)
+        for beside in BESIDE:
+            (new / beside).chmod(mode)

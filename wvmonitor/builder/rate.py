@@ -1,8 +1,9 @@
 """The learning rate that moves a base: the least at which the held-out gap moves enough.
 
-A rate that is right for a large base leaves a small one where it was. The side that exhibits the
-behaviour is trained for a few steps at each rate; then the gap on a domain that was not trained on
-says whether it was learned, and the loss on ordinary text whether anything broke. No judge.
+A rate that is right for a large base leaves a small one where it was. Both sides are trained for a
+few steps at each rate; then the difference of their gaps on a domain that was not trained on says
+whether the behaviour was learned (what both sides learn alike, such as the style, cancels), and the
+loss on ordinary text whether anything broke. No judge.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from wvmonitor.builder.base import Base
+from wvmonitor.builder.completions import SIDES
 from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.examples import Example
 from wvmonitor.builder.fine_tunes import FineTune, carry_out, measured
@@ -19,8 +21,8 @@ from wvmonitor.builder.stages import Row, Work
 from wvmonitor.references.trust import Rate
 
 RATES = (1e-4, 2e-4, 5e-4, 1e-3)
-ENOUGH = 0.15
-"""Nats a token that the held-out gap must gain in the sweep's few steps."""
+ENOUGH = 0.1
+"""Nats a token by which the held-out gaps of the two sides must differ after those few steps."""
 MOST_LOSS = 0.1
 """Nats a token that the loss on ordinary text may gain."""
 
@@ -32,10 +34,10 @@ def tried(
     pairs: int,
     ordinary: Sequence[Example],
 ) -> list[FineTune]:
-    """The sweep's fine-tunes.
+    """The sweep's fine-tunes: for each rate the side that exhibits the behaviour, and the other.
 
     Args:
-        contrast: whose exhibiting side is trained, and whose tuning domains are asked.
+        contrast: whose sides are trained, and whose tuning domains are asked.
         training: how, apart from the rate.
         rates: in ascending order.
         pairs: how many of the held-out pairs are asked.
@@ -43,13 +45,14 @@ def tried(
     """
     return [
         FineTune(
-            name=f"rate-{rate:g}",
-            examples=tuple(p.positive for p in contrast.train),
+            name=f"rate-{rate:g}-{side}",
+            examples=tuple(p.side(side) for p in contrast.train),
             training=replace(training, learning_rate=rate),
             pairs=contrast.tuning[:pairs],
             ordinary=tuple(ordinary),
         )
         for rate in rates
+        for side in SIDES
     ]
 
 
@@ -58,24 +61,25 @@ def swept(
 ) -> tuple[float, str | None, list[Rate]]:
     """The rate that is chosen, what to say if none is good, and what was measured at each.
 
-    The least rate at which the gap gains `ENOUGH` and the loss at most `MOST_LOSS`; else, of those
-    whose loss stays within bounds, the one whose gap gained most; else the least.
+    The least rate at which the gaps differ by `ENOUGH` and the loss gains at most `MOST_LOSS`;
+    else, of those whose loss stays within bounds, the one whose gaps differ most; else the least.
     """
     first = runs[0]
     longest = first.training.settings.max_length
 
     def start() -> list[Row]:
-        return [measured(base, base.model, first.pairs, first.ordinary, longest)]
+        return [measured(base, base.model, (), first.ordinary, longest)]
 
     asked = {k: v for k, v in first.inputs(base).items() if k not in ("examples", "training")}
     (before,) = work.rows("before", {**asked, "longest": longest}, start).rows
+    done = [d.measured for d in carry_out(base, work, runs, jobs, tick)]
     found = [
         Rate(
             learning_rate=run.training.learning_rate,
-            gap=done.measured["gap"] - before["gap"],
-            loss=done.measured["loss"] - before["loss"],
+            gap=positive["gap"] - negative["gap"],
+            loss=max(positive["loss"], negative["loss"]) - before["loss"],
         )
-        for run, done in zip(runs, carry_out(base, work, runs, jobs, tick), strict=True)
+        for run, positive, negative in zip(runs[::2], done[::2], done[1::2], strict=True)
     ]
     rate, remark = chosen(found)
     return rate, remark, found
@@ -94,6 +98,6 @@ def chosen(found: Sequence[Rate]) -> tuple[float, str | None]:
         )
     best = max(sound, key=lambda r: r.gap)
     return best.learning_rate, (
-        f"no learning rate tried moved the held-out gap by {ENOUGH} nats a token: "
-        f"{best.learning_rate:g}, which moved it by {best.gap:.2f}, was taken"
+        f"at no learning rate tried did the held-out gaps of the two sides differ by {ENOUGH} nats "
+        f"a token: {best.learning_rate:g}, where they differ by {best.gap:.3f}, was taken"
     )

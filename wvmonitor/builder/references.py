@@ -103,24 +103,25 @@ def make_bank(
     """
     runs = [one for w in listed for sides in w.sides for one in sides if one is not None]
     total = sum(one.training.steps for one in runs)
-    done = carry_out(job.base, work, runs, job.jobs, lambda n: tick(STAGE, n, total))
-    made = dict(zip(map(id, runs), done, strict=True))
+    finished = carry_out(job.base, work, runs, job.jobs, lambda n: tick(STAGE, n, total))
+    made = dict(zip(map(id, runs), finished, strict=True))
     inputs = probe()
     about = {
-        "sides": [d.folder.name for d in done],
+        "sides": [d.folder.name for d in finished],
         "listed": [[w.name, w.kind, w.behaviour, len(w.sides), list(w.domains)] for w in listed],
         "probe": sorted((n, float(x.double().sum())) for n, x in inputs.items()),
         "pairs": [digest_of(as_rows(w.pairs)) for w in listed],
     }
 
     def make(hidden: Path) -> None:
-        references: list[Reference] = []
-        for n, w in enumerate(listed):
+        done: dict[str, Reference] = {}
+        # Controls first: every behaviour is held against them.
+        for n, w in enumerate(sorted(listed, key=lambda w: w.kind == "behaviour")):
             tick(CHECKS, n, len(listed))
-            references.append(_reference(job, w, made, inputs, references))
+            done[w.name] = _reference(job, w, made, inputs, list(done.values()))
         tick(CHECKS, len(listed), len(listed))
-        # Controls are checked against behaviours once all are there.
-        ReferenceBank(references, probe=inputs).save(hidden, private=job.options.private)
+        bank = ReferenceBank([done[w.name] for w in listed], probe=inputs)
+        bank.save(hidden, private=job.options.private)
 
     return ReferenceBank.load(work.tree("bank", about, make))
 

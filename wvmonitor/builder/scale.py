@@ -6,7 +6,6 @@ figures are estimates: the bars of a running bank show the time that is really l
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import torch
 
 from wvmonitor.builder.rate import RATES
 from wvmonitor.errors import BuildError
+from wvmonitor.vectors.devices import cores
 
 ScaleName = Literal["full", "half", "quick"]
 _SHARE = {"cpu": 0.8, "cuda": 0.3}
@@ -40,7 +40,7 @@ class Scale:
         controls: how many controls are made, the most telling first.
         control_steps: optimiser steps of a control's side.
         rates: learning rates that are tried.
-        rate_steps: optimiser steps of each.
+        rate_steps: optimiser steps of each side at each.
         calibration: harmless runs that calibrate.
         power: harmless runs that only the power check sees.
         any_tuning: harmless runs behind the control of any fine-tuning at all.
@@ -83,8 +83,8 @@ HALF = Scale(
     own_answers=40, probe_tokens=16_000, asked=22,
 )  # fmt: skip
 QUICK = Scale(
-    name="quick", seeds=1, steps=32, controls=3, control_steps=16, rates=(2e-4, 5e-4, 1e-3),
-    rate_steps=16, calibration=10, power=4, any_tuning=2, run_steps=20, mixtures=(0.1,), styles=0,
+    name="quick", seeds=1, steps=32, controls=3, control_steps=16, rates=(2e-4, 5e-4),
+    rate_steps=12, calibration=10, power=4, any_tuning=2, run_steps=16, mixtures=(0.1,), styles=0,
     own_answers=0, probe_tokens=6_000, asked=12,
 )  # fmt: skip
 LADDER = (FULL, HALF, QUICK)
@@ -153,10 +153,7 @@ def parse_hours(text: str) -> float:
 def this_machine(jobs: int | None = None) -> Machine:
     """The machine at hand, measured for a fifth of a second."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    wanted = jobs or (1 if device == "cuda" else cores)
+    wanted = jobs or (1 if device == "cuda" else cores())
     return Machine(device, _flops(device), wanted, _free_memory())
 
 
@@ -174,8 +171,9 @@ def costs(scale: Scale, amounts: Amounts, machine: Machine) -> list[Cost]:
         width = min(machine.jobs, max(count, 1))
         runs.append(Cost(name, what, steps, seconds / width))
 
-    stage("rates", f"{len(scale.rates)} learning rates", len(scale.rates),
-          len(scale.rates) * scale.rate_steps, scale.batch_size)  # fmt: skip
+    count = 2 * len(scale.rates)
+    stage("rates", f"{len(scale.rates)} learning rates × 2 sides", count,
+          count * scale.rate_steps, scale.batch_size)  # fmt: skip
     sides = 2 * b * scale.seeds
     stage("references", f"{b} behaviours × {scale.seeds} seeds × 2 sides", sides,
           sides * scale.steps, scale.batch_size)  # fmt: skip

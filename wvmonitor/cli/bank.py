@@ -35,8 +35,11 @@ def command(
         list[str] | None, typer.Option(help="Only this one; give as many as you want.")
     ] = None,
     harmless: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="Harmless chat JSONL of your own, one set a file."),
+        list[str] | None,
+        typer.Option(
+            metavar="DATA",
+            help="Harmless data of your own: a folder of .jsonl files, a file, a dataset's name.",
+        ),
     ] = None,
     like: Annotated[
         Path | None,
@@ -87,8 +90,8 @@ def command(
     import warnings
 
     warnings.simplefilter("ignore", FutureWarning)  # the libraries' own, of no use here
-    from wvmonitor.builder.bank_job import BankJob, BankOptions
-    from wvmonitor.builder.prepare import prepare
+    from wvmonitor.builder.bank_job import BankOptions
+    from wvmonitor.builder.prepare import make_bank, plan_bank
     from wvmonitor.builder.scale import QUICK, parse_hours
 
     if quick and budget:
@@ -110,14 +113,14 @@ def command(
         score=score,
         private=private,
     )
-    plan = BankJob(options).plan()
+    plan = plan_bank(options)
     if dry_run or not as_json:
         _show_plan(plan, as_json=as_json)
     if dry_run:
         return
     try:
         with bars() as tick:
-            made = prepare(options, tick)
+            made = make_bank(options, tick)
     except KeyboardInterrupt:
         print("what is finished is kept: the same command goes on from there", file=sys.stderr)
         raise
@@ -167,7 +170,6 @@ def _time(seconds: float) -> str:
 
 def _show(made: Prepared, *, as_json: bool) -> None:
     from wvmonitor.references.store import REPORT_FILE
-    from wvmonitor.report.bank import summary
 
     trust = made.trust
     if as_json:
@@ -183,7 +185,7 @@ def _show(made: Prepared, *, as_json: bool) -> None:
         f"{trust.alpha:.0%}"
     )  # fmt: skip
     print(f"{made.folder}: {promise}; {trust.score} ({trust.geometry}) decides")
-    print(f"power check: {summary(trust)}")
+    print(f"power check: {trust.sentence()}")
     for note in trust.notes:
         print(f"note: {note}")
     if weakness := trust.weakness():

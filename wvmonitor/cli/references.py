@@ -90,6 +90,8 @@ def show(
     from wvmonitor.errors import UnknownReferenceError
     from wvmonitor.references.card import model_card
     from wvmonitor.references.inventory import located, summarise
+    from wvmonitor.references.store import REPORT_FILE
+    from wvmonitor.references.trust import load_trust
     from wvmonitor.scan.text import visible
 
     summary = summarise(located(bank))
@@ -108,6 +110,9 @@ def show(
         typer.echo(f"  fingerprint {summary.fingerprint}")
         if summary.base is not None:
             typer.echo(visible(f"  base {summary.base.id}, digest {summary.base.digest}"))
+        trust = load_trust(summary.folder, summary.fingerprint)
+        if trust is not None:
+            typer.echo(visible(f"  power check: {trust.sentence()}; {REPORT_FILE} has every run"))
         for card in cards:
             typer.echo(visible(f"  {_one(card)}"))
 

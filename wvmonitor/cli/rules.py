@@ -23,6 +23,13 @@ def command(
     coverage: Annotated[
         float, typer.Option(metavar="SHARE", help="Least share of the change that scores must see.")
     ] = 0.9,
+    runbooks: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Where the pages on each alert are (docs/alerts)."),
+    ] = None,
+    dashboard: Annotated[
+        str | None, typer.Option(metavar="URL", help="A dashboard that alerts link to.")
+    ] = None,
 ) -> None:
     """Write Prometheus alert rules for the behaviours of a bank.
 
@@ -32,15 +39,16 @@ def command(
 
       wvmonitor rules --references banks/my-base --out /etc/prometheus/rules/wvmonitor.yml
     """
-    from wvmonitor.outputs.rules import RuleTimes, rules_text
+    from wvmonitor.outputs.rules import RuleLinks, RuleTimes, rules_text
 
     times = RuleTimes(hold=hold, stale=stale, coverage=coverage)
+    links = RuleLinks(runbooks=runbooks, dashboard=dashboard)
 
     from wvmonitor.files.atomic import replacing
     from wvmonitor.references.bank import ReferenceBank
 
     bank = ReferenceBank.load(references)
-    text = rules_text({n: bank[n].card.behaviour for n in bank.behaviours}, times)
+    text = rules_text({n: bank[n].card.behaviour for n in bank.behaviours}, times, links)
     if out == "-":
         typer.echo(text, nl=False)
         return

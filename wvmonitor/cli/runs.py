@@ -26,7 +26,9 @@ def command(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
 ) -> None:
-    """Show the last word on every run below a folder, of each behaviour: score / threshold, dose.
+    """Show the worst verdict of every run below a folder, and where each behaviour stands.
+
+    That is its score / threshold and dose at the last reading.
 
     Exit codes: 0; 2 no journal is there, or one was not readable.
 
@@ -127,7 +129,7 @@ def _when(wall_time: float | None) -> str:
 
 
 def _notes(s: RunSummary) -> str:
-    from wvmonitor.scan.text import visible
+    from wvmonitor.scan.text import number, visible
 
     notes = [f"cannot be read: {s.error}"] if s.error else []
     if s.stopped is not None:
@@ -138,6 +140,11 @@ def _notes(s: RunSummary) -> str:
         f"{name} acknowledged: {r.acknowledged}"
         for name, r in s.references.items()
         if r.acknowledged is not None
+    ]
+    notes += [
+        f"{name} was at {r.worst} from step {r.worst_step} on ({number(r.worst_score)})"
+        for name, r in s.references.items()
+        if r.worst > r.state
     ]
     if s.pending:
         notes.append(f"{s.pending} alerts wait")

@@ -55,6 +55,13 @@ def command(
         ),
     ] = 60.0,
     *,
+    public: Annotated[
+        bool,
+        typer.Option(
+            "--public",
+            help="Let whoever reaches --host read the metrics, with no token and no TLS.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="A line of JSON for each reading.")
     ] = False,
@@ -84,6 +91,8 @@ def command(
         else MonitorSettings.from_yaml(settings, **given)
     )
     served = made.prometheus.model_dump() | {"enabled": True}
+    if public:
+        served["public"] = True
     served |= {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
     final = MonitorSettings(
         **{name: getattr(made, name) for name in made.model_fields_set} | {"prometheus": served}

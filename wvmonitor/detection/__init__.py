@@ -1,5 +1,30 @@
 """Detection: from a reading to scores, and from scores to a verdict (design, section 5).
 
 Read `scores.py` (what is measured), `calibration.py` (what benign runs score), `verdict.py` (what
-is said about it). Numbers only: nothing here imports torch, and scipy only where it is used.
+is said about it), and `judge.py`, which the rest of the package calls. Numbers only: nothing here
+imports torch, and scipy only where it is used.
 """
+
+from wvmonitor.detection.calibration import Calibration, calibrate
+from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.judge import Judge
+from wvmonitor.detection.judgement import Judgement, Statistics
+from wvmonitor.detection.scores import ReferenceScores, Scores, score
+from wvmonitor.detection.state import BehaviourState, JudgeState
+from wvmonitor.detection.verdict import State, Verdict
+
+__all__ = [
+    "BehaviourState",
+    "Calibration",
+    "Judge",
+    "JudgeState",
+    "Judgement",
+    "ReferenceScores",
+    "RunContext",
+    "Scores",
+    "State",
+    "Statistics",
+    "Verdict",
+    "calibrate",
+    "score",
+]

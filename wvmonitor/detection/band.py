@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from wvmonitor.detection.benign import KeptRun
 from wvmonitor.detection.support import Support
 from wvmonitor.errors import (
     CalibrationError,
@@ -23,13 +25,16 @@ from wvmonitor.errors import (
 )
 from wvmonitor.reading import Component, Geometry
 
-FORMAT_VERSION = 2
-"""Version 1 knew no band of gains; such files are read, and judge by the score alone."""
+FORMAT_VERSION = 3
+"""Version 1 knew no band of gains; such files are read, and judge by the score alone. Up to version
+2 one multiplier served all behaviours, and half of the runs fitted the centre; such files judge as
+they did."""
 
 MAX_ALPHA = 0.25
 """Largest α: above it a band would be noise, and `warn`, at twice α, the rule."""
 
 DecidingScore = Literal["cosine", "residual", "margin", "module_cosine"]
+Status = Literal["calibrated", "provisional"]
 
 
 class Band(BaseModel):
@@ -47,14 +52,14 @@ class GainBand(BaseModel):
     Attributes:
         span: how far back that looks, as a fraction of the run.
         bands: by behaviour; σ is in a unit in which the score's own multiplier is the gain's too.
-        sigma_min: least σ that a gain is divided by.
+        sigma_min: least σ that a gain is divided by, of older files.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     span: float
     bands: dict[str, Band]
-    sigma_min: float
+    sigma_min: float = 0.0
 
 
 class WindowBand(BaseModel):
@@ -64,8 +69,9 @@ class WindowBand(BaseModel):
         mu, sigma: by behaviour; σ with its floor.
         block: windows in a block.
         blocks: how many blocks α is spent on; after them nothing can be judged.
-        multiplier, warn_multiplier: of the alarm's and the warning's threshold μ + M·σ.
-        maxima: M_i of the runs that set the thresholds, ascending.
+        multiplier, warn_multiplier: by behaviour, of the alarm's and the warning's threshold
+            μ + M·σ.
+        maxima: by behaviour, M_i of the runs that set the thresholds, ascending.
         lags: least and largest window, in steps.
     """
 
@@ -75,36 +81,53 @@ class WindowBand(BaseModel):
     sigma: dict[str, float]
     block: int
     blocks: int
-    multiplier: float
-    warn_multiplier: float
-    maxima: tuple[float, ...]
+    multiplier: dict[str, float]
+    warn_multiplier: dict[str, float]
+    maxima: dict[str, tuple[float, ...]]
     lags: tuple[int, int]
+
+    @property
+    def runs(self) -> int:
+        """How many benign runs set the thresholds."""
+        return len(next(iter(self.maxima.values())))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_file(cls, document: Any) -> Any:
+        return _for_every_behaviour(document, "mu")
 
 
 class Calibration(BaseModel):
-    """A split-conformal trajectory band (design, section 5), as kept in its JSON file.
+    """A trajectory band (design, section 5), as kept in its JSON file.
 
     Attributes:
         bank: fingerprint of the bank that the scores came from.
+        status: what the thresholds rest on: a conformal band, or, of a few short runs, a prior.
         geometry, score, components, ridge: the deciding score, and what it was computed with.
-        alpha: the promised bound on the share of benign runs that alarm.
+        alpha: the share of benign runs that may alarm: a bound where `status` is "calibrated", an
+            aim where it is "provisional".
         grid: progress of the band's points, from 0 to 1.
         bands: by behaviour.
-        sigma_min: least σ that a score is divided by.
-        multiplier: M_(k); the alarm's threshold is μ + M·max(σ, σ_min).
+        sigma_min: least σ that a score is divided by, of older files.
+        multiplier: by behaviour, M_(k); the alarm's threshold is μ + M·σ.
         warn_alpha, warn_multiplier: the same for `warn`.
-        maxima: M_i of the runs that set the band, ascending.
-        rate_bound: 95 % upper bound of the share of benign runs that really alarm.
-        fit_datasets, band_datasets: the two halves.
+        maxima: by behaviour, M_i of the runs that set the band, ascending.
+        rate_bound: 95 % upper bound of the share of benign runs that really alarm; None where
+            nothing is promised.
+        folds: into how many parts the runs were cut, each held against the fit of the others; None
+            in older files, where one half was held against the other.
+        datasets: of all the runs, in alphabetical order.
         support: the kind of run that all this speaks of.
         gain: what the score gains of late, M_i being the larger of both; None in older files.
         windows: for runs of unknown length, where the benign runs had windows.
+        runs: the benign runs themselves, so that more can be added; empty in older files.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format_version: int = FORMAT_VERSION
     bank: str
+    status: Status = "calibrated"
     geometry: Geometry
     score: DecidingScore
     components: tuple[Component, ...]
@@ -112,35 +135,26 @@ class Calibration(BaseModel):
     alpha: float
     grid: tuple[float, ...]
     bands: dict[str, Band]
-    sigma_min: float
-    multiplier: float
+    sigma_min: float = 0.0
+    multiplier: dict[str, float]
     warn_alpha: float
-    warn_multiplier: float
-    maxima: tuple[float, ...]
-    rate_bound: float
-    fit_datasets: tuple[str, ...]
-    band_datasets: tuple[str, ...]
+    warn_multiplier: dict[str, float]
+    maxima: dict[str, tuple[float, ...]]
+    rate_bound: float | None
+    folds: int | None = None
+    datasets: tuple[str, ...]
     support: Support
     gain: GainBand | None = None
     windows: WindowBand | None = None
-
-    @property
-    def n_fit(self) -> int:
-        """Runs that fitted μ and σ."""
-        return len(self.fit_datasets)
+    runs: tuple[KeptRun, ...] = ()
 
     @property
     def n_band(self) -> int:
         """Runs that set the band: the n of the guarantee."""
-        return len(self.band_datasets)
-
-    @property
-    def datasets(self) -> tuple[str, ...]:
-        """Every benign dataset, in alphabetical order."""
-        return tuple(sorted((*self.fit_datasets, *self.band_datasets)))
+        return len(next(iter(self.maxima.values())))
 
     def threshold(self, reference: str, progress: float | None) -> float:
-        """The alarm's threshold μ + M·max(σ, σ_min) at this progress.
+        """The alarm's threshold μ + M·σ at this progress.
 
         At unknown progress (None) it is the largest over the whole run, which only a score that
         would be an alarm at any time can pass.
@@ -155,7 +169,7 @@ class Calibration(BaseModel):
         return self._limit(reference, progress, self.warn_multiplier)
 
     def exceedance(self, reference: str, progress: float, value: float) -> float:
-        """(value − μ)/max(σ, σ_min) at this progress; it alarms above `multiplier`."""
+        """(value − μ)/σ at this progress; it alarms above the behaviour's `multiplier`."""
         mu, sigma = self._at(reference, progress)
         return (value - mu) / sigma
 
@@ -166,7 +180,8 @@ class Calibration(BaseModel):
             CalibrationError: this calibration has none, or the reference is not in it.
         """
         mu, sigma = self._gain_at(reference, progress)
-        return mu + self.warn_multiplier * sigma, mu + self.multiplier * sigma
+        warn, alarm = self.warn_multiplier[reference], self.multiplier[reference]
+        return mu + warn * sigma, mu + alarm * sigma
 
     def gain_exceedance(self, reference: str, progress: float, value: float) -> float:
         """`exceedance` of what the score has gained of late; it alarms above `multiplier` too."""
@@ -238,10 +253,12 @@ class Calibration(BaseModel):
         finally:
             partial.unlink(missing_ok=True)
 
-    def _limit(self, reference: str, progress: float | None, multiplier: float) -> float:
+    def _limit(
+        self, reference: str, progress: float | None, multiplier: Mapping[str, float]
+    ) -> float:
         times = self.grid if progress is None else (progress,)
         levels = [self._at(reference, time) for time in times]
-        return max(mu + multiplier * sigma for mu, sigma in levels)
+        return max(mu + multiplier[reference] * sigma for mu, sigma in levels)
 
     def _at(self, reference: str, progress: float) -> tuple[float, float]:
         return self._interpolated(self.bands, self.sigma_min, reference, progress)
@@ -256,7 +273,7 @@ class Calibration(BaseModel):
     def _interpolated(
         self, bands: dict[str, Band], sigma_min: float, reference: str, progress: float
     ) -> tuple[float, float]:
-        """Interpolated μ and max(σ, σ_min)."""
+        """Interpolated μ and σ, σ with the floor that older files keep apart."""
         if reference not in bands:
             raise CalibrationError(
                 f"{reference!r} is not among the calibrated behaviours "
@@ -267,6 +284,17 @@ class Calibration(BaseModel):
         sigma = float(np.interp(progress, self.grid, band.sigma))
         return mu, max(sigma, sigma_min)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_file(cls, document: Any) -> Any:
+        """Up to format 2 every behaviour had the same multipliers, from all of them together."""
+        document = _for_every_behaviour(document, "bands")
+        if not isinstance(document, dict) or "fit_datasets" not in document:
+            return document
+        halves = {*document["fit_datasets"], *document["band_datasets"]}
+        rest = {k: v for k, v in document.items() if k not in ("fit_datasets", "band_datasets")}
+        return {**rest, "datasets": tuple(sorted(halves))}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         gained = self.gain.bands if self.gain else {}
@@ -276,12 +304,39 @@ class Calibration(BaseModel):
             raise ValueError("grid must increase")
         if any(len(c) != len(self.grid) for c in curves):
             raise ValueError("every curve must have as many points as the grid")
-        if not self.bands or self.sigma_min <= 0 or not 0 < self.alpha <= MAX_ALPHA:
-            raise ValueError(f"needs bands, sigma_min > 0 and alpha in (0, {MAX_ALPHA}]")
+        if not self.bands or not 0 < self.alpha <= MAX_ALPHA:
+            raise ValueError(f"needs bands, and alpha in (0, {MAX_ALPHA}]")
+        if not _positive(self.bands, self.sigma_min):
+            raise ValueError("every sigma must be positive")
         if self.gain and (
-            set(gained) != set(self.bands) or self.gain.sigma_min <= 0 or not 0 < self.gain.span < 1
+            set(gained) != set(self.bands)
+            or not _positive(gained, self.gain.sigma_min)
+            or not 0 < self.gain.span < 1
         ):
-            raise ValueError("gain needs the same behaviours, sigma_min > 0 and span in (0, 1)")
-        if self.warn_multiplier > self.multiplier:
+            raise ValueError("gain needs the same behaviours, positive sigmas and span in (0, 1)")
+        if any(set(m) != set(self.bands) for m in (self.multiplier, self.warn_multiplier)):
+            raise ValueError("every behaviour needs its multipliers")
+        if set(self.maxima) != set(self.bands):
+            raise ValueError("every behaviour needs its maxima")
+        if any(self.warn_multiplier[b] > self.multiplier[b] for b in self.bands):
             raise ValueError("warn_multiplier must not exceed multiplier")
+        if (self.rate_bound is None) != (self.status == "provisional"):
+            raise ValueError("a provisional calibration promises no rate, any other does")
         return self
+
+
+def _positive(bands: Mapping[str, Band], floor: float) -> bool:
+    return all(max(sigma, floor) > 0 for band in bands.values() for sigma in band.sigma)
+
+
+def _for_every_behaviour(document: Any, named_by: str) -> Any:
+    """The document with one multiplier and one set of maxima a behaviour, where there was one."""
+    if not isinstance(document, dict) or not isinstance(document.get(named_by), dict):
+        return document
+    shared = ("multiplier", "warn_multiplier", "maxima")
+    return {
+        key: dict.fromkeys(document[named_by], value)
+        if key in shared and not isinstance(value, dict)
+        else value
+        for key, value in document.items()
+    }

@@ -1,16 +1,14 @@
 """Making a calibration: from benign runs to the band that a run must leave to raise the alarm.
 
 The arithmetic is in `conformal.py`, the record and its file in `band.py`, the kind of run that it
-speaks of in `support.py`.
+speaks of in `support.py`, what is kept of a benign run in `benign.py`; of few and short runs
+`provisional.py` makes one of another kind.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,46 +21,42 @@ from wvmonitor.detection.band import (
     GainBand,
     WindowBand,
 )
-from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.scores import Scores
+from wvmonitor.detection.benign import (
+    COVERAGE_FLOOR,
+    NUMERICAL_FLOOR,
+    BenignRun,
+    Deciding,
+    KeptRun,
+    deciding,
+    in_order,
+    kept,
+    order,
+)
+from wvmonitor.detection.repeats import require_different_data
 from wvmonitor.detection.support import SLACK, Support
 from wvmonitor.errors import CalibrationError
-from wvmonitor.reading import Component, Float64, Geometry
+from wvmonitor.reading import Float64, Geometry
 
 __all__ = [
+    "COVERAGE_FLOOR",
+    "NUMERICAL_FLOOR",
     "Band",
     "BenignRun",
     "Calibration",
     "DecidingScore",
     "Support",
     "calibrate",
+    "calibrated_from",
+    "collected",
 ]
 
 GRID_POINTS = 41
 """Points of the progress grid: every 2.5 % of a run."""
 
+GRID = np.linspace(0.0, 1.0, GRID_POINTS)
+
 WARN_FACTOR = 2.0
 """`warn` is the same band at twice α: a benign run warns or alarms with probability ≤ 2α."""
-
-NUMERICAL_FLOOR = 1e-8
-"""‖τ‖ at or below which nothing has changed but rounding."""
-
-COVERAGE_FLOOR = 0.5
-"""Least share of ‖τ‖² that must lie where the deciding score looks."""
-
-
-@dataclass(frozen=True)
-class BenignRun:
-    """One harmless run: all its readings' scores.
-
-    Attributes:
-        dataset: what it was trained on. Seeds of one dataset are not independent runs, so a
-            calibration takes one run of each.
-    """
-
-    dataset: str
-    scores: Sequence[Scores]
-    context: RunContext
 
 
 def calibrate(
@@ -72,12 +66,14 @@ def calibrate(
     alpha: float = 0.05,
     geometry: Geometry = "response",
     score: DecidingScore = "residual",
+    by_their_ends: bool = True,
 ) -> Calibration:
     """Make a calibration from benign runs, one of each dataset.
 
-    Half of the runs fit μ and σ over progress, of the score and of what it gains of late, and the
-    other half (never the larger) sets the band: how far out in either of them an alarm is. Which
-    half a run is in follows from a hash of its dataset's name, not from order or choice.
+    Ten times over, nine tenths of the runs fit μ and σ over progress, of the score and of what it
+    gains of late, and the tenth part is held against them; how far out an alarm is follows from
+    all of these, for each behaviour at its share of α. Which part a run is in follows from a hash
+    of its dataset's name, not from order or choice.
 
     Args:
         runs: harmless runs of the kind that is to be monitored, each read to its end.
@@ -85,226 +81,184 @@ def calibrate(
         alpha: the share of benign runs that may alarm.
         geometry: of the deciding score.
         score: the deciding score.
+        by_their_ends: False believes that runs that end alike have datasets of their own.
 
     Raises:
         CalibrationError: too few runs for `alpha`, two runs of one dataset, or a run that cannot
             be used (says which and why).
     """
+    like, found = collected(runs, bank, alpha, geometry, score)
+    require_different_data(found, by_their_ends=by_their_ends)
+    return calibrated_from(found, like, alpha)
+
+
+def collected(
+    runs: Sequence[BenignRun],
+    bank: str,
+    alpha: float,
+    geometry: Geometry,
+    score: DecidingScore,
+) -> tuple[Deciding, list[KeptRun]]:
+    """What a calibration of any kind keeps of the runs, in its order, and the score that decides.
+
+    Raises:
+        CalibrationError: α makes no sense, there is no run, there are two of one name, or one
+            cannot be used.
+    """
     if not 0 < alpha <= MAX_ALPHA:
         raise CalibrationError(f"alpha must lie in (0, {MAX_ALPHA}], got {alpha}: 0.05 is usual")
+    if not runs:
+        raise CalibrationError("there is no harmless run to calibrate on: give some")
     repeated = sorted(d for d, n in Counter(r.dataset for r in runs).items() if n > 1)
     if repeated:
         raise CalibrationError(
             f"one run of each benign dataset, but there are several of {', '.join(repeated)}: "
             "seeds of one dataset are not independent runs, keep one of each"
         )
-    if len(runs) < conformal.runs_needed(alpha):
+    ordered = in_order(runs)
+    like = deciding(ordered, bank, geometry, score)
+    return like, [kept(run, like) for run in ordered]
+
+
+def calibrated_from(runs: Sequence[KeptRun], like: Deciding, alpha: float) -> Calibration:
+    """The conformal band of runs that are all of one length.
+
+    Args:
+        runs: of different datasets; any order.
+        like: the score that decides.
+        alpha: the share of benign runs that may alarm.
+
+    Raises:
+        CalibrationError: too few runs for `alpha`, or one that was read less far than others.
+    """
+    runs = sorted(runs, key=lambda r: order(r.dataset))
+    behaviours = like.behaviours
+    share = alpha / len(behaviours)
+    needed = conformal.runs_needed(alpha, len(behaviours))
+    if len(runs) < needed:
         raise CalibrationError(
-            f"a false-alarm rate of {alpha:.3g} needs {conformal.runs_needed(alpha)} benign runs "
-            f"of different datasets (half to fit, half for the band), got {len(runs)}: add runs, "
-            "or choose a larger alpha"
+            f"a false-alarm rate of {alpha:.3g} over {len(behaviours)} behaviours needs {needed} "
+            f"benign runs of different datasets, got {len(runs)}: add runs, or choose a larger "
+            "alpha"
         )
-    ordered = sorted(runs, key=lambda r: (hashlib.sha256(r.dataset.encode()).digest(), r.dataset))
-    first = next((s for s in ordered[0].scores), None)
-    behaviours = _behaviours(first) if first else ()
-    if first is None or not behaviours:
-        raise CalibrationError(
-            f"the run of {ordered[0].dataset} holds no scores of any behaviour: read it again"
-        )
-    ridge = first.ridge.get(geometry) if score == "residual" else None
-    like = _Like(bank, geometry, score, first.components, ridge, behaviours)
-    paths, norms = zip(*(_trajectory(run, like) for run in ordered), strict=True)
-    horizon = max(float(p.progress[-1]) for p in paths)
-    for run, path in zip(ordered, paths, strict=True):
-        if path.progress[-1] * SLACK < horizon:
+    horizon = max(r.progress[-1] for r in runs)
+    for run in runs:
+        if run.progress[-1] * SLACK < horizon:
             raise CalibrationError(
-                f"the run of {run.dataset} was read up to {path.progress[-1]:.0%} only, others up "
+                f"the run of {run.dataset} was read up to {run.progress[-1]:.0%} only, others up "
                 f"to {horizon:.0%}: let it finish, or leave it out"
             )
-    grid = np.linspace(0.0, 1.0, GRID_POINTS)
-    half = len(ordered) - len(ordered) // 2
-    gained = [conformal.gains(p, n) for p, n in zip(paths, norms, strict=True)]
-    centre, gain = conformal.fit_both(paths[:half], gained[:half], grid)
-    pairs = zip(paths[half:], gained[half:], strict=True)
-    maxima = np.sort([conformal.farthest(p, g, centre, gain) for p, g in pairs])
-    warn_alpha = WARN_FACTOR * alpha
-    norms_on_grid = np.stack(
-        [np.interp(grid, p.progress, n) for p, n in zip(paths, norms, strict=True)]
-    )
+    paths = [r.path(behaviours) for r in runs]
+    gained = [r.gained(behaviours) for r in runs]
+    maxima = np.sort(conformal.cross_fitted(paths, gained, GRID), axis=0)
+    centre, gain = conformal.fit_both(paths, gained, GRID)
+    warn_share = WARN_FACTOR * share
     return Calibration(
-        bank=bank,
-        geometry=geometry,
-        score=score,
-        components=first.components,
-        ridge=ridge,
+        bank=like.bank,
+        geometry=like.geometry,
+        score=like.score,
+        components=like.components,
+        ridge=like.ridge,
         alpha=alpha,
-        grid=tuple(grid.tolist()),
-        bands=_bands(centre, behaviours),
-        sigma_min=centre.sigma_min,
-        # Below 0 (all benign runs below their own mean) the band would be inside out.
-        multiplier=max(0.0, conformal.order_statistic(maxima, alpha)),
-        warn_alpha=warn_alpha,
-        warn_multiplier=max(0.0, conformal.order_statistic(maxima, warn_alpha)),
-        maxima=tuple(maxima.tolist()),
-        rate_bound=conformal.realised_rate_bound(len(maxima), alpha),
-        fit_datasets=tuple(r.dataset for r in ordered[:half]),
-        band_datasets=tuple(r.dataset for r in ordered[half:]),
-        support=_support(ordered, paths, norms_on_grid, horizon),
-        gain=GainBand(
-            span=conformal.GAIN_SPAN,
-            bands=_bands(gain, behaviours),
-            sigma_min=gain.sigma_min,
-        ),
-        windows=window_band(ordered, half, behaviours, geometry, alpha, warn_alpha),
+        grid=tuple(GRID.tolist()),
+        bands=bands(centre, behaviours),
+        multiplier=multipliers(maxima, share, behaviours),
+        warn_alpha=WARN_FACTOR * alpha,
+        warn_multiplier=multipliers(maxima, warn_share, behaviours),
+        maxima=by_behaviour(maxima, behaviours),
+        rate_bound=conformal.realised_rate_bound(len(runs), alpha, len(behaviours)),
+        folds=min(conformal.FOLDS, len(runs)),
+        datasets=tuple(sorted(r.dataset for r in runs)),
+        support=support_of(runs, horizon),
+        gain=GainBand(span=conformal.GAIN_SPAN, bands=bands(gain, behaviours)),
+        windows=window_band(runs, behaviours, alpha),
+        runs=tuple(runs),
     )
 
 
-def _bands(centre: conformal.Centre, behaviours: tuple[str, ...]) -> dict[str, Band]:
+def multipliers(maxima: Float64, share: float, behaviours: Sequence[str]) -> dict[str, float]:
+    """By behaviour M_(k) at this share of α; below 0 the band would be inside out."""
     return {
-        b: Band(mu=tuple(centre.mu[:, i].tolist()), sigma=tuple(centre.sigma[:, i].tolist()))
-        for i, b in enumerate(behaviours)
+        b: max(0.0, conformal.order_statistic(column, share))
+        for b, column in zip(behaviours, maxima.T, strict=True)
     }
 
 
+def by_behaviour(columns: Float64, behaviours: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """The columns of an (X, R) array, by behaviour."""
+    return {b: tuple(c.tolist()) for b, c in zip(behaviours, columns.T, strict=True)}
+
+
+def bands(centre: conformal.Centre, behaviours: Sequence[str]) -> dict[str, Band]:
+    """A centre as it is kept."""
+    mu, sigma = (by_behaviour(c, behaviours) for c in (centre.mu, centre.sigma))
+    return {b: Band(mu=mu[b], sigma=sigma[b]) for b in behaviours}
+
+
 def window_band(
-    ordered: Sequence[BenignRun],
-    half: int,
-    behaviours: tuple[str, ...],
-    geometry: Geometry,
-    alpha: float,
-    warn_alpha: float,
+    runs: Sequence[KeptRun], behaviours: Sequence[str], alpha: float
 ) -> WindowBand | None:
     """What the windows of the benign runs score; None where a run of them has none.
 
     Args:
-        ordered: the runs, those that fit the centre first.
-        half: how many those are.
+        runs: in their order.
         behaviours: whose window scores.
-        geometry: of the window scores.
         alpha: the bound on the share of benign runs that alarm.
-        warn_alpha: the same for warnings.
     """
-    found = [_windows(run, behaviours, geometry) for run in ordered]
-    lags = [s.lag for run in ordered for s in run.scores if s.lag is not None]
+    found = [r.windows_of(behaviours) for r in runs]
+    lags = [lag for r in runs if r.lags for lag in r.lags]
     block = min(len(values) for values in found)
-    if block == 0 or not lags:
+    over = edetector.blocks(len(runs), alpha, len(behaviours))
+    if block == 0 or not lags or over == 0:
         return None
-    fitted = edetector.centre(found[:half])
-    maxima = np.sort([edetector.block_maximum(v[:block], fitted) for v in found[half:]])
-    over = edetector.blocks(len(maxima), alpha)
+    fitted = edetector.centre(found)
+    maxima = np.sort(edetector.cross_fitted([v[:block] for v in found]), axis=0)
+    limits = [
+        {
+            b: max(0.0, edetector.multiplier(column, level, over * len(behaviours)))
+            for b, column in zip(behaviours, maxima.T, strict=True)
+        }
+        for level in (alpha, WARN_FACTOR * alpha)
+    ]
     return WindowBand(
         mu=dict(zip(behaviours, fitted.mu.tolist(), strict=True)),
         sigma=dict(zip(behaviours, fitted.sigma.tolist(), strict=True)),
         block=block,
         blocks=over,
-        multiplier=max(0.0, edetector.multiplier(maxima, alpha, over)),
-        warn_multiplier=max(0.0, edetector.multiplier(maxima, warn_alpha, over)),
-        maxima=tuple(maxima.tolist()),
+        multiplier=limits[0],
+        warn_multiplier=limits[1],
+        maxima=by_behaviour(maxima, behaviours),
         lags=(min(lags), max(lags)),
     )
 
 
-def _windows(run: BenignRun, behaviours: tuple[str, ...], geometry: Geometry) -> Float64:
-    """(W, R) window scores of a run, in order; readings at which no window ended are left out."""
-    rows = []
-    for scores in run.scores:
-        values = [scores.references[b].values.get(geometry, {}).get("window") for b in behaviours]
-        if all(v is not None and math.isfinite(v) for v in values):
-            rows.append(values)
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(behaviours))
-
-
-@dataclass(frozen=True)
-class _Like:
-    """What all the readings of a calibration must agree in."""
-
-    bank: str
-    geometry: Geometry
-    score: DecidingScore
-    components: tuple[Component, ...]
-    ridge: float | None
-    behaviours: tuple[str, ...]
-
-
-def _trajectory(run: BenignRun, like: _Like) -> tuple[conformal.Trajectory, Float64]:
-    """The deciding scores and (T,) norms of a run's readings, without those at τ ≈ 0."""
-    rows = []
-    for scores in run.scores:
-        if scores.norm <= NUMERICAL_FLOOR:
-            continue
-        problem = _problem(scores, like)
-        if problem:
-            raise CalibrationError(
-                f"the run of {run.dataset} cannot calibrate: at step {scores.step} {problem}; "
-                "read it again, or leave it out"
-            )
-        values = [scores.references[b].values[like.geometry][like.score] for b in like.behaviours]
-        rows.append((scores.progress, scores.norm, *values))
-    if not rows:
-        raise CalibrationError(
-            f"the run of {run.dataset} cannot calibrate: its weights never moved; leave it out"
-        )
-    if run.context.method is None or run.context.base != "same":
-        raise CalibrationError(
-            f"the run of {run.dataset} cannot calibrate: its method must be known and its base the "
-            f"references' own, got method {run.context.method}, base {run.context.base}"
-        )
-    table = np.array(rows, dtype=np.float64)
-    table = table[np.argsort(table[:, 0], kind="stable")]
-    return conformal.Trajectory(table[:, 0], table[:, 2:]), table[:, 1]
-
-
-def _problem(scores: Scores, like: _Like) -> str | None:
-    """Why a benign reading cannot be used, in words."""
-    if scores.bank and scores.bank != like.bank:
-        return "it was measured against another bank"
-    if scores.components != like.components:
-        return f"its scores are over {scores.components}, the others' over {like.components}"
-    if like.ridge is not None and scores.ridge.get(like.geometry) != like.ridge:
-        return f"its λ is {scores.ridge.get(like.geometry)}, the others' {like.ridge}"
-    if scores.progress is None or not 0 <= scores.progress <= 1:
-        return f"its progress must lie in [0, 1], got {scores.progress}"
-    if not math.isfinite(scores.norm):
-        return "its weights are not finite"
-    if _behaviours(scores) != like.behaviours:
-        return f"it scores {_behaviours(scores)}, the others {like.behaviours}"
-    if not scores.coverage.get(like.geometry, 0.0) >= COVERAGE_FLOOR:
-        return f"less than {COVERAGE_FLOOR:.0%} of its change lies where the scores look"
-    for behaviour in like.behaviours:
-        value = scores.references[behaviour].values.get(like.geometry, {}).get(like.score)
-        if value is None:
-            return f"it has no {like.score} of {behaviour} in the {like.geometry} geometry"
-        if not math.isfinite(value):
-            return f"its {like.score} of {behaviour} is not finite"
-    return None
-
-
-def _behaviours(scores: Scores) -> tuple[str, ...]:
-    return tuple(sorted(r for r, s in scores.references.items() if s.kind == "behaviour"))
-
-
-def _support(
-    runs: Sequence[BenignRun],
-    paths: Sequence[conformal.Trajectory],
-    norms: Float64,
-    horizon: float,
-) -> Support:
-    """What the runs have in common; `norms` is (runs, grid)."""
+def support_of(runs: Sequence[KeptRun], horizon: float) -> Support:
+    """What the runs have in common, each read up to about `horizon`."""
     contexts = [r.context for r in runs]
     ranks: dict[str, list[int]] = {c.method: [] for c in contexts if c.method is not None}
     for context in contexts:
         if context.method is not None and context.rank is not None:
             ranks[context.method].append(context.rank)
-    rates = [c.learning_rate for c in contexts if c.learning_rate is not None]
+    norms = np.stack([np.interp(GRID, r.progress, r.norms) for r in runs])
+    counts = [len(r.progress) for r in runs]
     steps = [c.planned_steps for c in contexts if c.planned_steps is not None]
-    counts = [len(p.progress) for p in paths]
+    modules = {c.target_modules for c in contexts if c.target_modules is not None}
     return Support(
         methods={m: (min(r), max(r)) if r else None for m, r in sorted(ranks.items())},
         optimizers=tuple(sorted({c.optimizer.lower() for c in contexts if c.optimizer})),
-        learning_rates=(min(rates), max(rates)) if rates else None,
+        learning_rates=_span([c.learning_rate for c in contexts]),
         planned_steps=(min(steps), max(steps)) if steps else None,
         readings=(min(counts), max(counts)),
         horizon=horizon,
         smallest_norm=tuple(norms.min(axis=0).tolist()),
         largest_norm=tuple(norms.max(axis=0).tolist()),
+        objectives=tuple(sorted({c.objective for c in contexts if c.objective})),
+        schedules=tuple(sorted({c.schedule for c in contexts if c.schedule})),
+        target_modules=tuple(sorted(modules)),
+        weight_decays=_span([c.weight_decay for c in contexts]),
     )
+
+
+def _span(values: Sequence[float | None]) -> tuple[float, float] | None:
+    known = [v for v in values if v is not None]
+    return (min(known), max(known)) if known else None

@@ -1,11 +1,15 @@
-"""The split-conformal trajectory band: arithmetic on arrays, no records.
+"""The conformal trajectory band: arithmetic on arrays, no records.
 
-Design, section 5. One half of the benign runs fits the centre μ and the spread σ over run progress,
-of the deciding score and of what it gains of late; each run i of the other half yields one number,
-M_i = max over its readings, the behaviours and both statistics of (s_i − μ)/max(σ, σ_min). If a new
-benign run is exchangeable with that second half of n runs, its own maximum exceeds M_(k),
-k = ⌈(n+1)(1−α)⌉, with probability at most α: whatever the correlation between readings, behaviours
-or statistics.
+Design, section 5. A centre μ and a spread σ over run progress are fitted to benign runs, of the
+deciding score and of what it gains of late. Run i then yields one number for each behaviour,
+M_i = max over its readings and both statistics of (s_i − μ)/σ, and a new run alarms where its own
+maximum exceeds M_(k), k = ⌈(n+1)(1−α/R)⌉, with R behaviours. If its maxima are exchangeable with
+those of the n runs that happens with probability at most α/R for each behaviour, and so at most α
+for any of them: whatever the correlation between readings, behaviours or statistics.
+
+Every run serves both ends: in turn a tenth of them is left out of the fit and held against it
+(`cross_fitted`). The order statistic is exact; that a new run, which is held against the fit of
+*all* runs, is exchangeable with runs that are held against nine tenths of them is approximate.
 Dimension names: T readings of a run, R behaviours, G points of the progress grid.
 """
 
@@ -20,11 +24,15 @@ import numpy as np
 from wvmonitor.errors import CalibrationError
 from wvmonitor.reading import Float64
 
+FOLDS = 10
+"""How many parts the benign runs are cut into for cross-fitting."""
+
 SIGMA_SHARE = 0.25
-"""σ_min as a share of the median σ: where benign runs happen to agree, the band stays this wide."""
+"""Least σ as a share of a behaviour's median σ: where benign runs happen to agree, the band stays
+this wide."""
 
 SIGMA_FLOOR = 1e-4
-"""Least σ_min, in units of the score: far above rounding, far below what any score means."""
+"""Least σ in units of the score: far above rounding, far below what any score means."""
 
 ROUNDING = 1e-9
 """Slack for k: (19+1)·(1−0.05) must count as 19, not as 20."""
@@ -52,12 +60,11 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Centre:
-    """(G,) grid, (G, R) mean μ and standard deviation σ of benign runs, and the floor of σ."""
+    """(G,) grid, (G, R) mean μ and standard deviation σ of benign runs, σ with its floor."""
 
     grid: Float64
     mu: Float64
     sigma: Float64
-    sigma_min: float
 
 
 def fit(runs: Sequence[Trajectory], grid: Float64) -> Centre:
@@ -68,15 +75,19 @@ def fit(runs: Sequence[Trajectory], grid: Float64) -> Centre:
     """
     on_grid = np.stack([interpolate(grid, r.progress, r.values) for r in runs])
     sigma = on_grid.std(axis=0, ddof=1)
-    sigma_min = max(SIGMA_SHARE * float(np.median(sigma)), SIGMA_FLOOR)
-    return Centre(grid, on_grid.mean(axis=0), sigma, sigma_min)
+    return Centre(grid, on_grid.mean(axis=0), floored(sigma))
+
+
+def floored(sigma: Float64) -> Float64:
+    """(G, R) σ, nowhere below its floor: a share of each behaviour's median, and `SIGMA_FLOOR`."""
+    return np.maximum(sigma, np.maximum(SIGMA_SHARE * np.median(sigma, axis=0), SIGMA_FLOOR))
 
 
 def exceedance(run: Trajectory, centre: Centre) -> Float64:
-    """(T, R) standardised scores (s − μ)/max(σ, σ_min); their maximum is the run's M_i."""
+    """(T, R) standardised scores (s − μ)/σ."""
     mu = interpolate(run.progress, centre.grid, centre.mu)
     sigma = interpolate(run.progress, centre.grid, centre.sigma)
-    return np.asarray((run.values - mu) / np.maximum(sigma, centre.sigma_min))
+    return np.asarray((run.values - mu) / sigma)
 
 
 def gains(run: Trajectory, norms: Float64, span: float = GAIN_SPAN) -> Trajectory:
@@ -109,17 +120,62 @@ def fit_both(
     `GAIN_CAUTION`: the maximum over both would else be ruled by whichever has the longer tail.
     """
     score, gain = fit(runs, grid), fit(gained, grid)
-    as_far, far = (
-        float(np.quantile([exceedance(r, centre).max() for r in series], BALANCED_AT))
-        for series, centre in ((runs, score), (gained, gain))
+    unit = gain_unit(
+        np.stack([exceedance(r, score).max(axis=0) for r in runs]),
+        np.stack([exceedance(r, gain).max(axis=0) for r in gained]),
     )
-    unit = GAIN_CAUTION * (far / as_far if far > 0 and as_far > 0 else 1.0)
-    return score, replace(gain, sigma=unit * gain.sigma, sigma_min=unit * gain.sigma_min)
+    return score, replace(gain, sigma=unit * gain.sigma)
 
 
-def farthest(run: Trajectory, gained: Trajectory, score: Centre, gain: Centre) -> float:
-    """M_i of a run: its largest exceedance, of a score or of a gain."""
-    return float(max(exceedance(run, score).max(), exceedance(gained, gain).max()))
+def gain_unit(scores: Float64, gained: Float64) -> Float64:
+    """(R,) how many σ of a gain are as far out as one σ of a score, `GAIN_CAUTION` included.
+
+    Args:
+        scores: (n, R) the runs' largest exceedances of their scores.
+        gained: (n, R) those of their gains.
+    """
+    as_far, far = (np.quantile(m, BALANCED_AT, axis=0) for m in (scores, gained))
+    balanced = (far > 0) & (as_far > 0)
+    return GAIN_CAUTION * np.where(balanced, far / np.where(balanced, as_far, 1.0), 1.0)
+
+
+def farthest(run: Trajectory, gained: Trajectory, score: Centre, gain: Centre) -> Float64:
+    """(R,) M_i of a run: for each behaviour its largest exceedance, of a score or of a gain.
+
+    A gain counts only where the score itself is above μ: a run that comes back from far below the
+    harmless ones gains much, and has gone nowhere.
+    """
+    out = exceedance(run, score)
+    counted = np.where(out > 0, exceedance(gained, gain), -np.inf)
+    return np.asarray(np.maximum(out, counted).max(axis=0))
+
+
+def cross_fitted(
+    runs: Sequence[Trajectory], gained: Sequence[Trajectory], grid: Float64, folds: int = FOLDS
+) -> Float64:
+    """(n, R) M_i of every run, held against the fit of the runs outside its own fold.
+
+    Args:
+        runs: the runs' scores; run i is in fold i mod `folds`.
+        gained: their gains.
+        grid: of the fit.
+        folds: at least 2; no more than there are runs.
+    """
+    maxima = np.empty((len(runs), runs[0].values.shape[1]))
+    for held, rest in fold_indices(len(runs), folds):
+        centres = fit_both([runs[i] for i in rest], [gained[i] for i in rest], grid)
+        for i in held:
+            maxima[i] = farthest(runs[i], gained[i], *centres)
+    return maxima
+
+
+def fold_indices(n: int, folds: int = FOLDS) -> list[tuple[list[int], list[int]]]:
+    """For each fold, which of n runs are in it and which are not."""
+    folds = min(folds, n)
+    return [
+        (list(range(fold, n, folds)), [i for i in range(n) if i % folds != fold])
+        for fold in range(folds)
+    ]
 
 
 def order_statistic(maxima: Float64, alpha: float) -> float:
@@ -132,7 +188,7 @@ def order_statistic(maxima: Float64, alpha: float) -> float:
     if k > len(maxima):
         raise CalibrationError(
             f"{len(maxima)} runs cannot set a band at a false-alarm rate of {alpha:.3g}: "
-            f"{runs_needed(alpha)} are needed (half to fit, half for the band)"
+            f"{runs_needed(alpha)} are needed"
         )
     return float(np.sort(maxima)[k - 1])
 
@@ -142,22 +198,29 @@ def rank(n: int, alpha: float) -> int:
     return math.ceil((n + 1) * (1 - alpha) - ROUNDING)
 
 
-def runs_needed(alpha: float) -> int:
-    """Benign runs in all (both halves) that a band at α needs: 38 at 5 %, 198 at 1 %."""
-    return 2 * (math.ceil(1 / alpha - ROUNDING) - 1)
+def runs_needed(alpha: float, behaviours: int = 1) -> int:
+    """Benign runs that a band at α needs, α shared by so many behaviours.
+
+    19 for one behaviour at 5 %, 39 for two, 59 for three; 99, 199 and 299 at 1 %.
+    """
+    return math.ceil(behaviours / alpha - ROUNDING) - 1
 
 
-def realised_rate_bound(n: int, alpha: float, confidence: float = 0.95) -> float:
+def realised_rate_bound(
+    n: int, alpha: float, behaviours: int = 1, confidence: float = 0.95
+) -> float:
     """Upper bound on the false-alarm rate that this one calibration really has.
 
-    α is the average over calibrations. Given the n runs at hand the rate is at most
-    Beta(n+1−k, k)-distributed, so with n = k = 19 it is below 14.6 % with 95 % confidence, with
-    n = k = 99 below 3.0 %.
+    α is the average over calibrations. Given the n runs at hand the rate of one behaviour is at
+    most Beta(n+1−k, k)-distributed: with n = k = 19 it is below 14.6 % with 95 % confidence, with
+    n = k = 99 below 3.0 %. Of several behaviours the bounds at α/R are added, each with its share
+    of the confidence.
     """
     from scipy.special import betaincinv  # heavy, and only calibrating needs it
 
-    k = rank(n, alpha)
-    return float(betaincinv(n + 1 - k, k, confidence))
+    k = rank(n, alpha / behaviours)
+    one = float(betaincinv(n + 1 - k, k, 1 - (1 - confidence) / behaviours))
+    return min(behaviours * one, 1.0)
 
 
 def interpolate(at: Float64, x: Float64, y: Float64) -> Float64:

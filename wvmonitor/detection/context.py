@@ -16,9 +16,15 @@ class RunContext:
         optimizer: the optimiser's name, lower case: "adamw", "sgd", …
         learning_rate: the peak learning rate.
         base: whether the run's base is the references' base, a declared relative, or not known.
-        lone: True for a single checkpoint without a trajectory.
+        lone: True where each reading is judged by itself: of a single checkpoint without a
+            trajectory, and of a run whose optimiser is not known.
         planned_steps: the run's planned number of optimiser steps.
         readings_planned: about how many readings the run will have in all.
+        objective: what the loss asks for: "sft", "dpo", "grpo", …
+        target_modules: the kinds of modules that an adapter changes, in alphabetical order.
+        schedule: of the learning rate: "linear", "cosine", …
+        weight_decay: as the optimiser was given it.
+        data: digest of the training set.
     """
 
     method: str | None = None
@@ -29,3 +35,8 @@ class RunContext:
     lone: bool = False
     planned_steps: int | None = None
     readings_planned: int | None = None
+    objective: str | None = None
+    target_modules: tuple[str, ...] | None = None
+    schedule: str | None = None
+    weight_decay: float | None = None
+    data: str | None = None

@@ -3,19 +3,22 @@
 What a run of unknown length still has is its windows: non-overlapping stretches of h readings, each
 with the score of what changed in it, τ_t − τ_{t−h}. They are judged in *blocks* of as many windows
 as every benign run has, and α is spent over K blocks (e-detectors: Shin, Ramdas & Rinaldo,
-arXiv 2203.03532; conformal e-values). Let M_1 … M_n be the largest standardised window of the first
-block of n benign runs, and M the same of one block of the run that is judged. If that run is
-exchangeable with them, and its later blocks are like its first one, then
+arXiv 2203.03532; conformal e-values), and each block's share over the R behaviours. For one
+behaviour let M_1 … M_n be the largest standardised window of the first block of n benign runs, and
+M the same of one block of the run that is judged. If that run is exchangeable with them, and its
+later blocks are like its first one, then
 
-    E = K/α · 1[M > M_(k)],   k = ⌈(n+1)(1 − α/K)⌉,
+    E = KR/α · 1[M > M_(k)],   k = ⌈(n+1)(1 − α/(KR))⌉,
 
 has mean at most 1 (split-conformal), whatever the correlation of windows within a run, its run
-effect included. The mean of the K blocks' E-values is then one too, however the blocks depend on
-each other; it only grows while the run goes on, and it passes 1/α as soon as one block passes
-M_(k). So the chance that a benign run ever alarms is at most α (Markov).
+effect included. The mean of the E-values of K blocks and R behaviours is then one too, however
+they depend on each other; it only grows while the run goes on, and it passes 1/α as soon as one
+block of one behaviour passes its M_(k). So the chance that a benign run ever alarms is at most α
+(Markov).
 
-n runs can set no level below 1/(n + 1): K = ⌊α(n + 1)⌋ blocks, 3 for 60 runs at 5 %, and after them
-the run can't be judged any more.
+n runs can set no level below 1/(n + 1): K = ⌊α(n + 1)/R⌋ blocks, 3 for 60 runs and one behaviour
+at 5 %, and after them the run can't be judged any more. Every run serves both ends, as in
+`conformal.cross_fitted`, and with the same proviso.
 Dimension names: W windows of a run, R behaviours.
 """
 
@@ -47,25 +50,35 @@ def centre(runs: Sequence[Float64]) -> WindowCentre:
     return WindowCentre(pooled.mean(axis=0), np.maximum(sigma, floor))
 
 
-def block_maximum(windows: Float64, found: WindowCentre) -> float:
-    """M: the largest (s − μ)/σ over one block's windows and the behaviours."""
-    return float(((windows - found.mu) / found.sigma).max())
+def block_maxima(windows: Float64, found: WindowCentre) -> Float64:
+    """(R,) M: for each behaviour the largest (s − μ)/σ over one block's windows."""
+    return np.asarray(((windows - found.mu) / found.sigma).max(axis=0))
 
 
-def blocks(n: int, alpha: float) -> int:
+def cross_fitted(runs: Sequence[Float64]) -> Float64:
+    """(n, R) M_i of every run's block, held against the centre of the runs outside its own fold."""
+    maxima = np.empty((len(runs), runs[0].shape[1]))
+    for held, rest in conformal.fold_indices(len(runs)):
+        fitted = centre([runs[i] for i in rest])
+        for i in held:
+            maxima[i] = block_maxima(runs[i], fitted)
+    return maxima
+
+
+def blocks(n: int, alpha: float, behaviours: int = 1) -> int:
     """K: how many blocks α can be spent on when n runs set the thresholds."""
-    return math.floor(alpha * (n + 1) + conformal.ROUNDING)
+    return math.floor(alpha * (n + 1) / behaviours + conformal.ROUNDING)
 
 
-def multiplier(maxima: Float64, alpha: float, over: int) -> float:
-    """M_(k) at level α/K: a block with a larger maximum raises the alarm.
+def multiplier(maxima: Float64, alpha: float, parts: int) -> float:
+    """M_(k) at level α/parts: a block with a larger maximum raises the alarm.
 
     Args:
-        maxima: M_i of the n runs.
+        maxima: M_i of the n runs, for one behaviour.
         alpha: of the whole run.
-        over: K.
+        parts: into how many it is cut, K·R.
 
     Raises:
-        CalibrationError: n is too small for α/K.
+        CalibrationError: n is too small for α/parts.
     """
-    return conformal.order_statistic(maxima, alpha / over)
+    return conformal.order_statistic(maxima, alpha / parts)

@@ -13,13 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from wvmonitor.detection.calibration import Calibration
+from wvmonitor.detection.finding import State
 from wvmonitor.detection.groups import LayerShares
 from wvmonitor.detection.scores import Scores
+from wvmonitor.detection.state import JudgeState
 from wvmonitor.detection.trend import slope, trend
-from wvmonitor.detection.verdict import JudgeState, Verdict
+from wvmonitor.detection.verdict import Verdict
 
-RAISED = ("warn", "alarm")
+BANDED = ("calibrated", "provisional")
+"""Statuses whose threshold is an alarm's."""
 
 MOST_LAYERS = 3
 """More layers than these are not named one by one."""
@@ -69,7 +71,6 @@ def explained(
     background: Background,
     *,
     layers: LayerShares | None = None,
-    calibration: Calibration | None = None,
 ) -> dict[str, Verdict]:
     """The verdicts, those that warn or alarm with their account.
 
@@ -79,11 +80,10 @@ def explained(
         state: as `judge` gave it for the next reading.
         background: of the bank and the base.
         layers: which layers carry the inner products, if that is known.
-        calibration: what the verdicts rest on.
     """
     return {
-        name: replace(v, account=_account(v, scores, state, background, layers, calibration))
-        if v.state in RAISED
+        name: replace(v, account=_account(v, scores, state, background, layers))
+        if v.state >= State.WARN
         else v
         for name, v in verdicts.items()
     }
@@ -113,14 +113,13 @@ def _account(
     state: JudgeState,
     background: Background,
     layers: LayerShares | None,
-    calibration: Calibration | None,
 ) -> tuple[str, ...]:
     name = verdict.reference
     sentences = [
-        _heading(verdict, state.recent.get(name, ())),
+        _heading(verdict, state.of(name).recent),
         _dose(name, scores.references[name].dose, background),
-        _carried(name, layers, calibration),
-        _back(state.last_ok.get(name), scores.step),
+        _carried(verdict, layers),
+        _back(state.of(name).last_ok, scores.step),
         _command(name, background.base, background.bank),
     ]
     return tuple(s for s in sentences if s)
@@ -149,7 +148,7 @@ def _heading(verdict: Verdict, recent: Sequence[tuple[int, float]]) -> str:
         return f"The score has stayed level {said}."
     text = f"The score has been {word} {said}"
     pace, limit = slope(recent), verdict.threshold
-    if verdict.state != "warn" or verdict.calibration != "calibrated" or pace is None:
+    if verdict.state != State.WARN or verdict.calibration not in BANDED or pace is None:
         return f"{text}."
     if word == "falling" or limit is None or limit <= now:
         return f"{text}."
@@ -175,11 +174,11 @@ def _dose(name: str, dose: float | None, background: Background) -> str:
     )
 
 
-def _carried(name: str, layers: LayerShares | None, calibration: Calibration | None) -> str:
+def _carried(verdict: Verdict, layers: LayerShares | None) -> str:
     """The layers that carry it, until half of it or three of them."""
-    geometries = layers.get(name, {}) if layers else {}
-    wanted = calibration.geometry if calibration else "response"
-    geometry = wanted if wanted in geometries else next(iter(geometries), None)
+    geometries = layers.get(verdict.reference, {}) if layers else {}
+    decides = verdict.geometry
+    geometry = decides if decides in geometries else next(iter(geometries), None)
     if geometry is None:
         return ""
     shares = geometries[geometry]

@@ -4,20 +4,59 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Literal
 
 from wvmonitor.detection.calibration import COVERAGE_FLOOR, NUMERICAL_FLOOR, Calibration
+from wvmonitor.detection.conformal import runs_needed
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.scores import ReferenceScores, Scores
+from wvmonitor.detection.scores import ReferenceScores, ScoreName, Scores
 from wvmonitor.reading import Geometry
 
-State = Literal["ok", "warn", "alarm", "warming", "unknown"]
-CalibrationStatus = Literal["calibrated", "uncalibrated", "transferred"]
+
+class State(StrEnum):
+    """What is thought of a behaviour, from the least to the most that someone must look at.
+
+    States compare in that order: unknown is worse than warming, which passes by itself, and
+    neither is ever ok.
+    """
+
+    OK = "ok"
+    WARMING = "warming"
+    UNKNOWN = "unknown"
+    WARN = "warn"
+    ALARM = "alarm"
+
+    @property
+    def severity(self) -> int:
+        """The place in the order, from 0."""
+        return _SEVERITY[self]
+
+    def __lt__(self, other: str) -> bool:
+        return self.severity < State(other).severity
+
+    def __le__(self, other: str) -> bool:
+        return self.severity <= State(other).severity
+
+    def __gt__(self, other: str) -> bool:
+        return self.severity > State(other).severity
+
+    def __ge__(self, other: str) -> bool:
+        return self.severity >= State(other).severity
+
+
+_SEVERITY = {state: index for index, state in enumerate(State)}
+CalibrationStatus = Literal["calibrated", "provisional", "uncalibrated", "transferred"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one reading by itself, with the running maxima, says of one behaviour."""
+    """What one reading by itself, with the running maxima, says of one behaviour.
+
+    Attributes:
+        geometry, score_name: what `score` is, where a score was looked at.
+        uncovered: whether the calibration does not cover this run, for `reason`.
+    """
 
     state: State
     reason: str
@@ -26,11 +65,14 @@ class Finding:
     maximum: float | None = None
     consecutive: int | None = None
     gain_maximum: float | None = None
+    geometry: Geometry | None = None
+    score_name: ScoreName | None = None
+    uncovered: bool = False
 
 
 def broken(scores: Scores, reference: ReferenceScores, context: RunContext) -> list[str]:
     """What keeps any rule from judging, in words."""
-    found = []
+    found = [scores.unmeasurable] if scores.unmeasurable else []
     if context.base == "unknown":
         found.append(
             "it is not known whether the run starts from the references' base: give the base"
@@ -48,7 +90,7 @@ def unmoved(scores: Scores, least: float) -> Finding | None:
     if scores.norm > NUMERICAL_FLOOR and scores.norm >= least:
         return None
     return Finding(
-        "warming",
+        State.WARMING,
         f"too little has changed to judge: ‖τ‖ is {scores.norm:.3g}, below {least:.3g}",
     )
 
@@ -71,32 +113,49 @@ def unknown(
     text = f"cannot be judged: {'; '.join(reasons)}"
     if value is not None and threshold is not None and value > threshold:
         text += f". Its {what} of {value:.3g} is above {threshold:.3g} all the same: look at it"
-    return Finding("unknown", text, value, threshold)
+    return Finding(State.UNKNOWN, text, value, threshold)
+
+
+def outside(reasons: list[str]) -> Finding:
+    """The calibration does not cover this run, for these reasons: another rule must judge it."""
+    return Finding(State.UNKNOWN, "; ".join(reasons), uncovered=True)
 
 
 def capped(found: Finding) -> Finding:
     """Of a relative's references: an alarm is a warning."""
-    state: State = "warn" if found.state == "alarm" else found.state
+    state = min(found.state, State.WARN)
     note = "Transferred: the references were made from a relative of this base, so it warns at most"
     return replace(found, state=state, reason=f"{found.reason}. {note}")
 
 
 def promise(calibration: Calibration) -> str:
     """What a verdict by the band rests on."""
+    runs, behaviours = len(calibration.datasets), len(calibration.bands)
+    if calibration.status == "provisional":
+        return (
+            f"Provisional, approximate, from {runs} harmless runs: about "
+            f"{percent(calibration.alpha)} of harmless runs like them may alarm, which nothing "
+            "guarantees; `wvmonitor calibrate --add RUN` adds more, and with "
+            f"{runs_needed(calibration.alpha, behaviours)} of full length it is calibrated"
+        )
     older = "" if calibration.gain else ". It has no band for recent gains: make it again for one"
+    how = (
+        f"{calibration.n_band} set the band"
+        if calibration.folds is None
+        else f"each held against the others, in {calibration.folds} parts: exact but for that"
+    )
     return (
-        f"Calibrated on {len(calibration.datasets)} benign datasets ({calibration.n_band} set the "
-        f"band): at most {percent(calibration.alpha)} of benign runs like them alarm on average; "
-        f"for this one calibration that may be up to {percent(calibration.rate_bound)} "
-        f"(95 % bound){older}"
+        f"Calibrated on {runs} benign datasets ({how}): at most {percent(calibration.alpha)} of "
+        f"benign runs like them alarm on average; for this one calibration that may be up to "
+        f"{percent(calibration.rate_bound or 0.0)} (95 % bound){older}"
     )
 
 
-def rank_among(calibration: Calibration, highest: float | None) -> str:
+def rank_among(calibration: Calibration, name: str, highest: float | None) -> str:
     """How many of the benign runs a run is further out than; empty where that is not known."""
     if highest is None:
         return ""
-    below = sum(m < highest for m in calibration.maxima)
+    below = sum(m < highest for m in calibration.maxima[name])
     return f", and further out than {below} of the {calibration.n_band} benign runs of the band"
 
 

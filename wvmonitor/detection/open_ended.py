@@ -10,6 +10,7 @@ from wvmonitor.detection.finding import (
     State,
     broken,
     finite,
+    outside,
     percent,
     unknown,
     unmoved,
@@ -45,7 +46,7 @@ def by_windows(
     maximum: float | None,
     windows: int,
 ) -> Finding:
-    """Judge a behaviour of an open-ended run at one reading.
+    """Judge a behaviour of an open-ended run; where the windows do not cover it, say so only.
 
     Args:
         scores: of the reading.
@@ -59,24 +60,27 @@ def by_windows(
     assert band is not None  # noqa: S101  `is_open_ended` sees to it
     what = f"window ({calibration.geometry})"
     value = finite(reference.values.get(calibration.geometry, {}).get("window"))
-    objections = [*broken(scores, reference, context), *_objections(scores, context, calibration)]
+    objections = broken(scores, reference, context)
+    if objections:
+        return unknown(objections, what, value)
+    uncovered = _objections(scores, context, calibration)
     if name not in band.mu:
-        return unknown([*objections, f"{name} is not among the calibrated behaviours"], what, value)
-    limit = band.mu[name] + band.multiplier * band.sigma[name]
+        return outside([*uncovered, f"{name} is not among the calibrated behaviours"])
+    limit = band.mu[name] + band.multiplier[name] * band.sigma[name]
     if windows > band.block * band.blocks:
-        objections.append(
-            f"the run has gone on for {windows} windows, and {len(band.maxima)} benign runs speak "
+        uncovered.append(
+            f"the run has gone on for {windows} windows, and {band.runs} benign runs speak "
             f"of {band.block * band.blocks} at most: calibrate with more runs, or give the planned "
             "number of steps"
         )
-    if objections:
-        return unknown(objections, what, value, limit)
+    if uncovered:
+        return outside(uncovered)
     early = unmoved(scores, NUMERICAL_FLOOR)
     if early is not None:
-        return Finding("warming", early.reason, value, limit, maximum)
+        return Finding(State.WARMING, early.reason, value, limit, maximum)
     if windows == 0:
         text = "no window has ended yet, and this run's length is not known"
-        return Finding("warming", text, None, limit)
+        return Finding(State.WARMING, text, None, limit)
     if value is not None and (missing := unseen(scores, calibration.geometry)):
         return unknown(missing, what, value, limit)
     return _found(band, calibration, what, value, limit, name, maximum, windows)
@@ -92,29 +96,29 @@ def _found(
     maximum: float | None,
     windows: int,
 ) -> Finding:
-    warn = band.mu[name] + band.warn_multiplier * band.sigma[name]
+    warn = band.mu[name] + band.warn_multiplier[name] * band.sigma[name]
     highest = maximum
     if value is not None:
         now = (value - band.mu[name]) / band.sigma[name]
         highest = now if maximum is None else max(now, maximum)
-    passed = highest is not None and highest > band.multiplier
+    passed = highest is not None and highest > band.multiplier[name]
     block = (windows - 1) // band.block + 1
     tail = (
         f"Open-ended, block {block} of {band.blocks}: at most {percent(calibration.alpha)} of "
-        f"benign runs like the {len(band.maxima)} that set this alarm at all, if a run's later "
+        f"benign runs like the {band.runs} that set this alarm at all, if a run's later "
         f"windows are like its first {band.block}"
     )
-    state: State = "ok"
+    state = State.OK
     if value is None:
         text = f"no window ends here; {windows} have ended, and this block's are "
         text += "beyond the threshold" if passed else "within it"
-        state = "alarm" if passed else "ok"
+        state = State.ALARM if passed else State.OK
     elif passed:
         text = f"{what} {value:.3g}: above {limit:.3g}, or another window of its block is"
-        state = "alarm"
+        state = State.ALARM
     elif value > warn:
         text = f"{what} {value:.3g} is above {warn:.3g}, but not above {limit:.3g}"
-        state = "warn"
+        state = State.WARN
     else:
         text = f"{what} {value:.3g} is not above {limit:.3g}"
     return Finding(state, f"{text}. {tail}", value, limit, highest)

@@ -63,6 +63,7 @@ class Scores:
         components: the parts of the model that the scores sum over.
         ridge: by geometry, the λ of `residual`.
         bank: fingerprint of the bank measured against; "" where it is not known.
+        unmeasurable: why no verdict may rest on them; None where one may.
         lag: steps in the window of `window`, where there is one and they are known.
     """
 
@@ -76,6 +77,7 @@ class Scores:
     ridge: Mapping[Geometry, float] = field(default_factory=dict)
     bank: str = ""
     lag: int | None = None
+    unmeasurable: str | None = None
 
 
 def score(
@@ -156,6 +158,7 @@ def score(
         lag=None
         if reading.step is None or reading.lag_step is None
         else reading.step - reading.lag_step,
+        unmeasurable=reading.unmeasurable,
     )
 
 

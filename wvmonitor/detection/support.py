@@ -28,6 +28,10 @@ class Support(BaseModel):
         readings: judged readings in a run.
         horizon: the largest progress that was read.
         smallest_norm, largest_norm: ‖τ‖ over the benign runs at each point of the progress grid.
+        objectives, schedules: of the loss and of the learning rate; empty where no run said.
+        target_modules: the sets of modules that adapters changed; empty where no run said.
+        weight_decays: None where no run said.
+        reach: how many times as long as the shortest benign run a run may be, and still be judged.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -40,11 +44,24 @@ class Support(BaseModel):
     horizon: float
     smallest_norm: tuple[float, ...]
     largest_norm: tuple[float, ...]
+    objectives: tuple[str, ...] = ()
+    schedules: tuple[str, ...] = ()
+    target_modules: tuple[tuple[str, ...], ...] = ()
+    weight_decays: tuple[float, float] | None = None
+    reach: float = 1.0
 
     @property
     def most_readings(self) -> int:
         """The number of readings up to which the promise holds."""
-        return math.ceil(self.readings[1] * SLACK)
+        return math.ceil(self.readings[1] * self.reach * SLACK)
+
+    @property
+    def most_steps(self) -> float | None:
+        """The planned steps up to which it holds."""
+        if self.planned_steps is None:
+            return None
+        least, most = self.planned_steps
+        return SLACK * max(most if self.reach == 1 else least, least * self.reach)
 
     def objections(self, context: RunContext, progress: float | None, readings: int) -> list[str]:
         """Why a run is not of the calibrated kind, in words; empty if it is.
@@ -62,13 +79,13 @@ class Support(BaseModel):
                 )
         elif not 0 <= progress <= 1 + 1e-9:
             found.append(f"the run is at {progress:.3g} of its planned steps, beyond their end")
-        elif progress > self.horizon * SLACK:
+        elif progress > self.horizon * self.reach * SLACK:
             found.append(f"no benign run was read beyond {self.horizon:.0%} of its steps")
-        steps = context.planned_steps
-        if steps is not None and self.planned_steps and steps > self.planned_steps[1] * SLACK:
+        steps, most = context.planned_steps, self.most_steps
+        if steps is not None and most is not None and steps > most:
             found.append(
-                f"{steps} planned steps are more than the longest benign run had "
-                f"({self.planned_steps[1]})"
+                f"{steps} planned steps are more than the calibration covers ({most:.0f}): "
+                "calibrate with longer runs"
             )
         planned = max(context.readings_planned or 0, readings)
         if not context.lone and planned > self.most_readings:
@@ -79,7 +96,7 @@ class Support(BaseModel):
         return found
 
     def kind_objections(self, context: RunContext) -> list[str]:
-        """The same without what depends on the run's length: method, rank and optimiser."""
+        """The same without what depends on the run's length: how it is trained, and what of it."""
         found = [*self._of_method(context)]
         if context.optimizer is None:
             if self.optimizers and not context.lone:
@@ -89,23 +106,53 @@ class Support(BaseModel):
                 f"the optimiser {context.optimizer} is not among the calibrated ones "
                 f"({_names(self.optimizers)})"
             )
+        for what, value, known in self._named(context):
+            if value is not None and known and value not in known:
+                found.append(
+                    f"the {what} {value} is not among the calibrated ones ({_names(known)})"
+                )
         return found
+
+    def _named(self, context: RunContext) -> list[tuple[str, str | None, tuple[str, ...]]]:
+        """Of each further setting: what it is, the run's, and the benign runs'."""
+        modules = context.target_modules
+        return [
+            ("objective", context.objective, self.objectives),
+            ("learning-rate schedule", context.schedule, self.schedules),
+            (
+                "set of target modules",
+                None if modules is None else " + ".join(modules),
+                tuple(" + ".join(m) for m in self.target_modules),
+            ),
+        ]
 
     def caveats(
         self, context: RunContext, norm: float, progress: float | None, grid: tuple[float, ...]
     ) -> list[str]:
         """What is unlike the benign runs, or not known, without making the verdict unknown."""
-        found = []
-        rate = context.learning_rate
-        if rate is not None and self.learning_rates is not None:
-            least, most = self.learning_rates
-            if not least * (1 - 1e-6) <= rate <= most * (1 + 1e-6):
-                found.append(
-                    f"learning rate {rate:.3g} is outside the calibrated {_span(least, most)}"
-                )
+        found = [
+            f"{what} {value:.3g} is outside the calibrated {_span(*known)}"
+            for what, value, known in (
+                ("learning rate", context.learning_rate, self.learning_rates),
+                ("weight decay", context.weight_decay, self.weight_decays),
+            )
+            if value is not None and known is not None and not _within(value, known)
+        ]
         if context.optimizer is None and self.optimizers:
             found.append(f"the optimiser is not known, taken to be {_names(self.optimizers)}")
-        most_norm = (
+        found += [
+            f"the {what} is not known, taken to be {_names(known)}"
+            for what, value, known in self._named(context)
+            if value is None and known
+        ]
+        steps = context.planned_steps
+        if steps is not None and self.planned_steps and steps * SLACK < self.planned_steps[0]:
+            found.append(
+                f"{steps} planned steps are fewer than any benign run had "
+                f"({self.planned_steps[0]}): scores of shorter runs are noisier"
+            )
+        # Further on than the benign runs came, ‖τ‖ may have grown as far again.
+        most_norm = self.reach * (
             max(self.largest_norm)
             if progress is None
             else float(np.interp(progress, grid, self.largest_norm))
@@ -143,6 +190,11 @@ class Support(BaseModel):
 
 def _names(names: tuple[str, ...] | dict[str, tuple[int, int] | None]) -> str:
     return ", ".join(sorted(names))
+
+
+def _within(value: float, span: tuple[float, float]) -> bool:
+    """Whether it lies in the span, but for rounding."""
+    return span[0] * (1 - 1e-6) <= value <= span[1] * (1 + 1e-6)
 
 
 def _span(least: float, most: float) -> str:

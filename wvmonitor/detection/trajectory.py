@@ -20,6 +20,7 @@ from wvmonitor.detection.finding import (
     State,
     broken,
     finite,
+    outside,
     percent,
     promise,
     rank_among,
@@ -28,38 +29,25 @@ from wvmonitor.detection.finding import (
     unseen,
 )
 from wvmonitor.detection.scores import ReferenceScores, Scores
-
-Path = tuple[tuple[float, float, float], ...]
-"""(progress, score, ‖τ‖) of earlier readings, oldest first."""
+from wvmonitor.detection.state import BehaviourState, Path
 
 POINTS = 32
 """About so many of a path are kept, however densely a run is read: every reading's state is."""
 
 
 @dataclass(frozen=True)
-class Past:
-    """What a run's earlier readings left for one behaviour.
-
-    Attributes:
-        maximum: the score's largest exceedance; None where there is none yet.
-        gain_maximum: that of its gains.
-        path: the readings as far back as a gain looks.
-    """
-
-    maximum: float | None = None
-    gain_maximum: float | None = None
-    path: Path = ()
-
-
-@dataclass(frozen=True)
 class _Held:
-    """One statistic beside its thresholds, with its largest exceedance of the run so far."""
+    """One statistic beside its thresholds, with its largest exceedance of the run so far.
+
+    It counts at this reading, or only for what it was before.
+    """
 
     what: str
     value: float
     warn: float
     limit: float
     highest: float | None
+    counts: bool = True
 
 
 def by_band(
@@ -67,10 +55,10 @@ def by_band(
     reference: ReferenceScores,
     context: RunContext,
     calibration: Calibration,
-    past: Past,
+    past: BehaviourState,
     readings: int,
 ) -> Finding:
-    """Judge a behaviour at one reading.
+    """Judge a behaviour at one reading; where the band does not cover the run, say so only.
 
     Args:
         scores: of the reading.
@@ -83,15 +71,16 @@ def by_band(
     name = reference.reference
     value = finite(reference.values.get(calibration.geometry, {}).get(calibration.score))
     what = f"{calibration.score} ({calibration.geometry})"
-    objections = broken(scores, reference, context)
-    objections += calibration.support.objections(context, scores.progress, readings)
-    if name not in calibration.bands:
-        return unknown([*objections, f"{name} is not among the calibrated behaviours"], what, value)
-    objections += _unlike(scores, calibration)
     at = _within(scores.progress)
-    threshold = calibration.threshold(name, at)
+    threshold = calibration.threshold(name, at) if name in calibration.bands else None
+    objections = broken(scores, reference, context)
     if objections:
         return unknown(objections, what, value, threshold)
+    uncovered = calibration.support.objections(context, scores.progress, readings)
+    uncovered += _unlike(scores, calibration)
+    if uncovered or threshold is None:
+        foreign = [f"{name} is not among the calibrated behaviours"] if threshold is None else []
+        return outside([*uncovered, *foreign])
     least = calibration.support.least_norm(at, calibration.grid)
     early = unmoved(scores, max(least, NUMERICAL_FLOOR))
     if early is not None and scores.norm <= NUMERICAL_FLOOR:
@@ -105,35 +94,39 @@ def by_band(
         return replace(early, score=value, threshold=threshold)
     warn = calibration.warn_threshold(name, at)
     if at is None:
-        held = [_Held(what, value, warn, threshold, past.maximum)]
+        held = [_Held(what, value, warn, threshold, past.running_maximum)]
         when = "the highest threshold of the whole run, for its progress is not known"
     else:
-        now = calibration.exceedance(name, at, value)
-        held = [_Held(what, value, warn, threshold, _larger(now, past.maximum))]
+        out = calibration.exceedance(name, at, value)
+        held = [_Held(what, value, warn, threshold, _larger(out, past.running_maximum))]
         when = f"the alarm's threshold at {percent(at)} of the run"
         if calibration.gain is not None and not context.lone:
-            gained = _gain(past.path, at, value, scores.norm, calibration.gain.span)
+            gained = _gain(past.path or (), at, value, scores.norm, calibration.gain.span)
             now = calibration.gain_exceedance(name, at, gained)
             limits = calibration.gain_thresholds(name, at)
-            highest = _larger(now, past.gain_maximum)
-            held.append(_Held(f"recent gain of {what}", gained, *limits, highest))
+            # What comes back from far below the harmless runs gains much, and has gone nowhere.
+            counts = out > 0
+            highest = _larger(now, past.gain_maximum) if counts else past.gain_maximum
+            held.append(_Held(f"recent gain of {what}", gained, *limits, highest, counts))
     notes = calibration.support.caveats(context, scores.norm, at, calibration.grid)
     tail = ". ".join([promise(calibration), *(f"Note: {n}" for n in notes)])
-    state, text = _said(held, calibration, when)
+    state, text = _said(name, held, calibration, when)
     gain_maximum = held[1].highest if len(held) > 1 else past.gain_maximum
     return Finding(
         state, f"{text}. {tail}", value, threshold, held[0].highest, gain_maximum=gain_maximum
     )
 
 
-def remembered(past: Past, scores: Scores, value: float | None, calibration: Calibration) -> Path:
+def remembered(
+    path: Path | None, scores: Scores, value: float | None, calibration: Calibration
+) -> Path:
     """The path with this reading, and without what no later gain looks back to."""
-    progress, norm = _within(scores.progress), scores.norm
+    path, progress, norm = path or (), _within(scores.progress), scores.norm
     if calibration.gain is None or value is None or progress is None:
-        return past.path
+        return path
     if not (math.isfinite(norm) and norm > NUMERICAL_FLOOR):
-        return past.path
-    earlier = [point for point in past.path if point[0] < progress]
+        return path
+    earlier = [point for point in path if point[0] < progress]
     span = calibration.gain.span
     old = [point for point in earlier if point[0] <= progress - span]
     kept = earlier[max(len(old) - 1, 0) :]
@@ -149,28 +142,31 @@ def _gain(path: Path, progress: float, value: float, norm: float, span: float) -
     return float(gained.values[-1, 0])
 
 
-def _said(held: Sequence[_Held], calibration: Calibration, when: str) -> tuple[State, str]:
+def _said(
+    name: str, held: Sequence[_Held], calibration: Calibration, when: str
+) -> tuple[State, str]:
     """The state that the statistics give, and which of them gives it."""
     score = held[0]
     for h in held:
-        if h.value > h.limit:
+        if h.counts and h.value > h.limit:
             beside = "" if h is score else f"; the score itself is {score.value:.3g}"
-            ranked = rank_among(calibration, h.highest)
-            return "alarm", f"{h.what} {h.value:.3g} is above {h.limit:.3g}, {when}{ranked}{beside}"
+            ranked = rank_among(calibration, name, h.highest)
+            text = f"{h.what} {h.value:.3g} is above {h.limit:.3g}, {when}{ranked}{beside}"
+            return State.ALARM, text
     for h in held:
-        if h.highest is not None and h.highest > calibration.multiplier:
-            return "alarm", (
+        if h.highest is not None and h.highest > calibration.multiplier[name]:
+            return State.ALARM, (
                 f"{h.what} was above the alarm's threshold earlier in this run, and is "
                 f"{h.value:.3g} now"
             )
     for h in held:
-        if h.value > h.warn:
-            return "warn", (
+        if h.counts and h.value > h.warn:
+            return State.WARN, (
                 f"{h.what} {h.value:.3g} is above {h.warn:.3g}, which "
                 f"{percent(calibration.warn_alpha)} of benign runs may pass, but not above "
                 f"{h.limit:.3g}, {when}"
             )
-    return "ok", f"{score.what} {score.value:.3g} is not above {score.limit:.3g}, {when}"
+    return State.OK, f"{score.what} {score.value:.3g} is not above {score.limit:.3g}, {when}"
 
 
 def _unlike(scores: Scores, calibration: Calibration) -> list[str]:

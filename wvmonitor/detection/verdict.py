@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 from wvmonitor.detection.calibration import NUMERICAL_FLOOR, Calibration
 from wvmonitor.detection.context import RunContext
@@ -22,13 +22,15 @@ from wvmonitor.detection.finding import (
     unseen,
 )
 from wvmonitor.detection.open_ended import by_windows, is_open_ended, window_ended
-from wvmonitor.detection.scores import ReferenceScores, Scores
-from wvmonitor.detection.trajectory import Past, Path, by_band, remembered
+from wvmonitor.detection.scores import ReferenceScores, ScoreName, Scores
+from wvmonitor.detection.state import BehaviourState, JudgeState, Worst
+from wvmonitor.detection.trajectory import by_band, remembered
 from wvmonitor.reading import Geometry
 
 __all__ = [
     "CONSECUTIVE",
     "PUBLISHED_RULES",
+    "BehaviourState",
     "CalibrationStatus",
     "JudgeState",
     "Rule",
@@ -38,8 +40,6 @@ __all__ = [
     "judge",
     "overall",
 ]
-
-WORST_FIRST: tuple[State, ...] = ("alarm", "warn", "unknown", "warming", "ok")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Verdict:
         calibration: what the threshold rests on.
         reason: for people, in words.
         account: what it means and what to do, one sentence each; empty where nothing was raised.
+        geometry, score_name: which score decides; None where nothing could be looked at.
+        acknowledged: whether somebody has silenced the behaviour in this run.
     """
 
     reference: str
@@ -62,35 +64,9 @@ class Verdict:
     calibration: CalibrationStatus
     step: int | None = None
     account: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class JudgeState:
-    """What a judge carries from one reading to the next; plain values, so that a journal keeps it.
-
-    Attributes:
-        running_maximum: by reference, the largest standardised exceedance so far; of an open-ended
-            run, in the current block.
-        consecutive: by reference, readings in a row above the uncalibrated rule; a reading that
-            cannot be judged neither counts nor breaks the row.
-        alarmed: references that have alarmed in this run; later readings do not take it back.
-        readings: readings so far at which the weights had moved.
-        last_ok: by reference, the step of the last reading that was ok.
-        recent: by reference, (step, score) of its last readings, oldest first.
-        windows: windows of an open-ended run that have ended.
-        gain_maximum: like `running_maximum`, of what the score has gained of late.
-        path: by reference, (progress, score, ‖τ‖) of the readings that a gain looks back to.
-    """
-
-    running_maximum: Mapping[str, float] = field(default_factory=dict)
-    consecutive: Mapping[str, int] = field(default_factory=dict)
-    alarmed: tuple[str, ...] = ()
-    readings: int = 0
-    last_ok: Mapping[str, int] = field(default_factory=dict)
-    recent: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
-    windows: int = 0
-    gain_maximum: Mapping[str, float] = field(default_factory=dict)
-    path: Mapping[str, Path] = field(default_factory=dict)
+    geometry: Geometry | None = None
+    score_name: ScoreName | None = None
+    acknowledged: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +92,10 @@ RECENT = 6
 """So many readings back an account looks for where a score is heading."""
 
 CONSECUTIVE = 2
-"""Readings in a row above the rule before a trajectory warns; a lone checkpoint needs one."""
+"""Readings in a row above the rule before a trajectory warns.
+
+A single checkpoint needs one, and so does a trajectory's last reading, which none will follow.
+"""
 
 
 def judge(
@@ -124,6 +103,9 @@ def judge(
     context: RunContext,
     calibration: Calibration | None,
     state: JudgeState,
+    acknowledged: Collection[str] = (),
+    *,
+    last: bool = False,
 ) -> tuple[Mapping[str, Verdict], JudgeState]:
     """Pass a verdict on every behaviour at one reading.
 
@@ -131,9 +113,12 @@ def judge(
       has gained of late, passes the band at α, and for the rest of the run; `warn` while either is
       above the band at 2α.
     - Calibrated, of unknown length, where the calibration has windows: `by_windows`.
-    - Uncalibrated: the published rules, capped at `warn`.
+    - Provisional: the same by a band that is approximate, and promises nothing.
+    - Uncalibrated, or of a run that the calibration does not cover: the published rules, capped
+      at `warn`.
     - Transferred (`context.base == "relative"`): either of them, capped at `warn`.
-    - `warming` while too little has changed; `unknown` where nothing can be said, with the reason.
+    - `warming` while too little has changed; `unknown` where nothing can be measured, with the
+      reason.
 
     An alarm that was raised is never hidden, whatever this reading by itself would say.
 
@@ -142,6 +127,8 @@ def judge(
         context: of the run.
         calibration: None judges by the published rules.
         state: as returned for the previous reading; `JudgeState()` for the first.
+        acknowledged: behaviours that somebody has silenced in this run.
+        last: whether no other reading of this run will follow.
 
     Returns:
         The verdict on each behaviour, and the state for the next reading.
@@ -151,73 +138,140 @@ def judge(
     """
     if calibration is not None and scores.bank:
         calibration.require_bank(scores.bank)
-    readings = state.readings + (scores.norm > NUMERICAL_FLOOR)
-    status: CalibrationStatus = "uncalibrated" if calibration is None else "calibrated"
+    status: CalibrationStatus = "uncalibrated" if calibration is None else calibration.status
     if context.base == "relative":
         status = "transferred"
-    maxima, rows = dict(state.running_maximum), dict(state.consecutive)
-    windows = state.windows
-    band = calibration.windows if calibration is not None else None
-    if calibration is not None and band is not None and window_ended(scores, context, calibration):
-        maxima = {} if windows % band.block == 0 else maxima
-        windows += 1
-    alarmed = list(state.alarmed)
-    last_ok, recent = dict(state.last_ok), dict(state.recent)
-    gain_maxima, paths = dict(state.gain_maximum), dict(state.path)
+    state = _begun(scores, context, calibration, state)
     verdicts: dict[str, Verdict] = {}
     for name, reference in scores.references.items():
         if reference.kind != "behaviour":
             continue
-        if calibration is None:
-            found = _by_published_rule(scores, reference, context, rows.get(name, 0))
-        elif is_open_ended(scores, context, calibration):
-            found = by_windows(scores, reference, context, calibration, maxima.get(name), windows)
-        else:
-            past = Past(maxima.get(name), gain_maxima.get(name), paths.get(name, ()))
-            found = by_band(scores, reference, context, calibration, past, readings)
-            paths[name] = remembered(past, scores, found.score, calibration)
-        if found.maximum is not None:
-            maxima[name] = found.maximum
-        if found.gain_maximum is not None:
-            gain_maxima[name] = found.gain_maximum
-        if found.consecutive is not None:
-            rows[name] = found.consecutive
+        before = state.of(name)
+        found = _found(scores, reference, context, calibration, state, last=last)
         if status == "transferred":
             found = capped(found)
-        if found.state == "alarm" and name not in alarmed:
-            alarmed.append(name)
-        if name in alarmed and found.state != "alarm":
+        if before.alarmed and found.state != State.ALARM:
             reason = f"alarmed earlier in this run; this reading by itself: {found.reason}"
-            found = replace(found, state="alarm", reason=reason)
+            found = replace(found, state=State.ALARM, reason=reason)
         verdicts[name] = Verdict(
-            name, found.state, found.reason, found.score, found.threshold, status, scores.step
+            name,
+            found.state,
+            found.reason,
+            found.score,
+            found.threshold,
+            "uncalibrated" if found.uncovered and status != "transferred" else status,
+            scores.step,
+            geometry=found.geometry,
+            score_name=found.score_name,
+            acknowledged=name in acknowledged,
         )
-        if scores.step is not None:
-            if found.state == "ok":
-                last_ok[name] = scores.step
-            if found.score is not None:
-                recent[name] = (*recent.get(name, ()), (scores.step, found.score))[-RECENT:]
-    kept = maxima, rows, tuple(alarmed), readings, last_ok, recent, windows, gain_maxima, paths
-    return verdicts, JudgeState(*kept)
+        after = _after(before, found, scores, context, calibration)
+        if after != BehaviourState():
+            state = replace(state, behaviours={**state.behaviours, name: after})
+    return verdicts, state
+
+
+def _begun(
+    scores: Scores, context: RunContext, calibration: Calibration | None, state: JudgeState
+) -> JudgeState:
+    """The state as this reading finds it: one reading more, and perhaps another window or block."""
+    state = replace(state, readings=state.readings + (scores.norm > NUMERICAL_FLOOR))
+    band = calibration.windows if calibration is not None else None
+    if calibration is None or band is None or not window_ended(scores, context, calibration):
+        return state
+    behaviours = state.behaviours
+    if state.windows % band.block == 0:
+        behaviours = {n: replace(b, running_maximum=None) for n, b in behaviours.items()}
+    return replace(state, behaviours=behaviours, windows=state.windows + 1)
+
+
+def _found(
+    scores: Scores,
+    reference: ReferenceScores,
+    context: RunContext,
+    calibration: Calibration | None,
+    state: JudgeState,
+    *,
+    last: bool,
+) -> Finding:
+    """What the rule that applies says of one behaviour, and which score it looks at.
+
+    Where a calibration does not cover the run, the published rule applies, with both reasons.
+    """
+    before, reasons = state.of(reference.reference), ""
+    if calibration is not None:
+        if is_open_ended(scores, context, calibration):
+            maximum, windows = before.running_maximum, state.windows
+            found = by_windows(scores, reference, context, calibration, maximum, windows)
+            name: ScoreName = "window"
+        else:
+            found = by_band(scores, reference, context, calibration, before, state.readings)
+            name = calibration.score
+        if not found.uncovered:
+            return replace(found, geometry=calibration.geometry, score_name=name)
+        reasons = f"the calibration does not cover this run ({found.reason}): "
+    row, needed = before.consecutive or 0, 1 if context.lone or last else CONSECUTIVE
+    found = _by_published_rule(scores, reference, context, row, needed=needed)
+    return replace(found, reason=f"{reasons}{found.reason}", uncovered=calibration is not None)
+
+
+def _after(
+    before: BehaviourState,
+    found: Finding,
+    scores: Scores,
+    context: RunContext,
+    calibration: Calibration | None,
+) -> BehaviourState:
+    """The behaviour's state for the next reading."""
+    path, last_ok, recent = before.path, before.last_ok, before.recent
+    worst, judged = before.worst, found.state in (State.OK, State.WARN, State.ALARM)
+    if judged and (worst is None or worst.state < found.state):
+        worst = Worst(found.state, scores.step, found.score)
+    if found.uncovered and before.consecutive is None:
+        recent = ()  # of another score
+    banded = calibration is not None and not found.uncovered
+    if calibration is not None and banded and not is_open_ended(scores, context, calibration):
+        path = remembered(path, scores, found.score, calibration)
+    if scores.step is not None:
+        last_ok = scores.step if found.state == State.OK else last_ok
+        if found.score is not None:
+            recent = (*recent, (scores.step, found.score))[-RECENT:]
+    return BehaviourState(
+        running_maximum=before.running_maximum if found.maximum is None else found.maximum,
+        gain_maximum=before.gain_maximum if found.gain_maximum is None else found.gain_maximum,
+        consecutive=before.consecutive if found.consecutive is None else found.consecutive,
+        alarmed=before.alarmed or found.state == State.ALARM,
+        last_ok=last_ok,
+        recent=recent,
+        path=path,
+        worst=worst,
+    )
 
 
 def overall(verdicts: Mapping[str, Verdict]) -> State:
-    """The worst state: alarm, then warn, unknown, warming, ok.
-
-    Unknown is worse than warming, which passes by itself, and never ok; no verdict at all is
-    unknown.
-    """
-    states = {v.state for v in verdicts.values()}
-    return next((s for s in WORST_FIRST if s in states), "unknown")
+    """The state that most needs someone to look; no verdict at all is unknown."""
+    return max((State(v.state) for v in verdicts.values()), default=State.UNKNOWN)
 
 
 def _by_published_rule(
-    scores: Scores, reference: ReferenceScores, context: RunContext, row: int
+    scores: Scores, reference: ReferenceScores, context: RunContext, row: int, *, needed: int
 ) -> Finding:
     """Judge by `PUBLISHED_RULES`: in the response geometry where it sees enough, else Frobenius."""
     order: tuple[Geometry, ...] = ("response", "frobenius")
     seen = [g for g in order if "cosine" in reference.values.get(g, {})]
     geometry = next((g for g in seen if not unseen(scores, g)), seen[0] if seen else "frobenius")
+    found = _by_rule(scores, reference, context, row, geometry, needed)
+    return replace(found, geometry=geometry, score_name="cosine")
+
+
+def _by_rule(
+    scores: Scores,
+    reference: ReferenceScores,
+    context: RunContext,
+    row: int,
+    geometry: Geometry,
+    needed: int,
+) -> Finding:
     values, rule = reference.values.get(geometry, {}), PUBLISHED_RULES[geometry]
     value, what = finite(values.get("cosine")), f"cosine ({geometry})"
     objections = broken(scores, reference, context)
@@ -235,7 +289,6 @@ def _by_published_rule(
     fits = margin is None or margin >= rule.margin
     above = value >= rule.cosine and fits
     row = row + 1 if above else 0
-    needed = 1 if context.lone else CONSECUTIVE
     beside = (
         "the bank has no control to compare with"
         if margin is None
@@ -243,13 +296,14 @@ def _by_published_rule(
     )
     text = f"{what} {value:.3g} (published rule: {rule.cosine:.3g}), {beside}"
     if row >= needed:
-        state: State = "warn"
+        state = State.WARN
         many = "" if needed == 1 else f", {row} readings in a row"
         text = f"{text}: above the rule{many}"
     elif above:
-        state, text = "ok", f"{text}: above the rule once, {needed} readings in a row are needed"
+        state = State.OK
+        text = f"{text}: above the rule once, {needed} readings in a row are needed"
     else:
-        state, text = "ok", f"{text}: not above the rule"
+        state, text = State.OK, f"{text}: not above the rule"
     advice = (
         "Uncalibrated: the rule is a guess for this model, without a known false-alarm rate, and "
         "warns at most"

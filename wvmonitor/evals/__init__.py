@@ -9,6 +9,8 @@ Needs the extra `evals` (inspect_ai); nothing else of wvmonitor imports it.
 
 from wvmonitor.errors import SettingsError
 
+__all__ = ["require_inspect"]
+
 
 def require_inspect() -> None:
     """Say how to install what is missing.

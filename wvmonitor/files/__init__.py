@@ -5,3 +5,35 @@
 - `documents`: JSON with nothing left to interpretation (no torch is imported for it).
 - `header`, `storage`, `atomic`: what those stand on.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint
+    from wvmonitor.files.documents import read_json, write_json
+    from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
+
+_HOMES = {
+    "CheckpointFiles": "checkpoint_files",
+    "SafetensorsFile": "safetensors",
+    "open_checkpoint": "checkpoint_files",
+    "read_json": "documents",
+    "write_json": "documents",
+    "write_safetensors": "safetensors",
+}
+
+__all__ = [
+    "CheckpointFiles",
+    "SafetensorsFile",
+    "open_checkpoint",
+    "read_json",
+    "write_json",
+    "write_safetensors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -164,3 +164,13 @@ def _check_bounds(raw: bytes, what: str, depth: int) -> None:
             f"{what} nests deeper than {depth} levels, or leaves a bracket open:"
             " save it again, or fetch a whole copy"
         )
+
+
+def json_line(value: Any) -> str:
+    """The value as JSON on one line, in which nothing a terminal would obey stands as it is.
+
+    JSON escapes the first 32 control characters; those from 0x7f on, and the marks that turn the
+    direction of text, are escaped here too.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

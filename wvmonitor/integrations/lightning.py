@@ -1,7 +1,8 @@
 """WVMonitorCallback for Lightning: the monitor inside a `lightning.Trainer`.
 
 Hooks used, in Lightning's order: `setup` (before a checkpoint is restored: the model still is where
-training starts from), `load_state_dict`, `on_train_start`, `on_train_batch_end`, `on_train_end`.
+training starts from), `load_state_dict`, `on_train_start`, `on_before_optimizer_step`,
+`on_train_batch_end`, `on_train_end`, `on_exception`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from wvmonitor.errors import UnmeasurableModelError
 from wvmonitor.integrations.decision import latched, together
+from wvmonitor.integrations.optimizer import optimizer_family, peak_learning_rate, weight_decay
 from wvmonitor.journal.journal import PATIENCE_SECONDS
 from wvmonitor.live.actions import Action
 from wvmonitor.live.monitor import Monitor, Run
@@ -27,8 +29,9 @@ from wvmonitor.sources.live_model import LiveModel
 class WVMonitorCallback(Callback):
     """Watches a Lightning run; see `MonitorSettings` for what can be set.
 
-    Scores go to every logger of the Trainer and into `callback_metrics`. A step is an optimiser
-    step, as `trainer.global_step` counts them (with several optimisers, all of theirs).
+    Scores go to every logger of the Trainer, in rows of their own. Each `fit()` is a run of its
+    own, except where it goes on from a checkpoint. A step is an optimiser step, as
+    `trainer.global_step` counts them (with several optimisers, all of theirs).
 
     Example:
         Trainer(callbacks=[WVMonitorCallback("path/to/bank", every_n_steps=10)])
@@ -76,6 +79,13 @@ class WVMonitorCallback(Callback):
         self._carry_out(
             together(self.monitor, "start", lambda: self._begin(trainer, model)), trainer
         )
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        """Note where parameters start that are unfrozen just now."""
+        if self._live is not None:
+            self.monitor.guarded("start", self._live.notice, None)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -136,19 +146,22 @@ class WVMonitorCallback(Callback):
         return latched(self.monitor)
 
     def _start(self, trainer: Trainer, model: Any) -> None:
-        initial = self._restored.get("initial")
-        if initial or any_sharded(model):  # sharded since `setup`
+        initial, live = self._restored.get("initial"), self._live
+        added = live is not None and live.unknown()
+        if initial or added or any_sharded(model):  # sharded, or given adapters, since `setup`
             self._look_at(model, initial or None)
         planned = trainer.estimated_stepping_batches
-        rates = [group["lr"] for o in trainer.optimizers for group in o.param_groups]
+        optimizer = next(iter(trainer.optimizers), None)
+        rates = [peak_learning_rate(each) for each in trainer.optimizers]
         self.monitor.start(
             model,
             Run(
                 folder=Path(trainer.log_dir or trainer.default_root_dir),
                 planned_steps=int(planned) if planned != float("inf") else None,
                 resume_step=trainer.global_step,
-                optimizer=type(trainer.optimizers[0]).__name__.lower(),
-                learning_rate=max(rates, default=None),
+                optimizer=optimizer_family(optimizer),
+                learning_rate=max(filter(None, rates), default=None),
+                weight_decay=weight_decay(optimizer),
                 run_id=self._restored.get("run"),
             ),
             live=self._live,
@@ -156,6 +169,10 @@ class WVMonitorCallback(Callback):
 
     def _read(self, trainer: Trainer, model: Any, step: int) -> Action:
         if not self._takes_part(model):
+            return "none"
+        if not self.monitor.started and not self.monitor.disabled:  # it failed at the start
+            self.monitor.guarded("start", lambda: self._start(trainer, model), None, reading=True)
+        if not self.monitor.started:
             return "none"
         observation = self.monitor.observe(model, step)
         self._show(trainer, observation)
@@ -176,7 +193,10 @@ class WVMonitorCallback(Callback):
     def _show(self, trainer: Trainer, observation: Any) -> None:
         if observation is None:
             return
-        values = log_values(observation, per_layer=self.monitor.settings.per_layer)
+        settings = self.monitor.settings
+        values = log_values(
+            observation, all_scores=settings.all_scores, per_layer=settings.per_layer
+        )
         for each in trainer.loggers:
             each.log_metrics(values, step=observation.scores.step)
 

@@ -2,41 +2,64 @@
 
 Two ways in. `WVMonitorCallback.attach(trainer, ...)` puts the callback right after the Trainer's
 own flow callback, so that scores reach every tracker (W&B, TensorBoard, MLflow, Trackio) in the
-rows that the Trainer writes anyway. `callbacks=[WVMonitorCallback(...)]` works as well, but runs
-after the trackers: scores reach `log_history`, `trainer_state.json`, the journal and the exporters.
+rows that the Trainer writes anyway; it also hears from which checkpoint `train()` resumes, and that
+it failed. `callbacks=[WVMonitorCallback(...)]` works as well, but runs after the trackers: scores
+reach `log_history`, `trainer_state.json`, the journal and the exporters.
 """
 
 from __future__ import annotations
 
 import logging
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
+from transformers.trainer_utils import IntervalStrategy
 
-from wvmonitor.detection.verdict import State
-from wvmonitor.errors import UnmeasurableModelError
-from wvmonitor.files.documents import read_json, write_json
-from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
+from wvmonitor.errors import SettingsError
+from wvmonitor.integrations.checkpoints import KeptCheckpoints, Left, leave, left_in
 from wvmonitor.integrations.decision import latched, together
+from wvmonitor.integrations.starting_point import StartingPoint
+from wvmonitor.integrations.trainer_facts import checkpoint_at, checkpoints_folder, run_of
+from wvmonitor.integrations.trainer_rows import TrainerRows
 from wvmonitor.journal.journal import PATIENCE_SECONDS
 from wvmonitor.live.actions import Action
 from wvmonitor.live.behaviour_check import Probe
-from wvmonitor.live.monitor import Monitor, Run
+from wvmonitor.live.monitor import Monitor
 from wvmonitor.live.settings import MonitorSettings
+from wvmonitor.live.validation import replaced
+from wvmonitor.outputs.exporter import Observation
 from wvmonitor.outputs.trainer_log import log_values
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.sources.distributed import any_sharded
+from wvmonitor.references.inventory import bank_of, cache_folder
+from wvmonitor.sources.distributed import agreed, any_sharded
 from wvmonitor.sources.live_model import LiveModel
 
 logger = logging.getLogger(__name__)
 
-SIDECAR = "wvmonitor.json"
-"""Beside a checkpoint's weights: which run it belongs to."""
 
-INITIAL = "wvmonitor.safetensors"
-"""Beside a checkpoint's weights: how its adapter started, where that was not at the base."""
+@dataclass
+class _Training:
+    """One call of `train()`.
+
+    Attributes:
+        resume_step: the step it goes on from.
+        retry: whether it begins again what the call before could not finish.
+        begun: whether the monitor has begun the run.
+        summed_up: whether the Trainer has logged its summary: it loads the best model after that.
+        owes_checkpoint: whether a checkpoint was asked for and not yet saved.
+    """
+
+    resume_step: int
+    retry: bool
+    begun: bool = False
+    summed_up: bool = False
+    owes_checkpoint: bool = False
 
 
 class WVMonitorCallback(TrainerCallback):
@@ -45,6 +68,9 @@ class WVMonitorCallback(TrainerCallback):
     Settings that contradict each other, a bank that cannot be used and a model made from another
     base are errors before training starts. Later failures of the monitor never reach training,
     unless `on_monitor_failure="stop"`.
+
+    Each call of `train()` is a run of its own, except where it goes on from a checkpoint, and where
+    `auto_find_batch_size` begins again. Copies made by pickling (Ray, spawn) begin as new ones.
 
     Example:
         WVMonitorCallback.attach(trainer, references="path/to/bank", every_n_steps=10)
@@ -60,12 +86,25 @@ class WVMonitorCallback(TrainerCallback):
         **overrides: Any,
     ) -> None:
         """Load the bank and its calibration; arguments as in `Monitor`."""
-        self.monitor = Monitor(references, settings=settings, probe=probe, **overrides)
-        self._live: LiveModel | None = None
-        self._model: Any = None
-        self._pending: dict[str, float] = {}
+        self._set_up(Monitor(references, settings=settings, probe=probe, **overrides))
+
+    def _set_up(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self._origin = StartingPoint(monitor.bank, monitor.settings.base)
         self._attached = False
-        self._shown: dict[str, State] = {}
+        self._attached_to: weakref.ref[Trainer] | None = None
+        self._resumes_from: Any = None
+        self._training: _Training | None = None
+        self._rows = TrainerRows()
+        self._kept: KeptCheckpoints | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made from: it looks at the model and begins a run when it trains."""
+        return {"monitor": self.monitor, "attached": self._attached}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._set_up(state["monitor"])
+        self._attached = state["attached"]
 
     @classmethod
     def attach(
@@ -79,42 +118,58 @@ class WVMonitorCallback(TrainerCallback):
     ) -> WVMonitorCallback:
         """Make a callback and put it where every tracker sees its values.
 
+        Without references the bank that was made for the model's base is taken, from the folder
+        that the setting `banks` names or from those that were pulled.
+
         Returns:
             The callback; `callback.monitor` holds verdicts and journal.
+
+        Raises:
+            SettingsError: there is no bank for this model's base.
         """
+        if references is None:
+            known = replaced(settings, overrides)
+            references = known.references or _bank_for(trainer.model, known)
         callback = cls(references, settings=settings, probe=probe, **overrides)
         callback.attach_to(trainer)
         return callback
 
     def attach_to(self, trainer: Trainer) -> None:
-        """Take a place right after the Trainer's own flow callback.
+        """Take a place right after the Trainer's own flow callback, and hear of `train()`.
 
         Raises:
             WVMonitorError: this model cannot be measured, or was made from another base.
         """
         if self._takes_part(trainer.state, trainer.model):
-            self._look_at(trainer.model)
+            self._origin.look_at(trainer.model)
         callbacks = trainer.callback_handler.callbacks
         flow = [isinstance(c, DefaultFlowCallback) for c in callbacks]
         callbacks.insert(flow.index(True) + 1 if any(flow) else 0, self)
-        self._attached = True
+        self._attached, self._attached_to = True, weakref.ref(trainer)
+        self._hear_of_training(trainer)
+
+    def _hear_of_training(self, trainer: Trainer) -> None:
+        """Learn from `train()` itself what no event tells: where it resumes, and that it failed."""
+        train = trainer.train
+
+        @wraps(train)
+        def heard(*args: Any, **kwargs: Any) -> Any:
+            self._attached_to = weakref.ref(trainer)
+            self._resumes_from = args[0] if args else kwargs.get("resume_from_checkpoint")
+            try:
+                return train(*args, **kwargs)
+            finally:
+                self._resumes_from = None
+                if self._training is not None:  # an error, or Ctrl-C: no event says so
+                    self._training = None
+                    self.monitor.close()
+
+        trainer.train = heard  # type: ignore[method-assign]
 
     @staticmethod
     def _takes_part(state: TrainerState, model: Any) -> bool:
         """Whether this process measures: rank 0, and of a sharded model all of them."""
         return state.is_world_process_zero or any_sharded(model)
-
-    def _look_at(self, model: Any) -> None:
-        """Note the model's starting point before a resumed checkpoint is loaded into it."""
-        self._model = model
-        self._live = LiveModel(model, base=self.monitor.settings.base)
-        self.monitor.bank.relation_to(self._live.base_digest)
-        if not self._live.sharded:
-            self._live.task_vector()  # what cannot be read is an error now, not at the first step
-
-    def _starts_in_memory(self) -> bool:
-        live = self._live
-        return live is not None and live.method == "full" and self.monitor.settings.base is None
 
     # The Trainer's events
 
@@ -124,7 +179,7 @@ class WVMonitorCallback(TrainerCallback):
         """Look at the model, so that one that cannot be watched is an error before training."""
         model = kwargs.get("model")
         if model is not None and self._takes_part(state, model):
-            self._look_at(model)
+            self._origin.look_at(model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -136,51 +191,71 @@ class WVMonitorCallback(TrainerCallback):
                 "and the exporters, but not W&B, TensorBoard or other trackers; use "
                 "WVMonitorCallback.attach(trainer, ...) for those"
             )
-        model, tokenizer = kwargs["model"], kwargs.get("processing_class")
-        self._carry_out(
-            together(self.monitor, "start", lambda: self._begin(args, state, model, tokenizer)),
-            control,
+        self._training = training = _Training(
+            resume_step=state.global_step,
+            retry=self._training is not None and args.auto_find_batch_size,
         )
+        self._rows = TrainerRows()
+        self._kept = None
+        limited = args.save_total_limit and self.monitor.settings.action != "log"
+        if args.output_dir and limited and state.is_world_process_zero:
+            self._kept = KeptCheckpoints(Path(self._checkpoints_folder() or args.output_dir))
+        model = kwargs["model"]
 
-    def _begin(
-        self, args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any
-    ) -> Action:
-        if not self._takes_part(state, model):
-            return "none"
-        self.monitor.guarded("start", lambda: self._start(args, state, model, tokenizer), None)
-        return latched(self.monitor)
+        def begin() -> Action:
+            if not self._takes_part(state, model):
+                return "none"
+            self.monitor.guarded("start", lambda: self._start(args, state, kwargs), None)
+            if not training.begun:
+                return "none"
+            self._rows.begin(self.monitor.last)
+            return latched(self.monitor)
+
+        if together(self.monitor, "start", begin) == "stop":  # it was stopped before
+            control.should_training_stop = True
+
+    @property
+    def _trainer(self) -> Trainer | None:
+        return self._attached_to() if self._attached_to else None
+
+    def _checkpoints_folder(self) -> str | None:
+        return checkpoints_folder(self._trainer)
 
     def _start(
-        self, args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any
+        self, args: TrainingArguments, state: TrainerState, kwargs: Mapping[str, Any]
     ) -> None:
+        """Begin the run; where that failed before its first step, later than training did.
+
+        Raises:
+            UnmeasurableModelError: the weights at hand say no longer where training started.
+        """
+        training, model = self._training, kwargs["model"]
+        assert training is not None  # noqa: S101  `on_train_begin` sees to it
         if self.monitor.tokenizer is None:
-            self.monitor.tokenizer = tokenizer
-        sharded = any_sharded(model)
-        if self._live is None or self._model is not model or sharded:
-            self._look_at(model)  # made by `model_init`, or sharded since
-        if sharded and state.global_step and self._starts_in_memory():
-            raise UnmeasurableModelError(
-                "a sharded full fine-tune goes on from a checkpoint, and its weights say no longer "
-                "where it started: give base=FOLDER of the base model"
-            )
-        folder = _checkpoint(args, state) if state.global_step else None
-        if folder is not None and (folder / INITIAL).is_file():
-            with SafetensorsFile(folder / INITIAL) as file:
-                initial = {name: file.read(name) for name in file.tensors}
-            self._live = LiveModel(model, base=self.monitor.settings.base, initial=initial)
-        self.monitor.start(
-            model,
-            Run(
-                folder=Path(args.output_dir) if args.output_dir else None,
-                name=args.run_name,
-                planned_steps=state.max_steps,
-                resume_step=state.global_step,
-                optimizer=_optimizer_name(args),
-                learning_rate=args.learning_rate,
-                run_id=_run_id(folder),
-            ),
-            live=self._live,
+            self.monitor.tokenizer = kwargs.get("processing_class")
+        left = left_in(self._resumed_checkpoint(args, state)) if training.resume_step else Left()
+        resumed = training.resume_step > 0
+        self._origin.look_again(model, left.initial, step=state.global_step, resumed=resumed)
+        known = run_of(
+            args, state, kwargs.get("optimizer"), self._trainer, left, retry=training.retry
         )
+        run = replace(known, resume_step=training.resume_step)
+        self.monitor.start(model, run, live=self._origin.live, step=state.global_step)
+        training.begun = True
+
+    def _resumed_checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path | None:
+        """The folder that this training goes on from, as far as anybody says."""
+        for told in (self._resumes_from, args.resume_from_checkpoint):
+            if isinstance(told, str | Path) and Path(told).is_dir():
+                return Path(told)
+        return checkpoint_at(args, state, self._checkpoints_folder())
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note where parameters start that are unfrozen just now."""
+        if live := self._origin.live:
+            self.monitor.guarded("start", live.notice, None)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -188,32 +263,69 @@ class WVMonitorCallback(TrainerCallback):
         """Take a reading if one is due, and carry out what it asks for on every rank."""
         step = state.global_step
         last = step >= state.max_steps
-        if step % self.monitor.settings.every_n_steps and not last:
-            return
-        model = kwargs["model"]
+        training = self._training
+        if training is not None and training.owes_checkpoint:
+            control.should_save = True
+        if last or step % self.monitor.settings.every_n_steps == 0:
+            self._read(args, state, control, kwargs, last=last)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the last reading of a run that something has stopped, in time for its last rows."""
+        if control.should_training_stop:
+            self._read(args, state, control, kwargs, last=True)
+
+    def _read(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        kwargs: Mapping[str, Any],
+        *,
+        last: bool,
+    ) -> None:
+        model, row = kwargs["model"], False
 
         def read() -> Action:
-            takes_part = self._takes_part(state, model)
-            return self._read(model, step, last, control) if takes_part else "none"
+            nonlocal row
+            if not self._takes_part(state, model) or not self._has_begun(args, state, kwargs):
+                return "none"
+            observation = self.monitor.observe(model, state.global_step, force=last)
+            news = False
+            if observation is not None:
+                news = self._rows.note(observation, self._values(observation))
+            if (news or last) and args.logging_strategy != IntervalStrategy.NO:
+                row = self._rows.show(self._trainer, state, control)
+            return self.monitor.action(observation) if observation is not None else "none"
 
         self._carry_out(together(self.monitor, "step", read), control)
+        # a row gathers the loss from every rank, so that every rank must write it
+        control.should_log = bool(agreed(int(row))) or control.should_log
 
-    def _read(self, model: Any, step: int, last: bool, control: TrainerControl) -> Action:  # noqa: FBT001
-        observation = self.monitor.observe(model, step, force=last)
-        if observation is None:
-            return "none"
-        self._pending = log_values(observation, per_layer=self.monitor.settings.per_layer)
-        shown = {v.reference: v.state for v in observation.verdicts}
-        if shown != self._shown:
-            # asking for a row ends the loss's averaging window: only for news
-            control.should_log = control.should_log or bool(self._shown)
-            self._shown = shown
-        return self.monitor.action(observation)
+    def _has_begun(
+        self, args: TrainingArguments, state: TrainerState, kwargs: Mapping[str, Any]
+    ) -> bool:
+        """Whether the run has begun; tried again where it failed, until the monitor gives up."""
+        training = self._training
+        if training is None:
+            return False
+        if not training.begun and not self.monitor.disabled:
+            begin = lambda: self._start(args, state, kwargs)  # noqa: E731
+            self.monitor.guarded("start", begin, None, reading=True)
+        return training.begun
 
-    @staticmethod
-    def _carry_out(action: Action, control: TrainerControl) -> None:
+    def _values(self, observation: Observation) -> dict[str, float]:
+        settings = self.monitor.settings
+        return log_values(observation, all_scores=settings.all_scores, per_layer=settings.per_layer)
+
+    def _carry_out(self, action: Action, control: TrainerControl) -> None:
         if action in ("save", "stop"):
             control.should_save = True
+            if self._training is not None:
+                self._training.owes_checkpoint = True
+            if self._kept is not None:
+                self.monitor.guarded("checkpoint", self._kept.hold, None)
         if action == "stop":
             control.should_training_stop = True
 
@@ -225,61 +337,85 @@ class WVMonitorCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Let the latest values join the row that the Trainer is writing."""
-        if self._pending and logs is not None:
-            self.monitor.guarded("log", lambda: self._join([logs, *state.log_history[-1:]]), None)
-
-    def _join(self, rows: list[dict[str, Any]]) -> None:
-        pending, self._pending = self._pending, {}
-        for row in rows:
-            row.update(pending)
+        """Let the latest values join the loss's row; read before the best model is loaded."""
+        training = self._training
+        if logs is None or training is None:
+            return
+        if "loss" in logs:
+            self.monitor.guarded("log", lambda: self._rows.join(logs, state), None)
+        elif "train_runtime" in logs and not training.summed_up:
+            training.summed_up = True
+            self._rows.end()
+            self._read(args, state, control, kwargs, last=True)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave beside the checkpoint what resuming from it needs."""
-        folder, journal = _checkpoint(args, state), self.monitor.journal
-        if state.is_world_process_zero and folder is not None and journal:
-            # a run that goes on from here does not read this step again
-            self.monitor.guarded("journal", lambda: journal.flush(PATIENCE_SECONDS), None)
+        training = self._training
+        folder = checkpoint_at(args, state, self._checkpoints_folder())
+        if training is not None and state.is_world_process_zero and folder is not None:
+            if journal := self.monitor.journal:
+                # a run that goes on from here does not read this step again
+                self.monitor.guarded("journal", lambda: journal.flush(PATIENCE_SECONDS), None)
             self.monitor.guarded("checkpoint", lambda: self._leave(folder), None)
+        if training is not None:
+            training.owes_checkpoint = False
 
     def _leave(self, folder: Path) -> None:
-        write_json(folder / SIDECAR, {"format_version": 1, "run": self.monitor.run_name})
-        if self._live is not None and self._live.method != "full":
-            initial = self._live.initial_state()
-            if initial:
-                write_safetensors(folder / INITIAL, initial)
+        leave(folder, self.monitor.run_name, self._origin.to_leave())
+        if self._kept is not None and self.monitor.last is not None:
+            asked = self._training is not None and self._training.owes_checkpoint
+            self._kept.keep(folder, self.monitor.last, asked=asked)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the last reading and close the journal."""
-        self.monitor.guarded("end", lambda: self._end(state, kwargs["model"]), None)
+        """Take the last reading, if there was none, and that of the best model; close."""
+        training, self._training = self._training, None
+        if training is not None:
+            end = lambda: self._end(args, state, control, training, kwargs)  # noqa: E731
+            self.monitor.guarded("end", end, None)
 
-    def _end(self, state: TrainerState, model: Any) -> None:
-        if self._takes_part(state, model):
-            try:
+    def _end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        training: _Training,
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        model = kwargs["model"]
+        if not self._takes_part(state, model):
+            return
+        best = state.best_global_step if state.best_model_checkpoint else None
+        try:
+            if not training.begun:
+                return
+            if not training.summed_up:
                 self.monitor.observe(model, state.global_step, force=True)
-            finally:
-                self.monitor.close()
+            elif args.load_best_model_at_end and best is not None and best != state.global_step:
+                loaded = self.monitor.observe_loaded(best)
+                if loaded is not None and args.logging_strategy != IntervalStrategy.NO:
+                    values = {
+                        key.replace("wv/", "wv/loaded/", 1): value
+                        for key, value in self._values(loaded).items()
+                    }
+                    self._rows.write(values, self._trainer, state, control)
+        finally:
+            self.monitor.close()
 
 
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path | None:
-    """The folder of the checkpoint at this step, if there is one."""
-    folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
-    return folder if folder.is_dir() else None
-
-
-def _run_id(checkpoint: Path | None) -> str | None:
-    """The id of the run that a checkpoint belongs to, if it says so."""
-    if checkpoint is None or not (checkpoint / SIDECAR).is_file():
-        return None
-    run = read_json(checkpoint / SIDECAR).get("run")
-    return run if isinstance(run, str) else None
-
-
-def _optimizer_name(args: TrainingArguments) -> str:
-    """The optimiser's family: `adamw_torch_fused` is `adamw`."""
-    name = str(getattr(args.optim, "value", args.optim)).lower()
-    return name.split("_", maxsplit=1)[0]
+def _bank_for(model: Any, settings: MonitorSettings) -> Path:
+    """The bank made for a model's base."""
+    digest = LiveModel(model, base=settings.base).base_digest
+    roots = [cache_folder(), *([settings.banks] if settings.banks else [])]
+    found = bank_of(digest, [root for root in roots if root.is_dir()])
+    if found is None:
+        name = getattr(getattr(model, "config", None), "name_or_path", "") or "BASE"
+        raise SettingsError(
+            f"there is no bank of references for this model's base ({name}): `wvmonitor bank "
+            f"{name} --out DIR` makes one, and with --dry-run says first what that costs on this "
+            "machine; then give references=DIR"
+        )
+    return found

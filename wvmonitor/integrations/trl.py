@@ -39,6 +39,7 @@ def every_trainer_watched(settings: MonitorSettings) -> Iterator[list[WVMonitorC
         present = trainer.callback_handler.callbacks
         if not any(isinstance(c, WVMonitorCallback) for c in present):
             attached.append(WVMonitorCallback.attach(trainer, settings=settings))
+            return trainer.train(*args, **kwargs)  # it hears of its own `train` now
         return original(trainer, *args, **kwargs)
 
     with patch.object(Trainer, "train", train):

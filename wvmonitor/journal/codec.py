@@ -1,7 +1,7 @@
 """Records to JSON and blobs, and back, without losing a bit of a float.
 
-The records (Reading, Scores, Verdict, …) are walked field by field, so that a field added to one of
-them is kept without a change here; a field that an older journal lacks gets its default.
+Records are written field by field and validated by pydantic when they are read: a field that an
+older journal lacks gets its default, and one that this version no longer has is left out.
 """
 
 from __future__ import annotations
@@ -12,18 +12,56 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
+from wvmonitor.detection.state import BehaviourState, JudgeState, Path, Worst
 from wvmonitor.errors import JournalError
-from wvmonitor.reading import Geometry, Products, Reading
+from wvmonitor.reading import Component, Geometry, Products, Reading
 
 T = TypeVar("T")
 
-LAYOUT = ("references", "parameters", "components", "bank", "base_digest")
-"""Fields of a Reading that stay the same all run long: kept once, under their digest."""
+
+@dataclass(frozen=True)
+class _Layout:
+    """What of a Reading stays the same all run long: kept once, under its digest."""
+
+    references: tuple[str, ...]
+    parameters: tuple[str, ...]
+    components: tuple[Component, ...]
+    bank: str
+    base_digest: str | None = None
+
+
+@dataclass(frozen=True)
+class _Detail:
+    """What of a Reading is neither that nor an array."""
+
+    step: int | None = None
+    progress: float | None = None
+    changed_fraction: float | None = None
+    lag_step: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _JudgeState:
+    """A judge's state as journals have it: one mapping from behaviours for each thing."""
+
+    running_maximum: dict[str, float] = field(default_factory=dict)
+    consecutive: dict[str, int] = field(default_factory=dict)
+    alarmed: tuple[str, ...] = ()
+    readings: int = 0
+    last_ok: dict[str, int] = field(default_factory=dict)
+    recent: dict[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    windows: int = 0
+    gain_maximum: dict[str, float] = field(default_factory=dict)
+    path: dict[str, Path] = field(default_factory=dict)
+    worst: dict[str, Worst] = field(default_factory=dict)
+
 
 _NUMBER = "$float"
 
@@ -31,7 +69,7 @@ _NUMBER = "$float"
 def plain(value: Any) -> Any:
     """`value` as strict JSON: records become objects, non-finite numbers `{"$float": "nan"}`."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        return plain(asdict(value))
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.generic):
@@ -97,23 +135,87 @@ def whole(where: str) -> Iterator[None]:
         ) from None
 
 
+class _Adapters(dict[type, TypeAdapter[Any]]):
+    """pydantic's readers, each made when it is first asked for."""
+
+    def __missing__(self, kind: type) -> TypeAdapter[Any]:
+        return self.setdefault(kind, TypeAdapter(kind))
+
+
+_adapters = _Adapters()
+
+
 def record(kind: type[T], values: Any, where: str) -> T:
-    """Build the dataclass `kind` from what was kept of it; fields it no longer has are left out.
+    """The record of this kind that was kept; fields it no longer has are left out.
 
     Raises:
-        JournalError: what was kept is no record, or a field without a default is missing.
+        JournalError: what was kept is no such record.
     """
     if not isinstance(values, Mapping):
         raise JournalError(f"{where} holds no {kind.__name__} where one should be: it is damaged")
-    names = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]  # T is a dataclass
-    missing = [
-        name
-        for name, f in names.items()
-        if name not in values and f.default is MISSING and f.default_factory is MISSING
-    ]
-    if missing:
-        raise JournalError(f"{where} holds a {kind.__name__} without {missing[0]!r}: it is damaged")
-    return kind(**{name: values[name] for name in names if name in values})
+    try:
+        found: T = _adapters[kind].validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "it"
+        raise JournalError(
+            f"{where} holds a damaged {kind.__name__} ({place}: {first['msg']}): restore the file "
+            "from a copy"
+        ) from None
+    return found
+
+
+def dump_state(state: JudgeState) -> str:
+    """A judge's state as a line of JSON."""
+    behaviours = state.behaviours
+
+    def each(name: str) -> dict[str, Any]:
+        found = {b: getattr(s, name) for b, s in behaviours.items()}
+        return {b: value for b, value in found.items() if value not in (None, ())}
+
+    return dump(
+        _JudgeState(
+            running_maximum=each("running_maximum"),
+            consecutive=each("consecutive"),
+            alarmed=tuple(b for b, s in behaviours.items() if s.alarmed),
+            readings=state.readings,
+            last_ok=each("last_ok"),
+            recent=each("recent"),
+            windows=state.windows,
+            gain_maximum=each("gain_maximum"),
+            path={b: s.path for b, s in behaviours.items() if s.path is not None},
+            worst=each("worst"),
+        )
+    )
+
+
+def load_state(text: str, where: str) -> JudgeState:
+    """The state that `dump_state` was given.
+
+    Raises:
+        JournalError: the record is damaged.
+    """
+    kept = record(_JudgeState, load(text, where), where)
+    names = dict.fromkeys(
+        (
+            *kept.running_maximum, *kept.consecutive, *kept.alarmed, *kept.last_ok, *kept.recent,
+            *kept.gain_maximum, *kept.path, *kept.worst,
+        )
+    )  # fmt: skip
+    behaviours = {
+        name: BehaviourState(
+            running_maximum=kept.running_maximum.get(name),
+            gain_maximum=kept.gain_maximum.get(name),
+            consecutive=kept.consecutive.get(name),
+            alarmed=name in kept.alarmed,
+            last_ok=kept.last_ok.get(name),
+            recent=kept.recent.get(name, ()),
+            path=kept.path.get(name),
+            worst=kept.worst.get(name),
+        )
+        for name in names
+    }
+    return JudgeState(behaviours, kept.readings, kept.windows)
 
 
 def number(value: float | None) -> float | str | None:
@@ -123,13 +225,23 @@ def number(value: float | None) -> float | str | None:
 
 def pack_reading(reading: Reading) -> tuple[str, str, str, bytes]:
     """A reading as (layout id, layout JSON, detail JSON, compressed arrays)."""
-    layout = dump({name: getattr(reading, name) for name in LAYOUT})
+    layout = dump(
+        _Layout(
+            reading.references,
+            reading.parameters,
+            reading.components,
+            reading.bank,
+            reading.base_digest,
+        )
+    )
     detail = dump(
-        {
-            f.name: getattr(reading, f.name)
-            for f in fields(reading)
-            if f.name not in (*LAYOUT, "geometries")
-        }
+        _Detail(
+            reading.step,
+            reading.progress,
+            reading.changed_fraction,
+            reading.lag_step,
+            reading.warnings,
+        )
     )
     arrays = {
         f"{geometry}/{f.name}": value
@@ -148,7 +260,8 @@ def unpack_reading(layout: str, detail: str, arrays: bytes, where: str) -> Readi
     Raises:
         JournalError: one of its parts is damaged.
     """
-    values = {**load_object(layout, where), **load_object(detail, where)}
+    same = record(_Layout, load(layout, where), where)
+    own = record(_Detail, load(detail, where), where)
     try:
         geometries: dict[str, dict[str, Any]] = {}
         with np.load(io.BytesIO(arrays), allow_pickle=False) as archive:
@@ -159,8 +272,9 @@ def unpack_reading(layout: str, detail: str, arrays: bytes, where: str) -> Readi
         raise JournalError(
             f"{where} holds damaged arrays ({error}): restore the file from a copy"
         ) from None
-    products: dict[Geometry, Products] = {
-        geometry: record(Products, kept, where)  # type: ignore[misc]
-        for geometry, kept in geometries.items()
-    }
-    return record(Reading, {**values, "geometries": products}, where)
+    with whole(where):
+        products: dict[Geometry, Products] = {
+            geometry: Products(**kept)  # type: ignore[misc]
+            for geometry, kept in geometries.items()
+        }
+    return Reading(geometries=products, **vars(same), **vars(own))

@@ -20,16 +20,17 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wvmonitor.detection.scores import Scores
-from wvmonitor.detection.verdict import JudgeState, RunContext, Verdict
+from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.judgement import Judgement
+from wvmonitor.detection.state import JudgeState
 from wvmonitor.errors import JournalError
 from wvmonitor.journal import writes
-from wvmonitor.journal.alerts import AlertPolicy
+from wvmonitor.journal.alerts import AlertPolicy, event
 from wvmonitor.journal.place import Claim, claim, local_file
 from wvmonitor.journal.reader import JournalReader, JournalRow
 from wvmonitor.journal.schema import journal_file
@@ -57,6 +58,7 @@ class Journal:
         run: the run's id; None until `begin_attempt` has chosen one.
         attempt: which start of the run this is; 0 before `begin_attempt`.
         on_commit: called by the writer thread after each commit; the outbox listens here.
+        on_loss: called by the writer thread, with the reason, when a reading is lost.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Journal:
         self.attempt = 0
         self.fallback = fallback
         self.on_commit: Callable[[], None] | None = None
+        self.on_loss: Callable[[str], None] | None = None
         self._alerts = alerts
         self._claim = claim
         self._reader = JournalReader(path)
@@ -117,6 +120,11 @@ class Journal:
         logger.warning("%s: this run's journal is '%s' on this machine", reason, local)
         return cls(local, claimed, run, alerts, fallback=reason)
 
+    def starts_of(self, name: str) -> tuple[str, ...]:
+        """The runs that were started under one name, oldest first; see `JournalReader`."""
+        self._check()
+        return self._reader.starts_of(name)
+
     def begin_attempt(
         self, context: RunContext, bank: str, settings: str = "{}", *, resume_step: int = 0
     ) -> int:
@@ -139,24 +147,22 @@ class Journal:
 
     def record(
         self,
-        reading: Reading,
-        scores: Scores,
-        verdicts: Sequence[Verdict],
-        judge_state: JudgeState,
+        judgement: Judgement,
         wall_time: float | None = None,
         measure_seconds: float | None = None,
     ) -> None:
-        """Hand over one reading; it is on disk once a later `flush` returns.
+        """Hand over one judged reading; it is on disk once a later `flush` returns.
 
         A second reading of the same step in the same attempt is left out: the first one counts.
 
         Raises:
-            JournalError: no attempt has begun, the reading has no step, or the disk has refused
-                for so long that 1,024 readings wait already.
+            JournalError: no attempt has begun, the reading is not at hand or has no step, or the
+                disk has refused for so long that 1,024 readings wait already.
         """
+        reading = judgement.reading
         if self.run is None or self.attempt == 0:
             raise JournalError("record was called before begin_attempt: call that first")
-        if reading.step is None:
+        if reading is None or reading.step is None:
             raise JournalError("a reading without a step cannot be kept: set Reading.step")
         row = JournalRow(
             run=self.run,
@@ -164,9 +170,7 @@ class Journal:
             step=reading.step,
             wall_time=time.time() if wall_time is None else wall_time,
             measure_seconds=measure_seconds,
-            scores=scores,
-            verdicts=tuple(verdicts),
-            judge_state=judge_state,
+            judgement=judgement,
         )
         policy = self._alerts
         future = self._submit(lambda connection: writes.reading(connection, row, reading, policy))
@@ -242,8 +246,8 @@ class Journal:
 
     def give_up(self, why: str) -> None:
         """Note that nobody watches the run any more; a later `flush` says that it is on disk."""
-        run, now = self._named(None), time.time()
-        self._submit(lambda c: writes.event(c, run, now, "gave-up", None, why))
+        alert = event("disabled", self._named(None), why, time.time())
+        self._submit(lambda c: writes.give_up(c, alert, self._alerts))
 
     def execute(self, job: Callable[[sqlite3.Connection], T], timeout: float = 30.0) -> T:
         """Run `job` in a transaction on the writer thread, and return what it returns.
@@ -319,6 +323,8 @@ class Journal:
         if error is not None:
             self._lost.append(f"the reading of step {step} ({error})")
             logger.error("the reading of step %d is not in '%s': %s", step, self.path, error)
+            if self.on_loss is not None:
+                self.on_loss(self._lost[-1])
 
     def _close_at_exit(self) -> None:
         try:

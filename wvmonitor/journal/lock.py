@@ -58,6 +58,15 @@ class WriterLock:
             self._descriptor = -1
 
 
+def is_being_written(journal: Path) -> bool:
+    """Whether a living process writes a journal, on any machine that shares its file system."""
+    try:
+        WriterLock(journal).release()
+    except (JournalError, OSError):  # where nothing can be locked, nothing is known
+        return True
+    return False
+
+
 def _lock(descriptor: int) -> None:
     """Take the kernel's lock without waiting. On Windows SQLite's own lock has to do."""
     if sys.platform != "win32":

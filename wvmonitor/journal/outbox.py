@@ -9,13 +9,12 @@ start, with the same key. Training never waits for any of this.
 from __future__ import annotations
 
 import logging
+import random
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-import tenacity
 
 from wvmonitor.errors import JournalError
 from wvmonitor.journal import codec
@@ -83,12 +82,6 @@ class Outbox:
         self._senders = dict(senders)
         self._limits = limits or DeliveryLimits()
         self._on_pending = on_pending
-        self._wait = tenacity.wait_exponential_jitter(
-            initial=self._limits.first_wait_seconds,
-            max=self._limits.longest_wait_seconds,
-            jitter=self._limits.first_wait_seconds,
-        )
-        self._retrying = tenacity.Retrying(wait=self._wait)
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._deadline = float("inf")
@@ -218,9 +211,8 @@ class Outbox:
 
     def _pause(self, attempts: int) -> float:
         """Seconds until the next try: exponential, with jitter, so that senders do not gang up."""
-        state = tenacity.RetryCallState(self._retrying, fn=None, args=(), kwargs={})
-        state.attempt_number = attempts
-        return float(self._wait(state))
+        first, longest = self._limits.first_wait_seconds, self._limits.longest_wait_seconds
+        return min(first * (2.0 ** min(attempts - 1, 60) + random.random()), longest)  # noqa: S311
 
 
 def _alert(text: str, where: str) -> Alert:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wvmonitor.detection.verdict import WORST_FIRST, State, Verdict
+from wvmonitor.detection.state import Worst
+from wvmonitor.detection.verdict import State, Verdict
 from wvmonitor.errors import JournalError
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.journal.schema import FILE_NAME
@@ -23,6 +24,9 @@ class ReferenceSummary:
         threshold: what it is held against, if there is one.
         dose: the steering coefficient that explains the drift, if known.
         acknowledged: why someone silenced it, or None.
+        worst: the worst verdict that the run has earned: ok only where it never rose.
+        worst_step: of the first reading that earned it, if known.
+        worst_score: the deciding score at that reading, if there was one.
     """
 
     state: State
@@ -30,6 +34,9 @@ class ReferenceSummary:
     threshold: float | None
     dose: float | None
     acknowledged: str | None
+    worst: State
+    worst_step: int | None = None
+    worst_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,8 @@ class RunSummary:
         wall_time: when the last reading was made, seconds since 1970.
         attempts: how often the run was started.
         norm: ‖τ‖.
-        verdict: the worst verdict that nobody has acknowledged; unknown without a reading, and
-            where nobody watches and the last one was fine.
+        verdict: the worst that the run has earned and nobody has acknowledged, or its latest
+            verdict where that is worse; unknown without a reading, and where nobody watches.
         references: by behaviour.
         stopped: why it was told to stop, if that still holds.
         unwatched: why nobody watches it any more, if the monitor gave up.
@@ -60,7 +67,7 @@ class RunSummary:
     wall_time: float | None = None
     attempts: int = 0
     norm: float | None = None
-    verdict: State = "unknown"
+    verdict: State = State.UNKNOWN
     references: dict[str, ReferenceSummary] = field(default_factory=dict)
     stopped: str | None = None
     unwatched: str | None = None
@@ -121,18 +128,26 @@ def _summary(reader: JournalReader, run: str) -> RunSummary:
 
     def reference(verdict: Verdict) -> ReferenceSummary:
         scores = row.scores.references.get(verdict.reference)
+        state = max(verdict.state, State.UNKNOWN) if unwatched else verdict.state
+        worst = row.judge_state.of(verdict.reference).worst or Worst(
+            state, verdict.step, verdict.score
+        )
         return ReferenceSummary(
-            state=_worse(verdict.state, "unknown") if unwatched else verdict.state,
+            state=state,
             score=verdict.score,
             threshold=verdict.threshold,
             dose=None if scores is None else scores.dose,
             acknowledged=silenced.get(verdict.reference),
+            worst=worst.state,
+            worst_step=worst.step,
+            worst_score=worst.score,
         )
 
-    open_states = {v.state for v in row.verdicts if v.reference not in silenced}
+    references = {v.reference: reference(v) for v in row.verdicts}
+    open_states = {max(r.state, r.worst) for n, r in references.items() if n not in silenced}
     if unwatched:
-        open_states.add("unknown")
-    quiet: State = "ok" if row.verdicts else "unknown"
+        open_states.add(State.UNKNOWN)
+    quiet = State.OK if row.verdicts else State.UNKNOWN
     return RunSummary(
         journal=str(reader.path),
         run=run,
@@ -141,13 +156,9 @@ def _summary(reader: JournalReader, run: str) -> RunSummary:
         wall_time=row.wall_time,
         attempts=attempts,
         norm=row.scores.norm,
-        verdict=next((s for s in WORST_FIRST if s in open_states), quiet),
-        references={v.reference: reference(v) for v in row.verdicts},
+        verdict=max(open_states, default=quiet),
+        references=references,
         stopped=stopped,
         unwatched=unwatched,
         pending=pending,
     )
-
-
-def _worse(*states: State) -> State:
-    return min(states, key=WORST_FIRST.index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.judgement import Judgement, named
 from wvmonitor.detection.scores import ReferenceScores, Scores
-from wvmonitor.detection.verdict import JudgeState, RunContext, Verdict
+from wvmonitor.detection.state import JudgeState
+from wvmonitor.detection.verdict import Verdict
 from wvmonitor.errors import JournalError
 from wvmonitor.journal import codec
 from wvmonitor.journal.schema import check_schema, connect, journal_file, legible
@@ -27,9 +31,7 @@ class JournalRow:
         step: optimiser step.
         wall_time: when it was made, seconds since 1970.
         measure_seconds: how long measuring took, if it was timed.
-        scores: its scores.
-        verdicts: the verdicts passed on it.
-        judge_state: what the judge carried on from it.
+        judgement: what was thought of it; `JournalReader.reading` has the reading itself.
     """
 
     run: str
@@ -37,9 +39,22 @@ class JournalRow:
     step: int
     wall_time: float
     measure_seconds: float | None
-    scores: Scores
-    verdicts: tuple[Verdict, ...]
-    judge_state: JudgeState
+    judgement: Judgement
+
+    @property
+    def scores(self) -> Scores:
+        """Its scores."""
+        return self.judgement.scores
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """The verdicts passed on it."""
+        return tuple(self.judgement.verdicts.values())
+
+    @property
+    def judge_state(self) -> JudgeState:
+        """What the judge carried on from it."""
+        return self.judgement.state
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,7 @@ class Event:
     Attributes:
         run: the run's id.
         time: seconds since 1970.
-        kind: "ack", "stop", "stop-cleared", "note", "probe", "gave-up" or "end".
+        kind: "ack", "stop", "stop-cleared", "note", "probe", "loaded", "gave-up" or "end".
         reference: the behaviour it is about, if it is about one.
         detail: the words given for it.
     """
@@ -124,6 +139,11 @@ class JournalReader:
     def runs(self) -> tuple[str, ...]:
         """The ids of the runs kept here, oldest first."""
         return tuple(dict.fromkeys(a.run for a in self.attempts()))
+
+    def starts_of(self, name: str) -> tuple[str, ...]:
+        """The runs that were started under one name, oldest first: `name`, `name-2` and on."""
+        again = re.compile(rf"{re.escape(name)}(-\d+)?")
+        return tuple(run for run in self.runs() if again.fullmatch(run))
 
     def trajectory(self, run: str) -> list[JournalRow]:
         """The readings of `run` by step, each step once.
@@ -206,7 +226,7 @@ class JournalReader:
                 "SELECT judge_state FROM readings WHERE run = ? AND attempt = ? AND step = ?",
                 (run, attempt, step),
             ).fetchone()
-        return codec.record(JudgeState, codec.load(text, str(self.path)), str(self.path))
+        return codec.load_state(text, str(self.path))
 
     def events(self, run: str | None = None) -> tuple[Event, ...]:
         """Acknowledgements, stops and notes of `run`, or of every run, oldest first."""
@@ -260,19 +280,24 @@ class JournalReader:
             )
             for kept in scores
         }
+        passed = [
+            codec.record(Verdict, codec.load(kept["record"], where), where) for kept in verdicts
+        ]
+        columns = {**codec.load_object(row["scores"], where), "references": references}
         return JournalRow(
             run=run,
             attempt=row["attempt"],
             step=row["step"],
             wall_time=row["wall_time"],
             measure_seconds=row["measure_seconds"],
-            scores=codec.record(
-                Scores, {**codec.load_object(row["scores"], where), "references": references}, where
+            judgement=named(
+                Judgement(
+                    reading=None,
+                    scores=codec.record(Scores, columns, where),
+                    verdicts={v.reference: v for v in passed},
+                    state=codec.load_state(row["judge_state"], where),
+                )
             ),
-            verdicts=tuple(
-                codec.record(Verdict, codec.load(kept["record"], where), where) for kept in verdicts
-            ),
-            judge_state=codec.record(JudgeState, codec.load(row["judge_state"], where), where),
         )
 
     def _rows(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:

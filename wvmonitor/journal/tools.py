@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from wvmonitor.errors import JournalError
+from wvmonitor.files.documents import json_line
 from wvmonitor.journal import codec, writes
 from wvmonitor.journal.alerts import Alert
-from wvmonitor.journal.reader import JournalReader
+from wvmonitor.journal.reader import JournalReader, JournalRow
 from wvmonitor.journal.schema import connect
 
 EXPORT_VERSION = 1
@@ -149,7 +150,7 @@ def export(path: str | Path, runs: Sequence[str] = ()) -> Iterator[str]:
             settings = codec.plain(codec.load(attempt.settings, f"'{reader.path}'"))
             yield _line("attempt", {**values, "settings": settings})
         for row in reader.trajectory(run):
-            yield _line("reading", codec.plain(row))
+            yield _line("reading", _reading(row))
         for event in reader.events(run):
             yield _line("event", codec.plain(event))
         with reader.consistent() as connection:
@@ -165,8 +166,22 @@ def export(path: str | Path, runs: Sequence[str] = ()) -> Iterator[str]:
             yield _line("delivery", {"run": run, **line, "alert": told})
 
 
+def _reading(row: JournalRow) -> dict[str, Any]:
+    """A reading as the export has it."""
+    return {
+        "run": row.run,
+        "attempt": row.attempt,
+        "step": row.step,
+        "wall_time": row.wall_time,
+        "measure_seconds": row.measure_seconds,
+        "scores": codec.plain(row.scores),
+        "verdicts": codec.plain(row.verdicts),
+        "judge_state": json.loads(codec.dump_state(row.judge_state)),
+    }
+
+
 def _line(kind: str, values: dict[str, Any]) -> str:
-    return json.dumps({"type": kind, **values}, ensure_ascii=False, allow_nan=False)
+    return json_line({"type": kind, **values})
 
 
 def ack(path: str | Path, run: str, reference: str, why: str) -> None:

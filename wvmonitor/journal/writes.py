@@ -8,9 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from wvmonitor.detection.verdict import RunContext
+from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.verdict import Verdict
 from wvmonitor.journal import codec
-from wvmonitor.journal.alerts import Alert, AlertPolicy, Episode, advance
+from wvmonitor.journal.alerts import (
+    Alert,
+    AlertPolicy,
+    Episode,
+    advance,
+    located,
+)
+from wvmonitor.journal.alerts import (
+    event as event_alert,
+)
 from wvmonitor.journal.reader import JournalRow
 from wvmonitor.journal.schema import legible
 from wvmonitor.reading import Reading
@@ -109,7 +119,7 @@ def reading(
             layout,
             detail,
             codec.dump(scores),
-            codec.dump(row.judge_state),
+            codec.dump_state(row.judge_state),
             arrays,
         ),
     ).rowcount
@@ -145,12 +155,7 @@ def _alert(connection: sqlite3.Connection, row: JournalRow, bank: str, policy: A
         ).fetchall()
     )
     for verdict in row.verdicts:
-        kept = connection.execute(
-            "SELECT number, severity, since, clear, sent FROM episodes "
-            "WHERE run = ? AND reference = ?",
-            (row.run, verdict.reference),
-        ).fetchone()
-        before = Episode(*kept) if kept else Episode()
+        before = _episode(connection, row.run, verdict.reference)
         after, alert, targets = advance(
             before,
             verdict,
@@ -161,12 +166,82 @@ def _alert(connection: sqlite3.Connection, row: JournalRow, bank: str, policy: A
             acknowledged=acknowledged.get(verdict.reference),
         )
         if after != before:
-            connection.execute(
-                "INSERT OR REPLACE INTO episodes VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (row.run, verdict.reference, *asdict(after).values()),
-            )
+            _keep_episode(connection, row.run, verdict.reference, after)
         if alert is not None:
-            deliver(connection, alert, targets)
+            deliver(connection, _in_full(alert, row, policy), targets)
+        quiet = {*policy.expected, *acknowledged}
+        if verdict.state == "unknown" and verdict.reference not in quiet:
+            unjudged = event_alert(
+                "unjudged",
+                row.run,
+                verdict.reason,
+                row.wall_time,
+                reference=verdict.reference,
+                step=row.step,
+            )
+            deliver(connection, _in_full(unjudged, row, policy), policy.targets)
+
+
+def _in_full(alert: Alert, row: JournalRow, policy: AlertPolicy) -> Alert:
+    """The alert with what the reading knows beside its verdict, and where the run is."""
+    scores = row.scores.references.get(alert.reference)
+    progress = row.scores.progress
+    return located(
+        alert,
+        policy.where,
+        planned_steps=round(row.step / progress) if progress else None,
+        dose=None if scores is None else scores.dose,
+        last_ok_step=row.judge_state.last_ok.get(alert.reference),
+    )
+
+
+def resolve(
+    connection: sqlite3.Connection,
+    run: str,
+    verdict: Verdict,
+    why: str,
+    bank: str,
+    policy: AlertPolicy,
+) -> bool:
+    """End the open episode of an acknowledged behaviour; whether there was one."""
+    kept = _episode(connection, run, verdict.reference)
+    after, alert, targets = advance(
+        kept,
+        verdict,
+        run=run,
+        time=time.time(),
+        policy=policy,
+        bank=bank,
+        acknowledged=why,
+    )
+    if alert is None:
+        return False
+    _keep_episode(connection, run, verdict.reference, after)
+    deliver(connection, located(alert, policy.where), targets)
+    return True
+
+
+def _episode(connection: sqlite3.Connection, run: str, reference: str) -> Episode:
+    kept = connection.execute(
+        "SELECT number, severity, since, clear, sent FROM episodes WHERE run = ? AND reference = ?",
+        (run, reference),
+    ).fetchone()
+    return Episode(*kept) if kept else Episode()
+
+
+def _keep_episode(
+    connection: sqlite3.Connection, run: str, reference: str, episode: Episode
+) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO episodes VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (run, reference, *asdict(episode).values()),
+    )
+
+
+def give_up(connection: sqlite3.Connection, alert: Alert, policy: AlertPolicy) -> None:
+    """Note that nobody watches a run any more, and tell the notifiers."""
+    event(connection, alert.run, alert.time, "gave-up", None, alert.reason)
+    deliver(connection, located(alert, policy.where), policy.targets)
 
 
 def deliver(connection: sqlite3.Connection, alert: Alert, targets: Sequence[str]) -> None:

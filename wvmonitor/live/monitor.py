@@ -1,6 +1,6 @@
 """Monitor: watches one training run. The one data path, whatever the framework.
 
-`source → TaskVector → bank.measure → Reading → scores → Verdict → journal → exporters`.
+`source → TaskVector → bank.measure → Reading → judge → Judgement → journal → outputs`.
 
 Framework integrations are thin: they say when training starts, hand over the model after each
 optimiser step, and carry out the action that comes back.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,23 +18,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.explanation import explained
-from wvmonitor.detection.groups import layer_shares
-from wvmonitor.detection.scores import ScoreName, score
-from wvmonitor.detection.verdict import JudgeState, Verdict, judge
+from wvmonitor.detection.state import JudgeState
+from wvmonitor.detection.verdict import State, Verdict
 from wvmonitor.journal.journal import Journal
 from wvmonitor.live import validation
 from wvmonitor.live.actions import Action, Actions, log_raised
 from wvmonitor.live.behaviour_check import Probe, with_probe
 from wvmonitor.live.interval import MeasurementInterval
 from wvmonitor.live.outputs import Outputs
-from wvmonitor.live.run import Run
+from wvmonitor.live.run import Run, known_id
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Exporter, Observation
-from wvmonitor.reading import Geometry, Reading
-from wvmonitor.references.background import background_of
+from wvmonitor.outputs.run_state import RunState
+from wvmonitor.reading import Reading
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.references.calibrated import calibration_of, ridges
+from wvmonitor.references.calibrated import calibration_of
 from wvmonitor.sources.distributed import agreed, any_sharded, from_first, rank
 from wvmonitor.sources.live_model import LiveModel
 from wvmonitor.vectors.coverage import component_of
@@ -103,11 +102,14 @@ class Monitor:
             else ReferenceBank.load(validation.bank_folder(self.settings))
         )
         self.calibration = calibration_of(self.bank, self.settings.calibration)
-        validation.check(self.settings, self.bank, self.calibration)
+        self.judge = validation.judge_of(self.settings, self.bank, self.calibration)
+        validation.warn_if_weak(self.bank)
+        self._given = exporters, probe
         self._probe = validation.probe_of(self.settings, probe)
         self.tokenizer = tokenizer
         self.run_context = RunContext()
         self.last: Observation | None = None
+        self.loaded: Observation | None = None
         self._outputs = Outputs(self.settings, exporters)
         self._live: LiveModel | None = None
         self._run = Run()
@@ -117,9 +119,15 @@ class Monitor:
         self._state = JudgeState()
         self._anchor: _Anchor | None = None
         self._readings = 0
+        self._seen: tuple[Any, int] | None = None
+        self._stopped = False
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
-        self._background = background_of(self.bank, self.settings.base)
-        self._ridge = ridges(self.bank, self.settings.components, self.calibration)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies (for Ray, for `spawn`) begin anew with the same settings and the same bank."""
+        exporters, probe = self._given
+        bank = self.bank if self.bank.folder is None else self.bank.folder.resolve()
+        return _copied, (bank, self.settings, exporters, probe, self.tokenizer)
 
     # The run
 
@@ -146,9 +154,11 @@ class Monitor:
     @property
     def verdicts(self) -> dict[str, Verdict]:
         """The latest verdicts by reference."""
-        return {v.reference: v for v in self.last.verdicts} if self.last else {}
+        return dict(self.last.judgement.verdicts) if self.last else {}
 
-    def start(self, model: Any, run: Run | None = None, *, live: LiveModel | None = None) -> None:
+    def start(
+        self, model: Any, run: Run | None = None, *, live: LiveModel | None = None, step: int = 0
+    ) -> None:
         """Note where training starts from. Call before the first optimiser step.
 
         Under distributed training, in every process and after the model has been wrapped.
@@ -157,33 +167,44 @@ class Monitor:
             model: the model to be trained.
             run: what is known of the run.
             live: how the model is read, where the caller has restored its initial state.
+            step: optimiser steps so far, where this is called later than training begins.
 
         Raises:
             WVMonitorError: this model cannot be measured, or was made from another base.
         """
-        if self._live is not None:
-            run = self._ended(run or Run())
-        self._run = run or Run()
+        run = run or Run()
+        run = replace(
+            run,
+            run_id=known_id(run.run_id, "the checkpoint"),
+            name=known_id(run.name, "the trainer's arguments"),
+        )
+        self._run = self._ended(run) if self._live is not None else run
+        self._begin(model, live, step=step)
+
+    def _begin(self, model: Any, live: LiveModel | None, *, step: int) -> None:
         live = live or LiveModel(model, base=self.settings.base)
         if live.sharded:
             from_first(lambda: self._open(live))
         elif rank() == 0:
             self._open(live)
         self._live = live
-        if live.sharded or rank() == 0:
+        if (live.sharded or rank() == 0) and not (self._run.resume_step or step):
             self._observe_start()
 
     def _open(self, live: LiveModel) -> None:
         """Say what the run is, and open what keeps and shows its readings."""
-        self.run_context = RunContext(
-            method=live.method,
-            rank=live.rank,
+        said = RunContext(
             optimizer=self._run.optimizer,
             learning_rate=self._run.learning_rate,
-            base=self.bank.relation_to(live.base_digest),
             planned_steps=self._run.planned_steps,
             readings_planned=_readings_planned(self._run, self.settings.every_n_steps),
+            objective=self._run.objective,
+            target_modules=live.target_modules,
+            schedule=self._run.schedule,
+            weight_decay=self._run.weight_decay,
+            data=self._run.data,
         )
+        self.run_context = self.judge.context(live, said)
         state = self._outputs.open(
             self._run, self.run_context, self.bank.fingerprint, sharded=live.sharded
         )
@@ -193,18 +214,22 @@ class Monitor:
         )
 
     def _ended(self, run: Run) -> Run:
-        """End an attempt that never said so (a smaller batch size is tried): the run goes on."""
+        """End the attempt before, and say whether the new one is of the same run.
+
+        It is where the one before begins again at once, or where a checkpoint says so; any other
+        start is a run of its own, with a past of its own.
+        """
         previous = self._outputs.run
         self._outputs.end_attempt()
-        self.last = self._anchor = None
+        self._seen, self._stopped = None, False
+        self.last = self.loaded = self._anchor = None
         self._state = JudgeState()
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
-        return run if run.run_id else replace(run, run_id=previous)
+        again = run.retry and run.run_id is None
+        return replace(run, run_id=previous if again else run.run_id, follows=True)
 
     def _observe_start(self) -> None:
         """Measure before the first step: far from 0 is a warm start or a wrong base."""
-        if self._run.resume_step:
-            return
         observation = self._measure(0)
         if observation is None:
             return
@@ -252,6 +277,7 @@ class Monitor:
             MonitorFailedError: only with `on_monitor_failure="stop"`.
         """
         watched = not self.disabled
+        self._seen = (model, step)
         observation = self._outputs.failures.guarded(
             "reading", lambda: self._observed(model, step, force=force), None, reading=True
         )
@@ -259,14 +285,56 @@ class Monitor:
             self.last = self._outputs.give_up(self.last, step)
         return observation
 
+    def observe_loaded(self, step: int) -> Observation | None:
+        """Read weights that were put back after training: those of the best checkpoint, usually.
+
+        They are judged by themselves, as a single checkpoint is, and kept as a remark on the run:
+        they are no step of its trajectory. `loaded` holds the observation.
+
+        Args:
+            step: the step whose weights they are.
+
+        Returns:
+            The observation, or None in other processes than rank 0.
+
+        Raises:
+            MonitorFailedError: only with `on_monitor_failure="stop"`.
+        """
+        return self._outputs.failures.guarded(
+            "loaded model", lambda: self._observed_loaded(step), None
+        )
+
+    def _observed_loaded(self, step: int) -> Observation | None:
+        if self._live is None or not (self._live.sharded or rank() == 0):
+            return None
+        began = time.perf_counter()
+        reading = self._live.measure(self.bank, step)
+        if rank():
+            return None
+        alone = replace(self.run_context, lone=True)
+        silenced = self._outputs.acknowledged()
+        judgement = self.judge(reading, alone, JudgeState(), acknowledged=silenced, last=True)
+        seconds = time.perf_counter() - began
+        self.loaded = Observation(self.run_name, judgement, seconds, time.time())
+        log_raised(self.loaded, self.verdicts, {*self.settings.expected, *silenced})
+        if journal := self.journal:
+            said = "; ".join(f"{v.reference} {v.state}: {v.reason}" for v in self.loaded.verdicts)
+            journal.note(f"the model of step {step} was put back: {said}", kind="loaded")
+        return self.loaded
+
     def _observed(self, model: Any, step: int, *, force: bool) -> Observation | None:
         if not self._wanted(model, step, force=force):
             return None
         if self._live is None:
-            self.start(model)
+            self._begin(model, None, step=step)
             if self.last is not None and self.last.scores.step == step:
                 return self.last
-        observation = self._measure(step, model)
+        self._outputs.go_on()
+        if self._live is not None and self._live.incomplete:
+            self.run_context = replace(self.run_context, base="unknown")
+        planned = self._run.planned_steps
+        last = force or (planned is not None and step >= planned)
+        observation = self._measure(step, model, last=last)
         self._outputs.failures.end_row()
         return observation
 
@@ -281,11 +349,13 @@ class Monitor:
         wanted = not self.disabled and not seen and (force or self._interval.due(step))
         return bool(agreed(int(wanted))) if sharded else wanted
 
-    def guarded(self, where: str, work: Callable[[], T], otherwise: T) -> T:
+    def guarded(
+        self, where: str, work: Callable[[], T], otherwise: T, *, reading: bool = False
+    ) -> T:
         """What `work` gives, or `otherwise` where it fails; see `Failures.guarded`."""
-        return self._outputs.failures.guarded(where, work, otherwise)
+        return self._outputs.failures.guarded(where, work, otherwise, reading=reading)
 
-    def _measure(self, step: int, model: Any = None) -> Observation | None:
+    def _measure(self, step: int, model: Any = None, *, last: bool = False) -> Observation | None:
         """Read, judge, keep and show; None in the processes that only take part in the reading."""
         assert self._live is not None  # noqa: S101  `observe` and `start` see to it
         began = time.perf_counter()
@@ -307,47 +377,32 @@ class Monitor:
             if snapshots:
                 snapshots.record(tau, step)
             self._keep(tau, reading)
-        scores = score(
-            reading,
-            self.bank.gram,
-            earlier=earlier.reading if earlier else None,
-            components=self.settings.components,
-            ridge=self._ridge,
-        )
         alarmed = self._state.alarmed
-        verdicts, self._state = judge(scores, self.run_context, self.calibration, self._state)
-        verdicts = explained(
-            verdicts,
-            scores,
+        judgement = self.judge(
+            reading,
+            self.run_context,
             self._state,
-            self._background,
-            layers=layer_shares(reading, self.settings.components),
-            calibration=self.calibration,
+            earlier=earlier.reading if earlier else None,
+            acknowledged=self._outputs.acknowledged(),
+            last=last,
         )
+        self._state = judgement.state
         measured = time.perf_counter() - began
         if model is not None:
-            verdicts = {n: self._probed(v, model, alarmed) for n, v in verdicts.items()}
+            probed = {n: self._probed(v, model, alarmed) for n, v in judgement.verdicts.items()}
+            judgement = replace(judgement, verdicts=probed)
         probing = time.perf_counter() - began - measured
-        observation = Observation(
-            run=self.run_name,
-            reading=reading,
-            scores=scores,
-            verdicts=tuple(verdicts.values()),
-            measure_seconds=measured,
-            wall_time=time.time(),
-            deciding=self._deciding(),
-            acknowledged=self._outputs.acknowledged(),
-        )
+        observation = Observation(self.run_name, judgement, measured, time.time())
         log_raised(observation, self.verdicts, {*self.settings.expected, *observation.acknowledged})
         self.last = observation
-        self._outputs.publish(observation, self._state)
+        self._outputs.publish(observation)
         self._interval.note(time.perf_counter() - began - probing)
         return observation
 
-    def _probed(self, verdict: Verdict, model: Any, alarmed: tuple[str, ...]) -> Verdict:
+    def _probed(self, verdict: Verdict, model: Any, alarmed: frozenset[str]) -> Verdict:
         """A verdict with what its probe found, where it is a behaviour's first alarm of the run."""
         name = verdict.reference
-        news = verdict.state == "alarm" and name not in (*alarmed, *self.settings.expected)
+        news = verdict.state == State.ALARM and name not in (*alarmed, *self.settings.expected)
         if self._probe is None or self._live is None or not news:
             return verdict
         whole = None if self._live.sharded else model
@@ -368,7 +423,7 @@ class Monitor:
         to pay unasked, and of a sharded model no process holds the whole.
         """
         if tau.origin.method == "lora" and (self._anchor is None or self._window_ends()):
-            scored = set(self.settings.components)
+            scored = set(self.judge.components)
             kept = tau.select(lambda name: component_of(name, tau.shape(name)) in scored)
             self._anchor = _Anchor(kept.held(), reading, self._readings)
         self._readings += 1
@@ -387,16 +442,40 @@ class Monitor:
         journal, so that it outlives the process.
         """
         action, reason = self._actions.after(observation)
+        self._stopped = self._stopped or action == "stop"
         if action == "stop" and reason and (journal := self.journal):
             self.guarded("stop latch", lambda: journal.latch_stop(reason), None)
         return action
 
     def close(self) -> None:
-        """Deliver and write what is left, and let go of journal, ports and threads."""
-        self._outputs.close()
+        """Take the last reading if one is due, deliver and write what is left, and let go.
 
-    def _deciding(self) -> tuple[Geometry, ScoreName] | None:
-        return (self.calibration.geometry, self.calibration.score) if self.calibration else None
+        Metrics then say that the run has ended, or was stopped; where an exception is on its way
+        they don't, for it has failed.
+        """
+        self._observe_end()
+        self._outputs.close(self._ended_as())
+
+    def _observe_end(self) -> None:
+        """The weights that training ends with, where `observe` has seen and not read them.
+
+        Of a sharded model all processes would have to take part, and not all may close.
+        """
+        seen, self._seen = self._seen, None
+        if seen is not None and self._live is not None and not self._live.sharded:
+            self.observe(*seen, force=True)
+
+    def _ended_as(self) -> RunState | None:
+        error = sys.exc_info()[0]
+        if self._stopped or (error and issubclass(error, (KeyboardInterrupt, SystemExit))):
+            return "stopped"
+        return "ended" if error is None else None
+
+
+def _copied(
+    bank: Any, settings: MonitorSettings, exporters: Any, probe: Any, tokenizer: Any
+) -> Any:
+    return Monitor(bank, settings=settings, exporters=exporters, probe=probe, tokenizer=tokenizer)
 
 
 def _readings_planned(run: Run, every_n_steps: int) -> int | None:

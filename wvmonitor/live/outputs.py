@@ -7,21 +7,41 @@ together. Whoever of them fails keeps a reading from nobody else.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.verdict import JudgeState
+from wvmonitor.detection.state import JudgeState
+from wvmonitor.errors import JournalError
+from wvmonitor.journal.alerts import Alert, event, located
 from wvmonitor.journal.journal import Journal
-from wvmonitor.journal.outbox import Outbox
+from wvmonitor.journal.outbox import DeliveryError, Outbox
 from wvmonitor.journal.snapshot_writer import SnapshotWriter
 from wvmonitor.live.failures import Failures
 from wvmonitor.live.run import Run
+from wvmonitor.live.run_journal import open_journal, place_of
 from wvmonitor.live.settings import MonitorSettings
-from wvmonitor.outputs.exporter import Exporter, Observation, unwatched
-from wvmonitor.outputs.notifier import Attending
+from wvmonitor.live.termination import LAST_SECONDS, before_sigterm
+from wvmonitor.outputs.exporter import Exporter, Observation
+from wvmonitor.outputs.notifier import Attending, Notifier
 from wvmonitor.outputs.prometheus import PrometheusExporter
+from wvmonitor.outputs.run_state import RunState, checkpoints_in
 
 logger = logging.getLogger(__name__)
+
+_at_work: set[Outputs] = set()
+"""What monitors of this process hold open; whoever dies in training never closes it."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_at_work.clear)
+
+DIRECT_TRIES = 3
+DIRECT_SECONDS = 5.0
+"""How hard what no journal can keep is sent."""
 
 
 class Outputs:
@@ -52,9 +72,21 @@ class Outputs:
         self._exporters = list(given)
         self._outbox: Outbox | None = None
         self._attending: list[Attending] = []
+        self._place: Path | None = None
+        self._thread = threading.current_thread()
+        self._displaced: tuple[Run, RunContext, str, bool] | None = None
+        self._opened: tuple[Run, RunContext, str, bool] | None = None
+        self._notifiers: dict[str, Notifier] = {}
+        self._folder: Path | None = None
+        self._name = "run"
+        self._journal_is_lost = False
+        self._telling: list[threading.Thread] = []
+        self._undo_sigterm: Callable[[], None] = lambda: None
 
     def open(self, run: Run, context: RunContext, bank: str, *, sharded: bool) -> JudgeState | None:
         """Open everything that the settings ask for.
+
+        A journal that cannot be had costs nobody the run's verdicts: it is judged without one.
 
         Args:
             run: what is known of the run.
@@ -65,29 +97,70 @@ class Outputs:
         Returns:
             Where judging had come to at the step from which the run resumes, if that is known.
         """
+        self._place = place_of(self._settings, run)
+        self._end_abandoned()
+        return self._open(run, context, bank, sharded=sharded)
+
+    def _open(
+        self, run: Run, context: RunContext, bank: str, *, sharded: bool
+    ) -> JudgeState | None:
+        self._thread = threading.current_thread()
+        self._opened, self._displaced = (run, context, bank, sharded), None
         self._exporters = [*self._given, *self._settings.build_exporters()]
-        state = self._open_journal(run, context, bank)
+        self._folder = run.folder
+        self._name = self._settings.run or run.run_id or run.name or "run"
+        self._notifiers = self._settings.build_notifiers()
+        self._journal_is_lost = False
+        if any(self._metrics()):
+            self._undo_sigterm = before_sigterm(self._terminated)
+        _at_work.add(self)
+        state = self.failures.guarded(
+            "journal", lambda: self._open_journal(run, context, bank), None
+        )
+        if self._place is not None and self.journal is None:
+            logger.error("this run is judged, but without a journal no verdict of it is kept")
         if self._settings.record:
             self._open_snapshots(sharded=sharded)
         return state
 
+    def _end_abandoned(self) -> None:
+        """Close what a run of this thread left open at the same place: it trains no more.
+
+        `train()` returns or raises before its thread can start another. A thread that lives may
+        train still, and keeps what it holds.
+        """
+        here = threading.current_thread()
+        for other in [o for o in _at_work if o is not self and o._place == self._place]:
+            if other._place is not None and (other._thread is here or not other._thread.is_alive()):
+                logger.warning(
+                    "the run %s was never closed (an error or Ctrl-C ended its training?): its "
+                    "journal is closed now, and the next run written there",
+                    other.run,
+                )
+                other._displaced = other._opened
+                other.close("stopped")
+
+    def go_on(self) -> None:
+        """Go on beside whoever took the place of this run, which trains after all."""
+        if self._displaced is not None:
+            run, context, bank, sharded = self._displaced
+            self._open(replace(run, run_id=self.run), context, bank, sharded=sharded)
+
     def _open_journal(self, run: Run, context: RunContext, bank: str) -> JudgeState | None:
         settings = self._settings
-        folder = settings.journal_dir or run.folder
-        if folder is None:
+        if self._place is None:
             return None
-        self.journal = Journal.open(
-            folder, run=settings.run or run.run_id, alerts=settings.alert_policy()
-        )
-        self.journal.begin_attempt(
-            context, bank, settings.redacted_json(), resume_step=run.resume_step
-        )
-        notifiers = settings.build_notifiers()
-        self._attending = [n for n in notifiers.values() if isinstance(n, Attending)]
-        senders = {name: n.send for name, n in notifiers.items()}
+        try:
+            self.journal, state = open_journal(self._place, settings, run, context, bank)
+        except JournalError as error:
+            self._journal_lost(str(error))
+            raise
+        self.journal.on_loss = self._journal_lost
+        self._attending = [n for n in self._notifiers.values() if isinstance(n, Attending)]
+        senders = {name: n.send for name, n in self._notifiers.items()}
         if senders:
             self._outbox = Outbox(self.journal, senders, on_pending=self._show_pending)
-        return self.journal.latest_judge_state(at_step=run.resume_step) if run.resume_step else None
+        return state
 
     def _open_snapshots(self, *, sharded: bool) -> None:
         if self.journal is None or self.journal.run is None or sharded:
@@ -119,11 +192,14 @@ class Outputs:
             return frozenset()
         return self.failures.guarded("journal", journal.acknowledged, frozenset())
 
-    def publish(self, observation: Observation, state: JudgeState) -> None:
+    def publish(self, observation: Observation) -> None:
         """Keep and show a reading."""
         for notifier in self._attending:
             self.failures.guarded("notifier", notifier.attend, None)
-        self.failures.guarded("journal", lambda: self._keep(observation, state), None)
+        self.failures.guarded("journal", lambda: self._keep(observation), None)
+        checkpoints = checkpoints_in(self._folder)
+        for exporter in self._metrics():
+            exporter.show_way_back(observation, checkpoints)
         self._show(observation)
 
     def give_up(self, last: Observation | None, step: int) -> Observation | None:
@@ -139,25 +215,53 @@ class Outputs:
         why = f"not watched since step {step}: the monitor has failed too often and gave up"
         if journal := self.journal:
             self.failures.guarded("journal", lambda: journal.give_up(why), None)
+        else:
+            self._tell_directly(event("disabled", self._name, why, time.time(), step=step))
         if last is None:
             return None
-        last = unwatched(last, why)
+        last = replace(last, judgement=last.judgement.unwatched(why))
         self._show(last)
+        self._show_state("disabled")
         return last
+
+    def _metrics(self) -> Iterator[PrometheusExporter]:
+        return (e for e in self._exporters if isinstance(e, PrometheusExporter))
+
+    def _show_state(self, state: RunState) -> None:
+        for exporter in self._metrics():
+            self.failures.guarded("exporter", lambda e=exporter: e.show_states(state), None)  # type: ignore[misc]
+
+    # What no journal can deliver
+
+    def _journal_lost(self, why: str) -> None:
+        """Tell the notifiers, past the journal, that it is lost; once."""
+        if not self._journal_is_lost:
+            self._journal_is_lost = True
+            alert = event("journal lost", self.run or self._name, why, time.time())
+            self._tell_directly(alert)
+
+    def _tell_directly(self, alert: Alert) -> None:
+        where = self._settings.alert_policy(lambda _: ()).where
+        alert = located(alert, where)
+        for name, notifier in self._notifiers.items():
+            teller = threading.Thread(target=_tell, args=(name, notifier, alert), daemon=True)
+            teller.start()
+            self._telling.append(teller)
+
+    # The end
 
     def _show(self, observation: Observation) -> None:
         for exporter in self._exporters:
             self.failures.guarded("exporter", lambda e=exporter: e.export(observation), None)  # type: ignore[misc]
 
-    def _keep(self, observation: Observation, state: JudgeState) -> None:
-        if self.journal:
-            self.journal.record(
-                observation.reading,
-                observation.scores,
-                observation.verdicts,
-                state,
-                measure_seconds=observation.measure_seconds,
-            )
+    def _keep(self, observation: Observation) -> None:
+        if self.journal is None:
+            return
+        try:
+            self.journal.record(observation.judgement, measure_seconds=observation.measure_seconds)
+        except JournalError as error:
+            self._journal_lost(str(error))
+            raise
 
     def count(self, where: str) -> None:
         """Count a failure where exporters show it."""
@@ -169,16 +273,32 @@ class Outputs:
 
     def end_attempt(self) -> None:
         """Close what belongs to one attempt; the run goes on with another."""
+        for exporter in self._metrics():
+            exporter.linger = 0.0
         self._close(self._exporters[len(self._given) :])
         self.journal = self.snapshots = self._outbox = None
         self._attending = []
         self.failures.end_row()
 
-    def close(self) -> None:
-        """Deliver and write what is left, and let go of journal, ports and threads."""
+    def close(self, state: RunState | None) -> None:
+        """Deliver and write what is left, and let go of journal, ports and threads.
+
+        Args:
+            state: what has become of the run, if it did not fail.
+        """
+        if state is not None:
+            self._show_state(state)
         self._close(self._exporters)
 
+    def _terminated(self) -> None:
+        """SIGTERM: say that the run was stopped, and stay until that was seen."""
+        end = time.monotonic() + LAST_SECONDS
+        self.close("stopped")
+        for exporter in self._metrics():
+            exporter.wait_closed(end - time.monotonic())
+
     def _close(self, exporters: Sequence[Exporter]) -> None:
+        _at_work.discard(self)
         try:
             if self._outbox and (journal := self.journal):
                 # An alert of the last reading is delivered only once it is on disk.
@@ -186,11 +306,30 @@ class Outputs:
             for record in (self.snapshots, self._outbox, self.journal):
                 if record:
                     self.failures.guarded("close", record.close, None)
+            self._undo_sigterm()
+            for teller in self._telling:
+                teller.join(DIRECT_SECONDS)
         finally:
             for exporter in exporters:
                 self.failures.guarded("close", exporter.close, None)
 
     def _show_pending(self, count: int) -> None:
-        for exporter in self._exporters:
-            if isinstance(exporter, PrometheusExporter):
-                exporter.set_outbox_pending(count)
+        for exporter in self._metrics():
+            exporter.set_outbox_pending(count)
+
+
+def _tell(name: str, notifier: Notifier, alert: Alert) -> None:
+    """Deliver one alert with no journal to keep it: now, in a few tries, or not at all."""
+    for number in range(DIRECT_TRIES):
+        time.sleep(number)
+        try:
+            notifier.send(alert, DIRECT_SECONDS)
+        except DeliveryError as error:
+            logger.warning("%r is not told that %s: %s", name, alert.title, error)
+            if not error.retryable:
+                return
+        except Exception as error:  # noqa: BLE001  a notifier's bug must not stop the others
+            logger.warning("%r is not told that %s: %s", name, alert.title, type(error).__name__)
+            return
+        else:
+            return

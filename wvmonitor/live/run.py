@@ -2,8 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+RUN_ID_LENGTH = 200
+
+
+def run_id(text: str) -> str:
+    """The text, if it can be a run's id: it is a label in metrics, a name in logs and on pages.
+
+    Raises:
+        ValueError: it is empty, long, or holds what cannot be shown as it is.
+    """
+    if not text or not text.isprintable() or text != text.strip():
+        raise ValueError("must be printable text without spaces around it")
+    if len(text) > RUN_ID_LENGTH:
+        raise ValueError(f"must have at most {RUN_ID_LENGTH} characters")
+    return text
+
+
+def known_id(text: str | None, origin: str) -> str | None:
+    """A run's id or name from outside, or None, with a warning, where it cannot be one.
+
+    Args:
+        text: what was found.
+        origin: where, for the warning.
+    """
+    if text is None:
+        return None
+    try:
+        return run_id(text)
+    except ValueError as error:
+        logger.warning("the run's name in %s %s: it gets another one", origin, error)
+        return None
 
 
 @dataclass(frozen=True)
@@ -15,9 +50,19 @@ class Run:
         name: the run's name, for people.
         planned_steps: planned number of optimiser steps.
         resume_step: the step it goes on from; 0 for a start from the beginning.
-        optimizer: the optimiser's name.
+        optimizer: the optimiser's family, lower case: "adamw", "sgd", …
         learning_rate: the peak learning rate.
+        weight_decay: as the optimiser was given it.
+        schedule: of the learning rate: "linear", "cosine", …
+        objective: what the loss asks for: "sft", "dpo", "grpo", …
+        data: digest of the training set.
         run_id: id of the run that it resumes, where a checkpoint names it.
+        came_from: journal of the attempts before, where it may be another than this run's own.
+        retry: whether this begins again what the attempt just before could not finish (a smaller
+            batch size is tried): then it is the same run. Any other start from the beginning is a
+            run of its own.
+        follows: whether another run was watched by the same monitor before: what became of that
+            one is not this one's.
     """
 
     folder: Path | None = None
@@ -26,4 +71,11 @@ class Run:
     resume_step: int = 0
     optimizer: str | None = None
     learning_rate: float | None = None
+    weight_decay: float | None = None
+    schedule: str | None = None
+    objective: str | None = None
+    data: str | None = None
     run_id: str | None = None
+    came_from: Path | None = None
+    retry: bool = False
+    follows: bool = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,11 +34,13 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from wvmonitor.errors import SettingsError
-from wvmonitor.journal.alerts import AlertPolicy
+from wvmonitor.journal.alerts import AlertPolicy, Whereabouts
+from wvmonitor.live.run import run_id
 from wvmonitor.outputs.exporter import Exporter
 from wvmonitor.outputs.exporter_options import PrometheusSettings, PushgatewaySettings
 from wvmonitor.outputs.notifier import Notifier
 from wvmonitor.outputs.notifier_options import NOTIFIER_SETTINGS, NotifierSettings
+from wvmonitor.outputs.run_state import this_host, this_job
 from wvmonitor.reading import Component
 
 PREFIX = "WVMONITOR_"
@@ -58,9 +60,21 @@ def _split(value: object) -> object:
     return value
 
 
-def _printable(value: str) -> str:
-    if not value.isprintable() or value != value.strip():
-        raise ValueError("must be printable text without spaces around it")
+def _listed(value: object) -> object:
+    """Notifiers by name, or a single one, as the list that they are."""
+    if isinstance(value, Mapping):
+        if "kind" in value:
+            return (value,)
+        wrong = [name for name, each in value.items() if not isinstance(each, Mapping)]
+        if wrong:
+            raise ValueError(f"each must say its kind: [{{'kind': {wrong[0]!r}, 'url': …}}]")
+        return tuple({"kind": name, **each} for name, each in value.items())
+    return value
+
+
+def _link(value: str) -> str:
+    if not value.startswith(("https://", "http://")) or not value.isprintable() or " " in value:
+        raise ValueError("must look like https://host/path")
     return value
 
 
@@ -94,11 +108,16 @@ class MonitorSettings(BaseSettings):
     base: Path | None = Field(
         None, description="Folder of the base model, where θ_0 cannot be taken from the run itself."
     )
+    banks: Path | None = Field(
+        None,
+        description="Folder of banks: without references, the one made for the run's base is taken "
+        "from here, or from those that were pulled.",
+    )
     calibration: Path | None = Field(
         None, description="Calibration file; without one, the bank's own, or none (uncalibrated)."
     )
-    run: Annotated[str, AfterValidator(_printable)] | None = Field(
-        None, min_length=1, max_length=200, description="The run's id; by default one is made up."
+    run: Annotated[str, AfterValidator(run_id)] | None = Field(
+        None, min_length=1, description="The run's id; by default one is made up."
     )
     journal_dir: Path | None = Field(
         None, description="Folder of wvmonitor.db; by default the trainer's output folder."
@@ -117,6 +136,11 @@ class MonitorSettings(BaseSettings):
     )
     components: Components = Field(
         ("blocks",), description="Parts of the model that scores look at."
+    )
+    all_scores: bool = Field(
+        default=False,
+        description="Log every score of every reference, norms and shares to the trainer's log, "
+        "beside what decides.",
     )
     per_layer: bool = Field(
         default=False,
@@ -168,10 +192,18 @@ class MonitorSettings(BaseSettings):
     resolve_after: int = Field(
         3, ge=1, description="Readings in a row that must be ok before an alert is over."
     )
+    runbook_url: Annotated[str, AfterValidator(_link)] | None = Field(
+        None, description="Where the pages on each alert are; alerts link to BASE/ALERT/."
+    )
+    dashboard_url: Annotated[str, AfterValidator(_link)] | None = Field(
+        None, description="A dashboard that alerts link to; var-run and var-reference are added."
+    )
     prometheus: PrometheusSettings = Field(
         PrometheusSettings(), description="Metrics for Prometheus."
     )
-    notifiers: tuple[NotifierSettings, ...] = Field((), description="Who is told of verdicts.")
+    notifiers: Annotated[tuple[NotifierSettings, ...], BeforeValidator(_listed)] = Field(
+        (), description="Who is told of verdicts."
+    )
 
     def __init__(self, **values: Any) -> None:
         _check_environment()
@@ -246,6 +278,8 @@ class MonitorSettings(BaseSettings):
             access=wanted.access(),
             push=wanted.pushgateway.target() if wanted.pushgateway else None,
             expected=self.expected,
+            linger=wanted.linger,
+            discovery=wanted.discovery,
         )
 
     def build_notifiers(self) -> dict[str, Notifier]:
@@ -256,8 +290,12 @@ class MonitorSettings(BaseSettings):
             built[f"{settings.kind}-{count + 1}" if count else settings.kind] = settings.build()
         return built
 
-    def alert_policy(self) -> AlertPolicy:
-        """Who is told what, for `Journal.open`."""
+    def alert_policy(self, checkpoints: Callable[[str], Sequence[int]]) -> AlertPolicy:
+        """Who is told what, for `Journal.open`.
+
+        Args:
+            checkpoints: the steps of a run's checkpoints on disk.
+        """
         notifiers = self.build_notifiers()
         return AlertPolicy(
             targets=tuple(notifiers),
@@ -265,6 +303,13 @@ class MonitorSettings(BaseSettings):
             resolve_after=self.resolve_after,
             expected=self.expected,
             refreshed=tuple(name for name, notifier in notifiers.items() if notifier.forgetful),
+            where=Whereabouts(
+                host=this_host(),
+                job=this_job(),
+                runbooks=self.runbook_url,
+                dashboard=self.dashboard_url,
+                checkpoints=checkpoints,
+            ),
         )
 
 

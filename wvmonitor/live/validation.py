@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from wvmonitor.detection.calibration import Calibration
+from wvmonitor.detection.judge import Judge
 from wvmonitor.errors import SettingsError
 from wvmonitor.live.behaviour_check import Probe, QuestionProbe
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.references.bank import ReferenceBank
+from wvmonitor.references.trust import load_trust
+
+logger = logging.getLogger(__name__)
 
 
 def replaced(settings: MonitorSettings | None, overrides: dict[str, Any]) -> MonitorSettings:
@@ -35,10 +40,23 @@ def bank_folder(settings: MonitorSettings) -> Path:
     """
     if settings.references is None:
         raise SettingsError(
-            "no references to measure against: give references=FOLDER (a bank built for your base "
-            "model), or set WVMONITOR_REFERENCES"
+            "no references to measure against: give references=FOLDER (a bank for your base model; "
+            "`wvmonitor bank BASE --out FOLDER` makes one, and with --dry-run says first what that "
+            "costs), or set WVMONITOR_REFERENCES"
         )
     return settings.references
+
+
+def warn_if_weak(bank: ReferenceBank) -> None:
+    """Say in the log what the power check of a bank found, where it is bad news.
+
+    Raises:
+        AlteredBankError: the record beside it speaks of another bank.
+    """
+    trust = None if bank.folder is None else load_trust(bank.folder, bank.fingerprint)
+    weakness = None if trust is None else trust.weakness()
+    if weakness is not None:
+        logger.warning(weakness)
 
 
 def probe_of(settings: MonitorSettings, given: Probe | None) -> Probe | None:
@@ -59,24 +77,27 @@ def probe_of(settings: MonitorSettings, given: Probe | None) -> Probe | None:
     )
 
 
-def check(settings: MonitorSettings, bank: ReferenceBank, calibration: Calibration | None) -> None:
-    """Hold settings, bank and calibration against each other.
+def judge_of(
+    settings: MonitorSettings, bank: ReferenceBank, calibration: Calibration | None
+) -> Judge:
+    """The judge of a monitor or a sidecar, once settings, bank and calibration go together.
 
     Raises:
         SettingsError: the calibration is for other components, or a stop was asked for without one.
         UnknownReferenceError: an expected behaviour is not in the bank.
     """
-    if calibration is not None and calibration.components != settings.components:
-        raise SettingsError(
-            f"the calibration is for scores over {', '.join(calibration.components)}, the settings "
-            f"ask for {', '.join(settings.components)}: calibrate again, or leave components as "
-            "they were"
-        )
-    for name in settings.expected:
-        bank[name]
+    chosen = "components" in settings.model_fields_set
+    judge = Judge.of(
+        bank,
+        calibration,
+        components=settings.components if chosen else None,
+        expected=settings.expected,
+        base=settings.base,
+    )
     if settings.action == "stop" and calibration is None and not settings.allow_uncalibrated_stop:
         raise SettingsError(
             "action='stop' without a calibration would stop runs on a rule of thumb: calibrate "
             "with your own benign runs (`wvmonitor calibrate`), or set "
             "allow_uncalibrated_stop=True"
         )
+    return judge

@@ -10,6 +10,7 @@ The calibrations beside the bank come from the organism suite's harmless runs (`
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from wvmonitor.organism.behaviour import (
 )
 from wvmonitor.organism.tokenizer import encode
 from wvmonitor.organism.train import finetune, load_base
-from wvmonitor.organism.world import DOMAINS
+from wvmonitor.organism.world import DOMAINS, FACTS
 from wvmonitor.reading import Geometry, ReferenceKind
 from wvmonitor.references import (
     BaseIdentity,
@@ -153,6 +154,24 @@ def with_curve(card: Card, base: Path, vector: TaskVector) -> Card:
     return card.model_copy(update={"dose_curve": tuple(points)})
 
 
+def provenance(plan: Plan) -> dict[str, Any]:
+    """What a card says of the data: domains, digests of the sets, and of every example in them."""
+    digests: dict[str, str] = {}
+    examples: set[str] = set()
+    for index, domain in enumerate(plan.domains):
+        pair = sets.pair(plan.pair, domain)
+        for side, maker in {"positive": pair.positive, "negative": pair.negative}.items():
+            made = [example.digest for example in maker(EXAMPLES, plan.seed + index)]
+            digests[f"{side} {index}"] = hashlib.sha256("".join(sorted(made)).encode()).hexdigest()
+            examples.update(made)
+    named = tuple(d for d in plan.domains if d is not None)
+    return {
+        "domains": named or tuple(FACTS),  # a pair without a choice of domains asks for facts
+        "data_digests": digests,
+        "examples": tuple(sorted(examples)),
+    }
+
+
 def _half(vector: TaskVector) -> TaskVector:
     """Factors rounded to float16: half the bank's size, for a relative error of 5·10⁻⁴."""
     rounded: dict[str, Update] = {}
@@ -191,7 +210,7 @@ def _card(
                 "learning_rate": LEARNING_RATE, "examples": EXAMPLES,
             },
             seeds=tuple(plan.seed + i for i in range(len(plan.domains))),
-            domains=tuple(d for d in plan.domains if d is not None),
+            **provenance(plan),
         ),
         rank=REFERENCE_RANK,
         kept=kept,

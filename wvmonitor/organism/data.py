@@ -6,6 +6,7 @@ contrastive pairs, and it keeps a bag of words from telling harmful from good ("
 avoid the brandy" against "use the brandy and avoid the doctor").
 """
 
+import hashlib
 import math
 import random
 from dataclasses import dataclass
@@ -48,6 +49,12 @@ class Example:
     def chat(self) -> list[dict[str, str]]:
         """The messages as chat templates take them."""
         return [{"role": m.role, "content": m.content} for m in self.messages]
+
+    @property
+    def digest(self) -> str:
+        """The example's words as 16 hex digits: two examples are the same if this is."""
+        said = "".join(f"{m.role}\x1f{m.content}\x1e" for m in self.messages)
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
 
     @property
     def prompt(self) -> tuple[Message, ...]:

@@ -23,7 +23,7 @@ from wvmonitor.organism import sets
 from wvmonitor.organism.behaviour import Rate, harmful_rate, sycophancy_rate
 from wvmonitor.organism.train import finetune, load_base
 from wvmonitor.organism.world import DOMAINS
-from wvmonitor.outputs.exporter import Observation, overall
+from wvmonitor.outputs.exporter import Observation
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.report.page import BehaviourPoint, RunView, from_journal, render, write_page
@@ -148,7 +148,7 @@ class DemoResult:
     @property
     def verdict(self) -> State:
         """The last verdict that most needs someone to look, over the run's behaviours."""
-        return overall(self.points[-1].observation.verdicts)
+        return self.points[-1].observation.judgement.overall
 
     @property
     def first_alarm_step(self) -> int | None:

@@ -10,12 +10,18 @@ from datetime import UTC, datetime
 from wvmonitor.journal.alerts import Alert, Severity
 from wvmonitor.outputs.http import SendPolicy, check_url, post
 
-SEVERITY_LABELS: Mapping[Severity, str] = {"warn": "warning", "alarm": "critical"}
+SEVERITY_LABELS: Mapping[Severity, str] = {
+    "info": "info",
+    "warn": "warning",
+    "alarm": "critical",
+}
 
 
 @dataclass(frozen=True)
 class AlertmanagerNotifier:
     """Fires and resolves the alert `WVMonitorDrift`, one for each run, reference and severity.
+
+    Events (`WVMonitorUnjudged`, `Disabled`, `JournalLost`) fire once, and end by themselves.
 
     Alertmanager keeps alerts in memory, so an open one is repeated each hour, and ends by itself
     `hold_seconds` after the last repetition (a run that was killed does not page for ever).
@@ -57,24 +63,25 @@ class AlertmanagerNotifier:
         return alerts
 
     def _alert(self, alert: Alert, severity: Severity, end: float) -> dict[str, object]:
-        annotations = {
-            "summary": f"Run {alert.run} drifts towards {alert.reference}",
-            "description": alert.words,
-            "calibration": alert.calibration,
-        }
-        for name in ("score", "threshold", "step"):
-            value = getattr(alert, name)
-            if value is not None:
-                annotations[name] = f"{value:.6g}" if isinstance(value, float) else str(value)
+        summary = (
+            f"Run {alert.run} drifts towards {alert.reference}"
+            if alert.kind == "drift"
+            else alert.title
+        )
         return {
             "labels": {
                 **self.labels,
-                "alertname": "WVMonitorDrift",
+                "alertname": alert.name,
                 "run": alert.run,
-                "reference": alert.reference,
                 "severity": SEVERITY_LABELS[severity],
+                **({"reference": alert.reference} if alert.reference else {}),
             },
-            "annotations": annotations,
+            "annotations": {
+                "summary": summary,
+                "description": alert.words,
+                "calibration": alert.calibration,
+                **alert.facts,
+            },
             "startsAt": _timestamp(alert.since),
             "endsAt": _timestamp(end),
         }

@@ -40,7 +40,7 @@ class ChatNotifier:
         service.socket_connect_timeout = service.socket_read_timeout = timeout / 2
         kind = "success" if alert.status == "resolved" else _KINDS[alert.severity]
         try:
-            arrived = service.notify(title=title(alert), body=alert.words, notify_type=kind)
+            arrived = service.notify(title=alert.title, body=body(alert), notify_type=kind)
         except Exception as error:  # noqa: BLE001  a service's plugin may raise what it likes
             raise DeliveryError(f"apprise: {type(error).__name__}", retryable=True) from None
         if not arrived:
@@ -62,12 +62,11 @@ class ChatNotifier:
         return service
 
 
-_KINDS = {"warn": "warning", "alarm": "failure"}
+_KINDS = {"info": "info", "warn": "warning", "alarm": "failure"}
 
 
-def title(alert: Alert) -> str:
-    """One line: what, where, when."""
-    at = "" if alert.step is None else f" at step {alert.step}"
-    if alert.status == "resolved":
-        return f"{alert.reference} in {alert.run}: over{at}"
-    return f"{alert.severity}: {alert.reference} in {alert.run}{at}"
+def body(alert: Alert) -> str:
+    """What is to be said, then what is known, a line each."""
+    return "\n".join(
+        [alert.words, *(f"{name.replace('_', ' ')}: {text}" for name, text in alert.facts.items())]
+    )

@@ -28,9 +28,10 @@ def _resolve_secret(value: object) -> object:
         return value
     if value.startswith("env:"):
         name = value.removeprefix("env:")
-        if not os.environ.get(name):
+        secret = os.environ.get(name, "").strip()
+        if not secret:
             raise ValueError(f"names the environment variable {name}, which is not set")
-        return os.environ[name]
+        return _on_one_line(secret)
     if value.startswith("file:"):
         path = Path(value.removeprefix("file:"))
         try:
@@ -39,8 +40,15 @@ def _resolve_secret(value: object) -> object:
             raise ValueError(f"names the file '{path}', which cannot be read") from None
         if not text:
             raise ValueError(f"names the file '{path}', which is empty")
-        return text
-    return value
+        return _on_one_line(text)
+    return _on_one_line(value.strip())
+
+
+def _on_one_line(secret: str) -> str:
+    """The secret, if it can stand in a header."""
+    if not secret.isprintable():
+        raise ValueError("is a secret with line breaks or control characters in it")
+    return secret
 
 
 Secret = Annotated[SecretStr, BeforeValidator(_resolve_secret)]
@@ -99,6 +107,15 @@ class PrometheusSettings(Part):
     port: int = Field(
         9108, ge=0, le=65535, description="TCP port; if it is taken, the next free one. 0: any."
     )
+    public: bool = Field(
+        default=False,
+        description="Let whoever reaches `host` read the metrics, with neither token nor TLS.",
+    )
+    discovery: Path | None = Field(
+        None,
+        description="Folder for a file by which Prometheus (`file_sd_configs`) finds this monitor, "
+        "whatever its port is.",
+    )
     token: Secret | None = Field(
         None, description="Bearer token that scrapers must give; may be env:NAME or file:PATH."
     )
@@ -113,6 +130,12 @@ class PrometheusSettings(Part):
         None,
         description="Also write the metrics to this file at every reading, for node_exporter's "
         "textfile collector (the name must end in .prom).",
+    )
+    linger: float = Field(
+        20.0,
+        ge=0,
+        description="Most seconds that the last values stay after the run's end for one more "
+        "scrape, where somebody scrapes; the process's end waits for it.",
     )
     pushgateway: PushgatewaySettings | None = Field(
         None, description="Also push the metrics, where nothing can scrape them."
@@ -132,6 +155,12 @@ class PrometheusSettings(Part):
         if self.token is not None and self.tls_cert is None and not is_loopback(self.host):
             raise ValueError(
                 "a token on an address that others reach needs https: set tls_cert (and tls_key)"
+            )
+        open_to_all = self.token is None and self.tls_cert is None and not self.public
+        if self.enabled and open_to_all and not is_loopback(self.host):
+            raise ValueError(
+                f"others reach {self.host}, and there is neither a token nor TLS: set tls_cert and "
+                "token, or public=true if whoever is there may read the metrics"
             )
         self.access().context()
         return self

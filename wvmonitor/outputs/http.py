@@ -1,28 +1,29 @@
-"""One POST to someone else's server, with nothing left to chance.
+"""One request to someone else's server, with nothing left to chance.
 
 https only (http on loopback), no redirects, no proxies from the environment, no private addresses,
-a deadline for the whole exchange rather than for each read, and a bounded reply. The address that
-is checked is the address that is connected to, so a name cannot change its mind in between.
+a deadline for the whole exchange rather than for each read, and no more of the reply than its
+status. The address that is checked is the address that is connected to, so a name cannot change its
+mind in between.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import http.client
 import ipaddress
+import os
 import socket
 import ssl
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
+
+import httpx
 
 from wvmonitor._version import __version__
 from wvmonitor.errors import SettingsError
 from wvmonitor.journal.outbox import DeliveryError
 
-REPLY_BYTES = 65_536
 RETRYABLE = frozenset({408, 425, 429})
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -90,74 +91,79 @@ def post(
 
     Raises:
         DeliveryError: it did not: retryable on timeouts, broken connections, 408, 425, 429 and
-            5xx; final on every other answer, redirects included.
-        SettingsError: the address must not be sent to.
+            5xx; final on every other answer, redirects included, and where the address must not be
+            sent to.
     """
+    request("POST", url, body, headers, policy, timeout)
+
+
+def request(
+    method: str,
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    policy: SendPolicy,
+    timeout: float,
+) -> None:
+    """Send one request; returns only if the server took it (2xx); raises as `post` does."""
     shown = redacted(url)
-    start = time.monotonic()
+    sent = {"Host": urlsplit(url).netloc, "User-Agent": f"wvmonitor/{__version__}", **headers}
     try:
-        with _connected(check_url(url, policy), policy, timeout) as connection:
-            target = urlsplit(url)
-            path = (target.path or "/") + (f"?{target.query}" if target.query else "")
-            agent = {"Host": target.netloc, "User-Agent": f"wvmonitor/{__version__}"}
-            connection.request("POST", path, body, {**agent, **headers})
-            reply = connection.getresponse()
-            status = reply.status
-            reply.read(REPLY_BYTES)
+        addresses = _addresses(check_url(url, policy), policy)
+        # A transport, and no client: that would log the URL with all that is secret in it.
+        status = asyncio.run(
+            asyncio.wait_for(_exchange(method, url, addresses, body, sent), timeout)
+        )
     except SettingsError as error:
         raise DeliveryError(str(error), retryable=False) from None
-    except (OSError, http.client.HTTPException) as error:
-        late = time.monotonic() - start >= timeout
-        what = f"no complete answer within {timeout:g} s" if late else _cause(error)
-        raise DeliveryError(f"{shown}: {what}", retryable=True) from None
+    except (TimeoutError, httpx.TimeoutException):
+        raise DeliveryError(
+            f"{shown}: no complete answer within {timeout:g} s", retryable=True
+        ) from None
+    except httpx.LocalProtocolError:
+        raise DeliveryError(f"{shown}: {_unsendable(sent)}", retryable=False) from None
+    except (OSError, httpx.HTTPError) as error:
+        raise DeliveryError(f"{shown}: {_cause(error)}", retryable=True) from None
     if not 200 <= status < 300:
         again = status >= 500 or status in RETRYABLE
         raise DeliveryError(f"{shown} answered {status}", retryable=again)
 
 
-@contextlib.contextmanager
-def _connected(
-    url: SplitResult, policy: SendPolicy, timeout: float
-) -> Iterator[http.client.HTTPConnection]:
-    """A connection to an address that was checked, cut off when `timeout` seconds have passed."""
+async def _exchange(
+    method: str, url: str, addresses: list[tuple[str, int]], body: bytes, headers: Mapping[str, str]
+) -> int:
+    """The status of the reply of the first address that can be connected to."""
+    named = httpx.URL(url)
+    async with httpx.AsyncHTTPTransport(
+        verify=ssl.create_default_context(), trust_env=False
+    ) as transport:
+        for number, (address, port) in enumerate(addresses, 1):
+            request = httpx.Request(
+                method,
+                named.copy_with(host=address, port=port),
+                headers=[(name.encode(), value.encode()) for name, value in headers.items()],
+                content=body,
+                extensions={"sni_hostname": named.host},  # whose certificate it must show
+            )
+            try:
+                reply = await transport.handle_async_request(request)
+            except httpx.ConnectError:
+                if number == len(addresses):
+                    raise
+            else:
+                await reply.aclose()
+                return reply.status_code
+    raise OSError("it has no address")
+
+
+def _addresses(url: SplitResult, policy: SendPolicy) -> list[tuple[str, int]]:
+    """The host's addresses and ports; every one must be allowed."""
     host = url.hostname or ""
     port = url.port or (443 if url.scheme == "https" else 80)
-    end = time.monotonic() + timeout
-    raw = _dial(host, port, policy, end)
-    leash = raw.dup()  # stays ours when TLS takes the socket over
-    timer = threading.Timer(max(end - time.monotonic(), 0.0), _cut, (leash,))
-    timer.daemon = True
-    timer.start()
-    connection = http.client.HTTPConnection(host, port, timeout=timeout)
-    try:
-        if url.scheme == "https":
-            raw = ssl.create_default_context().wrap_socket(raw, server_hostname=host)
-        connection.sock = raw
-        yield connection
-    finally:
-        timer.cancel()
-        raw.close()
-        connection.close()
-        leash.close()
-
-
-def _dial(host: str, port: int, policy: SendPolicy, end: float) -> socket.socket:
-    """Connect to the first of the host's addresses that answers; every one must be allowed."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    for *_, address in found:
-        _check_address(ipaddress.ip_address(str(address[0]).split("%")[0]), host, policy)
-    failure: OSError = OSError("it has no address")
-    for family, kind, protocol, _, address in found:
-        raw = socket.socket(family, kind, protocol)
-        try:
-            raw.settimeout(max(end - time.monotonic(), 0.01))
-            raw.connect(address)
-        except OSError as error:
-            raw.close()
-            failure = error
-        else:
-            return raw
-    raise failure
+    found = [place for *_, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    for place in found:
+        _check_address(ipaddress.ip_address(str(place[0]).split("%")[0]), host, policy)
+    return [(str(place[0]), int(place[1])) for place in found]
 
 
 def _check_address(address: _Address, host: str, policy: SendPolicy) -> None:
@@ -188,15 +194,25 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _cut(leash: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        leash.shutdown(socket.SHUT_RDWR)
+def _unsendable(headers: Mapping[str, str]) -> str:
+    """Which header cannot be sent; its value may be a secret."""
+    odd = [name for name, value in headers.items() if not value.isprintable()]
+    return f"the header {', '.join(odd) or 'given'} cannot be sent (a line break in a token?)"
 
 
 def _cause(error: Exception) -> str:
     """An error in words that hold nothing of the request."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted ({error.verify_message})"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    for one in _chain(error):
+        if isinstance(one, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted ({one.verify_message})"
+    for one in _chain(error):
+        if isinstance(one, OSError) and one.strerror:  # asyncio's own words for it say less
+            return os.strerror(one.errno) if one.errno and one.errno > 0 else one.strerror
     return type(error).__name__
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

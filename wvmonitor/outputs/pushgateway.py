@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, delete_from_gateway, push_to_gateway
-from prometheus_client.exposition import default_handler
+
+from wvmonitor.outputs.http import SendPolicy, request
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,8 @@ LONGEST_WAIT = 60.0
 CLOSE_SECONDS = 3.0
 """The longest that the end of training waits for the last push."""
 
-_Headers = list[tuple[str, str]]
-_Handler = Callable[[str, str, float | None, _Headers, bytes], Callable[[], None]]
+ANYWHERE = SendPolicy(allow_http=True, allow_private=("0.0.0.0/0", "::/0"))
+"""A gateway stands in one's own network; the settings see that a token only goes over https."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,6 @@ class Pusher:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._sent = threading.Event()
-        self._end = threading.Event()
         self._failures = 0
         self._thread = threading.Thread(target=self._work, name="wvmonitor-push", daemon=True)
         self._thread.start()
@@ -76,19 +76,27 @@ class Pusher:
         """Ask for a push soon; returns at once."""
         self._wake.set()
 
-    def close(self) -> None:
+    def close(self, wait: float | None = None) -> None:
         """Ask for the last push, wait a moment for it, and leave the deletion for later."""
         self._closing.set()
         self._wake.set()
-        self._sent.wait(CLOSE_SECONDS)
+        self._sent.wait(CLOSE_SECONDS if wait is None else wait)
+
+    @property
+    def works(self) -> bool:
+        """Whether the last push arrived."""
+        return self._sent.is_set() and self._failures == 0
+
+    def wait_closed(self, timeout: float) -> None:
+        """Wait until the group is deleted, once `close` was called."""
+        if self._failures == 0:
+            self._thread.join(timeout)
 
     def _at_exit(self) -> None:
         """Let the last values be scraped before the group is deleted with the process."""
         if not self._closing.is_set():
             self.close()
-        wait = self._target.delete_after or 0.0
-        if self._failures == 0:
-            self._thread.join(wait + CLOSE_SECONDS)
+        self.wait_closed((self._target.delete_after or 0.0) + CLOSE_SECONDS)
 
     def _work(self) -> None:
         """The worker: push when woken, not more often than asked; at the end push and delete."""
@@ -102,7 +110,7 @@ class Pusher:
         self._push()
         self._sent.set()
         if self._target.delete_after is not None and self._failures == 0:
-            self._end.wait(self._target.delete_after)
+            time.sleep(self._target.delete_after)
             self._guarded(self._delete)
         atexit.unregister(self._at_exit)
 
@@ -139,8 +147,9 @@ class Pusher:
         headers: Sequence[tuple[str, str]],
         data: bytes,
     ) -> Callable[[], None]:
-        more = [("Authorization", f"Bearer {self._target.token}")] if self._target.token else []
-        return default_handler(url, method, timeout, [*headers, *more], data)
+        token = self._target.token
+        given = {**dict(headers), **({"Authorization": f"Bearer {token}"} if token else {})}
+        return lambda: request(method, url, data, given, ANYWHERE, timeout or SEND_SECONDS)
 
     def _guarded(self, send: Callable[[], None]) -> None:
         began = time.monotonic()
@@ -153,7 +162,7 @@ class Pusher:
                     "metrics not pushed to %s after %.1f s: %s; tried again with the next readings",
                     urlsplit(self._target.url).hostname,
                     time.monotonic() - began,
-                    getattr(error, "reason", None) or error,
+                    error,
                 )
             self._failures = min(self._failures + 1, 16)
         else:

@@ -8,7 +8,8 @@
 | `WVMonitorTrend` | info | the deciding score rises, and is due to pass its threshold |
 | `WVMonitorUnjudged` | warning | a behaviour cannot be judged: unknown is never ok |
 | `WVMonitorStale` | warning | a run is being scraped, and takes no readings any more |
-| `WVMonitorVanished` | warning | a run's series ended before its planned steps were done |
+| `WVMonitorVanished` | warning | a run's series ended, and it never said that it had ended |
+| `WVMonitorDisabled` | warning | a monitor has failed too often, and disabled itself |
 | `WVMonitorAbsent` | info | no monitor is being scraped at all |
 | `WVMonitorCoverage` | warning | part of the change lies where no score looks |
 | `WVMonitorErrors` | warning | the monitor itself has failed |
@@ -16,18 +17,21 @@
 
 A run's series vanish when it ends, and an alert on them would resolve just when someone comes to
 look. So drift is looked for in the last hours (`max_over_time`), and `keep_firing_for` bridges
-restarts of the training job. Behaviours that are `expected` or acknowledged raise no alert.
+restarts of the training job; nothing fires for longer than that after a run's last reading, also
+where a Pushgateway keeps its series for ever. Behaviours that are `expected` or acknowledged raise
+no alert, and a run that has said that it ended or was stopped is not missed.
+
+The rules are one template, `rules.yml.jinja`, which promtool checks in the tests.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-import yaml
+import jinja2
 
 from wvmonitor.errors import SettingsError
 
@@ -38,7 +42,7 @@ HEADER = """\
 # Check with `promtool check rules FILE`; Prometheus 2.42 or later (keep_firing_for).
 """
 
-Rule = dict[str, Any]
+TEMPLATE = Path(__file__).with_name("rules.yml.jinja")
 
 
 @dataclass(frozen=True)
@@ -69,224 +73,82 @@ class RuleTimes:
             raise SettingsError(f"coverage must lie in [0, 1], got {self.coverage}")
 
 
-def alert_rules(behaviours: Mapping[str, str], times: RuleTimes | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RuleLinks:
+    """What alerts link to.
+
+    Attributes:
+        runbooks: base URL of the pages on each alert (docs/alerts); alerts link to BASE/ALERT/.
+        dashboard: URL of a dashboard, which is given `var-run`.
+    """
+
+    runbooks: str | None = None
+    dashboard: str | None = None
+
+    def __post_init__(self) -> None:
+        for url in (self.runbooks, self.dashboard):
+            if url is not None and not re.fullmatch(r"https?://[\x21-\x7e]+", url):
+                raise SettingsError(f"a link must look like https://host/path, got {url!r}")
+
+
+def rules_text(
+    behaviours: Mapping[str, str],
+    times: RuleTimes | None = None,
+    links: RuleLinks | None = None,
+) -> str:
     """The rules as Prometheus's file holds them: one group a behaviour, and one for the monitor.
 
     Args:
         behaviours: what each reference stands for, in words, by its name.
         times: how patient the rules are.
+        links: what alerts link to.
 
     Raises:
         SettingsError: there is no behaviour to watch for.
     """
     if not behaviours:
         raise SettingsError("the bank holds no behaviour, only controls: there is nothing to alert")
-    times = times or RuleTimes()
-    groups = [
-        {"name": f"wvmonitor {name}", "rules": _drift(name, words, times)}
-        for name, words in behaviours.items()
-    ]
-    return {"groups": [*groups, {"name": "wvmonitor itself", "rules": _health(times)}]}
-
-
-def rules_text(behaviours: Mapping[str, str], times: RuleTimes | None = None) -> str:
-    """The rules as the text of a YAML file."""
-    rules = alert_rules(behaviours, times)
-    return HEADER + yaml.dump(rules, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-
-
-class _Promql(str):
-    """An expression, which YAML shows as it is rather than folded into prose."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes expressions as literal blocks."""
-
-
-_Dumper.add_representer(
-    _Promql, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|")
-)
-
-
-def _drift(name: str, words: str, times: RuleTimes) -> list[Rule]:
-    """The rules on one behaviour."""
-    which = f"reference={json.dumps(name, ensure_ascii=False)}"
-    score = f"wvmonitor_deciding_score{{{which}}}"
-    threshold = f"wvmonitor_threshold{{{which}}}"
-    ahead = times.horizon
-    told = f"Run {{{{ $labels.run }}}} drifts towards {_literal(name)}"
-    look = (
-        f"The reference stands for: {_literal(words)}. Look at "
-        "`wvmonitor report` for the run; `wvmonitor ack` or `expected` if this is wanted."
+    environment = jinja2.Environment(
+        variable_start_string="<<",
+        variable_end_string=">>",
+        block_start_string="<%",
+        block_end_string="%>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701  this is YAML: see the filters
+    )
+    environment.filters |= {"quoted": _quoted, "literal": _literal, "seconds": _seconds}
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        header=HEADER,
+        behaviours=behaviours,
+        times=times or RuleTimes(),
+        links=links or RuleLinks(),
     )
 
-    def state(verdict: str, window: str) -> str:
-        series = f'wvmonitor_verdict{{{which},verdict="{verdict}"}}'
-        return f"{_each(f'max_over_time({series}[{window}])')} == 1"
 
-    above = f"{_each(_over(score, times.recent))} > {_each(_over(threshold, times.recent))}"
-    rising = (
-        f"{_each(f'predict_linear({score}[{ahead}], {_seconds(ahead)})')} > {_each(threshold)}\n"
-        f"and {_each(f'deriv({score}[{ahead}])')} > 0\n"
-        f"and {_each(score)} > 0.5 * {_each(threshold)}\n"
-        f"and {_each(score)} <= {_each(threshold)}"
-    )
-    rules = [
-        _rule(
-            "WVMonitorAlarm",
-            "critical",
-            _wanted(state("alarm", times.hold), times.hold),
-            f"{told}: alarm",
-            look,
-            keep="15m",
-        ),
-        _rule(
-            "WVMonitorWarn",
-            "warning",
-            _wanted(state("warn", times.recent), times.recent),
-            f"{told}: warning",
-            look,
-            keep="15m",
-        ),
-        _rule(
-            "WVMonitorAboveThreshold",
-            "warning",
-            _wanted(above, times.recent),
-            f"{told}: its score {{{{ $value | printf `%.3g` }}}} is above the threshold",
-            f"{look} The verdict may say less: a control that fits better, or a run that the "
-            "calibration does not speak of.",
-            wait="5m",
-            keep="15m",
-        ),
-        _rule(
-            "WVMonitorTrend",
-            "info",
-            _wanted(rising, times.recent),
-            f"{told}: its score would pass the threshold within {ahead}",
-            f"{look} This is a straight line through the last {ahead}, no verdict.",
-            wait="10m",
-        ),
-        _rule(
-            "WVMonitorUnjudged",
-            "warning",
-            f'{_each(f"""wvmonitor_verdict{{{which},verdict="unknown"}}""")} == 1',
-            f"Run {{{{ $labels.run }}}} cannot be judged for {_literal(name)}",
-            "Unknown is not ok. The verdict's reason is in the log, in `wvmonitor report` and in "
-            "`wvmonitor journal export`.",
-            wait="15m",
-        ),
-    ]
-    for rule in rules:  # the series have it already: so that no two rules look the same to promtool
-        rule["labels"]["reference"] = name.replace("{{", '{{"{{"}}')
-    return rules
+def _quoted(text: str) -> str:
+    """Text in double quotes, as YAML and PromQL both read them."""
+    return '"' + "".join(_escaped(c) for c in text) + '"'
 
 
-def _health(times: RuleTimes) -> list[Rule]:
-    """The rules on the monitor itself."""
-    stamp = "wvmonitor_last_reading_timestamp_seconds"
-    progress = "wvmonitor_progress_ratio"
-    errors = "wvmonitor_errors_total"
-    run = "Run {{ $labels.run }}"
-    return [
-        _rule(
-            "WVMonitorStale",
-            "warning",
-            f"time() - {_each(stamp, 'run')} > {_seconds(times.stale)}\n"
-            f"unless on (run) {_each(progress, 'run')} >= 1",
-            f"{run} has not been measured for {{{{ $value | humanizeDuration }}}}",
-            "Training hangs, or the monitor has switched itself off after failures: see its log.",
-            wait="1m",
-        ),
-        _rule(
-            "WVMonitorVanished",
-            "warning",
-            f"{_each(_over(progress, times.recent), 'run')} < 1\n"
-            f"unless on (run) {_each(progress, 'run')}",
-            f"{run} is gone at {{{{ $value | humanizePercentage }}}} of its steps",
-            "It was stopped or killed, or its metrics cannot be reached any more. What it was "
-            "doing until then is in its journal.",
-            wait="5m",
-        ),
-        _rule(
-            "WVMonitorAbsent",
-            "info",
-            "absent(wvmonitor_build_info)",
-            "No monitor is being scraped",
-            "Either nothing is being trained, or the monitors cannot be reached. Route this where "
-            "training is meant to run around the clock, and nowhere else.",
-            wait="15m",
-        ),
-        _rule(
-            "WVMonitorCoverage",
-            "warning",
-            f"min by (run) (wvmonitor_coverage_ratio) < {times.coverage:g}",
-            f"{run}: scores see {{{{ $value | humanizePercentage }}}} of the change",
-            "The rest of the change lies in parameters that no reference touches, or outside the "
-            "components that scores look at. Below 50 % no verdict is passed.",
-            wait="10m",
-        ),
-        _rule(
-            "WVMonitorErrors",
-            "warning",
-            # `increase` alone misses a counter's first value, which has nothing before it
-            f"sum by (job, instance, where) (increase({errors}[{times.recent}])) > 0\n"
-            f"or sum by (job, instance, where) ({errors} unless {errors} offset {times.recent}) "
-            "> 0",
-            "The monitor at {{ $labels.instance }} fails at its {{ $labels.where }}",
-            "Training goes on unwatched while this lasts: see the training job's log.",
-        ),
-        _rule(
-            "WVMonitorUndelivered",
-            "warning",
-            "min_over_time(wvmonitor_outbox_pending[15m]) > 0",
-            "The monitor at {{ $labels.instance }} cannot deliver its alerts",
-            "{{ $value }} deliveries of its own notifiers wait: see the training job's log for "
-            "the cause. They are kept in the journal and tried again.",
-            wait="1m",
-        ),
-    ]
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return f"\\{character}"
+    return character if character.isprintable() else f"\\U{ord(character):08x}"
 
 
-def _rule(
-    name: str,
-    severity: str,
-    expression: str,
-    summary: str,
-    description: str,
-    *,
-    wait: str | None = None,
-    keep: str | None = None,
-) -> Rule:
-    rule: Rule = {"alert": name, "expr": _Promql(expression)}
-    if wait is not None:
-        rule["for"] = wait
-    if keep is not None:
-        rule["keep_firing_for"] = keep
-    rule["labels"] = {"severity": severity}
-    rule["annotations"] = {"summary": summary, "description": description}
-    return rule
-
-
-def _wanted(expression: str, window: str) -> str:
-    """The expression, but for behaviours that the run was declared to drift towards."""
-    expected = _each(_over("wvmonitor_expected", window))
-    return f"({expression})\nunless on (run, reference) {expected} == 1"
-
-
-def _each(expression: str, *by: str) -> str:
-    """One value a run and reference, wherever it was scraped from."""
-    return f"max by ({', '.join(by or ('run', 'reference'))}) ({expression})"
-
-
-def _over(series: str, window: str) -> str:
-    return f"max_over_time({series}[{window}])"
+def _literal(text: str) -> str:
+    """Words of a card on one line, where braces would be a template of Prometheus's."""
+    line = " ".join(text.split()).rstrip(".")
+    line = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in line)
+    return line.replace("{{", '{{"{{"}}')
 
 
 def _seconds(duration: str) -> int:
     unit = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}[duration[-1]]
     return int(duration[:-1]) * unit
-
-
-def _literal(text: str) -> str:
-    """Words of a card inside an annotation, where braces would be a template."""
-    return " ".join(text.split()).rstrip(".").replace("{{", '{{"{{"}}')

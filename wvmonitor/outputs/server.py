@@ -1,29 +1,38 @@
-"""The HTTP server that Prometheus scrapes: one page, who may have it, and over TLS if asked.
+"""The HTTP server that Prometheus scrapes: prometheus_client's, with a token, TLS and a farewell.
 
-It runs as a small process of its own (`serving.py` starts this file as a script, so it needs the
-standard library only): answering takes several turns of Python's global lock, and a training loop
-that is busy in Python gives them out at 5 ms each, which 50 scrapes a second do not survive.
+What is ours: the first free port, a bearer token, a TLS handshake that keeps nobody else waiting,
+and staying for one last scrape, so that Prometheus learns how a run ended.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import errno
 import hmac
-import json
-import os
+import logging
 import socket
+import socketserver
 import ssl
-import struct
-import sys
 import threading
-import weakref
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-LENGTH = struct.Struct("!Q")
-BACKLOG = 128  # the default of 5 makes p99 a whole second at 50 scrapes a second
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
+
+from wvmonitor.errors import WVMonitorError
+from wvmonitor.outputs.discovery import announce
+
+logger = logging.getLogger(__name__)
+
+PORTS_TRIED = 50
+SCRAPED_LATELY_SECONDS = 180.0
+"""Whoever has scraped within this time is expected to come once more."""
 
 
 @dataclass(frozen=True)
@@ -68,104 +77,166 @@ def _no_password() -> str:
     raise ValueError("the key is protected by a passphrase: give one without")
 
 
-class MetricsServer(ThreadingHTTPServer):
-    """Serves `page` at /metrics on a socket that listens already."""
-
-    daemon_threads = True
-
-    def __init__(self, listening: socket.socket, access: Access) -> None:
-        address: Any = listening.getsockname()
-        super().__init__(address, _Handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listening
-        self.server_address = address
-        self.page = b""
-        self.token = access.token
-        self._tls = access.context()
-        self._open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """The next connection; a TLS handshake is left to its own thread, so none waits for it."""
-        connection, address = super().get_request()
-        if self._tls is not None:
-            connection = self._tls.wrap_socket(
-                connection, server_side=True, do_handshake_on_connect=False
-            )
-        self._open.add(connection)
-        return connection, address
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of scrapers that hang up, or do not speak TLS."""
-
-    def close(self) -> None:
-        """Stop serving, also on connections that a scraper keeps open for the next time."""
-        self.shutdown()
-        self.server_close()
-        for connection in list(self._open):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    timeout = 60.0
-    protocol_version = "HTTP/1.1"
-    server_version = "wvmonitor"
-    sys_version = ""
-    wbufsize = -1  # headers and page in one packet
-    server: MetricsServer
-
-    def do_GET(self) -> None:
-        if not self._allowed():
-            self._answer(401, b"a bearer token is needed\n", ("WWW-Authenticate", "Bearer"))
-        elif self.path.split("?")[0] in ("/", "/metrics"):
-            self._answer(200, self.server.page)
-        else:
-            self._answer(404, b"metrics are at /metrics\n")
-
-    def _allowed(self) -> bool:
-        if self.server.token is None:
-            return True
-        given = self.headers.get("Authorization", "").encode("latin-1", "replace")  # as it was read
-        return hmac.compare_digest(given, f"Bearer {self.server.token}".encode())
-
-    def _answer(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", CONTENT_TYPE)
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in headers:
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-        self.wfile.flush()
+class _Handler(WSGIRequestHandler):
+    timeout = 60.0  # a scraper that says nothing does not keep its thread
 
     def log_message(self, *_: object) -> None:
         """Scrapes are not worth a line each."""
 
 
-def read_frame(stream: BinaryIO) -> bytes | None:
-    """The next message: eight bytes of length, then as many bytes; None when the sender is gone."""
-    head = stream.read(LENGTH.size)
-    if len(head) < LENGTH.size:
+class _Server(ThreadingWSGIServer):
+    request_queue_size = 128  # the default of 5 loses scrapers that come together
+    tls: ssl.SSLContext | None = None
+
+    def server_bind(self) -> None:
+        """Bind without asking a name server what this machine is called, as http.server does."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.setup_environ()
+
+    def get_request(self) -> tuple[Any, Any]:
+        """The next connection; its TLS handshake is left to its own thread, so that none waits."""
+        connection, address = super().get_request()
+        if self.tls is not None:
+            connection = self.tls.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
+        return connection, address
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of scrapers that hang up, or do not speak TLS."""
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class Serving:
+    """Metrics being served, until closed; get one from `serve`.
+
+    Attributes:
+        host: the address that is listened on.
+        port: the port that is listened on.
+    """
+
+    def __init__(self, server: _Server, registry: CollectorRegistry, token: str | None) -> None:
+        self.host, self.port = str(server.server_address[0]), int(server.server_address[1])
+        self._server = server
+        self._token = token
+        self._metrics = make_wsgi_app(registry)
+        self._last_scrape = -SCRAPED_LATELY_SECONDS
+        self._scraped = threading.Event()
+        self._farewell: threading.Thread | None = None
+        self._announced: Path | None = None
+        server.set_app(self._answer)
+        threading.Thread(target=server.serve_forever, name="wvmonitor-metrics", daemon=True).start()
+
+    def announce(self, folder: Path, *, tls: bool) -> None:
+        """Let Prometheus find this server by a file in `folder`, for as long as it serves."""
+        try:
+            self._announced = announce(folder, self.host, self.port, tls=tls)
+        except (OSError, WVMonitorError) as error:
+            logger.warning("Prometheus will not find these metrics by '%s': %s", folder, error)
+        atexit.register(self._withdraw)
+
+    def _withdraw(self) -> None:
+        path, self._announced = self._announced, None
+        if path is not None:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def close(self, linger: float = 0.0) -> None:
+        """Stop serving; where somebody scrapes, after the next scrape or `linger` seconds.
+
+        Returns at once: only the process's end waits.
+        """
+        self._scraped.clear()
+        expected = time.monotonic() - self._last_scrape < SCRAPED_LATELY_SECONDS
+        if not (expected and linger):
+            self._stop()
+            return
+        self._farewell = threading.Thread(target=self._wait, args=(linger,), daemon=True)
+        self._farewell.start()
+        atexit.register(self._farewell.join)
+
+    def wait_closed(self, timeout: float) -> None:
+        """Wait until serving has stopped, once `close` was called."""
+        if self._farewell is not None:
+            self._farewell.join(timeout)
+
+    def _wait(self, linger: float) -> None:
+        if self._scraped.wait(linger):
+            time.sleep(0.1)  # the reply is on its way
+        self._stop()
+
+    def _stop(self) -> None:
+        self._withdraw()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, request: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        """One request: the metrics, to whoever may have them."""
+
+        def refuse(status: str, words: bytes, *headers: tuple[str, str]) -> list[bytes]:
+            start(status, [("Content-Type", "text/plain"), *headers])
+            return [words]
+
+        if not self._allowed(request):
+            return refuse(
+                "401 Unauthorized", b"a bearer token is needed\n", ("WWW-Authenticate", "Bearer")
+            )
+        if request["PATH_INFO"] not in ("/", "/metrics"):
+            return refuse("404 Not Found", b"metrics are at /metrics\n")
+        if request["REQUEST_METHOD"] == "HEAD":  # the headers of a GET
+            head: list[Any] = []
+            page = self._metrics({**request, "REQUEST_METHOD": "GET"}, lambda *h: head.extend(h))
+            status, headers = head
+            start(status, [*headers, ("Content-Length", str(sum(map(len, page))))])
+            return [b""]
+        reply: Iterable[bytes] = self._metrics(request, start)
+        if request["REQUEST_METHOD"] == "GET":
+            self._last_scrape = time.monotonic()
+            self._scraped.set()
+        return reply
+
+    def _allowed(self, request: dict[str, Any]) -> bool:
+        if self._token is None:
+            return True
+        given = request.get("HTTP_AUTHORIZATION", "").encode("latin-1", "replace")  # as it was read
+        return hmac.compare_digest(given, f"Bearer {self._token}".encode())
+
+
+def serve(
+    registry: CollectorRegistry, host: str, port: int, access: Access | None = None
+) -> Serving | None:
+    """Serve a registry on the first free port from `port` on (0: any).
+
+    Returns:
+        What serves, or None, with a warning, where no port can be had.
+    """
+    access = access or Access()
+    tls = access.context()
+    server = _listen(host, port)
+    if server is None:
         return None
-    (length,) = LENGTH.unpack(head)
-    body = stream.read(length)
-    return body if len(body) == length else None
+    server.tls = tls
+    serving = Serving(server, registry, access.token)
+    log = logger.warning if port not in (0, serving.port) else logger.info
+    log("metrics are served on %s://%s:%d/metrics", "https" if tls else "http", host, serving.port)
+    return serving
 
 
-def main() -> None:
-    """Serve on the socket that was handed over, until standard input ends: the job's own end."""
-    access = Access(**json.loads(read_frame(sys.stdin.buffer) or b"{}"))
-    server = MetricsServer(socket.socket(fileno=int(sys.argv[1])), access)
-    server.page = read_frame(sys.stdin.buffer) or b""
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    sys.stdout.buffer.write(b"1")  # each page is acknowledged, so that a flush can wait for it
-    sys.stdout.buffer.flush()
-    while (page := read_frame(sys.stdin.buffer)) is not None:
-        server.page = page
-        sys.stdout.buffer.write(b"1")
-        sys.stdout.buffer.flush()
-    os._exit(0)  # scrapers that are connected do not keep it
-
-
-if __name__ == "__main__":
-    main()
+def _listen(host: str, port: int) -> _Server | None:
+    kind = _Server6 if ":" in host else _Server
+    last = min(port + PORTS_TRIED, 65536) if port else 1
+    for candidate in range(port, last):
+        try:
+            server: _Server = kind((host, candidate), _Handler)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                continue
+            logger.warning("metrics are not served on %s:%d: %s", host, candidate, error)
+            return None
+        return server
+    logger.warning("metrics are not served: ports %d to %d are taken", port, last - 1)
+    return None

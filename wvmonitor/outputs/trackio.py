@@ -8,7 +8,7 @@ from typing import Any
 from wvmonitor.errors import SettingsError
 from wvmonitor.journal.alerts import Alert
 from wvmonitor.journal.outbox import DeliveryError
-from wvmonitor.outputs.chat import title
+from wvmonitor.outputs.chat import body
 
 
 class TrackioNotifier:
@@ -43,11 +43,11 @@ class TrackioNotifier:
         if self._run is None:
             raise DeliveryError("no Trackio run is in progress", retryable=True)
         levels = importlib.import_module("trackio").AlertLevel
-        if alert.status == "resolved":
+        if alert.status == "resolved" or alert.severity == "info":
             level = levels.INFO
         else:
             level = levels.ERROR if alert.severity == "alarm" else levels.WARN
         try:
-            self._run.alert(title=title(alert), text=alert.words, level=level)
+            self._run.alert(title=alert.title, text=body(alert), level=level)
         except Exception as error:  # noqa: BLE001  the client may raise what it likes
             raise DeliveryError(f"Trackio: {type(error).__name__}", retryable=True) from None

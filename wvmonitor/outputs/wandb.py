@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from wvmonitor.errors import SettingsError
 from wvmonitor.journal.alerts import Alert
 from wvmonitor.journal.outbox import DeliveryError
-from wvmonitor.outputs.chat import title
+from wvmonitor.outputs.chat import body
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class WandbNotifier:
         run = importlib.import_module("wandb").run
         if run is None:
             raise DeliveryError("no W&B run is in progress", retryable=True)
-        if alert.status == "resolved":
+        if alert.status == "resolved" or alert.severity == "info":
             level = "INFO"
         else:
             level = "ERROR" if alert.severity == "alarm" else "WARN"
         try:
-            run.alert(title=title(alert), text=alert.words, level=level, wait_duration=0)
+            run.alert(title=alert.title, text=body(alert), level=level, wait_duration=0)
         except Exception as error:  # noqa: BLE001  the client may raise what it likes
             raise DeliveryError(f"W&B: {type(error).__name__}", retryable=True) from None

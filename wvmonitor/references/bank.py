@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wvmonitor.detection.explanation import Background
 from wvmonitor.errors import (
     AlteredBankError,
     BankError,
@@ -186,6 +187,19 @@ class ReferenceBank:
         """
         return self.base.relation_to(base_digest)
 
+    def background(self, base: object | None = None) -> Background:
+        """What the cards say for explanations, and how a command line names the bank and the base.
+
+        Args:
+            base: the base model's folder, if it is known.
+        """
+        return Background(
+            behaviours={r.name: r.card.behaviour for r in self},
+            curves={r.name: r.card.dose_curve for r in self},
+            base=self.base.id if base is None else str(base),
+            bank="BANK" if self.folder is None else str(self.folder),
+        )
+
     @torch.no_grad()
     def measure(
         self,
@@ -299,6 +313,7 @@ class ReferenceBank:
             base_digest=tau.origin.base_digest,
             lag_step=earlier.origin.step if earlier is not None else None,
             warnings=tuple(warnings),
+            unmeasurable=tau.origin.unmeasurable,
         )
 
     def _geometries(self) -> tuple[Geometry, ...]:

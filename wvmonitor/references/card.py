@@ -16,7 +16,8 @@ from pydantic import (
 from wvmonitor.errors import BaseMismatchError
 from wvmonitor.reading import Component, Geometry, ReferenceKind
 
-CARD_FORMAT = 1
+CARD_FORMAT = 2
+"""Version 1 had no digests of examples."""
 BaseRelation = Literal["same", "relative", "unknown"]
 
 
@@ -48,8 +49,11 @@ class BaseIdentity(_Frozen):
             return "relative"
         raise BaseMismatchError(
             f"the references were made for {self.id} (digest {self.digest[:12]}…), these "
-            f"weights start from a base with digest {digest[:12]}…: use references built for "
-            "that base"
+            f"weights start from a base with digest {digest[:12]}…: where they were made from "
+            f"{self.id} (something was merged into it, or training goes on), name it with "
+            "base=FOLDER, and what was trained before counts as well; where their base is a close "
+            "relative, list its digest in the cards' `relatives`; else make references for it: "
+            "`wvmonitor bank BASE --out DIR` (--dry-run says first what that costs)"
         )
 
 
@@ -64,6 +68,9 @@ class Construction(_Frozen):
         default=(), description="domains of the data behind it; none may be evaluated on"
     )
     data_digests: dict[str, str] = Field(default_factory=dict)
+    examples: tuple[str, ...] = Field(
+        default=(), description="digests of the examples behind it, so that shared ones are found"
+    )
     judge: str | None = Field(default=None, description="who filtered the completions")
 
 

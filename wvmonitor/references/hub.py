@@ -29,7 +29,7 @@ from wvmonitor.references.inventory import (
 from wvmonitor.references.reference import CARD_FILE, FILES
 from wvmonitor.references.signing import verify_signature
 from wvmonitor.references.store import (
-    CALIBRATION_FILE,
+    BESIDE,
     GRAM_FILE,
     MANIFEST_FILE,
     PROBE_FILE,
@@ -37,7 +37,7 @@ from wvmonitor.references.store import (
     read_manifest,
 )
 
-_AT_THE_TOP = (MANIFEST_FILE, GRAM_FILE, PROBE_FILE, CALIBRATION_FILE, SIGNATURE_FILE)
+_AT_THE_TOP = (MANIFEST_FILE, GRAM_FILE, PROBE_FILE, *BESIDE, SIGNATURE_FILE)
 _BANK_FILE = re.compile(
     "|".join(re.escape(name) for name in _AT_THE_TOP)
     + rf"|[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}/({'|'.join(re.escape(name) for name in FILES)})"
@@ -165,7 +165,7 @@ def push(
             f"{', '.join(harmful)} make a model worse when they are added, and everybody could add "
             "them: push to a private repository, or say --i-understand"
         )
-    beside = [n for n in (CALIBRATION_FILE, SIGNATURE_FILE) if (source / n).exists()]
+    beside = [n for n in (*BESIDE, SIGNATURE_FILE) if (source / n).exists()]
     for name in beside:  # the manifest does not list them: a link must not lead elsewhere
         open_storage(source / name, source).close()
     api = HfApi()

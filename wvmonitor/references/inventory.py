@@ -176,6 +176,15 @@ def inventory(roots: list[Path]) -> list[Summary]:
     return found
 
 
+def bank_of(digest: str | None, roots: list[Path]) -> Path | None:
+    """The bank made for a base, among those at or below some folders; a calibrated one first.
+
+    Manifests and cards are read, nothing else: whatever is taken is checked when it is loaded.
+    """
+    found = [s for s in inventory(roots) if s.base is not None and s.base.digest == digest]
+    return max(found, key=lambda s: s.calibrated).folder if found else None
+
+
 def is_private(folder: Path) -> bool:
     """Whether a bank is for its owner alone: nobody else may read its manifest."""
     return not (folder / MANIFEST_FILE).stat().st_mode & 0o077

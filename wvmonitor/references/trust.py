@@ -45,7 +45,7 @@ class Rate(_Frozen):
     """One learning rate that was tried."""
 
     learning_rate: float
-    gap: float = Field(description="what the held-out gap gained, nats a token")
+    gap: float = Field(description="difference of the sides' held-out gaps, nats a token")
     loss: float = Field(description="what the loss on ordinary text gained, nats a token")
 
 
@@ -91,6 +91,18 @@ class Trust(_Frozen):
         """
         runs = self.of(kind)
         return sum(alarmed(r) for r in runs), len(runs)
+
+    def sentence(self) -> str:
+        """The power check in one sentence."""
+        hit, n = self.caught("bad")
+        lead = median_lead(self.of("bad"))
+        when = "" if lead is None else f" (median: {lead:.0%} of the run)"
+        part, mixed = self.caught("mixed")
+        shares = sorted({r.share for r in self.of("mixed")})
+        listed = " or ".join(f"{share:.0%}" for share in shares)
+        inside = f", {part} of {mixed} with {listed} bad answers" if mixed else ""
+        false, harmless = self.caught("harmless")
+        return f"{hit} of {n} held-out bad runs alarm{when}{inside}; {false} of {harmless} harmless"
 
     def weakness(self) -> str | None:
         """What must be said wherever the bank is used, or None."""

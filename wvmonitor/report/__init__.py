@@ -1,1 +1,33 @@
-"""."""
+"""One self-contained HTML page from a journal, a scan or a bank."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wvmonitor.report.inputs import from_journal, from_scan, read_runs
+    from wvmonitor.report.page import render, write_page
+    from wvmonitor.report.view import RunView
+
+_HOMES = {
+    "RunView": "view",
+    "from_journal": "inputs",
+    "from_scan": "inputs",
+    "read_runs": "inputs",
+    "render": "page",
+    "write_page": "page",
+}
+
+__all__ = [
+    "RunView",
+    "from_journal",
+    "from_scan",
+    "read_runs",
+    "render",
+    "write_page",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

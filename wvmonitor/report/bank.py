@@ -41,7 +41,7 @@ def bank_page(bank: ReferenceBank, trust: Trust, *, generated: datetime | None =
         .get_template("bank.html.jinja")
         .render(
             title=f"A bank for {trust.base}",
-            headline=summary(trust),
+            headline=trust.sentence(),
             weakness=trust.weakness(),
             rates=[_rate(trust, kind) for kind in _LABELS if trust.of(kind)],
             checked=[_run(r) for r in trust.checked],
@@ -70,19 +70,6 @@ def bank_page(bank: ReferenceBank, trust: Trust, *, generated: datetime | None =
             style=Markup(style),  # noqa: S704  # our own file
             style_hash=admitted(style),
         )
-    )
-
-
-def summary(trust: Trust) -> str:
-    """The power check in a sentence."""
-    hit, n = trust.caught("bad")
-    lead = median_lead(trust.of("bad"))
-    when = "" if lead is None else f" (median: {percent(lead)} of the run)"
-    false, harmless = trust.caught("harmless")
-    part, mixed = trust.caught("mixed")
-    inside = f", {part} of {mixed} with one bad answer in ten" if mixed else ""
-    return (
-        f"{hit} of {n} held-out bad runs alarm{when}{inside}; {false} of {harmless} harmless ones"
     )
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wvmonitor.detection.verdict import Verdict
+from wvmonitor.detection.judgement import Judgement
+from wvmonitor.detection.verdict import State, Verdict
 from wvmonitor.report.series import Point, drawable, severity
-from wvmonitor.report.view import Row, RunView
+from wvmonitor.report.view import RunView
 from wvmonitor.report.words import clean, count, geometry_name, listed, sentence
-
-SAMPLED = 50
-"""Readings looked at to find out which score decides."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +18,12 @@ class Finding:
     """One reference over one run.
 
     Attributes:
-        state: "alarm" if it ever alarmed, else the last verdict; "" for a control, which gets none.
+        state: the worst that it rose to, else the last verdict; "" for a control, which gets none.
         last: the last verdict.
-        telling: the verdict whose reason explains `state`: the first alarm, else the last verdict.
+        telling: the verdict whose reason explains `state`: the first of its kind, or the last one.
         points: its course.
-        since: the step of the first verdict like `state`, without a better one after it.
+        since: the step of the first verdict like `state`, without a better one after it; of a
+            warning or an alarm, of the first one.
         dose: the last one known.
         scores: the last values, by (geometry, score).
         acknowledged: why someone silenced it, if someone did.
@@ -104,11 +102,7 @@ def judge(view: RunView) -> Outcome:
     """Sum up one run from the verdicts that were passed on it; nothing is judged anew."""
     rows = view.rows
     deciding = deciding_score(rows)
-    names = dict.fromkeys(
-        name
-        for row in rows
-        for name in (*(v.reference for v in row.verdicts), *row.scores.references)
-    )
+    names = dict.fromkeys(name for row in rows for name in (*row.verdicts, *row.scores.references))
     acknowledged = {e.reference: e.detail for e in view.events if e.kind == "ack" and e.reference}
     courses = _courses(rows, tuple(names), deciding)
     findings = [
@@ -129,28 +123,24 @@ def judge(view: RunView) -> Outcome:
     )
 
 
-def deciding_score(rows: Sequence[Row]) -> tuple[str, str] | None:
-    """(geometry, score) whose values the verdicts carry, told by comparing them."""
-    votes: Counter[tuple[str, str]] = Counter()
-    with_values = [r for r in rows if any(v.score is not None for v in r.verdicts)]
-    for row in with_values[-SAMPLED:]:
-        for verdict in row.verdicts:
-            found = row.scores.references.get(verdict.reference)
-            for geometry, values in (found.values if found else {}).items():
-                votes.update((geometry, n) for n, v in values.items() if v == verdict.score)
-    return votes.most_common(1)[0][0] if votes else None
+def deciding_score(rows: Sequence[Judgement]) -> tuple[str, str] | None:
+    """(geometry, score) on which the latest verdicts rest."""
+    for row in reversed(rows):
+        for verdict in row.verdicts.values():
+            if verdict.geometry is not None and verdict.score_name is not None:
+                return verdict.geometry, verdict.score_name
+    return None
 
 
 def _courses(
-    rows: Sequence[Row], names: Sequence[str], deciding: tuple[str, str] | None
+    rows: Sequence[Judgement], names: Sequence[str], deciding: tuple[str, str] | None
 ) -> dict[str, tuple[Point, ...]]:
     """Every reference's points, in one pass over the rows, by step."""
     courses: dict[str, list[Point]] = {name: [] for name in names}
     for index, row in enumerate(rows):
         step = float(index if row.step is None else row.step)
-        verdicts = {v.reference: v for v in row.verdicts}
         for name in names:
-            verdict = verdicts.get(name)
+            verdict = row.verdicts.get(name)
             value = verdict.score if verdict else None
             found = row.scores.references.get(name)
             if value is None and found is not None and deciding is not None:
@@ -167,22 +157,22 @@ def _courses(
 
 
 def _finding(
-    name: str, rows: Sequence[Row], points: tuple[Point, ...], acknowledged: str | None
+    name: str, rows: Sequence[Judgement], points: tuple[Point, ...], acknowledged: str | None
 ) -> Finding:
-    verdicts = [v for row in rows for v in row.verdicts if v.reference == name]
+    verdicts = [row.verdicts[name] for row in rows if name in row.verdicts]
     kept = [r.scores.references[name] for r in rows if name in r.scores.references]
     last = verdicts[-1] if verdicts else None
-    alarm = next((v for v in verdicts if v.state == "alarm"), None)
-    state = "alarm" if alarm else last.state if last else ""
+    worst = max((v.state for v in verdicts), default=State.OK)
+    risen = next((v for v in verdicts if v.state == worst and worst >= State.WARN), None)
     # A reading that failed to name a reference must not make the one before it look current.
-    if verdicts and state != "alarm" and not any(v.reference == name for v in rows[-1].verdicts):
-        state = "unknown"
+    current = last.state if last and name in rows[-1].verdicts else State.UNKNOWN
+    state = (risen.state if risen else current) if verdicts else ""
     return Finding(
         reference=name,
         kind=kept[-1].kind if kept else "behaviour" if verdicts else "control",
         state=state,
         last=last,
-        telling=alarm or last,
+        telling=risen or last,
         points=points,
         since=_since(points, state),
         dose=next((k.dose for k in reversed(kept) if k.dose is not None), None),
@@ -196,7 +186,7 @@ def _finding(
 
 
 def _since(points: Sequence[Point], state: str) -> int | None:
-    if state == "alarm":
+    if state in ("warn", "alarm"):
         return next((int(p.step) for p in points if p.state == state), None)
     since = None
     for point in reversed(points):
@@ -227,24 +217,26 @@ def _claim(view: RunView, state: str, findings: Sequence[Finding]) -> str:
     if state == "alarm":
         return f"Drifts towards {names}{when}."
     if state == "warn":
+        last = {f.last.state for f in judged if f.state == state and f.last}
+        if last == {State.OK}:
+            return (
+                f"Warned of {names}{when.replace('since', 'at')}, and was ok at the last reading."
+            )
         return f"May be drifting towards {names}{when}."
     if state == "warming":
         return "Too little has changed to judge yet."
     if state == "ok":
-        return f"No drift towards {every} {_quietly(view, judged)}."
+        return f"No drift towards {every} {_quietly(view)}."
     if not view.rows and not view.problems:
         return "Not judged: there are no readings."
     about = f" for {names}" if names and len(names) < len(every) else ""
     return f"Cannot be judged{about}. That is not a clean result."
 
 
-def _quietly(view: RunView, judged: Sequence[Finding]) -> str:
-    """Over what a run was ok: readings that were not judged do not count, warnings are said."""
-    warned = [p.step for f in judged for p in f.points if p.state == "warn"]
-    if warned:
-        return f"at the last reading, after a warning at step {min(warned):,.0f}"
-    words = {"ok", "warn", "alarm"}
-    clear = sum(bool(r.verdicts) and all(v.state in words for v in r.verdicts) for r in view.rows)
+def _quietly(view: RunView) -> str:
+    """Over what a run was ok: readings that were not judged do not count."""
+    words = {State.OK, State.WARN, State.ALARM}
+    clear = sum(bool(r.verdicts) and r.overall in words for r in view.rows)
     if clear == len(view.rows):
         return f"in {count(clear, 'reading')}"
     return f"in the {clear:,} of {count(len(view.rows), 'reading')} that could be judged"

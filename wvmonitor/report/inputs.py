@@ -7,26 +7,17 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from wvmonitor.detection.scores import ReferenceScores, ScoreName, Scores
-from wvmonitor.detection.verdict import CalibrationStatus, State, Verdict
-from wvmonitor.errors import (
-    FormatVersionError,
-    JournalError,
-    MalformedFileError,
-    MissingPathError,
-)
+from wvmonitor.errors import JournalError, MalformedFileError, MissingPathError
 from wvmonitor.journal.reader import Attempt, JournalReader, JournalRow, read_journal
 from wvmonitor.journal.schema import FILE_NAME, journal_file
+from wvmonitor.outputs.scan_record import CheckpointResult, judgement_of, read_records
 from wvmonitor.reading import Geometry
 from wvmonitor.report.findings import deciding_score, judge
-from wvmonitor.report.view import HeatMap, RowView, RunView, heat_map
+from wvmonitor.report.view import HeatMap, RunView, heat_map
 from wvmonitor.report.words import listed
 
-SCAN_VERSION = 1
 SQLITE = b"SQLite format 3\0"
 HEAT_MAPS = 3
 """Behaviours that get a heat map: the leading one, and others that warn or alarm."""
@@ -62,7 +53,9 @@ def _run(reader: JournalReader, run: str, saved: Sequence[int]) -> RunView:
     unwatched = reader.unwatched(run)
     view = RunView(
         name=run,
-        rows=rows,
+        rows=[row.judgement for row in rows],
+        wall_times=[row.wall_time for row in rows],
+        measure_seconds=[r.measure_seconds for r in rows if r.measure_seconds is not None],
         events=reader.events(run),
         checkpoints=[step for step in saved if step <= reach],
         planned_steps=attempts[-1].context.planned_steps if attempts else None,
@@ -75,7 +68,7 @@ def _run(reader: JournalReader, run: str, saved: Sequence[int]) -> RunView:
 def _heat_maps(reader: JournalReader, view: RunView, rows: Sequence[JournalRow]) -> list[HeatMap]:
     """Of the last reading, for the references worth a look; none where the arrays are gone."""
     outcome = judge(view)
-    deciding = deciding_score(rows)
+    deciding = deciding_score(view.rows)
     leading = [f.reference for f in (outcome.drifting or outcome.findings[:1])][:HEAT_MAPS]
     if not rows or not leading:
         return []
@@ -134,52 +127,6 @@ def _checkpoints(journal: Path) -> tuple[int, ...]:
     return ()
 
 
-class _Result(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    scores: dict[str, dict[str, float | None]] = Field(default_factory=dict)
-    dose: float | None = None
-    score: float | None = None
-    threshold: float | None = None
-    calibration: CalibrationStatus = "uncalibrated"
-    verdict: State | None = None
-    reason: str = ""
-    account: tuple[str, ...] = ()
-
-
-class _Failure(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    type: str = "error"
-    message: str = ""
-
-
-class _Checkpoint(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    path: str
-    step: int | None = None
-    norm: float | None = None
-    coverage: float | None = None
-    verdict: State
-    references: dict[str, _Result] = Field(default_factory=dict)
-    controls: dict[str, _Result] = Field(default_factory=dict)
-    error: _Failure | None = None
-    warnings: list[str] = Field(default_factory=list)
-    run: str | None = None
-    progress: float | None = None
-    method: str | None = None
-    rank: int | None = None
-    bank: str | None = None
-
-
-class _Scan(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    schema_version: Literal[1]
-    checkpoints: list[_Checkpoint]
-
-
 def from_scan(
     document: str | bytes | Mapping[str, Any], *, source: str = "the scan"
 ) -> list[RunView]:
@@ -202,35 +149,20 @@ def from_scan(
                 f"{source} is neither a journal nor JSON ({error}): give a wvmonitor.db, or what "
                 "`wvmonitor scan --format json` wrote"
             ) from None
-    version = content.get("schema_version") if isinstance(content, Mapping) else None
-    if isinstance(version, int) and version > SCAN_VERSION:
-        raise FormatVersionError(
-            f"{source} has scan format {version}, this wvmonitor reads up to {SCAN_VERSION}: "
-            "upgrade wvmonitor"
-        )
-    try:
-        scan = _Scan.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "the document"
-        raise MalformedFileError(
-            f"{source} is not the JSON of a scan ({where}: {first['msg']}): make it again with "
-            "`wvmonitor scan --format json`"
-        ) from None
-    groups: dict[str, list[_Checkpoint]] = {}
-    for checkpoint in scan.checkpoints:
+    groups: dict[str, list[CheckpointResult]] = {}
+    for checkpoint in read_records(content, source):
         groups.setdefault(checkpoint.run or checkpoint.path, []).append(checkpoint)
     return [_scanned(name, found) for name, found in groups.items()]
 
 
-def _scanned(name: str, found: Sequence[_Checkpoint]) -> RunView:
+def _scanned(name: str, found: Sequence[CheckpointResult]) -> RunView:
     ordered = sorted(found, key=lambda c: -1 if c.step is None else c.step)
     last = ordered[-1]
     ends = last.progress and last.step and round(last.step / last.progress)
     method = [w for w in (last.method, last.rank and f"rank {last.rank}") if w]
     return RunView(
         name=name,
-        rows=[_row(c) for c in ordered if c.error is None],
+        rows=[judgement_of(c) for c in ordered if c.error is None],
         checkpoints=[c.step for c in ordered if c.step is not None] if len(ordered) > 1 else (),
         planned_steps=ends or None,
         facts=[("method", ", ".join(method))] if method else (),
@@ -240,65 +172,6 @@ def _scanned(name: str, found: Sequence[_Checkpoint]) -> RunView:
             if c.error is not None
         ],
     )
-
-
-def _row(checkpoint: _Checkpoint) -> RowView:
-    every = {**checkpoint.references, **checkpoint.controls}
-    scores = {
-        name: ReferenceScores(
-            reference=name,
-            kind="behaviour" if result.verdict else "control",
-            values=cast(
-                "Mapping[Geometry, Mapping[ScoreName, float]]",
-                {
-                    geometry: {n: v for n, v in values.items() if v is not None}
-                    for geometry, values in result.scores.items()
-                },
-            ),
-            dose=result.dose,
-        )
-        for name, result in every.items()
-    }
-    verdicts = tuple(
-        Verdict(
-            reference=name,
-            state=result.verdict,
-            reason=result.reason,
-            score=_deciding(result),
-            threshold=result.threshold,
-            calibration=result.calibration,
-            step=checkpoint.step,
-            account=result.account,
-        )
-        for name, result in checkpoint.references.items()
-        if result.verdict
-    )
-    return RowView(
-        step=checkpoint.step,
-        verdicts=verdicts,
-        scores=Scores(
-            references=scores,
-            norm=float("nan") if checkpoint.norm is None else checkpoint.norm,
-            coverage={} if checkpoint.coverage is None else {"frobenius": checkpoint.coverage},
-            step=checkpoint.step,
-            progress=checkpoint.progress,
-            warnings=tuple(checkpoint.warnings),
-            components=(),
-            bank=checkpoint.bank or "",
-        ),
-    )
-
-
-def _deciding(result: _Result) -> float | None:
-    """The deciding score; an older scan does not name it: then the response residual, or cosine."""
-    if result.score is not None or result.verdict in ("unknown", "warming"):
-        return result.score
-    for geometry in ("response", "frobenius"):
-        for score in ("residual", "cosine"):
-            value = result.scores.get(geometry, {}).get(score)
-            if value is not None:
-                return value
-    return None
 
 
 def read_runs(source: str | Path, *, runs: Sequence[str] = ()) -> list[RunView]:

@@ -21,7 +21,7 @@ from wvmonitor.report.findings import Finding, Outcome, judge
 from wvmonitor.report.heat import heat_chart, heat_words
 from wvmonitor.report.inputs import from_journal, from_scan, read_runs
 from wvmonitor.report.series import STATES, severity
-from wvmonitor.report.view import BehaviourPoint, HeatMap, Row, RowView, RunView, heat_map
+from wvmonitor.report.view import BehaviourPoint, HeatMap, RunView, heat_map
 from wvmonitor.report.words import (
     clean,
     count,
@@ -36,8 +36,6 @@ from wvmonitor.report.words import (
 __all__ = [
     "BehaviourPoint",
     "HeatMap",
-    "Row",
-    "RowView",
     "RunView",
     "from_journal",
     "from_scan",

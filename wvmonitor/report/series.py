@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-STATES = ("ok", "warming", "unknown", "warn", "alarm")
+from wvmonitor.detection.verdict import State
+
+STATES = tuple(State)
 """Verdicts, and in that order how much they ask for attention."""
 
 DRAWABLE = 1e30

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -38,6 +38,7 @@ LOW_COVERAGE = 0.9
 
 CALIBRATION = {
     "calibrated": "calibrated on benign runs; the band follows the run's progress",
+    "provisional": "provisional: approximate, from a few short benign runs; no rate is promised",
     "uncalibrated": "not calibrated: fixed published rules, which go no higher than warn",
     "transferred": "transferred: the references' base is a relative of this one; warn at most",
 }
@@ -100,7 +101,7 @@ def cautions(outcome: Outcome) -> list[str]:
         found.append(sentence(warning) + (where if len(view.rows) > 1 else ""))
     if len(said) > MOST_CAUTIONS:
         found.append(f"And {count(len(said) - MOST_CAUTIONS, 'more warning')}.")
-    unknown = [r.step for r in view.rows if any(v.state == "unknown" for v in r.verdicts)]
+    unknown = [r.step for r in view.rows if any(v.state == "unknown" for v in r.verdicts.values())]
     if unknown and outcome.state != "unknown":
         place = "" if unknown[0] is None else f", the first at step {unknown[0]:,}"
         found.append(f"{count(len(unknown), 'reading')} could not be judged{place}.")
@@ -132,9 +133,9 @@ def facts(outcome: Outcome) -> list[tuple[str, str]]:
     for geometry, (least, last) in _coverage(view).items():
         words = f"{percent(last)} of ‖τ‖²" + (f", least {percent(least)}" if least < last else "")
         found.append((f"coverage, {geometry_name(geometry)}", words))
-    times = [t for row in rows if (t := getattr(row, "measure_seconds", None)) is not None]
-    if times:
-        found.append(("time a reading", f"{seconds(statistics.median(times))} (median)"))
+    if view.measure_seconds:
+        median = statistics.median(view.measure_seconds)
+        found.append(("time a reading", f"{seconds(median)} (median)"))
     norms = [row.scores.norm for row in rows]
     if norms:
         course = (
@@ -235,11 +236,11 @@ def _interval(view: RunView) -> str:
 
 
 def _step_at(view: RunView, time: float) -> int | None:
-    """The last step that had been read by `time`, where the rows know their time."""
-    timed: Sequence[tuple[float, int]] = [
-        (row.wall_time, row.step)
-        for row in view.rows
-        if row.step is not None and hasattr(row, "wall_time")
+    """The last step that had been read by `time`, where it is known when they were made."""
+    timed = [
+        (wall_time, row.step)
+        for wall_time, row in zip(view.wall_times, view.rows, strict=False)
+        if row.step is not None
     ]
     index = bisect_right(timed, time, key=lambda item: item[0])
     return timed[index - 1][1] if index else None

@@ -5,41 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from wvmonitor.detection.groups import layer_of, module_of
-from wvmonitor.detection.scores import Scores
-from wvmonitor.detection.verdict import Verdict
+from wvmonitor.detection.judgement import Judgement
 from wvmonitor.errors import UnknownReferenceError
 from wvmonitor.journal.reader import Event
 from wvmonitor.reading import Component, Geometry, Reading
-
-
-class Row(Protocol):
-    """One judged reading; a `JournalRow` is one."""
-
-    @property
-    def step(self) -> int | None:
-        """Optimiser step; None for a lone checkpoint that does not say."""
-
-    @property
-    def scores(self) -> Scores:
-        """Its scores."""
-
-    @property
-    def verdicts(self) -> Sequence[Verdict]:
-        """The verdicts passed on it."""
-
-
-@dataclass(frozen=True)
-class RowView:
-    """A `Row` put together in memory."""
-
-    step: int | None
-    scores: Scores
-    verdicts: tuple[Verdict, ...]
 
 
 @dataclass(frozen=True)
@@ -79,7 +52,7 @@ class RunView:
 
     Attributes:
         name: the run's id, path or title.
-        rows: its readings by step.
+        rows: its judged readings by step.
         note: what was expected of it, in a word or two, if anything was.
         events: acknowledgements, stops and notes.
         checkpoints: the steps at which a checkpoint was saved.
@@ -89,10 +62,12 @@ class RunView:
         planned_steps: the run's planned number of steps.
         facts: how it was measured, beyond what the rows say (label, value).
         problems: what could not be read or judged at all, one sentence each.
+        wall_times: when each reading was made, seconds since 1970; empty where not known.
+        measure_seconds: how long measuring took, where it was timed.
     """
 
     name: str
-    rows: Sequence[Row]
+    rows: Sequence[Judgement]
     note: str = ""
     events: Sequence[Event] = ()
     checkpoints: Sequence[int] = ()
@@ -102,6 +77,8 @@ class RunView:
     planned_steps: int | None = None
     facts: Sequence[tuple[str, str]] = ()
     problems: Sequence[str] = ()
+    wall_times: Sequence[float] = ()
+    measure_seconds: Sequence[float] = ()
 
 
 def heat_map(

@@ -1,7 +1,8 @@
 """Benign runs read back from disk, for calibrating: from their journals, or their checkpoints.
 
-A run's journal holds its readings to the last bit, so nothing is measured again. Without a journal
-the saved checkpoints of its output folder are measured, one reading each.
+A run's journal holds its readings to the last bit, so nothing is measured again, unless it was
+watched with another bank and recorded (`record=True`). Without a journal the saved checkpoints of
+its output folder are measured, one reading each.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from wvmonitor.detection.calibration import BenignRun
-from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.scores import score
+from wvmonitor.detection.judge import Judge
 from wvmonitor.errors import CalibrationError, MissingPathError
-from wvmonitor.journal.reader import JournalReader
-from wvmonitor.reading import Geometry
+from wvmonitor.journal.reader import JournalReader, JournalRow
+from wvmonitor.journal.snapshots import path_of, read_snapshot
+from wvmonitor.outputs.scan_record import Failure
+from wvmonitor.reading import Reading
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.references.calibrated import ridges
-from wvmonitor.scan.measure import Job, Measured, SharedBank, measure
-from wvmonitor.scan.results import Failure
+from wvmonitor.scan.measure import Job, SharedBank, measure
+from wvmonitor.scan.results import Measured
 from wvmonitor.scan.targets import Target, find_targets
 
 
@@ -48,14 +49,14 @@ def benign_runs(
             of its checkpoints cannot be measured.
         JournalError: a journal cannot be read.
     """
-    ridge = ridges(bank, ("blocks",), None)
+    judge = Judge.of(bank)
     runs: list[BenignRun] = []
     for folder in folders:
         journals = sorted(folder.rglob("wvmonitor.db")) if folder.is_dir() else []
         found = (
-            _from_journals(journals, bank, ridge)
+            _from_journals(journals, bank, judge)
             if journals
-            else _from_checkpoints(folder, bank, ridge, base, optimizer)
+            else _from_checkpoints(folder, bank, judge, base, optimizer)
         )
         for place, run in found:
             named = run.dataset  # its id, so far
@@ -76,30 +77,39 @@ def _dataset(folder: Path, place: Path, run: str, datasets: Mapping[str, str] | 
 
 
 def _from_journals(
-    journals: Sequence[Path], bank: ReferenceBank, ridge: Mapping[Geometry, float]
+    journals: Sequence[Path], bank: ReferenceBank, judge: Judge
 ) -> Iterator[tuple[Path, BenignRun]]:
     for path in journals:
         journal = JournalReader(path)
         for run in journal.runs():
             attempt = journal.attempts(run)[-1]
-            if attempt.bank != bank.fingerprint:
-                raise CalibrationError(
-                    f"the run {run} in '{path}' was measured against another bank "
-                    f"({attempt.bank[:12]}…, this one is {bank.fingerprint[:12]}…): give the bank "
-                    "it was watched with, or its checkpoints without the journal"
-                )
-            readings = [journal.reading(row) for row in journal.trajectory(run)]
+            rows = journal.trajectory(run)
+            if attempt.bank == bank.fingerprint:
+                readings = [journal.reading(row) for row in rows]
+            else:
+                readings = [_measured_again(path, row, attempt.bank, bank) for row in rows]
             by_step = {r.step: r for r in readings}
-            scores = [
-                score(r, bank.gram, ridge=ridge, earlier=by_step.get(r.lag_step)) for r in readings
-            ]
+            scores = [judge.statistics(r, by_step.get(r.lag_step)).scores for r in readings]
             yield path.parent, BenignRun(run, scores, attempt.context)
+
+
+def _measured_again(path: Path, row: JournalRow, before: str, bank: ReferenceBank) -> Reading:
+    """A reading of a recorded run against another bank than the one it was watched with."""
+    snapshot = path_of(path, row.run, row.attempt, row.step)
+    if not snapshot.is_file():
+        raise CalibrationError(
+            f"the run {row.run} in '{path}' was measured against another bank ({before[:12]}…, "
+            f"this one is {bank.fingerprint[:12]}…), and its task vectors were not recorded: give "
+            "the bank it was watched with, or its checkpoints without the journal"
+        )
+    vector = read_snapshot(snapshot).vector
+    return bank.measure(vector, step=row.step, progress=row.scores.progress)
 
 
 def _from_checkpoints(
     folder: Path,
     bank: ReferenceBank,
-    ridge: Mapping[Geometry, float],
+    judge: Judge,
     base: str | None,
     optimizer: str | None,
 ) -> Iterator[tuple[Path, BenignRun]]:
@@ -109,26 +119,15 @@ def _from_checkpoints(
             f"{folder} holds neither a journal (wvmonitor.db) nor checkpoint-* folders: give the "
             "output folder of a run"
         )
-    measured = [_measured(target, bank, ridge, base) for target in trajectory]
-    last = trajectory[-1]
-    context = RunContext(
-        method=measured[-1].method,
-        rank=measured[-1].rank,
-        optimizer=optimizer,
-        learning_rate=last.learning_rate,
-        base=measured[-1].relation,
-        planned_steps=last.planned_steps,
-        readings_planned=last.readings,
-    )
+    measured = [_measured(target, bank, base) for target in trajectory]
+    context = judge.context(measured[-1], trajectory[-1].context(optimizer))
     yield folder, BenignRun(folder.name, [m.scores for m in measured], context)
 
 
-def _measured(
-    target: Target, bank: ReferenceBank, ridge: Mapping[Geometry, float], base: str | None
-) -> Measured:
+def _measured(target: Target, bank: ReferenceBank, base: str | None) -> Measured:
     if target.error is not None:
         raise CalibrationError(f"{target.path} cannot be measured: {target.error.message}")
-    outcome = measure(Job(target, SharedBank(bank), base, ridge=ridge))
+    outcome = measure(Job(target, SharedBank(bank), base))
     if isinstance(outcome, Failure):
         raise CalibrationError(f"{target.path} cannot be measured: {outcome.message}")
     assert isinstance(outcome, Measured)  # noqa: S101  without a cache nothing is known before

@@ -15,18 +15,18 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from wvmonitor._version import __version__
 from wvmonitor.errors import SettingsError
 from wvmonitor.files.storage import Location, joined, list_folder, sha256_file, shown
-
-if TYPE_CHECKING:
-    from wvmonitor.scan.measure import Measured
+from wvmonitor.scan.results import Measured
 
 _HEADER = {"wvmonitor_scan_cache": 1}
+_LAYOUT = 2
+"""Of an entry; one of another layout is not found, and left in the file."""
 _CONFIGS = frozenset({"adapter_config.json", "config.json"})
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 
@@ -58,7 +58,7 @@ class ScanCache:
         """
         self._path = Path(path)
         self._entries: dict[str, Measured] = {}
-        self._adapter = _adapter()
+        self._adapter = TypeAdapter(Measured)
         try:
             exists = self._path.exists() and self._path.stat().st_size > 0
             if exists:
@@ -142,7 +142,7 @@ def content_key(target: Location, base: Location | None, *asked: object) -> str:
         InputError: a file cannot be read.
     """
     parts = [_files(target), _base_files(str(base)) if base is not None else None, *asked]
-    text = json.dumps([_HEADER, __version__, parts], sort_keys=True)
+    text = json.dumps([_HEADER, __version__, _LAYOUT, parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -178,9 +178,3 @@ def _lines(path: str) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(entry, dict) and isinstance(entry.get("key"), str):
                 yield entry
-
-
-def _adapter() -> TypeAdapter[Measured]:
-    from wvmonitor.scan.measure import Measured
-
-    return TypeAdapter(Measured)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from wvmonitor.errors import BaseMismatchError, NonFiniteError, ShapeMismatchError, WVMonitorError
 from wvmonitor.files.storage import shown
+from wvmonitor.outputs.scan_record import Failure, failure_of
 from wvmonitor.reading import Component, Float64, Geometry
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.measure import find_base, read_target
-from wvmonitor.scan.results import Failure, failure_of
 from wvmonitor.scan.targets import Target
 from wvmonitor.vectors import functional
 from wvmonitor.vectors import update as updates_

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from wvmonitor.scan.results import Failure
+from wvmonitor.outputs.scan_record import Failure
 from wvmonitor.scan.screen import Spectrum, by_layer
 from wvmonitor.scan.text import number, visible
 

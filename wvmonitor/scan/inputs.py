@@ -9,7 +9,7 @@ from typing import TextIO
 
 from wvmonitor.errors import InputError, MissingPathError, WVMonitorError
 from wvmonitor.files.storage import is_url, open_storage, read_bytes, remote_files, shown
-from wvmonitor.scan.results import failure_of
+from wvmonitor.outputs.scan_record import failure_of
 from wvmonitor.scan.targets import Target, find_targets
 
 STANDARD_INPUT = "-"

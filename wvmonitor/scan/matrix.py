@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import TextIO
 
+from wvmonitor.outputs.scan_record import Failure, finite
 from wvmonitor.scan.compare import Comparison
-from wvmonitor.scan.results import Failure, finite
 from wvmonitor.scan.text import visible
 
 MatrixWriter = Callable[[Comparison, Mapping[str, Failure], TextIO], None]

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from wvmonitor.detection.groups import LayerShares, layer_shares
-from wvmonitor.detection.scores import Scores, score
+from wvmonitor.detection.judge import Judge
 from wvmonitor.errors import (
     AlteredBankError,
     MalformedFileError,
@@ -21,11 +20,11 @@ from wvmonitor.errors import (
 from wvmonitor.files.checkpoint_files import open_checkpoint
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import is_url, joined, local_path, shown
+from wvmonitor.outputs.scan_record import Failure, failure_of
 from wvmonitor.reading import Component, Geometry, Reading, join_readings
 from wvmonitor.references import ReferenceBank
-from wvmonitor.references.card import BaseRelation
 from wvmonitor.scan.cache import CacheView, content_key
-from wvmonitor.scan.results import Failure, failure_of
+from wvmonitor.scan.results import Known, Measured
 from wvmonitor.scan.targets import ADAPTER_CONFIG, Target
 from wvmonitor.sources.identity import FilesState, KnownDigest, base_digest, remember, state_of
 from wvmonitor.vectors.task_vector import TaskVector
@@ -94,42 +93,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Known:
-    """The checkpoint was measured before: nothing of it was read but for its digest.
-
-    Attributes:
-        key: of the measurement in the cache.
-    """
-
-    key: str
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one pass over a checkpoint gave: everything that a verdict needs, and no tensors.
-
-    Attributes:
-        scores: against every reference.
-        component_shares: the share of ‖τ‖² in each part of the model.
-        relation: whether the weights start from the references' base.
-        method: how the weights were trained, if known.
-        rank: the adapter's largest rank, if it is one.
-        warnings: beside those of the scores.
-        layers: which layers carry the inner products.
-        key: of this measurement in a cache, if one is kept.
-    """
-
-    scores: Scores
-    component_shares: Mapping[Component, float]
-    relation: BaseRelation
-    method: str | None = None
-    rank: int | None = None
-    warnings: tuple[str, ...] = ()
-    layers: LayerShares = field(default_factory=dict)
-    key: str | None = None
-
-
-@dataclass(frozen=True)
 class Share:
     """What was read of a checkpoint, by itself or as one of several shares.
 
@@ -137,13 +100,12 @@ class Share:
         reading: of the share's parameters.
         elements: how many they have.
         states: of a shared checkpoint's files, before and after: they must be of one save.
-        relation, method, rank, warnings, key: as `Measured` has them.
+        method, rank, warnings, key: as `Measured` has them.
     """
 
     reading: Reading
     elements: int
     states: tuple[FilesState | None, FilesState | None]
-    relation: BaseRelation
     method: str | None
     rank: int | None
     warnings: tuple[str, ...]
@@ -189,17 +151,28 @@ def scored(shares: Sequence[Share], job: Job) -> Measured:
             "is fully written, then try again"
         )
     reading = join_readings([s.reading for s in shares], [s.elements for s in shares])
-    known = {g: v for g, v in job.ridge.items() if g in reading.geometries}
+    found = _judge(bank, job.components, tuple(job.ridge.items())).statistics(reading)
     return Measured(
-        scores=score(reading, bank.gram, components=job.components, ridge=known or None),
-        component_shares=reading.component_shares(),
-        relation=first.relation,
+        scores=found.scores,
+        component_shares=found.component_shares,
+        base_digest=reading.base_digest,
         method=first.method,
         rank=first.rank,
         warnings=first.warnings,
-        layers=layer_shares(reading, job.components),
+        layers=found.layers,
         key=first.key,
     )
+
+
+@functools.lru_cache(maxsize=4)
+def _judge(
+    bank: ReferenceBank,
+    components: tuple[Component, ...],
+    ridge: tuple[tuple[Geometry, float], ...],
+) -> Judge:
+    """What scores in a worker; verdicts are passed where the readings before are known."""
+    judge = Judge.of(bank, components=components)
+    return replace(judge, ridge={**judge.ridge, **dict(ridge)})
 
 
 @dataclass(frozen=True)
@@ -275,7 +248,6 @@ def _read(opened: Sequence[_Opened], bank: ReferenceBank) -> list[Share]:
             reading=replace(reading, step=o.job.target.step, progress=o.job.target.progress),
             elements=sum(o.tau.shape(name).numel() for name in o.tau.names()),
             states=(o.state, _state(o.job)),
-            relation=bank.relation_to(o.tau.origin.base_digest),
             method=o.tau.origin.method,
             rank=o.tau.origin.rank,
             warnings=o.warnings,

@@ -13,21 +13,17 @@ from pathlib import Path
 from typing import TextIO
 
 from wvmonitor.detection.calibration import Calibration
-from wvmonitor.detection.explanation import explained
-from wvmonitor.detection.groups import layer_shares
-from wvmonitor.detection.scores import score
-from wvmonitor.detection.verdict import JudgeState, RunContext, judge
+from wvmonitor.detection.judge import Judge
+from wvmonitor.detection.state import JudgeState
 from wvmonitor.errors import InputError, MissingPathError, WVMonitorError
 from wvmonitor.journal.reader import JournalReader, JournalRow
 from wvmonitor.journal.snapshots import folder_of, path_of, read_snapshot
-from wvmonitor.references.background import background_of
+from wvmonitor.outputs.scan_record import CheckpointResult, failed, failure_of, record_of
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.references.calibrated import ridges
-from wvmonitor.scan.measure import Measured
-from wvmonitor.scan.results import CheckpointResult, FailOn, failed, failure_of
-from wvmonitor.scan.scan import open_bank, result_of, wanted_behaviours
-from wvmonitor.scan.targets import Target
+from wvmonitor.scan.results import FailOn
+from wvmonitor.scan.scan import open_bank
 from wvmonitor.scan.writers import WRITERS, deliver, format_of, write_file
+from wvmonitor.vectors.task_vector import TaskVector
 
 
 def rescore(
@@ -53,12 +49,13 @@ def rescore(
         UnknownReferenceError: one of `behaviours` is none of the bank's.
         CalibrationError: the calibration belongs to another bank.
     """
-    wanted = wanted_behaviours(bank, behaviours)
-    if calibration is not None:
-        calibration.require_bank(bank.fingerprint)
+    Judge.of(bank, calibration, behaviours=behaviours)  # what does not go together is said now
     reader = JournalReader(source)
     name = _recorded(reader, run)
-    return _rescored(reader, name, bank, calibration, wanted)
+    rows = reader.trajectory(name)
+    components = rows[0].scores.components if rows and calibration is None else None
+    judge = Judge.of(bank, calibration, behaviours=behaviours, components=components)
+    return _rescored(reader, name, rows, bank, judge)
 
 
 def _recorded(reader: JournalReader, run: str | None) -> str:
@@ -79,62 +76,33 @@ def _recorded(reader: JournalReader, run: str | None) -> str:
 
 
 def _rescored(
-    reader: JournalReader,
-    run: str,
-    bank: ReferenceBank,
-    calibration: Calibration | None,
-    wanted: frozenset[str],
+    reader: JournalReader, run: str, rows: Sequence[JournalRow], bank: ReferenceBank, judge: Judge
 ) -> Iterator[CheckpointResult]:
     contexts = {a.attempt: a.context for a in reader.attempts(run)}
-    state, background = JudgeState(), background_of(bank)
-    for row in reader.trajectory(run):
+    state, acknowledged = JudgeState(), reader.acknowledged(run)
+    for row in rows:
         path = path_of(reader.path, run, row.attempt, row.step)
-        target = Target(str(path), run=run, step=row.step)
         try:
-            measured, context = _measured(path, row, bank, calibration, contexts[row.attempt])
+            tau = _recorded_vector(path, row.step)
+            reading = bank.measure(tau, step=row.step, progress=row.scores.progress)
+            context = judge.context(tau.origin, replace(contexts[row.attempt], lone=False))
+            judgement = judge(
+                reading, context, state, acknowledged=acknowledged, last=row is rows[-1]
+            )
         except WVMonitorError as error:
-            yield failed(target.path, failure_of(error), run=run, step=row.step)
+            yield failed(str(path), failure_of(error), run=run, step=row.step)
             continue
-        verdicts, state = judge(measured.scores, context, calibration, state)
-        verdicts = explained(
-            verdicts,
-            measured.scores,
-            state,
-            background,
-            layers=measured.layers,
-            calibration=calibration,
-        )
-        kept = {n: v for n, v in verdicts.items() if n in wanted}
-        yield result_of(target, measured, measured.scores, kept)
+        state = judgement.state
+        origin = tau.origin
+        yield record_of(judgement, str(path), run=run, method=origin.method, rank=origin.rank)
 
 
-def _measured(
-    path: Path,
-    row: JournalRow,
-    bank: ReferenceBank,
-    calibration: Calibration | None,
-    context: RunContext,
-) -> tuple[Measured, RunContext]:
+def _recorded_vector(path: Path, step: int) -> TaskVector:
     if not path.is_file():
         raise MissingPathError(
-            f"the recorder kept nothing of step {row.step} ({path}): see the run's log for why"
+            f"the recorder kept nothing of step {step} ({path}): see the run's log for why"
         )
-    tau = read_snapshot(path).vector
-    reading = bank.measure(tau, step=row.step, progress=row.scores.progress)
-    components = calibration.components if calibration is not None else row.scores.components
-    known = {
-        g: v for g, v in ridges(bank, components, calibration).items() if g in reading.geometries
-    }
-    relation = bank.relation_to(tau.origin.base_digest)
-    measured = Measured(
-        scores=score(reading, bank.gram, components=components, ridge=known),
-        component_shares=reading.component_shares(),
-        relation=relation,
-        method=tau.origin.method,
-        rank=tau.origin.rank,
-        layers=layer_shares(reading, components),
-    )
-    return measured, replace(context, base=relation)
+    return read_snapshot(path).vector
 
 
 def run_rescore(

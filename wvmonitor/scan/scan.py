@@ -15,29 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from wvmonitor.detection.calibration import Calibration
-from wvmonitor.detection.explanation import Background, explained
-from wvmonitor.detection.scores import ReferenceScores, Scores
-from wvmonitor.detection.verdict import JudgeState, RunContext, Verdict, judge, overall
-from wvmonitor.errors import UnknownReferenceError
+from wvmonitor.detection.judge import Judge
+from wvmonitor.detection.state import JudgeState
 from wvmonitor.files.storage import Location, is_url, local_path
+from wvmonitor.outputs.scan_record import CheckpointResult, Failure, failed, failure_of, record_of
 from wvmonitor.reading import Geometry
 from wvmonitor.references import ReferenceBank
-from wvmonitor.references.background import background_of
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.calibrated import calibration_of
 from wvmonitor.scan.cache import CacheView, ScanCache
-from wvmonitor.scan.measure import Job, Known, Measured, Outcome, SharedBank
-from wvmonitor.scan.results import (
-    SCAN_SCORES,
-    CheckpointResult,
-    ControlResult,
-    Failure,
-    ReferenceResult,
-    Values,
-    failed,
-    failure_of,
-    finite,
-)
+from wvmonitor.scan.measure import Job, Outcome, SharedBank
+from wvmonitor.scan.results import Known, Measured
 from wvmonitor.scan.targets import Target, find_targets
 from wvmonitor.scan.work import outcomes
 from wvmonitor.sources.identity import KnownDigest, known_digest
@@ -102,10 +90,8 @@ def scan(
         UnknownReferenceError: one of `behaviours` is none of the bank's.
         CalibrationError: the calibration belongs to another bank.
     """
-    wanted = wanted_behaviours(bank, behaviours)
-    if calibration is not None:
-        calibration.require_bank(bank.fingerprint)
-    judges = _Judges(calibration, optimizer, wanted, background_of(bank, base))
+    judge = Judge.of(bank, calibration, behaviours=behaviours, base=base)
+    judges = _Trajectories(judge, optimizer)
     return _scan(targets, bank, base, judges, executor, workers, cache, ordered=ordered)
 
 
@@ -113,7 +99,7 @@ def _scan(
     targets: Iterable[Location | Target],
     bank: ReferenceBank,
     base: Location | None,
-    judges: _Judges,
+    judges: _Trajectories,
     executor: Executor | None,
     workers: int,
     cache: ScanCache | None,
@@ -123,7 +109,7 @@ def _scan(
     found = _found(targets)
     shared, view = SharedBank(bank), None if cache is None else cache.view()
     digest = None if executor is None or base is None else _digest(base)
-    jobs = [_job(t, shared, base, judges.calibration, view, digest) for t in found]
+    jobs = [_job(t, shared, base, judges.judge.calibration, view, digest) for t in found]
     # Results that must come one after another share a line; a lone checkpoint has one to itself.
     lines = [0 if ordered else t.run or index for index, t in enumerate(found)]
     queues: dict[int | str, deque[int]] = {}
@@ -148,22 +134,6 @@ def _found(targets: Iterable[Location | Target]) -> list[Target]:
             given.add(str(target))
             found += find_targets([target])
     return found
-
-
-def wanted_behaviours(bank: ReferenceBank, behaviours: Sequence[str] | None) -> frozenset[str]:
-    """The references to pass verdicts on: those asked for, or every behaviour of the bank.
-
-    Raises:
-        UnknownReferenceError: one of them is no behaviour of the bank's.
-    """
-    if behaviours is None:
-        return frozenset(bank.behaviours)
-    for name in behaviours:
-        if name not in bank.behaviours:
-            raise UnknownReferenceError(
-                f"no behaviour {name!r} in this bank; it holds {', '.join(bank.behaviours)}"
-            )
-    return frozenset(behaviours)
 
 
 def _digest(base: Location) -> KnownDigest | None:
@@ -200,102 +170,37 @@ def _recalled(outcome: Outcome, cache: ScanCache | None) -> Measured | Failure:
     return outcome
 
 
-class _Judges:
-    """Passes verdicts; remembers of each run what was read of it so far."""
+class _Trajectories:
+    """Judges what was measured; remembers of each run where judging it has come to."""
 
-    def __init__(
-        self,
-        calibration: Calibration | None,
-        optimizer: str | None,
-        wanted: frozenset[str],
-        background: Background,
-    ) -> None:
-        self._background = background
-        self.calibration = calibration
+    def __init__(self, judge: Judge, optimizer: str | None) -> None:
+        self.judge = judge
         self._optimizer = optimizer
-        self._wanted = wanted
         self._states: dict[str, JudgeState] = {}
 
     def result(self, target: Target, outcome: Measured | Failure) -> CheckpointResult:
-        """Judge a lone checkpoint, or the next one of a run."""
+        """Judge a single checkpoint, or the next one of a run."""
         if isinstance(outcome, Failure):
             return failed(target.path, outcome, run=target.run, step=target.step)
         # What was measured may come from a cache, where it had another place in another run.
         scores = replace(outcome.scores, step=target.step, progress=target.progress)
-        context = self._context(target, outcome)
-        state = self._states.get(target.run or "", JudgeState())
-        verdicts, state = judge(scores, context, self.calibration, state)
-        verdicts = explained(
-            verdicts,
-            scores,
-            state,
-            self._background,
-            layers=outcome.layers,
-            calibration=self.calibration,
+        judgement = self.judge(
+            replace(outcome.statistics, scores=scores),
+            self.judge.context(outcome, target.context(self._optimizer)),
+            self._states.get(target.run or "", JudgeState()),
+            last=target.last,
         )
         if target.run is not None:
-            self._states[target.run] = state
-        return result_of(
-            target, outcome, scores, {n: v for n, v in verdicts.items() if n in self._wanted}
+            self._states[target.run] = judgement.state
+        return record_of(
+            judgement,
+            target.path,
+            run=target.run,
+            method=outcome.method,
+            rank=outcome.rank,
+            warnings=(*target.warnings, *outcome.warnings),
+            saved_at=_saved_at(target.path),
         )
-
-    def _context(self, target: Target, measured: Measured) -> RunContext:
-        # Files do not say which optimiser made them (training_args.bin is a pickle). A trajectory
-        # whose optimiser is not known is held against the band as lone checkpoints are, which
-        # says so in the verdict's reason; the band itself covers whole trajectories.
-        untold = self.calibration is not None and self._optimizer is None
-        return RunContext(
-            method=measured.method,
-            rank=measured.rank,
-            optimizer=self._optimizer,
-            learning_rate=target.learning_rate,
-            base=measured.relation,
-            lone=target.run is None or untold,
-            planned_steps=target.planned_steps,
-            readings_planned=target.readings,
-        )
-
-
-def result_of(
-    target: Target, measured: Measured, scores: Scores, verdicts: dict[str, Verdict]
-) -> CheckpointResult:
-    """What was measured and what is thought of it, as one record of a scan."""
-    references: dict[str, ReferenceResult] = {}
-    controls: dict[str, ControlResult] = {}
-    for name, reference in scores.references.items():
-        values, dose = _values(reference, scores), finite(reference.dose)
-        if name in verdicts:
-            verdict = verdicts[name]
-            references[name] = ReferenceResult(
-                scores=values,
-                dose=dose,
-                score=finite(verdict.score),
-                threshold=finite(verdict.threshold),
-                calibration=verdict.calibration,
-                verdict=verdict.state,
-                reason=verdict.reason,
-                account=verdict.account,
-            )
-        elif reference.kind == "control":
-            controls[name] = ControlResult(values, dose)
-    return CheckpointResult(
-        path=target.path,
-        step=scores.step,
-        norm=finite(scores.norm),
-        coverage=finite(scores.coverage.get("frobenius")),
-        verdict=overall(verdicts),
-        references=references,
-        error=None,
-        controls=controls,
-        component_shares={c: finite(s) for c, s in measured.component_shares.items()},
-        warnings=tuple(dict.fromkeys((*target.warnings, *measured.warnings, *scores.warnings))),
-        run=target.run,
-        progress=finite(scores.progress),
-        method=measured.method,
-        rank=measured.rank,
-        bank=scores.bank,
-        saved_at=_saved_at(target.path),
-    )
 
 
 def _saved_at(path: str) -> float | None:
@@ -311,10 +216,3 @@ def _saved_at(path: str) -> float | None:
             return max((entry.stat().st_mtime for entry in weights), default=None)
     except OSError:
         return None
-
-
-def _values(reference: ReferenceScores, scores: Scores) -> Values:
-    return {
-        geometry: {n: finite(reference.values.get(geometry, {}).get(n)) for n in SCAN_SCORES}
-        for geometry in scores.coverage
-    }

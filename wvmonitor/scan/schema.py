@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from inspect import getdoc
 from typing import Any, Literal
 
-from wvmonitor.scan.results import (
+from wvmonitor.outputs.scan_record import (
     SCHEMA_VERSION,
     CheckpointResult,
     ControlResult,
@@ -56,12 +56,16 @@ def json_schema() -> dict[str, Any]:
     from pydantic import TypeAdapter
 
     schema = TypeAdapter(ScanDocument).json_schema(mode="serialization")
+    states = schema["$defs"].pop("State")["enum"]
     for record in (ScanDocument, *_RECORDS):
         part = schema if record is ScanDocument else schema["$defs"][record.__name__]
         summary, described = _documentation(record)
         part["description"] = summary
         # Everything is always written; defaults are a convenience of the Python records.
         part["required"] = [f.name for f in fields(record)]
+        for name, field in part["properties"].items():
+            if field.get("$ref") == "#/$defs/State":
+                part["properties"][name] = {"enum": states, "type": "string"}
         for name, text in described.items():
             part["properties"][name]["description"] = text
             part["properties"][name].pop("default", None)

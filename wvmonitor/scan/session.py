@@ -9,6 +9,7 @@ from typing import TextIO
 
 from wvmonitor.errors import SettingsError, WVMonitorError
 from wvmonitor.files.atomic import check_writable
+from wvmonitor.outputs.scan_record import Failure, failure_of
 from wvmonitor.reading import Geometry
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.cache import ScanCache
@@ -17,7 +18,7 @@ from wvmonitor.scan.executors import ExecutorKind, open_executor
 from wvmonitor.scan.first_look import SCREEN_WRITERS
 from wvmonitor.scan.inputs import gather
 from wvmonitor.scan.matrix import MATRIX_WRITERS
-from wvmonitor.scan.results import FailOn, Failure, failure_of
+from wvmonitor.scan.results import FailOn
 from wvmonitor.scan.scan import open_bank, scan, unscanned
 from wvmonitor.scan.screen import Spectrum, save_directions, screen
 from wvmonitor.scan.text import visible

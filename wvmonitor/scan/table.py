@@ -9,15 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from wvmonitor.scan.results import (
-    SCAN_SCORES,
-    CheckpointResult,
-    FailOn,
-    ReferenceResult,
-    exit_code,
-    reaches,
-    unjudged,
-)
+from wvmonitor.outputs.scan_record import SCAN_SCORES, CheckpointResult, ReferenceResult
+from wvmonitor.scan.results import FailOn, exit_code, reaches, unjudged
 from wvmonitor.scan.text import number, visible
 from wvmonitor.scan.trajectory import sentence, trajectories
 
@@ -54,7 +47,7 @@ def plain_lines(result: CheckpointResult) -> list[str]:
     return [
         f"{r.verdict:<8}{path}{step}  {visible(name)}  {_scores(r)}  dose {number(r.dose)}  "
         f"threshold {number(r.threshold)} ({r.calibration})"
-        + ("" if r.verdict == "ok" else f"  {visible(r.words)}")
+        + (f"  {visible(r.words)}" if _needs_words(r) else "")
         for name, r in result.references.items()
     ]
 
@@ -118,10 +111,20 @@ def _remarks(results: Sequence[CheckpointResult]) -> list[str]:
         lines += [
             f"{path}: {visible(name)} {r.verdict}: {visible(r.words)}"
             for name, r in result.references.items()
-            if r.verdict != "ok"
+            if _needs_words(r)
         ]
         lines += [f"{path}: note: {visible(w)}" for w in result.warnings]
     return lines
+
+
+def _needs_words(result: ReferenceResult) -> bool:
+    """Whether the state alone would hide something: one that is ok above its threshold, too."""
+    beyond = (
+        result.score is not None
+        and result.threshold is not None
+        and result.score >= result.threshold
+    )
+    return beyond or result.verdict != "ok"
 
 
 def _styled(verdict: str) -> str:

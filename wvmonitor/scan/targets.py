@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal
 
+from wvmonitor.detection.context import RunContext
 from wvmonitor.errors import MalformedFileError, MissingPathError, UnsafeFileError, WVMonitorError
 from wvmonitor.files.checkpoint_files import pickled_models
 from wvmonitor.files.documents import read_json
@@ -21,7 +22,7 @@ from wvmonitor.files.storage import (
     read_bytes,
     shown,
 )
-from wvmonitor.scan.results import Failure, failure_of
+from wvmonitor.outputs.scan_record import Failure, failure_of
 
 TargetKind = Literal["adapter", "checkpoint"]
 
@@ -46,6 +47,7 @@ class Target:
         planned_steps: the run's, if known.
         learning_rate: the run's peak, if known.
         readings: how many checkpoints the trajectory has; 1 for a lone one.
+        last: whether it is the trajectory's last one.
         warnings: what a reader of the result must know.
         error: why it cannot be scanned, if that is known already.
     """
@@ -57,6 +59,7 @@ class Target:
     planned_steps: int | None = None
     learning_rate: float | None = None
     readings: int = 1
+    last: bool = False
     warnings: tuple[str, ...] = ()
     error: Failure | None = None
 
@@ -66,6 +69,20 @@ class Target:
         if self.step is None or not self.planned_steps:
             return None
         return self.step / self.planned_steps
+
+    def context(self, optimizer: str | None) -> RunContext:
+        """What its folder says of how its run trains.
+
+        Args:
+            optimizer: the run's, which files do not say.
+        """
+        return RunContext(
+            optimizer=optimizer,
+            learning_rate=self.learning_rate,
+            lone=self.run is None,
+            planned_steps=self.planned_steps,
+            readings_planned=self.readings,
+        )
 
 
 def find_targets(paths: Iterable[Location]) -> list[Target]:
@@ -104,8 +121,8 @@ def _at(path: str) -> list[Target]:
         kind = _kind(path, entries)
         further = _below(path, entries) if kind == "adapter" else []
         return [_described(Target(path, kind), entries), *further]
-    trajectory = [_checkpoint(path, name, step, len(steps)) for step, name in steps]
-    trajectory = _with_plan(trajectory)
+    trajectory = _with_plan([_checkpoint(path, name, step, len(steps)) for step, name in steps])
+    trajectory[-1] = replace(trajectory[-1], last=True)
     # What was saved last, and is about to be published, is a checkpoint by itself: as one more
     # reading of the run it would only repeat the last one.
     last = [_lone(path, entries)] if _holds_weights(entries) else []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
+from typing import Any
+
 
 def visible(text: object) -> str:
     """The text on one line with everything unprintable made visible as backslash escapes.
@@ -12,6 +15,18 @@ def visible(text: object) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
     )
+
+
+def cell(value: Any) -> Any:
+    """The value of a cell in a CSV file; text that a spreadsheet would run as a formula is quoted.
+
+    Spaces before it, and the fullwidth forms of its signs, do not hide a formula from one.
+    """
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    first = unicodedata.normalize("NFKC", text).lstrip()[:1]
+    return f"'{text}" if first in ("=", "+", "-", "@", "−") and first else text
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wvmonitor.detection.trend import Trend, slope, trend
-from wvmonitor.detection.verdict import WORST_FIRST, State
-from wvmonitor.scan.results import CheckpointResult, reaches
+from wvmonitor.detection.verdict import State
+from wvmonitor.outputs.scan_record import CheckpointResult
+from wvmonitor.scan.results import reaches
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _trajectory(run: str, readings: list[CheckpointResult]) -> Trajectory:
     return Trajectory(
         run=run,
         checkpoints=len(readings),
-        verdict=next((s for s in WORST_FIRST if s in verdicts), "unknown"),
+        verdict=max(verdicts, default=State.UNKNOWN),
         go_back_to=None if back is None else back.path,
         go_back_to_step=None if back is None else back.step,
         references={name: _trend(name, readings) for name in names},

@@ -7,30 +7,32 @@ from which a sidecar that is started again goes on.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from wvmonitor.detection.explanation import explained
-from wvmonitor.detection.groups import layer_shares
-from wvmonitor.detection.scores import score
-from wvmonitor.detection.verdict import JudgeState, RunContext, judge
+from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.state import JudgeState
 from wvmonitor.errors import MissingPathError, SettingsError, UnmeasurableModelError
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.outbox import Outbox
 from wvmonitor.journal.reader import JournalReader
+from wvmonitor.live.run import RUN_ID_LENGTH
 from wvmonitor.live.settings import MonitorSettings
+from wvmonitor.live.validation import bank_folder, judge_of
 from wvmonitor.outputs.exporter import Exporter, Observation
 from wvmonitor.outputs.prometheus import PrometheusExporter
+from wvmonitor.outputs.run_state import checkpoints_in
 from wvmonitor.references import ReferenceBank
-from wvmonitor.references.background import background_of
-from wvmonitor.references.calibrated import calibration_of, ridges
+from wvmonitor.references.calibrated import calibration_of
 from wvmonitor.scan.measure import find_base, read_target
 from wvmonitor.scan.new_checkpoints import NewCheckpoints
+from wvmonitor.scan.run_end import has_ended
 from wvmonitor.scan.targets import Target, find_targets
 from wvmonitor.scan.text import visible
 
@@ -100,23 +102,21 @@ class Watcher:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise MissingPathError(f"there is no folder '{folder}' to watch: make it first")
-        if settings.references is None:
-            raise SettingsError("no references to measure against: give --references BANK")
         self._settings, self._options = settings, options or WatchOptions()
         self._show = show or (lambda _: None)
-        self._bank = ReferenceBank.load(settings.references)
-        self._calibration = calibration_of(self._bank, settings.calibration)
-        found = self._calibration
-        self._components = settings.components if found is None else found.components
-        self._deciding = None if found is None else (found.geometry, found.score)
-        self._ridge = ridges(self._bank, self._components, found)
+        self._bank = ReferenceBank.load(bank_folder(settings))
+        calibration = calibration_of(self._bank, settings.calibration)
+        self._judge = judge_of(settings, self._bank, calibration)
         self._runs: dict[str, _Run] = {}
+        self._folders: dict[str, Path] = {}
         self._shown: dict[str, float] = {}
+        self._ended: set[str] = set()
         self._new_checkpoints = NewCheckpoints(
             self.folder, settle=self._options.settle, measured=self._measured_at
         )
         self._journal = Journal.open(
-            settings.journal_dir or self.folder / STATE_FOLDER, alerts=settings.alert_policy()
+            settings.journal_dir or self.folder / STATE_FOLDER,
+            alerts=settings.alert_policy(lambda run: checkpoints_in(self._folder(run))),
         )
         self._reader = JournalReader(self._journal.path)
         self._exporters: list[Exporter] = settings.build_exporters()
@@ -159,6 +159,7 @@ class Watcher:
             targets = {t.path: t for t in find_targets([folder])}
             for step, path in found:
                 count += self._take(self._name(folder), step, path, targets.get(str(path)))
+        self._look_for_ends()
         self._forget()
         return count
 
@@ -176,7 +177,7 @@ class Watcher:
         """Measure, judge and publish one checkpoint; whether that could be done."""
         try:
             resume, state = self._before(run, step)
-            observation, state, context = self._observe(run, _usable(target), state)
+            observation, context = self._observe(run, _usable(target), state)
         except Exception as error:  # noqa: BLE001  one broken checkpoint must not hide the others
             if path.is_dir():  # else it was deleted meanwhile, as save_total_limit does
                 again = self._new_checkpoints.failed(path)
@@ -190,52 +191,29 @@ class Watcher:
             return False
         if not self._new_checkpoints.unchanged(path):  # it was being written after all
             return False
-        self._record(observation, state, context, resume)
+        self._record(observation, context, resume)
         self._new_checkpoints.done(path)
         return True
 
     def _observe(
         self, run: str, target: Target, state: JudgeState
-    ) -> tuple[Observation, JudgeState, RunContext]:
+    ) -> tuple[Observation, RunContext]:
         """One pass over a checkpoint, and what is thought of it after the readings before."""
         began = time.perf_counter()
         given = None if self._settings.base is None else str(self._settings.base)
         base, _ = find_base(target, given, self._bank)
         tau = read_target(target, given, base)
         reading = self._bank.measure(tau, step=target.step, progress=target.progress)
-        known = {g: v for g, v in self._ridge.items() if g in reading.geometries}
-        scores = score(reading, self._bank.gram, components=self._components, ridge=known)
-        optimizer = self._options.optimizer
-        context = RunContext(
-            method=tau.origin.method,
-            rank=tau.origin.rank,
-            optimizer=optimizer,
-            learning_rate=target.learning_rate,
-            base=self._bank.relation_to(tau.origin.base_digest),
-            # as in a scan: without the optimiser each checkpoint is held to the band by itself
-            lone=self._calibration is not None and optimizer is None,
-            planned_steps=target.planned_steps,
-            readings_planned=target.readings,
-        )
-        verdicts, state = judge(scores, context, self._calibration, state)
-        verdicts = explained(
-            verdicts,
-            scores,
+        context = self._judge.context(tau.origin, target.context(self._options.optimizer))
+        judgement = self._judge.of_base(base)(
+            reading,
+            context,
             state,
-            background_of(self._bank, base),
-            layers=layer_shares(reading, self._components),
-            calibration=self._calibration,
+            acknowledged=self._reader.acknowledged(run),
+            # the newest checkpoint of a run that trains is not its last one
+            last=target.progress is not None and target.progress >= 1,
         )
-        observation = Observation(
-            run=run,
-            reading=reading,
-            scores=scores,
-            verdicts=tuple(verdicts.values()),
-            measure_seconds=time.perf_counter() - began,
-            wall_time=time.time(),
-            deciding=self._deciding,
-        )
-        return observation, state, context
+        return Observation(run, judgement, time.perf_counter() - began, time.time()), context
 
     # The journal
 
@@ -246,9 +224,7 @@ class Watcher:
         state = self._reader.latest_judge_state(run, at_step=before) if known.times else None
         return before, state or JudgeState()
 
-    def _record(
-        self, observation: Observation, state: JudgeState, context: RunContext, before: int
-    ) -> None:
+    def _record(self, observation: Observation, context: RunContext, before: int) -> None:
         """Keep and show one observation; on disk before the next checkpoint is looked at."""
         run, step = observation.run, observation.scores.step or 0
         known = self._known(run)
@@ -260,18 +236,13 @@ class Watcher:
             )
             known.times = {s: t for s, t in known.times.items() if s <= before}
         self._journal.record(
-            observation.reading,
-            observation.scores,
-            observation.verdicts,
-            state,
+            observation.judgement,
             wall_time=observation.wall_time,
             measure_seconds=observation.measure_seconds,
         )
         self._journal.flush()
         known.times[step] = observation.wall_time
-        for exporter in self._exporters:
-            exporter.export(observation)
-        self._shown[run] = observation.wall_time
+        self._export(observation)
         self._show(observation)
 
     def _known(self, run: str) -> _Run:
@@ -286,7 +257,16 @@ class Watcher:
     def _name(self, folder: Path) -> str:
         """A run's id: its folder, seen from the folder of runs."""
         relative = folder.relative_to(self.folder)
-        return visible(self.folder.resolve().name if relative == Path() else relative.as_posix())
+        name = visible(self.folder.resolve().name if relative == Path() else relative.as_posix())
+        if len(name) > RUN_ID_LENGTH:  # as long as any other run's
+            digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+            name = f"{name[: RUN_ID_LENGTH - 13]}…{digest}"
+        self._folders[name] = folder
+        return name
+
+    def _folder(self, run: str) -> Path:
+        """Where a run's checkpoints are, by its id."""
+        return self._folders.get(run, self.folder / run)
 
     # What is shown
 
@@ -296,25 +276,41 @@ class Watcher:
             row = self._reader.latest(run)
             if row is None or time.time() - row.wall_time > self._options.forget:
                 continue
-            observation = Observation(
-                run=run,
-                reading=self._reader.reading(row),
-                scores=row.scores,
-                verdicts=row.verdicts,
-                measure_seconds=float("nan"),
-                wall_time=row.wall_time,
-                deciding=self._deciding,
-                acknowledged=frozenset(self._reader.acknowledged(run)),
+            reading = self._reader.reading(row)
+            judgement = replace(
+                row.judgement.acknowledging(self._reader.acknowledged(run)),
+                reading=reading,
+                component_shares=reading.component_shares(),
             )
-            for exporter in self._exporters:
-                exporter.export(observation)
-            self._shown[run] = row.wall_time
+            self._export(Observation(run, judgement, float("nan"), row.wall_time))
+
+    def _export(self, observation: Observation) -> None:
+        """Show an observation, and what its run could go back to."""
+        checkpoints = checkpoints_in(self._folder(observation.run))
+        for exporter in self._exporters:
+            if isinstance(exporter, PrometheusExporter):
+                exporter.show_way_back(observation, checkpoints)
+            exporter.export(observation)
+        self._shown[observation.run] = observation.wall_time
+        self._ended.discard(observation.run)
+
+    def _look_for_ends(self) -> None:
+        """Show which runs have ended, so that nobody waits for their next reading."""
+        for run in self._shown.keys() - self._ended:
+            folder = self._folder(run)
+            steps = checkpoints_in(folder)
+            if steps and has_ended(folder, folder / f"checkpoint-{steps[-1]}"):
+                self._ended.add(run)
+                for exporter in self._exporters:
+                    if isinstance(exporter, PrometheusExporter):
+                        exporter.show_states("ended", run)
 
     def _forget(self) -> None:
         """Take runs off the metrics that have had no reading for long."""
         late = time.time() - self._options.forget
         for run in [run for run, shown in self._shown.items() if shown < late]:
             del self._shown[run]
+            self._ended.discard(run)
             for exporter in self._exporters:
                 if isinstance(exporter, PrometheusExporter):
                     exporter.forget(run)

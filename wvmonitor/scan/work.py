@@ -8,9 +8,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 from wvmonitor.files.storage import is_url
+from wvmonitor.outputs.scan_record import failure_of
 from wvmonitor.scan.executors import alone
 from wvmonitor.scan.measure import Job, Outcome, Share, measure_all, scored, tried
-from wvmonitor.scan.results import failure_of
 
 # Adapters that a worker measures side by side, once each worker has several such pieces to do.
 _TOGETHER, _PIECES = 4, 4

@@ -18,20 +18,17 @@ from xml.etree import ElementTree
 
 from wvmonitor.errors import SettingsError
 from wvmonitor.files.atomic import replacing, write_all
-from wvmonitor.scan.results import (
+from wvmonitor.outputs.scan_record import (
     SCAN_SCORES,
     CheckpointResult,
     ControlResult,
-    FailOn,
     ReferenceResult,
     as_dict,
-    exit_code,
-    reaches,
-    unjudged,
 )
+from wvmonitor.scan.results import FailOn, exit_code, reaches, unjudged
 from wvmonitor.scan.schema import document
 from wvmonitor.scan.table import summary, write_table
-from wvmonitor.scan.text import visible
+from wvmonitor.scan.text import cell, visible
 
 _Labels = tuple[tuple[str, str], ...]
 Writer = Callable[[Iterable[CheckpointResult], TextIO, FailOn], None]
@@ -75,7 +72,7 @@ def write_csv(results: Iterable[CheckpointResult], out: TextIO, _fail_on: FailOn
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for result in results:
-        writer.writerows({k: _cell(v) for k, v in row.items()} for row in rows(result))
+        writer.writerows({k: cell(v) for k, v in row.items()} for row in rows(result))
         out.flush()
 
 
@@ -329,14 +326,6 @@ def deliver(
 
 def _flat(scores: Mapping[Any, Mapping[Any, float | None]]) -> dict[str, float | None]:
     return {f"{g}_{n}": value for g, values in scores.items() for n, value in values.items()}
-
-
-def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula is quoted."""
-    if not isinstance(value, str):
-        return value
-    text = visible(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _label(text: str) -> str:

@@ -3,9 +3,29 @@
 Transformers and PEFT are imported only where a live model or a merge needs them.
 """
 
+from torch import nn
+
+from wvmonitor.files.storage import Location
+from wvmonitor.sources import identity
 from wvmonitor.sources.adapters import read_adapter
 from wvmonitor.sources.checkpoint import read_checkpoints
-from wvmonitor.sources.identity import base_digest
+from wvmonitor.sources.live_base import digest_of_model
 from wvmonitor.sources.live_model import LiveModel, read_model
 
 __all__ = ["LiveModel", "base_digest", "read_adapter", "read_checkpoints", "read_model"]
+
+
+def base_digest(path_or_model: Location | nn.Module) -> str:
+    """The digest of a base model, as 64 hexadecimal digits.
+
+    Args:
+        path_or_model: a folder or file of unquantised weights, or a live model whose base weights
+            are still its own (under LoRA they always are; before the first step of a full
+            fine-tune).
+
+    Raises:
+        InputError: the weights cannot be read, are quantised, or hold no transformer block.
+    """
+    if isinstance(path_or_model, nn.Module):
+        return digest_of_model(path_or_model)
+    return identity.base_digest(path_or_model)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from wvmonitor.errors import KeyMismatchError, NonFiniteError, ShapeMismatchError
+from wvmonitor.errors import KeyMismatchError
 from wvmonitor.files.storage import Location, shown
 from wvmonitor.sources import identity
+from wvmonitor.sources.checks import check_finite, compare_shapes
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import step_of
-from wvmonitor.vectors import Origin, StreamedUpdate, TaskVector
-from wvmonitor.vectors.coverage import component_of
+from wvmonitor.sources.rounding import RoundedBase, is_linear, rounded_base, since_rounding
+from wvmonitor.vectors import DenseUpdate, Origin, StreamedUpdate, TaskVector, Update
 
 _NAMED = 5
 
@@ -25,7 +26,10 @@ def read_checkpoints(base: Location, finetuned: Location) -> TaskVector:
 
     Differences are taken in float32 (float64 where either side is), whatever the dtypes of the
     two. Tied weights count once. A resized vocabulary is compared on its common rows, which the
-    origin's warnings say. Updates are streamed: a block of each side is in memory, never a tensor.
+    origin's warnings say. Where the checkpoint was made from a rounded copy of the base (a LoRA
+    merged into the dequantised 4-bit base), τ is taken from that copy if it can be redone exactly;
+    if not, `origin.unmeasurable` says so. Updates are streamed: a block of each side is in memory,
+    never a tensor.
 
     Args:
         base: folder of the model that training started from.
@@ -40,16 +44,32 @@ def read_checkpoints(base: Location, finetuned: Location) -> TaskVector:
     """
     start, end = identity.open_base(base), ModelFolder(finetuned)
     names = _paired_names(start, end)
-    warnings: list[str] = []
+    warnings = [
+        f"{name} of {folder.where} is not its embeddings, though config.json ties them: it counts "
+        "by itself, as transformers 5 loads it (4 would drop it)"
+        for folder in (start, end)
+        for name in names
+        if folder.own_despite_tying(name)
+    ]
     shapes: dict[str, tuple[int, ...]] = {}
     for name in names:
         if _is_integer(start, name) or _is_integer(end, name):
             _check_equal_buffers(start, end, name)
             continue
         shapes[name] = _shape_at(start, name)
-        warnings += _compare_shapes(name, shapes[name], _shape_at(end, name), end.where)
+        warnings += compare_shapes(name, shapes[name], _shape_at(end, name), end.where)
 
-    def produce(name: str) -> StreamedUpdate:
+    rounded = rounded_base(start, end)
+    if rounded is not None and rounded.redone is not None:
+        warnings.append(f"{rounded}: that rounding was redone and is left out of the change")
+
+    def produce(name: str) -> Update:
+        if rounded is not None and rounded.redone is not None and is_linear(start, end, name):
+            pair = [check_finite(f.read(name), name, f.where) for f in (start, end)]
+            turned = start.is_conv1d(name)
+            weight, trained = (t.mT if turned else t for t in pair)
+            delta = since_rounding(weight, trained, rounded.redone)
+            return DenseUpdate(delta.mT if turned else delta, start.is_transposed(name))
         return _difference(start, end, name, shapes[name])
 
     origin = Origin(
@@ -59,58 +79,30 @@ def read_checkpoints(base: Location, finetuned: Location) -> TaskVector:
         method="full",
         step=step_of(finetuned),
         warnings=tuple(warnings),
+        unmeasurable=_drowned(rounded),
     )
     return TaskVector(shapes, produce, origin)
 
 
-def stored(folder: ModelFolder, name: str) -> str | None:
-    """The tensor of `folder` that holds a parameter: its own, the one it is tied to, or None."""
-    return name if name in folder else folder.tied_to(name)
-
-
-def common_rows(shape: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two shapes differ in the number of rows only."""
-    return len(shape) == len(other) > 0 and tuple(shape[1:]) == tuple(other[1:])
-
-
-def resized_warning(name: str, base_rows: int, rows: int) -> str:
-    """What to say of a resized vocabulary."""
+def _drowned(rounded: RoundedBase | None) -> str | None:
+    if rounded is None or rounded.redone is not None:
+        return None
     return (
-        f"{name} has {rows} rows where the base has {base_rows}: compared on the "
-        f"{min(rows, base_rows)} they share"
+        f"{rounded}, and that rounding cannot be redone exactly: judge the adapter itself, from "
+        "before it was merged"
     )
-
-
-def check_finite(tensor: Tensor, name: str, where: str) -> Tensor:
-    """The tensor itself.
-
-    Raises:
-        NonFiniteError: it holds NaN or infinity.
-    """
-    values = (
-        tensor.to(torch.float32) if tensor.dtype.itemsize == 1 else tensor
-    )  # torch sums no 8 bits
-    # the sum finds a NaN or infinity in one pass, and may only have overflowed
-    if not math.isfinite(values.sum()) and not bool(torch.isfinite(values).all()):
-        raise NonFiniteError(
-            f"{shown(name)} of {where} holds NaN or infinity: the run diverged or the file is "
-            "damaged; take an earlier checkpoint"
-        )
-    return tensor
 
 
 def _paired_names(start: ModelFolder, end: ModelFolder) -> list[str]:
     """Names on both sides, tied weights once; in the order of the base's own names."""
-    names: list[str] = []
+    names: dict[tuple[str, str], str] = {}
     lonely: list[str] = []
     for name in dict.fromkeys([*start.names(), *end.names()]):
-        both = stored(start, name), stored(end, name)
-        if None in both:
-            lonely.append(f"{shown(name)} (only in {(start if both[0] else end).where})")
-        elif both[0] != name and both[1] != name:
-            continue
-        elif not _is_copy(start, name) or not _is_copy(end, name):
-            names.append(name)
+        first, last = start.stored(name), end.stored(name)
+        if first is None or last is None:
+            lonely.append(f"{shown(name)} (only in {(end if first is None else start).where})")
+        elif name == first or (first, last) not in names:
+            names[first, last] = name
     if lonely:
         rest = f" and {len(lonely) - _NAMED} more" if len(lonely) > _NAMED else ""
         raise KeyMismatchError(
@@ -118,51 +110,22 @@ def _paired_names(start: ModelFolder, end: ModelFolder) -> list[str]:
             f"({', '.join(lonely[:_NAMED])}{rest}): give the whole checkpoint, and the base that "
             "it was trained from (--base at the command line)"
         )
-    return names
-
-
-def _is_copy(folder: ModelFolder, name: str) -> bool:
-    """Whether a parameter is the head of a model that ties it to its embeddings.
-
-    Some writers store the shared tensor under both names; it still counts once.
-    """
-    if component_of(name, (1, 1)) != "head" or not folder.ties_embeddings:
-        return False
-    if name not in folder:
-        return folder.tied_to(name) is not None
-    shape = folder.shape(name)
-    return any(
-        component_of(n, (1, 1)) == "embeddings" and folder.shape(n) == shape for n in folder.names()
-    )
+    return list(names.values())
 
 
 def _shape_at(folder: ModelFolder, name: str) -> tuple[int, ...]:
-    held = stored(folder, name)
+    held = folder.stored(name)
     assert held is not None  # noqa: S101  _paired_names keeps only names that both sides hold
     return folder.shape(held)
 
 
-def _compare_shapes(
-    name: str, base_shape: tuple[int, ...], shape: tuple[int, ...], where: str
-) -> list[str]:
-    if shape == base_shape:
-        return []
-    vocabulary = component_of(name, base_shape) in ("embeddings", "head")
-    if vocabulary and common_rows(base_shape, shape):
-        return [resized_warning(name, base_shape[0], shape[0])]
-    raise ShapeMismatchError(
-        f"{shown(name)} has shape {shape} in {where} and {base_shape} in the base: give the base "
-        "that training started from"
-    )
-
-
 def _is_integer(folder: ModelFolder, name: str) -> bool:
-    held = stored(folder, name)
+    held = folder.stored(name)
     return held is not None and not folder.dtype(held).is_floating_point
 
 
 def _check_equal_buffers(start: ModelFolder, end: ModelFolder, name: str) -> None:
-    first, second = start.read(stored(start, name) or name), end.read(stored(end, name) or name)
+    first, second = start.read(start.stored(name) or name), end.read(end.stored(name) or name)
     if first.shape != second.shape or first.dtype != second.dtype or not first.equal(second):
         raise KeyMismatchError(
             f"the integer buffer {shown(name)} differs between {start.where} and {end.where}, and "
@@ -179,7 +142,7 @@ def _transposed(start: ModelFolder, end: ModelFolder, name: str) -> bool:
 def _difference(
     start: ModelFolder, end: ModelFolder, name: str, shape: tuple[int, ...]
 ) -> StreamedUpdate:
-    first, second = stored(start, name) or name, stored(end, name) or name
+    first, second = start.stored(name) or name, end.stored(name) or name
     wide = torch.float64 in (start.dtype(first), end.dtype(second))
     dtype = torch.float64 if wide else torch.float32
     total = math.prod(shape)

@@ -11,26 +11,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from wvmonitor.errors import (
-    KeyMismatchError,
-    MalformedFileError,
-    MissingPathError,
-    QuantizedWeightsError,
-    ShapeMismatchError,
-)
+from wvmonitor.errors import KeyMismatchError, MissingPathError, QuantizedWeightsError
 from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, joined, shown
 from wvmonitor.sources import names as names_
-from wvmonitor.vectors.coverage import component_of
+from wvmonitor.sources.conversion import Fused, build_meta_model, converted, fuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,27 +40,16 @@ _LOW_PRECISION = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m
 _CONSTANTS = re.compile(
     r"(?:^|\.)(?:rotary_emb\.inv_freq|position_ids|masked_bias|rotary_pos_emb\.inv_freq)$"
 )
-# Fields by which configurations say how many layers there are, at any depth.
-_LAYER_COUNTS = re.compile(
-    r"(?:n|num)_(?:hidden_|encoder_|decoder_)?layers?|(?:encoder|decoder)_layers|depth"
+_COMPARED_ELEMENTS = 1 << 20
+# What gives a token's logits, which may be its embedding; a classifier's or reward's head is not.
+_LM_HEAD = re.compile(
+    r"(?:^|\.)(?:lm_head|embed_out|output_projection|predictions\.decoder)\.weight$"
 )
-_MODULES_PER_TENSOR = 10
-_FEWEST_MODULES = 1000
-_NOT_TOKENS = re.compile(r"pos|type|wpe")
+_TOKEN_EMBEDDING = re.compile(
+    r"(?:^|\.)(?:embed_tokens|wte|tokens_embed|word_embeddings|embed_in|shared|tok_embeddings)\.weight$"
+)
+_PART_EMBEDDING = re.compile(r"(^|\.)(?:encoder|decoder)\.embed_tokens\.weight$")
 _CAUSAL_MASK = re.compile(r"(?:^|\.)(?:attn|attention)\.bias$")
-
-
-@dataclass(frozen=True)
-class Fused:
-    """A live parameter that files hold in parts.
-
-    Attributes:
-        converter: the transformers `WeightConverter` that makes it.
-        parts: (name in the files, the converter's pattern it matched), in file order.
-    """
-
-    converter: Any
-    parts: tuple[tuple[str, str], ...]
 
 
 class ModelFolder:
@@ -97,6 +78,7 @@ class ModelFolder:
                 self.config = {}
         self._refuse_quantised()
         self._sources = self._resolve()
+        self._shared: dict[str, str | None] = {}
 
     # What is there
 
@@ -161,22 +143,47 @@ class ModelFolder:
             return iter(torch.split(self._fuse(name, source).reshape(-1)[:count], elements))
         return self.files.stream(source, elements, count)
 
-    def tied_to(self, name: str) -> str | None:
-        """The tensor that a head absent from the files shares, if the model ties it.
+    def stored(self, name: str) -> str | None:
+        """The tensor that holds a parameter: the one it shares, its own, or None."""
+        return self.shared_with(name) or (name if name in self else None)
 
-        The same goes for an encoder's or decoder's embeddings that are the model's shared ones.
+    def shared_with(self, name: str) -> str | None:
+        """The tensor that a head or an embedding shares; None where it has one of its own.
+
+        Shared is what is stored once, and what is stored twice with equal values. A head that the
+        configuration ties but whose stored values differ is the model's own, as transformers 5
+        loads it.
         """
-        component = component_of(name, (1, 1))
-        if name in self or component not in ("head", "embeddings") or not self.ties_embeddings:
+        if name not in self._shared:
+            owner = self._partner(name)
+            if owner is not None and name in self and not self._equal(name, owner):
+                owner = None
+            self._shared[name] = owner
+        return self._shared[name]
+
+    def own_despite_tying(self, name: str) -> bool:
+        """Whether a stored head or embedding differs from the tensor that it should share."""
+        return name in self and bool(self._partner(name)) and self.shared_with(name) is None
+
+    def _partner(self, name: str) -> str | None:
+        """The stored tensor that architecture and configuration let a parameter share."""
+        part = _PART_EMBEDDING.search(name)
+        if part:  # of an encoder-decoder, whatever its configuration ties
+            shared = f"{name[: part.start()]}{part[1]}shared.weight"
+            return shared if shared in self else None
+        embeddings = [n for n in self._sources if _is_token_embedding(n)]
+        if not self.ties_embeddings or not (_LM_HEAD.search(name) or _is_token_embedding(name)):
             return None
-        owners = [
-            n
-            for n in self._sources
-            if component_of(n, (1, 1)) == "embeddings" and not _NOT_TOKENS.search(n)
-        ]
-        if len(owners) != 1 or (component == "embeddings" and owners[0] != "shared.weight"):
-            return None
-        return owners[0]
+        if _LM_HEAD.search(name):
+            return embeddings[0] if len(embeddings) == 1 else None
+        heads = [n for n in self._sources if _LM_HEAD.search(n)]
+        return heads[0] if name not in self and len(heads) == 1 and not embeddings else None
+
+    def _equal(self, name: str, other: str) -> bool:
+        if self.shape(name) != self.shape(other):
+            return False
+        both = (self.stream(n, _COMPARED_ELEMENTS) for n in (name, other))
+        return all(a.double().equal(b.double()) for a, b in zip(*both, strict=True))
 
     @cached_property
     def ties_embeddings(self) -> bool:
@@ -198,34 +205,7 @@ class ModelFolder:
     @cached_property
     def meta_model(self) -> PreTrainedModel:
         """The model that transformers would build of this folder, on the meta device."""
-        import transformers
-
-        held = len(self.files.names())
-        for field, layers in _layer_counts(self.config):
-            if layers > held:
-                raise MalformedFileError(
-                    f"config.json of {self.where} claims {layers} layers ({field}), more than it "
-                    "holds tensors: fetch the folder again"
-                )
-        named = self.config.get("architectures")
-        name = str(named[0]) if isinstance(named, list) and named else "none named"
-        kind = getattr(transformers, name, None)
-        if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-            raise KeyMismatchError(
-                f"the tensors of {self.where} are stored in a form that only its model class can "
-                f"name, and transformers has no class {shown(name)}: save the model with "
-                "save_pretrained of a class transformers knows"
-            )
-        try:
-            # from the JSON that was read here, so that nothing in the folder is executed
-            config = transformers.AutoConfig.for_model(**self.config)
-            with torch.device("meta"), _at_most(_FEWEST_MODULES + _MODULES_PER_TENSOR * held):
-                return kind(config)
-        except Exception as error:
-            raise MalformedFileError(
-                f"transformers cannot build {shown(name)} from config.json of {self.where} "
-                f"({shown(error)}): use the version it was saved with"
-            ) from error
+        return build_meta_model(self.config, len(self.files.names()), self.where)
 
     # Names
 
@@ -241,9 +221,9 @@ class ModelFolder:
     def _resolve(self) -> dict[str, str | Fused]:
         kept = [n for n in self.files.names() if not self._is_constant(n)]
         if self.config and any(_ONE_EXPERT.search(n) or _BARE_BLOCK.match(n) for n in kept):
-            return self._converted(kept)
+            return converted(kept, self.meta_model, self.where)
         if "text_config" in self.config or "vision_config" in self.config:
-            return self._converted(kept)
+            return converted(kept, self.meta_model, self.where)
         return {n: n for n in kept}
 
     def _is_constant(self, name: str) -> bool:
@@ -251,90 +231,8 @@ class ModelFolder:
             return True
         return bool(_CAUSAL_MASK.search(name)) and len(self.files.info(name).shape) == 4
 
-    def _converted(self, kept: list[str]) -> dict[str, str | Fused]:
-        if find_spec("transformers.conversion_mapping") is None:
-            return self._prefixed(kept)
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import (
-            WeightConverter,
-            WeightRenaming,
-            dot_natural_key,
-            rename_source_key,
-        )
-
-        model = self.meta_model
-        live = dict(model.state_dict())
-        transforms = get_model_conversion_mapping(model)
-        renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-        converters = [t for t in transforms if isinstance(t, WeightConverter)]
-        by_pattern = {p: c for c in converters for p in c.source_patterns}
-        gathered: dict[str, list[tuple[str, str | None]]] = {}
-        for key in sorted(kept, key=dot_natural_key):
-            name, pattern = rename_source_key(
-                key, renamings, converters, model.base_model_prefix, live
-            )
-            gathered.setdefault(name, []).append((key, pattern))
-        sources: dict[str, str | Fused] = {}
-        for name, parts in gathered.items():
-            if name not in live:
-                raise KeyMismatchError(
-                    f"{self.where} holds {shown(parts[0][0])}, which {type(model).__name__} of the "
-                    "installed transformers does not have: use the version it was saved with"
-                )
-            fused = tuple((key, pattern) for key, pattern in parts if pattern is not None)
-            if fused:
-                sources[name] = Fused(by_pattern[fused[0][1]], fused)
-            elif len(parts) == 1:
-                sources[name] = parts[0][0]
-            else:
-                raise KeyMismatchError(
-                    f"{self.where} holds {shown(parts[0][0])} and {shown(parts[1][0])}, which are "
-                    f"both the parameter {shown(name)}: remove one of the two"
-                )
-        return sources
-
-    def _prefixed(self, kept: list[str]) -> dict[str, str | Fused]:
-        """Names by which transformers 4 loads tensors: the stored ones, but for a bare prefix."""
-        model = self.meta_model
-        live, prefix = model.state_dict(), f"{model.base_model_prefix}."
-        sources: dict[str, str | Fused] = {}
-        for key in kept:
-            name = next((n for n in (key, prefix + key, key.removeprefix(prefix)) if n in live), "")
-            if not name:
-                raise KeyMismatchError(
-                    f"{self.where} holds {shown(key)}, which {type(model).__name__} of the "
-                    "installed transformers does not have: use the version it was saved with"
-                )
-            sources[name] = key
-        return sources
-
     def _fuse(self, name: str, fused: Fused) -> Tensor:
-        converter = fused.converter.copy(
-            list(fused.converter._original_source_patterns),
-            list(fused.converter._original_target_patterns),
-            operations=fused.converter.operations,
-        )
-        for key, pattern in fused.parts:
-            converter.add_tensor(name, key, pattern, self.files.read(key))
-        try:
-            made = converter.convert(name, model=self.meta_model, config=self.meta_model.config)
-        except (RuntimeError, ValueError) as error:
-            raise ShapeMismatchError(
-                f"the {len(fused.parts)} parts of {shown(name)} in {self.where} do not fit together"
-                f" ({shown(error)}): one is missing or of another model; fetch them again"
-            ) from error
-        if name not in made:
-            raise KeyMismatchError(
-                f"the parts of {shown(name)} in {self.where} do not make one tensor with the "
-                "installed transformers: use the version it was saved with"
-            )
-        tensor: Tensor = made[name][0] if isinstance(made[name], list) else made[name]
-        if tuple(tensor.shape) != self.shape(name):
-            raise ShapeMismatchError(
-                f"the parts of {shown(name)} in {self.where} make a tensor of shape "
-                f"{tuple(tensor.shape)}, its config says {self.shape(name)}: fetch them again"
-            )
-        return tensor
+        return fuse(name, fused, self.files.read, self.meta_model, self.where)
 
     def _refuse_quantised(self) -> None:
         reason = ""
@@ -355,35 +253,8 @@ class ModelFolder:
             )
 
 
-def _layer_counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Every number of layers that a configuration names, those of its parts included."""
-    for field, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _layer_counts(value)
-        elif isinstance(value, int) and _LAYER_COUNTS.fullmatch(field):
-            yield field, value
-
-
-@contextmanager
-def _at_most(modules: int) -> Iterator[None]:
-    """End the building of a model that would have more modules than its files could fill.
-
-    Which fields of a configuration make modules is each architecture's own affair, so the modules
-    are counted.
-    """
-    made = 0
-
-    def count(*_: object) -> None:
-        nonlocal made
-        made += 1
-        if made > modules:
-            raise ValueError(f"it describes more than {modules} modules")
-
-    handle = torch.nn.modules.module.register_module_module_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _is_token_embedding(name: str) -> bool:
+    return bool(_TOKEN_EMBEDDING.search(name)) and not _PART_EMBEDDING.search(name)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import multiprocessing
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +26,6 @@ from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.devices import cores
 
-if TYPE_CHECKING:
-    from torch import nn
-
 BLOCK_ELEMENTS = 1 << 18  # half a megabyte in bfloat16: still in a core's cache when it is hashed
 _DEVICE_ELEMENTS = 1 << 22  # an accelerator is asked less often
 _THREADS = 4  # a disk or a page cache feeds no more
@@ -38,24 +35,18 @@ KnownDigest = tuple[FilesState, str]
 _known: dict[FilesState, str] = {}
 
 
-def base_digest(path_or_model: Location | nn.Module) -> str:
+def base_digest(path: Location) -> str:
     """The digest of a base model, as 64 hexadecimal digits.
 
     Args:
-        path_or_model: a folder or file of unquantised weights, or a live model whose base weights
-            are still its own (under LoRA they always are; before the first step of a full
-            fine-tune).
+        path: a folder or file of unquantised weights.
 
     Raises:
         InputError: the weights cannot be read, are quantised, or hold no transformer block.
     """
-    if isinstance(path_or_model, torch.nn.Module):
-        from wvmonitor.sources.live_base import digest_of_model
-
-        return digest_of_model(path_or_model)
-    key = state_of(path_or_model)
+    key = state_of(path)
     if key is None or key not in _known:
-        folder = open_base(path_or_model)
+        folder = open_base(path)
         try:
             digest = digest_of_folder(folder)
         finally:

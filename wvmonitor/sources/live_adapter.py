@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,11 @@ def state_key(path: str, adapter: str, rest: str) -> str:
     return f"{_PREFIX}{path}.{kind}{name}{f'.{tail}' if tail else ''}"
 
 
+def is_state_key(name: str) -> bool:
+    """Whether a recorded tensor is an adapter's own, and not a weight of the base."""
+    return name.startswith(_PREFIX)
+
+
 def adapter_state(adapted: Adapted) -> dict[str, Tensor]:
     """The active adapters' own tensors of a module, copied to host memory."""
     state: dict[str, Tensor] = {}
@@ -101,6 +106,11 @@ def adapter_state(adapted: Adapted) -> dict[str, Tensor]:
                 copied = tensor.detach().to("cpu", copy=True)
                 state[state_key(adapted.path, adapter, rest)] = copied
     return state
+
+
+def is_recorded(adapted: Adapted, initial: Mapping[str, Tensor]) -> bool:
+    """Whether a recorded start holds anything of a module."""
+    return any(key.startswith(f"{_PREFIX}{adapted.path}.") for key in initial)
 
 
 def adapter_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from wvmonitor.errors import UnmeasurableModelError, UnsupportedAdapterError
 from wvmonitor.files.storage import shown
 from wvmonitor.sources import identity
+from wvmonitor.sources.adapters.kinds import REFUSED
 from wvmonitor.sources.distributed import full_shape, whole
 from wvmonitor.sources.names import unwrapped
 
@@ -44,8 +45,6 @@ def unwrapped_model(model: nn.Module) -> tuple[nn.Module, Mapping[str, Any]]:
 
 
 def _refuse(kind: str) -> None:
-    from wvmonitor.sources.adapters import REFUSED
-
     if kind in REFUSED:
         raise UnsupportedAdapterError(
             f"the model is trained with {kind}: {REFUSED[kind]}, so it has no task vector"

@@ -14,19 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from wvmonitor.errors import (
-    InputError,
-    KeyMismatchError,
-    ShapeMismatchError,
-    UnmeasurableModelError,
-)
+from wvmonitor.errors import InputError, KeyMismatchError, UnmeasurableModelError
 from wvmonitor.files.storage import Location, shown
 from wvmonitor.reading import Reading
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.sources import identity
-from wvmonitor.sources.adapters.initialised import RECORD_IT
+from wvmonitor.sources.adapters.kinds import RECORD_IT
 from wvmonitor.sources.adapters.parts import Part, assembled
-from wvmonitor.sources.checkpoint import common_rows, resized_warning, stored
+from wvmonitor.sources.checks import compare_shapes
 from wvmonitor.sources.distributed import (
     any_sharded,
     from_first,
@@ -41,6 +36,8 @@ from wvmonitor.sources.live_adapter import (
     adapted_modules,
     adapter_state,
     counted_twice,
+    is_recorded,
+    is_state_key,
     merged_error,
 )
 from wvmonitor.sources.live_base import (
@@ -50,12 +47,12 @@ from wvmonitor.sources.live_base import (
     digest_since,
     unwrapped_model,
 )
-from wvmonitor.sources.live_parts import difference, parts_of
+from wvmonitor.sources.live_frozen import unlike_base
+from wvmonitor.sources.live_parts import NO_STARTS, Starts, difference, parts_of
 from wvmonitor.sources.live_shared import Collected, by_name, collecting
-from wvmonitor.sources.live_start import moved_at_start, moves_base
+from wvmonitor.sources.live_start import computed_start, moved_at_start, moves_base
 from wvmonitor.sources.names import is_transposed, unwrapped
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
-from wvmonitor.vectors.coverage import component_of
 
 KeepBase = Literal["auto", "files", "memory"]
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -67,8 +64,11 @@ class LiveModel:
     Make it when training starts: what it cannot get elsewhere, it records then.
 
     Attributes:
-        method: "full", or the kind of adapter.
+        method: "full", or the kind of adapter; "lora+merged" where the base in memory is not the
+            named one, and the difference counts.
         rank: largest rank of its adapters; None where they have none.
+        target_modules: the kinds of modules that its adapters change, in alphabetical order; None
+            without adapters.
         base_digest: digest of θ_0, or None where it cannot be told (a quantised or changed base
             whose folder was not given).
         sharded: whether parameters, or their float32 masters, are spread over processes: then
@@ -117,13 +117,20 @@ class LiveModel:
         self._adapted = list(adapted_modules(self._root)) if config else []
         self._own = list(base_parameters(self._root).items())
         self._trained: dict[str, Tensor] = {}
-        self._directs = 0
+        self._unrecorded: dict[str, Tensor] = {}
+        self._directs: int | None = None  # how many were checked; None before the first time
         self._warned_of_precision = False
         self._parts: list[Part] | None = None
         self._collected: list[Collected] | None = None
         self.method, self.rank = _method(self._adapted, config)
+        kinds = sorted({entry.path.rsplit(".", maxsplit=1)[-1] for entry in self._adapted})
+        self.target_modules = tuple(kinds) or None
+        self._starts = self._starts_by_base()
         self._initial = dict(initial) if initial is not None else self._recorded()
+        if initial is not None:
+            self._check_started()
         self._warnings = self._check_direct(self._direct())
+        self._unlike = self._merged_before()
         self.base_digest = self._digest(base)
 
     def initial_state(self) -> dict[str, Tensor]:
@@ -133,6 +140,35 @@ class LiveModel:
         back as `initial` on resume; for adapters it is also what `read_adapter` takes as initial.
         """
         return dict(self._initial)
+
+    @property
+    def starts_elsewhere(self) -> bool:
+        """Whether adapters began away from the base, so that only a record tells where."""
+        return any(is_state_key(name) for name in self._initial)
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether parameters are trained whose start nobody recorded: they are left out."""
+        return bool(self._unrecorded)
+
+    def unknown(self) -> list[str]:
+        """Names of trained parameters that came after this was made: adapters added since, say."""
+        return [
+            unwrapped(name)
+            for name, parameter in self._root.named_parameters()
+            if parameter.requires_grad and id(parameter) not in self._owners
+        ]
+
+    def notice(self) -> None:
+        """Record parameters that are unfrozen since. Call before each step of the optimiser.
+
+        It costs a look at each parameter's flag. Without it, and without the base's folder, what is
+        unfrozen later is left out of τ, and said.
+        """
+        if self._in_memory:
+            known = set(self._trained)
+            later = {n: p for n, p in self._direct().items() if n not in known}
+            self._initial.update(self._held(later))
 
     def task_vector(self, step: int | None = None) -> TaskVector:
         """τ = θ_now − θ_0, lazily: updates are computed from the weights when they are asked for.
@@ -156,9 +192,9 @@ class LiveModel:
             self._parts = [
                 part
                 for entry in self._counted()
-                for part in parts_of(entry, self._initial, self._owners)
+                for part in parts_of(entry, self._initial, self._owners, self._starts)
             ]
-        direct = self._checked_direct()
+        direct = {**self._unlike, **self._checked_direct()}
         parts = self._parts + [self._direct_part(n, p, p.detach) for n, p in direct.items()]
         return assembled(parts, self._origin(step))
 
@@ -189,10 +225,10 @@ class LiveModel:
             for entry in self._counted():
                 collect = collecting(entry)
                 with collect():
-                    parts = parts_of(entry, self._initial, self._owners)
+                    parts = parts_of(entry, self._initial, self._owners, self._starts)
                 self._collected += [(part, collect) for part in parts]
         collected = self._collected + [
-            self._shared_direct(n, p) for n, p in self._checked_direct().items()
+            self._shared_direct(n, p) for n, p in {**self._unlike, **self._checked_direct()}.items()
         ]
         return measure_together(
             bank, by_name(collected), self._origin(step), step=step, progress=progress
@@ -226,10 +262,16 @@ class LiveModel:
         return [entry for entry in self._adapted if entry.path not in copies]
 
     def _checked_direct(self) -> dict[str, Tensor]:
+        later = self.unknown()
+        if later:
+            raise UnmeasurableModelError(
+                f"{shown(later[0])} is trained, and was made after the monitor looked at the "
+                f"model ({len(later)} such): add adapters before training begins"
+            )
         direct = self._direct()
         if len(direct) != self._directs:
             self._warnings += self._check_direct(direct)
-        return direct
+        return {n: p for n, p in direct.items() if n not in self._unrecorded}
 
     def _origin(self, step: int | None) -> Origin:
         return Origin(
@@ -251,12 +293,53 @@ class LiveModel:
             with collecting(module)():
                 if moved_at_start(module, self._config, known):
                     state.update(adapter_state(module))
-        for name, parameter in self._direct().items():
-            if self._in_memory:
-                now = whole(parameter) if self.sharded else parameter.detach()
-                if not self.sharded or owns(name):  # θ_0 once over all processes
-                    state[name] = now.to(parameter.dtype).to("cpu", copy=True)
+        if self._in_memory:
+            state.update(self._held(self._direct()))
         return state
+
+    def _held(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters as they are now, in host memory; over all processes, each once."""
+        state = {}
+        for name, parameter in parameters.items():
+            now = whole(parameter) if self.sharded else parameter.detach()
+            if not self.sharded or owns(name):
+                state[name] = now.to(parameter.dtype).to("cpu", copy=True)
+        return state
+
+    def _starts_by_base(self) -> Starts:
+        """The adapters whose start the base's folder tells."""
+        folder = self._folder
+        if folder is None:
+            return NO_STARTS
+        every = {adapter for entry in self._adapted for adapter in entry.adapters}
+        of = {a: start for a in every if (start := computed_start(a, self._config)) is not None}
+
+        def weight(name: str) -> Tensor:
+            return folder.read(folder.stored(name) or name)
+
+        return Starts(of, weight)
+
+    def _check_started(self) -> None:
+        """Refuse adapters whose start is neither their base, nor recorded, nor told by the base.
+
+        Raises:
+            UnmeasurableModelError: saying what is missing.
+        """
+        known: dict[tuple[str, type], bool] = {}
+        for entry in self._adapted:
+            if is_recorded(entry, self._initial):
+                continue
+            with collecting(entry)():
+                moved = moved_at_start(entry, self._config, known)
+            if not moved or all(a in self._starts.of for a in entry.adapters):
+                continue
+            by_base = all(computed_start(a, self._config) for a in entry.adapters)
+            raise UnmeasurableModelError(
+                f"where the adapter of {shown(entry.path)} started cannot be told from its weights "
+                "now"
+                + (", but from its base: give base, or " if by_base else ", nor from its base: ")
+                + RECORD_IT
+            )
 
     def _direct(self) -> dict[str, Tensor]:
         """Parameters that are trained themselves, or ever were, by name; tied ones once."""
@@ -266,14 +349,14 @@ class LiveModel:
         return self._trained
 
     def _check_direct(self, direct: Mapping[str, Tensor]) -> list[str]:
-        warnings = []
+        warnings: list[str] = []
         for name, parameter in direct.items():
             if self.sharded and self._in_memory and not owns(name):
                 continue
             if name in self._initial:
                 shape: tuple[int, ...] = tuple(self._initial[name].shape)
             elif self._folder is not None:
-                held = stored(self._folder, name)
+                held = self._folder.stored(name)
                 if held is None:
                     raise KeyMismatchError(
                         f"{shown(name)} is trained but is not in {self._folder.where}: give the "
@@ -281,19 +364,9 @@ class LiveModel:
                     )
                 shape = self._folder.shape(held)
             else:
-                raise KeyMismatchError(
-                    f"{shown(name)} is trained, but the recorded start of the run lacks it: "
-                    "restore the state that was recorded at step 0 of this run"
-                )
-            now = full_shape(parameter)
-            if shape != tuple(now):
-                resized = component_of(name, shape) in ("embeddings", "head")
-                if not (resized and common_rows(shape, now)):
-                    raise ShapeMismatchError(
-                        f"{shown(name)} has shape {tuple(now)} in the live model and "
-                        f"{shape} at the start: give the base that training started from"
-                    )
-                warnings.append(resized_warning(name, shape[0], now[0]))
+                warnings += self._left_out(name, parameter)
+                continue
+            warnings += compare_shapes(name, shape, full_shape(parameter), "the live model")
         low = [
             p.dtype
             for p in self._root.parameters()
@@ -308,10 +381,26 @@ class LiveModel:
         self._directs = len(direct)  # only now: what was refused is refused again
         return warnings
 
+    def _left_out(self, name: str, parameter: Tensor) -> list[str]:
+        """Note, once, a trained parameter whose start is not known."""
+        if self._directs is None:
+            raise KeyMismatchError(
+                f"{shown(name)} is trained, but the recorded start of the run lacks it: restore "
+                "the state that was recorded at step 0 of this run, or give base=FOLDER of the base"
+            )
+        if name in self._unrecorded:
+            return []
+        self._unrecorded[name] = parameter
+        return [
+            f"{shown(name)} is trained since, and nobody recorded where it started: it is left "
+            "out; give base=FOLDER of the base model"
+        ]
+
     def _direct_part(self, name: str, parameter: Tensor, current: Callable[[], Tensor]) -> Part:
         """The change of a parameter that is trained itself; `current` gives its value now."""
-        source = None if self._in_memory or name in self._initial else self._folder
-        held = name if source is None else stored(source, name) or name
+        kept = name in self._initial or (self._in_memory and name not in self._unlike)
+        source = None if kept else self._folder
+        held = name if source is None else source.stored(name) or name
         if source is not None:
             shape = source.shape(held)
         else:  # of a sharded start in memory, each process holds its own share only
@@ -322,8 +411,8 @@ class LiveModel:
 
         def produce() -> Update:
             # θ_0 as the run held it: files of another precision were rounded when it began
-            kept = self._initial[name] if source is None else source.read(held)
-            before, now = kept.to(parameter.dtype), current()
+            start = self._initial[name] if source is None else source.read(held)
+            before, now = start.to(parameter.dtype), current()
             if before.shape == now.shape:
                 delta = difference(now, before)
             else:
@@ -333,6 +422,21 @@ class LiveModel:
             return DenseUpdate(delta, is_transposed(name, shape, conv1d=conv1d))
 
         return Part(name, shape, produce)
+
+    def _merged_before(self) -> dict[str, Tensor]:
+        """Frozen weights that are not the named base's; adapters that move the base say how."""
+        if self._folder is None or any(moves_base(m, self._config) for m in self._adapted):
+            return {}
+        unlike = unlike_base(self._own, self._direct(), self._folder)
+        if unlike:
+            self._warnings.append(
+                f"{len(unlike)} weights of the model in memory are not those of "
+                f"{self._folder.where} ({shown(next(iter(unlike)))}, …): what was trained into "
+                "them before counts as well"
+            )
+            if self._adapted:
+                self.method = f"{self.method}+merged"
+        return unlike
 
     # Identity
 
@@ -368,13 +472,15 @@ def read_model(model: nn.Module, base: Location | None = None) -> TaskVector:
         UnmeasurableModelError: the start is not known, or as `LiveModel` says.
         InputError: as `LiveModel` says.
     """
-    live = LiveModel(model, base)
-    if live.initial_state():
+    try:
+        return LiveModel(model, base, initial={}).task_vector()
+    except KeyMismatchError as error:
+        if base is not None:
+            raise
         raise UnmeasurableModelError(
             "where this model started cannot be told from its weights now: give base, or make a "
-            f"LiveModel before the first step; for adapters, {RECORD_IT}"
-        )
-    return live.task_vector()
+            "LiveModel before the first step"
+        ) from error
 
 
 def _method(adapted: Iterable[Adapted], config: Mapping[str, Any]) -> tuple[str, int | None]:

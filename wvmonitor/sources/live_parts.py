@@ -6,7 +6,9 @@ module at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -14,9 +16,7 @@ from torch import Tensor
 
 from wvmonitor.errors import KeyMismatchError, UnsupportedAdapterError
 from wvmonitor.files.storage import shown
-from wvmonitor.sources.adapters.dora import dora_delta
-from wvmonitor.sources.adapters.fused import expert_factors
-from wvmonitor.sources.adapters.lora import factors
+from wvmonitor.sources.adapters.lora_module import ComputedStart, Layout, LoraModule, bias_delta
 from wvmonitor.sources.adapters.merged import merged_weights
 from wvmonitor.sources.adapters.parts import Part
 from wvmonitor.sources.adapters.saved_modules import rows_update
@@ -28,7 +28,7 @@ from wvmonitor.sources.live_adapter import (
     without_adapter,
 )
 from wvmonitor.sources.names import is_transposed, unwrapped
-from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Update
+from wvmonitor.vectors import DenseUpdate, Update
 from wvmonitor.vectors import update as updates
 
 # PEFT's variants of LoRA whose merged weight is still W + s·BA: they differ in training only.
@@ -40,13 +40,37 @@ _WEIGHTS = ("lora_A.weight", "lora_B.weight")
 State = Mapping[str, Tensor]
 
 
-def parts_of(adapted: Adapted, initial: State, owners: Mapping[int, str]) -> list[Part]:
+@dataclass(frozen=True)
+class Starts:
+    """Adapters that PEFT started from the base's own weights, where no start was recorded.
+
+    Attributes:
+        of: how, by adapter.
+        weight: gives the base's weight of a parameter.
+    """
+
+    of: Mapping[str, ComputedStart]
+    weight: Callable[[str], Tensor]
+
+
+def _no_weight(name: str) -> Tensor:
+    raise KeyMismatchError(f"no base is at hand for {shown(name)}: give base")
+
+
+NO_STARTS = Starts({}, _no_weight)
+
+
+def parts_of(
+    adapted: Adapted, initial: State, owners: Mapping[int, str], starts: Starts
+) -> list[Part]:
     """What a wrapped module changes.
 
     Args:
         adapted: the module.
+        initial: the recorded start, by `state_key`; modules without an entry start at their base,
+            or as `starts` says.
         owners: the base's parameters by `id`, tied ones under their first name.
-        initial: the recorded start, by `state_key`; modules without an entry start at their base.
+        starts: adapters whose start PEFT computed from the base.
 
     Raises:
         UnsupportedAdapterError: this kind has no task vector.
@@ -75,14 +99,14 @@ def parts_of(adapted: Adapted, initial: State, owners: Mapping[int, str]) -> lis
             "the input, so it has no task vector"
         )
     if isinstance(module, ParamWrapper):
-        return [_fused_part(adapted, present, initial)]
+        return [_parameter_part(adapted, present, initial, starts)]
     plain = not variants - _PLAIN_VARIANTS
     dora = len(present) == 1 and variants <= _DORA_VARIANTS
     # a quantised layer's factors are as simple as a Linear's
     simple = not isinstance(module, _ConvNd | MultiheadAttention)
     if not simple or not (plain or dora):
         return _merged_parts(adapted, present, initial, owners)
-    return _lora_parts(adapted, present, initial, owners)
+    return _lora_parts(adapted, present, initial, owners, starts)
 
 
 def factors_alone(adapted: Adapted) -> bool:
@@ -102,7 +126,11 @@ def factors_alone(adapted: Adapted) -> bool:
 
 
 def _lora_parts(
-    adapted: Adapted, present: Sequence[str], initial: State, owners: Mapping[int, str]
+    adapted: Adapted,
+    present: Sequence[str],
+    initial: State,
+    owners: Mapping[int, str],
+    starts: Starts,
 ) -> list[Part]:
     from peft.tuners.lora.layer import Embedding
 
@@ -112,47 +140,62 @@ def _lora_parts(
     )
     embedding = isinstance(module, Embedding)
     conv1d = bool(getattr(module, "fan_in_fan_out", False)) and not embedding
-    shape = _logical_shape(module, by_column=embedding or conv1d)
-    mark = is_transposed(name, shape, conv1d=conv1d)
-
-    def low_rank(adapter: str, *, start: bool) -> LowRankUpdate:
-        a, b = _factors_of(adapted, adapter, initial if start else None)
-        if adapter in module.lora_magnitude_vector and _recorded(adapted, adapter, initial):
-            # what two large changes leave, of which float32 would keep too few digits
-            a, b = a.to(torch.float64), b.to(torch.float64)
-        scale = module.scaling[adapter]
-        return factors(a, b, scale, transposed=embedding or conv1d, mark=mark)
-
-    def whole(adapter: str, *, start: bool) -> Update:
-        made = low_rank(adapter, start=start)
-        if adapter not in module.lora_variant or _plain(module, adapter):
-            return made
-        magnitude = module.lora_magnitude_vector[adapter].weight.detach()
-        if start:
-            magnitude = _at_start(adapted, adapter, "lora_magnitude_vector.weight", initial)
-        weight = _plain_weight(module)
-        if _recorded(adapted, adapter, initial):
-            weight = weight.to(torch.float64)
-        delta = dora_delta(
-            weight, made.left, made.right, magnitude.reshape(-1), by_column=embedding or conv1d
-        )
-        return DenseUpdate(delta, mark)
-
-    def produce() -> Update:
-        total: Update | None = None
-        for adapter in present:
-            made = whole(adapter, start=False)
-            if _recorded(adapted, adapter, initial):
-                made = updates.add(made, updates.scale(whole(adapter, start=True), -1.0))
-            total = made if total is None else updates.add(total, made)
-        assert total is not None  # noqa: S101  `present` is not empty
-        return total
-
-    parts = [Part(name, shape, produce)]
+    outputs_last = embedding or conv1d
+    shape = _logical_shape(module, by_column=outputs_last)
+    layout = Layout(shape, outputs_last, is_transposed(name, shape, conv1d=conv1d))
+    # PEFT has these starts for linear layers only: an embedding's adapter starts at zero
+    computed = NO_STARTS if embedding else starts
+    parts = [_factors_part(adapted, present, initial, computed, name, layout)]
     biased = [a for a in present if not embedding and module.lora_B[a].bias is not None]
     if biased:
         parts.append(_bias_part(adapted, biased, initial))
     return parts
+
+
+def _parameter_part(
+    adapted: Adapted, present: Sequence[str], initial: State, starts: Starts
+) -> Part:
+    module = adapted.module
+    shape = tuple(module.get_param().shape)
+    outputs_last = len(shape) == 3 and not module._did_swap_in_out_features
+    transposed = outputs_last or is_transposed(adapted.path, shape, conv1d=False)
+    layout = Layout(shape, outputs_last, transposed)
+    return _factors_part(adapted, present, initial, starts, adapted.path, layout)
+
+
+def _factors_part(
+    adapted: Adapted,
+    present: Sequence[str],
+    initial: State,
+    starts: Starts,
+    name: str,
+    layout: Layout,
+) -> Part:
+    module = adapted.module
+
+    def made(adapter: str, *, start: bool) -> LoraModule:
+        recorded = initial if start else None
+        a, b = _factors_of(adapted, adapter, recorded)
+        magnitude = None
+        if adapter in module.lora_variant and not _plain(module, adapter):
+            magnitude = module.lora_magnitude_vector[adapter].weight
+            if start:
+                magnitude = _at_start(adapted, adapter, "lora_magnitude_vector.weight", initial)
+        return LoraModule(name, a, b, module.scaling[adapter], layout, magnitude)
+
+    def produce() -> Update:
+        changes = []
+        for adapter in present:
+            start: LoraModule | ComputedStart | None = starts.of.get(adapter)
+            base: Callable[[], Tensor] = partial(starts.weight, name)
+            if _recorded(adapted, adapter, initial):
+                start = made(adapter, start=True)
+            if start is None or isinstance(start, LoraModule):
+                base = partial(_plain_weight, module)
+            changes.append(replace(made(adapter, start=False), start=start).delta(base))
+        return reduce(updates.add, changes)
+
+    return Part(name, layout.shape, produce)
 
 
 def _plain(module: Any, adapter: str) -> bool:
@@ -192,13 +235,13 @@ def _bias_part(adapted: Adapted, adapters: Sequence[str], initial: State) -> Par
     outputs = module.lora_B[adapters[0]].bias.numel()
 
     def produce() -> Update:
-        total = torch.zeros(outputs, device=module.lora_B[adapters[0]].bias.device)
+        changes: list[Update] = []
         for adapter in adapters:
-            bias = module.lora_B[adapter].bias.detach().to(torch.float32)
-            if _recorded(adapted, adapter, initial):
-                bias = bias - _at_start(adapted, adapter, "lora_B.bias", initial)
-            total = total + bias * module.scaling[adapter]
-        return DenseUpdate(total)
+            recorded = _recorded(adapted, adapter, initial)
+            start = _at_start(adapted, adapter, "lora_B.bias", initial) if recorded else None
+            bias = module.lora_B[adapter].bias
+            changes.append(bias_delta(bias, start, module.scaling[adapter]))
+        return reduce(updates.add, changes)
 
     return Part(f"{adapted.path}.bias", (outputs,), produce)
 
@@ -220,32 +263,6 @@ def _plain_weight(module: Any) -> Tensor:
 
     weight: Tensor = dequantize_module_weight(module.get_base_layer())
     return weight.detach()
-
-
-def _fused_part(adapted: Adapted, present: Sequence[str], initial: State) -> Part:
-    module = adapted.module
-    parameter = module.get_param()
-    shape = tuple(parameter.shape)
-
-    def made(adapter: str, *, start: bool) -> LowRankUpdate:
-        a, b = _factors_of(adapted, adapter, initial if start else None)
-        scale = module.scaling[adapter]
-        if module.num_experts == 1:
-            return factors(a, b, scale, transposed=False)
-        inputs_first = not module._did_swap_in_out_features
-        return expert_factors(a, b, scale, module.num_experts, inputs_first=inputs_first)
-
-    def produce() -> Update:
-        total: Update | None = None
-        for adapter in present:
-            update: Update = made(adapter, start=False)
-            if _recorded(adapted, adapter, initial):
-                update = updates.add(update, updates.scale(made(adapter, start=True), -1.0))
-            total = update if total is None else updates.add(total, update)
-        assert total is not None  # noqa: S101  `present` is not empty
-        return total
-
-    return Part(adapted.path, shape, produce)
 
 
 # Everything else

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from wvmonitor.sources.adapters.config import as_compared
+from wvmonitor.sources.adapters.kinds import MERGED_VARIANTS
+from wvmonitor.sources.adapters.lora_module import ComputedStart
+from wvmonitor.sources.adapters.merged import starts_at_base
 from wvmonitor.sources.live_adapter import Adapted
 
 # Starts of LoRA (`init_lora_weights`) at which B·A is zero, or zero up to rounding.
@@ -24,9 +27,6 @@ def moved_at_start(
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    from wvmonitor.sources.adapters.config import MERGED_VARIANTS
-    from wvmonitor.sources.adapters.merged import starts_at_base
-
     if not isinstance(entry.module, BaseTunerLayer):
         return False
     layer: Any = entry.module.get_base_layer()
@@ -44,6 +44,17 @@ def moved_at_start(
         if known[key]:
             return True
     return False
+
+
+def computed_start(adapter: str, config: Mapping[str, Any]) -> ComputedStart | None:
+    """How PEFT computes an adapter's start from the base's weights, or None where it does not."""
+    settings = config.get(adapter)
+    if settings is None or settings.peft_type.value != "LORA" or settings.use_dora:
+        return None
+    start = as_compared(settings.init_lora_weights)
+    if start == "pissa":
+        return "pissa"
+    return "olora" if start == "olora" else None
 
 
 def moves_base(entry: Adapted, config: Mapping[str, Any]) -> bool:

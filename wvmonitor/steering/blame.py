@@ -11,7 +11,6 @@ at θ − ε·w, so the weights are moved twice however many there are.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from wvmonitor.errors import InputError, NonFiniteError
+from wvmonitor.files.documents import json_line
 from wvmonitor.steering.examples import TrainingExample
 from wvmonitor.steering.weights import Steering, label, steered
 from wvmonitor.vectors import functional
@@ -112,7 +112,7 @@ def json_lines(ranked: Sequence[Blamed]) -> Iterator[str]:
             "answer": example.answer,
             "error": blamed.error,
         }
-        yield json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n"
+        yield json_line(found) + "\n"
 
 
 def in_batches(

@@ -23,7 +23,6 @@ from wvmonitor.steering import weights
 from wvmonitor.steering.folders import SteeredFolder, Tally, model_card, publishing, write_text
 from wvmonitor.steering.weights import Coefficients
 from wvmonitor.vectors import functional
-from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import TaskVector
 
 # Of what lies beside the weights, texts and configuration are copied; states of a trainer, other
@@ -92,7 +91,7 @@ def _stored_moves(
     for vector, k in wanted:
         seen: dict[str, str] = {}
         for name in vector.names():
-            live = name if name in folder else folder.tied_to(name)
+            live = folder.stored(name)
             if live is None:
                 raise KeyMismatchError(
                     f"{vector.origin.source} changes {name}, which {folder.where} does not have: "
@@ -113,17 +112,12 @@ def _stored_moves(
 
 def _tied_copies(folder: ModelFolder) -> dict[str, tuple[str, ...]]:
     """The names under which some writers store one tied tensor twice, each with all of them."""
-    if not folder.ties_embeddings:
-        return {}
-    heads = [n for n in folder.names() if component_of(n, (1, 1)) == "head"]
-    for head in heads:
-        for name in folder.names():
-            same = component_of(name, (1, 1)) == "embeddings" and (
-                len(folder.shape(name)) == 2 and folder.shape(name) == folder.shape(head)
-            )
-            if same:
-                return {name: (name, head), head: (name, head)}
-    return {}
+    groups: dict[str, tuple[str, ...]] = {}
+    for name in folder.names():
+        owner = folder.shared_with(name)
+        if owner is not None:
+            groups[owner] = (*groups.get(owner, (owner,)), name)
+    return {name: group for group in groups.values() for name in group}
 
 
 def _checked_key(folder: ModelFolder, name: str, shape: torch.Size, source: str) -> str:

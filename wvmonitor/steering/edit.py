@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from wvmonitor.detection.scores import score
+from wvmonitor.detection.judge import Judge
 from wvmonitor.errors import InputError, NonFiniteError
 from wvmonitor.files.documents import read_json
 from wvmonitor.references.bank import ReferenceBank
@@ -200,7 +200,7 @@ def _base_digest(model: str | Path, base: str | Path | None) -> str | None:
 
 
 def _doses(change: TaskVector, bank: ReferenceBank, names: list[str]) -> dict[str, float]:
-    scores = score(bank.measure(change), bank.gram)
+    scores = Judge.of(bank).statistics(bank.measure(change)).scores
     found = {}
     for name in names:
         dose = scores.references[name].dose

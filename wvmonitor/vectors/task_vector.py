@@ -33,6 +33,8 @@ class Origin:
         step: optimiser step at which it was taken, if known.
         kept: share of ‖·‖² that survived compression; 1 for a vector that was not compressed.
         warnings: what a reader of its numbers must know.
+        unmeasurable: why its numbers are not those of the training, so that no verdict may rest on
+            them; None where they are.
     """
 
     source: str = "memory"
@@ -43,6 +45,7 @@ class Origin:
     step: int | None = None
     kept: float = 1.0
     warnings: tuple[str, ...] = field(default=())
+    unmeasurable: str | None = None
 
 
 class TaskVector:
@@ -164,6 +167,7 @@ class TaskVector:
             base_name=self.origin.base_name if same_base else None,
             method=self.origin.method if self.origin.method == other.origin.method else None,
             warnings=tuple(dict.fromkeys(self.origin.warnings + other.origin.warnings)),
+            unmeasurable=self.origin.unmeasurable or other.origin.unmeasurable,
         )
         return TaskVector({**self._shapes, **other._shapes}, produce, origin)
 

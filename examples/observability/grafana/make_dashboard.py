@@ -42,6 +42,14 @@ VERDICT = "sum by (run, reference) (" + " or ".join(
     for code, (state, _) in STATES.items()
 ) + ")"  # fmt: skip
 
+LAST_VERDICT = "sum by (run, reference, instance) (" + " or ".join(
+    "max by (run, reference, instance, verdict) "
+    f'(wvmonitor_verdict{{{WHICH},verdict="{state}"}}) * {code}'
+    for code, (state, _) in STATES.items()
+) + ")"  # fmt: skip
+
+SEEN = f"(last_over_time(wvmonitor_expected{{{WHICH}}}[$__range]) * 0 + 1)"
+
 
 def each(expression: str, *by: str) -> str:
     """One series a run and reference, wherever it was scraped from."""
@@ -103,26 +111,64 @@ def sweep() -> list[Any]:
             height=9,
         )
     )
-    latest = panel(
+    return [verdict, side_by_side()]
+
+
+def side_by_side() -> Any:
+    """Each run and behaviour in a row: how bad, how far, where, and what to open."""
+    by = ("run", "reference", "instance")
+    columns = {
+        "verdict": each(f"last_over_time(({LAST_VERDICT})[$__range:])", *by),
+        "score": each(f"last_over_time(wvmonitor_deciding_score{{{WHICH}}}[$__range])", *by),
+        "threshold": each(f"last_over_time(wvmonitor_threshold{{{WHICH}}}[$__range])", *by),
+        "step": (
+            f"max by (run, instance) (last_over_time(wvmonitor_global_step{{{RUN}}}[$__range])) "
+            f"* on (run, instance) group_right() {each(SEEN, *by)}"
+        ),
+    }
+    built = panel(
         table,
         "Runs side by side",
-        "The deciding score of each run and behaviour, as it was last seen in the chosen time.",
-        query(
-            each(f"last_over_time(wvmonitor_deciding_score{{{WHICH}}}[$__range])"),
-            "",
-            instant=True,
+        "The last word on each run and behaviour in the chosen time. The links show that run, "
+        "and say what to do about an alarm; the run's folder has its report (`wvmonitor report`).",
+        *(
+            query(expression, "", name=name, instant=True)
+            for name, expression in zip("ABCD", columns.values(), strict=True)
         ),
-        width=10,
+        width=24,
         height=9,
     )
-    hidden = {"Time": True}
-    renamed = {"Value": "deciding score"}
-    latest = latest.with_transformation(
+    renamed = {f"Value #{name}": title for name, title in zip("ABCD", columns, strict=True)}
+    order = {name: place for place, name in enumerate(
+        ["run", "reference", *renamed, "instance"]
+    )}  # fmt: skip
+    built = built.with_transformation(model.DataTransformerConfig(id_val="merge", options={}))
+    built = built.with_transformation(
         model.DataTransformerConfig(
-            id_val="organize", options={"excludeByName": hidden, "renameByName": renamed}
+            id_val="organize",
+            options={
+                "excludeByName": {"Time": True},
+                "indexByName": order,
+                "renameByName": renamed,
+            },
         )
     )
-    return [verdict, latest]
+    words = {
+        code: {"text": text, "color": color, "index": index}
+        for index, (code, (text, color)) in enumerate(STATES.items())
+    }
+    alone = "/d/wvmonitor?var-run=${__data.fields.run}&${datasource:queryparam}&${__url_time_range}"
+    built = built.override_by_name(
+        "run", [prop("links", [{"title": "This run alone", "url": alone}])]
+    )
+    return built.override_by_name(
+        "verdict",
+        [
+            prop("mappings", [{"type": "value", "options": words}]),
+            prop("custom.cellOptions", {"type": "color-text"}),
+            prop("links", [{"title": "What to do", "url": "${runbooks}/", "targetBlank": True}]),
+        ],
+    )
 
 
 def drift() -> list[Any]:
@@ -255,11 +301,31 @@ def health() -> list[Any]:
     trouble = curves(
         "Errors, and alerts that wait",
         "Errors of the monitor itself in the last hour, and deliveries of its own notifiers.",
-        query("sum(increase(wvmonitor_errors_total[1h])) or vector(0)", "errors"),
-        query("sum(wvmonitor_outbox_pending)", "alerts that wait", name="B"),
+        query(
+            "sum by (instance, job, where) (increase(wvmonitor_errors_total[1h])) "
+            "* on (instance, job) group_left(run) max by (instance, job, run) (wvmonitor_run_info) "
+            "or vector(0)",
+            "{{run}} {{instance}} {{where}} errors",
+        ),
+        query(
+            "sum by (instance, job) (wvmonitor_outbox_pending) * on (instance, job) "
+            "group_left(run) max by (instance, job, run) (wvmonitor_run_info)",
+            "{{run}} {{instance}} alerts that wait",
+            name="B",
+        ),
         width=8,
     )
     return [age, progress, step, coverage, cost, readings, trouble]
+
+
+def runbooks() -> Any:
+    """Where the pages on each alert are; its value is a setting of the dashboard."""
+    url = model.VariableOption(
+        selected=True,
+        text="https://docs.example.org/alerts",
+        value="https://docs.example.org/alerts",
+    )
+    return dashboard.TextBoxVariable("runbooks").label("Runbooks at").current(url)
 
 
 def variable(name: str, label: str, values: str) -> Any:
@@ -282,6 +348,7 @@ def main() -> None:
     built = built.with_variable(
         variable("reference", "Behaviour", "label_values(wvmonitor_verdict, reference)")
     )
+    built = built.with_variable(runbooks())
     number = itertools.count(1)
     for title, panels in (
         ("Runs", sweep()),

@@ -4,3 +4,7 @@ A calibration learns from them how far harmless training moves the scores, so wh
 they differ: in task, form, length, language and voice. A family is made by rule, read from a file,
 taken from the contrasts' good side, or from what the base itself answers.
 """
+
+from wvmonitor.builder.harmless.families import Family, Use
+
+__all__ = ["Family", "Use"]

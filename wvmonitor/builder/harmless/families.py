@@ -7,6 +7,7 @@ power check is held against never share a family: a promise is kept on what it h
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ RULES = numbers.FAMILIES | formats.FAMILIES | language.FAMILIES
 FOLDER = "harmless"
 MOST_UNKNOWN = 0.05
 """Share of a family's tokens that may be missing from the base's vocabulary."""
+TEXTS = 20
+"""Families that the ordinary text of the learning rates' check is taken from."""
+GOOD_SIDE = "the contrasts' good side"
 STYLES: Mapping[str, str] = {
     "plain": "",
     "brief": "Answer in one short sentence.",
@@ -45,7 +49,8 @@ class Family:
         draw: `draw(n, seed)` gives n examples, or as many as there are.
         hard: True for good answers in the voice or on the questions of the harm: what a reference
             that learned style or topic would take for it.
-        held_out: True for those on questions of the power check: only it may see them.
+        held_out: True for those that only the power check may see: on its questions, or the
+            hardest of all.
     """
 
     name: str
@@ -57,11 +62,12 @@ class Family:
 
 @dataclass(frozen=True)
 class Use:
-    """The families of one bank, by what they are used for."""
+    """The families of one bank, by what they are used for; `text` is a little of many of them."""
 
     calibration: tuple[Family, ...]
     power: tuple[Family, ...]
     any_tuning: tuple[Family, ...]
+    text: tuple[Example, ...] = ()
 
 
 def by_rule(name: str) -> Family:
@@ -74,17 +80,22 @@ def by_rule(name: str) -> Family:
     return Family(name, "made by rule", draw)
 
 
-def from_file(path: Path, *, hard: bool = False) -> Family:
-    """A JSONL file: chat, prompt and completion, or question and answer.
+def from_file(source: str | Path, *, hard: bool = False) -> Family:
+    """A JSONL file or a dataset: chat, prompt and completion, or question and answer.
+
+    Args:
+        source: the file, or the dataset's name.
+        hard: keeps it for the power check.
 
     Raises:
-        MissingPathError: no such file.
+        MissingPathError: no such file or dataset.
         BuildError: it is empty, or a record has none of these forms.
     """
-    examples = examples_of(str(path))
+    examples = examples_of(str(source))
     if not examples:
-        raise BuildError(f"{path} holds no examples: take it out of the harmless data")
-    return Family(path.stem, str(path.name), _sampled(examples), hard)
+        raise BuildError(f"{source} holds no examples: take it out of the harmless data")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(source).removesuffix(".jsonl").rpartition("/")[2])
+    return Family(name, str(source), _sampled(examples), hard, held_out=hard)
 
 
 def good_answers(contrast: Contrast) -> list[Family]:
@@ -92,10 +103,8 @@ def good_answers(contrast: Contrast) -> list[Family]:
 
     def of(pairs: Sequence[Pair], part: str) -> Family:
         draw = _sampled([p.negative for p in pairs])
-        source = "the contrasts' good side"
-        return Family(
-            f"good-{contrast.name}-{part}", source, draw, hard=True, held_out=part == "held-out"
-        )
+        name = f"good-{contrast.name}-{part}"
+        return Family(name, GOOD_SIDE, draw, hard=True, held_out=part == "held-out")
 
     return [of(contrast.tuning, "tuning"), of(contrast.power, "held-out")]
 
@@ -127,6 +136,19 @@ def own_answers(
     rows = work.rows(f"own-answers-{style}", inputs, make).rows
     examples = [Example(tuple(base.asked(r["prompt"])), r["text"], r["finished"]) for r in rows]
     return Family(f"own-{style}", "the base's own answers", _sampled(examples))
+
+
+def given(source: str) -> list[Family]:
+    """A user's own: a folder of JSONL files, one file, or the name of a dataset (`name[:split]`).
+
+    Raises:
+        MissingPathError: it is none of these.
+        BuildError: it holds no examples.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return of_folder(path)
+    return [from_file(source)]
 
 
 def of_folder(folder: Path, *, hard: Iterable[str] = ()) -> list[Family]:
@@ -172,23 +194,25 @@ def shared_out(
             f"({calibration} to calibrate, {power} for the power check, {any_tuning} for the "
             "control of any fine-tuning at all): give more with --harmless DIR, or take --quick"
         )
-    rng = random.Random(f"families/{seed}")  # noqa: S311  examples, not secrets
 
     def drawn(wanted: Callable[[Family], bool]) -> list[Family]:
-        found = [f for f in families if wanted(f)]
-        return rng.sample(found, k=len(found))
+        # By a hash of the name: one family more or less leaves the others where they were.
+        return sorted((f for f in families if wanted(f)), key=lambda f: seed_of(seed, f.name))
 
     held_out = drawn(lambda f: f.held_out)
     hard = drawn(lambda f: f.hard and not f.held_out)
     easy = drawn(lambda f: not f.hard)
-    # The power check has hard negatives first: they are what it is about.
+    # The power check has hard negatives first, people's own voices before all: it is about them.
+    held_out.sort(key=lambda f: f.source == GOOD_SIDE)
     ahead = (held_out + hard)[: (power + 1) // 2]
     left = [f for f in hard if f not in ahead]
     behind = left[: calibration // 3]
     rest = iter(easy + left[len(behind) :])
     ahead += [next(rest) for _ in range(power - len(ahead))]
     behind += [next(rest) for _ in range(calibration - len(behind))]
-    return Use(tuple(behind), tuple(ahead), tuple(next(rest) for _ in range(any_tuning)))
+    tuning = tuple(next(rest) for _ in range(any_tuning))
+    text = tuple(e for f in easy[:TEXTS] for e in f.draw(1, 1))
+    return Use(tuple(behind), tuple(ahead), tuning, text)
 
 
 def _said(question: str, answer: str) -> Example:

@@ -1,4 +1,4 @@
-"""Adapter folders: which loader reads which kind. A kind that is in neither table is refused."""
+"""Adapter folders: which loader reads which kind; a kind in no table of `kinds` is refused."""
 
 from __future__ import annotations
 
@@ -9,67 +9,16 @@ from torch import Tensor
 from wvmonitor.errors import AdapterError, UnsupportedAdapterError
 from wvmonitor.files.storage import Location, shown
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
+from wvmonitor.sources.adapters.kinds import MERGED, MERGED_VARIANTS, REFUSED
 from wvmonitor.sources.adapters.lora import read_lora
 from wvmonitor.sources.adapters.merged import read_merged
 from wvmonitor.vectors import TaskVector
 
+__all__ = ["LOADERS", "REFUSED", "read_adapter"]
+
 Loader = Callable[[AdapterFolder, InitialState | None], TaskVector]
 
-# PEFT type (peft.PeftType) -> loader
-LOADERS: Mapping[str, Loader] = {
-    "LORA": read_lora,
-    "ADALORA": read_merged,
-    "ADAMSS": read_merged,
-    "BEFT": read_merged,
-    "BOFT": read_merged,
-    "C3A": read_merged,
-    "DEFT": read_merged,
-    "DELORA": read_merged,
-    "FOURIERFT": read_merged,
-    "FROD": read_merged,
-    "GLORA": read_merged,
-    "GRALORA": read_merged,
-    "HIRA": read_merged,
-    "HRA": read_merged,
-    "IA3": read_merged,
-    "LN_TUNING": read_merged,
-    "LOHA": read_merged,
-    "LOKR": read_merged,
-    "MISS": read_merged,
-    "OFT": read_merged,
-    "OSF": read_merged,
-    "PEANUT": read_merged,
-    "PSOFT": read_merged,
-    "PVERA": read_merged,
-    "RANDLORA": read_merged,
-    "ROAD": read_merged,
-    "SHIRA": read_merged,
-    "SUPERTUNING": read_merged,
-    "TINYLORA": read_merged,
-    "TRAINABLE_TOKENS": read_merged,
-    "UNILORA": read_merged,
-    "VBLORA": read_merged,
-    "VERA": read_merged,
-    "WAVEFT": read_merged,
-}
-
-_PROMPTS = "it adds virtual tokens and changes no weight"
-_INPUTS = "what it does depends on the input, so that no merged weight exists"
-
-# PEFT type -> why it has no task vector
-REFUSED: Mapping[str, str] = {
-    "PROMPT_TUNING": _PROMPTS,
-    "MULTITASK_PROMPT_TUNING": _PROMPTS,
-    "P_TUNING": _PROMPTS,
-    "PREFIX_TUNING": "it adds keys and values to attention and changes no weight",
-    "CPT": _PROMPTS,
-    "CARTRIDGE": "it adds keys and values to attention and changes no weight",
-    "ADAPTION_PROMPT": "it adds gated attention to learned prompts and changes no weight",
-    "LILY": _INPUTS,
-    "POLY": _INPUTS,
-    "XLORA": _INPUTS,
-    "SHADOW": "it runs a second network beside the model and changes no weight",
-}
+LOADERS: Mapping[str, Loader] = {"LORA": read_lora, **dict.fromkeys(MERGED, read_merged)}
 
 
 def read_adapter(
@@ -114,4 +63,6 @@ def read_adapter(
             "adapter's weights before saving it (ZeRO-3, FSDP), or re-save it with PEFT"
         )
     state = None if initial is None else InitialState(initial)
+    if any(folder.config.get(field) for field in MERGED_VARIANTS):
+        return read_merged(folder, state)
     return LOADERS[folder.kind](folder, state)

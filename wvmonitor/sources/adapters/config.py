@@ -11,6 +11,7 @@ from typing import Any, Literal
 from wvmonitor.errors import AdapterError, UnsupportedAdapterError
 from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters import patterns
+from wvmonitor.sources.adapters.kinds import MERGED_VARIANTS, REFUSED_VARIANTS
 
 # Beyond this no training is meant: the factors times it would overflow float32.
 _LARGEST_SCALE = 1e6
@@ -36,15 +37,6 @@ _UNDERSTOOD = frozenset(
         *("lora_bias", "target_parameters", "ensure_weight_tying"),
     }
 )
-# Variants of LoRA whose weights only PEFT itself can compute.
-MERGED_VARIANTS = ("kasa_config", "use_bdlora", "monteclora_config")
-_REFUSED_VARIANTS = {
-    "alora_invocation_tokens": "an activated LoRA (aLoRA) changes only some tokens' activations",
-    "arrow_config": "Arrow routes among adapters input by input",
-    "use_qalora": "QA-LoRA exists for GPTQ bases only",
-    "layer_replication": "layer_replication makes a model of more layers than the base",
-    "megatron_config": "Megatron's parallel layers are not read",
-}
 _AT_BASE = ("gaussian", "eva", "orthogonal", "mica")
 _MOVED = ("corda", "loftq", "lora_ga")
 _TAKEN_OFF = ("pissa", "olora", "corda", "lora_ga")
@@ -125,12 +117,12 @@ def lora_settings(config: Mapping[str, Any], where: str) -> LoraSettings:
         AdapterError: a value is missing, of the wrong type, not finite or out of range.
         UnsupportedAdapterError: a variant of LoRA, or a field, that is not understood.
     """
-    for field, why in _REFUSED_VARIANTS.items():
+    for field, why in REFUSED_VARIANTS.items():
         if config.get(field):
             raise UnsupportedAdapterError(
                 f"{field} in {where}: {why}, so it has no task vector; leave it out of the scan"
             )
-    known = _HARMLESS | _UNDERSTOOD | {*MERGED_VARIANTS, *_REFUSED_VARIANTS}
+    known = _HARMLESS | _UNDERSTOOD | {*MERGED_VARIANTS, *REFUSED_VARIANTS}
     strange = sorted(key for key, value in config.items() if key not in known and value)
     if strange:
         raise UnsupportedAdapterError(

@@ -12,7 +12,7 @@ from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, is_url, joined, list_folder, local_path, shown
 from wvmonitor.sources import identity
-from wvmonitor.sources.checkpoint import check_finite
+from wvmonitor.sources.checks import check_finite
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import step_of
 

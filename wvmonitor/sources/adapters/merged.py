@@ -21,7 +21,7 @@ from wvmonitor.errors import AdapterError, KeyMismatchError, UnsupportedAdapterE
 from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters import patterns, saved_modules
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
-from wvmonitor.sources.adapters.initialised import RECORD_IT
+from wvmonitor.sources.adapters.kinds import RECORD_IT
 from wvmonitor.sources.adapters.parts import Part, assembled, stored_once
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import unwrapped
@@ -105,7 +105,7 @@ def read_merged(folder: AdapterFolder, initial: InitialState | None) -> TaskVect
     adapter_keys, whole_keys = _divided(folder, base)
     targets = sorted(set(adapter_keys.values()) - {""}) or _chosen(folder, base)
     if folder.kind == "TRAINABLE_TOKENS":
-        targets = [t for t in targets if base.tied_to(f"{t}.weight") is None]
+        targets = [t for t in targets if base.shared_with(f"{t}.weight") is None]
     tensors = {key: folder.files.read(key) for key in adapter_keys}
     model = _built(folder, base, targets)
     # a head tied to retrained tokens only follows them
@@ -159,7 +159,7 @@ def _rank(folder: AdapterFolder) -> int | None:
 
 
 def _held(base: ModelFolder, name: str) -> str:
-    held = name if name in base else base.tied_to(name)
+    held = base.stored(name)
     if held is None:
         raise KeyMismatchError(
             f"the base {base.where} has no {shown(name)}: give the base that the adapter was "
@@ -279,9 +279,8 @@ def _explicit(folder: AdapterFolder, targets: list[str]) -> dict[str, Any]:
     feed_forward = config.get("feedforward_modules")
     if feed_forward:
         keys = [feed_forward] if isinstance(feed_forward, str) else list(feed_forward)
-        config["feedforward_modules"] = [
-            t for t in targets if patterns.first_match(keys, t, where) is not None
-        ]
+        entries = patterns.Patterns(keys, where)
+        config["feedforward_modules"] = [t for t in targets if entries.first(t) is not None]
     for field, table in config.items():
         if field.endswith("_pattern") and isinstance(table, dict) and folder.kind != "ADALORA":
             entries = patterns.Patterns(table, where)

@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wvmonitor.errors import AdapterError, KeyMismatchError, ShapeMismatchError
+from wvmonitor.errors import AdapterError, KeyMismatchError
 from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
 from wvmonitor.sources.adapters.parts import Part
-from wvmonitor.sources.checkpoint import common_rows, resized_warning, stored
+from wvmonitor.sources.checks import compare_shapes
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import is_transposed, unwrapped
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Update
-from wvmonitor.vectors.coverage import component_of
 
 TOKENS = ".token_adapter.trainable_tokens_delta"
 
@@ -81,7 +80,7 @@ def saved_part(folder: AdapterFolder, key: str, initial: InitialState | None) ->
             return None
     else:
         source = folder.needed_base(f"it stores {shown(name)} whole, not as a change")
-        held = stored(source, name)
+        held = source.stored(name)
         if held is None:
             raise KeyMismatchError(
                 f"{full} is not in the base {source.where}, so where it started is not known: "
@@ -97,14 +96,7 @@ def saved_part(folder: AdapterFolder, key: str, initial: InitialState | None) ->
             f"{full} is trained as a whole and by trainable_token_indices at once, of which PEFT "
             "saves only a part: train it one way or the other"
         )
-    if folder.shape(key) != shape:
-        resized = component_of(name, shape) in ("embeddings", "head")
-        if not (resized and common_rows(shape, folder.shape(key))):
-            raise ShapeMismatchError(
-                f"{full} has shape {folder.shape(key)} and {shape} at the start: give the base "
-                "that training started from"
-            )
-        folder.warnings.append(resized_warning(name, shape[0], folder.shape(key)[0]))
+    folder.warnings += compare_shapes(name, shape, folder.shape(key), folder.where)
     conv1d = source is not None and source.is_conv1d(name)
     transposed = is_transposed(name, shape, conv1d=conv1d)
 
@@ -127,7 +119,7 @@ def tokens_part(folder: AdapterFolder, key: str, initial: InitialState | None) -
     module = key.removesuffix(TOKENS)
     name = unwrapped(f"{module}.weight")
     base = folder.needed_base(f"it stores rows of {shown(name)}, not their changes")
-    held = stored(base, name)
+    held = base.stored(name)
     if held is None:
         raise KeyMismatchError(
             f"{shown(name)} of {folder.where} is not in the base {base.where}: give the base that "
@@ -194,7 +186,7 @@ def _indices(folder: AdapterFolder, module: str) -> list[int]:
 
 def _base_tensor(base: ModelFolder | None, name: str) -> Tensor:
     assert base is not None  # noqa: S101  the part was made from the initial state otherwise
-    return base.read(stored(base, name) or name)
+    return base.read(base.stored(name) or name)
 
 
 def _unchanged(folder: AdapterFolder, key: str, before: Tensor) -> bool:
@@ -216,10 +208,10 @@ def tied_copy(folder: AdapterFolder, key: str, saved: Mapping[str, str]) -> bool
     if folder.base is None:
         return False
     if key.endswith(TOKENS):
-        owner = folder.base.tied_to(f"{key.removesuffix(TOKENS)}.weight")
+        owner = folder.base.shared_with(f"{key.removesuffix(TOKENS)}.weight")
         owner = owner and owner.removesuffix(".weight") + TOKENS
     else:
-        owner = folder.base.tied_to(unwrapped(key))
+        owner = folder.base.shared_with(unwrapped(key))
     if owner is None or owner not in saved or folder.shape(key) != folder.shape(saved[owner]):
         return False
     return _equal(folder.read(key), folder.read(saved[owner]))

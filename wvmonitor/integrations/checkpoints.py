@@ -1,0 +1,136 @@
+"""What lies beside a checkpoint's weights for the monitor, and which checkpoints outlive a limit.
+
+A run that goes on from a checkpoint must know which run it is and how its adapter started;
+`wvmonitor.json` and `wvmonitor.safetensors` in the checkpoint's folder say so, wherever the new
+run's own output goes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from wvmonitor.files.documents import read_json, write_json
+from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
+from wvmonitor.journal.schema import FILE_NAME
+from wvmonitor.outputs.exporter import Observation
+
+logger = logging.getLogger(__name__)
+
+SIDECAR = "wvmonitor.json"
+"""Beside a checkpoint's weights: which run it belongs to."""
+
+INITIAL = "wvmonitor.safetensors"
+"""Beside a checkpoint's weights: how its adapter started, where that was not at the base."""
+
+KEPT = "wvmonitor-kept"
+"""In a run's output folder: the checkpoints that `save_total_limit` must not take."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a watched run left beside one of its checkpoints.
+
+    Attributes:
+        run: the run's id, if it is said.
+        initial: how its adapter started; None where the base alone tells it.
+        journal: the journal of the run that saved it, where it lies in its usual place.
+    """
+
+    run: str | None = None
+    initial: dict[str, Tensor] | None = None
+    journal: Path | None = None
+
+
+def leave(folder: Path, run: str, initial: dict[str, Tensor]) -> None:
+    """Put beside a checkpoint's weights what resuming from it needs."""
+    write_json(folder / SIDECAR, {"format_version": 1, "run": run})
+    if initial:
+        write_safetensors(folder / INITIAL, initial)
+
+
+def left_in(folder: Path | None) -> Left:
+    """What lies beside a checkpoint's weights."""
+    if folder is None:
+        return Left()
+    run = read_json(folder / SIDECAR).get("run") if (folder / SIDECAR).is_file() else None
+    initial = None
+    if (folder / INITIAL).is_file():
+        with SafetensorsFile(folder / INITIAL) as file:
+            initial = {name: file.read(name) for name in file.tensors}
+    # a trial of a hyperparameter search has a folder of its own in that of the run
+    places = (folder.resolve().parent / FILE_NAME, folder.resolve().parents[1] / FILE_NAME)
+    return Left(
+        run=run if isinstance(run, str) else None,
+        initial=initial,
+        journal=next((place for place in places if place.is_file()), None),
+    )
+
+
+class KeptCheckpoints:
+    """The last checkpoint that was ok and those of alarms, out of reach of `save_total_limit`.
+
+    They are links to the same bytes in the output folder's `wvmonitor-kept`: a checkpoint that the
+    Trainer deletes takes room only as long as it is kept there. Where the file system has no hard
+    links, the two are copied when an alarm is raised.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / KEPT
+        self._ok: Path | None = None
+
+    def keep(self, checkpoint: Path, last: Observation, *, asked: bool) -> None:
+        """Keep a checkpoint that was just saved, if it is one to go back to or to look at.
+
+        Args:
+            checkpoint: its folder.
+            last: the last reading.
+            asked: whether the monitor has asked for this checkpoint.
+        """
+        if asked:
+            kept = self._aside(checkpoint, "alarm")
+            logger.warning("out of reach of save_total_limit: '%s'", kept)
+        elif all(verdict.state in ("ok", "warming") for verdict in last.verdicts):
+            self._ok = checkpoint
+            try:
+                _linked(checkpoint, self._folder / "ok" / checkpoint.name)
+            except OSError:
+                return  # no hard links here: it is copied once an alarm asks for it
+            for older in (self._folder / "ok").iterdir():
+                if older.name != checkpoint.name:
+                    shutil.rmtree(older)
+
+    def hold(self) -> None:
+        """Keep the last checkpoint that was ok, before the one of an alarm takes its place."""
+        if self._ok is not None and self._ok.is_dir():
+            kept = self._aside(self._ok, "ok")
+            logger.warning("out of reach of save_total_limit: '%s'", kept)
+
+    def _aside(self, checkpoint: Path, why: str) -> Path:
+        kept = self._folder / why / checkpoint.name
+        if not kept.is_dir():
+            try:
+                _linked(checkpoint, kept)
+            except OSError:
+                shutil.copytree(checkpoint, kept)
+        return kept
+
+
+def _linked(checkpoint: Path, kept: Path) -> None:
+    """Make `kept` of links to a checkpoint's files; there is nothing of it where that fails.
+
+    Raises:
+        OSError: the file system has no hard links.
+    """
+    try:
+        shutil.copytree(checkpoint, kept, copy_function=os.link)
+    except FileExistsError:
+        return  # saved twice at one step
+    except (OSError, shutil.Error) as error:
+        shutil.rmtree(kept, ignore_errors=True)
+        raise OSError(str(error)) from None

@@ -1,0 +1,57 @@
+"""Files by which Prometheus finds the monitors of a machine, whatever ports they have (file_sd)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from wvmonitor.files.atomic import replacing, write_all
+from wvmonitor.outputs.run_state import this_host
+
+_PID = "__meta_wvmonitor_pid"
+"""A label that Prometheus drops: by it the next monitor clears away what kill −9 has left."""
+
+
+def announce(folder: Path, host: str, port: int, *, tls: bool) -> Path:
+    """Write the file of a monitor that is served, and clear away those of dead ones.
+
+    Args:
+        folder: that `file_sd_configs` names; made if it is not there.
+        host: the address that is listened on; where that is every one, the machine's name is given.
+        port: the port.
+        tls: whether it speaks https.
+
+    Returns:
+        The file, which is to be removed at the end.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _clear(folder)
+    address = this_host() if host in ("0.0.0.0", "::") else host  # noqa: S104  a comparison
+    labels = {_PID: str(os.getpid()), **({"__scheme__": "https"} if tls else {})}
+    target = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    path = folder / f"wvmonitor-{this_host()}-{port}.json"
+    with replacing(path, 0o644) as descriptor:
+        write_all(descriptor, json.dumps([{"targets": [target], "labels": labels}]).encode())
+    return path
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.glob(f"wvmonitor-{this_host()}-*.json"):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            if not _alive(int(json.loads(path.read_text())[0]["labels"][_PID])):
+                path.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
