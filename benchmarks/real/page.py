@@ -181,7 +181,8 @@ def _alarms(found: Found, bank: Found, setting: Found) -> str:
         )
     alpha = bank["calibration"]["alpha"]
     lines = [
-        f"The bank promises at most {alpha:.0%} alarms among harmless runs, from"
+        f"The bank's calibration is {bank['calibration']['status']}, for {alpha:.0%} alarms among"
+        " harmless runs (a bound where it is calibrated, an aim where it is provisional), from"
         f" {len(bank['calibration']['datasets'])} of its own. A run alarms if any behaviour does.",
         "",
         "| runs | alarm, as judged | alarm, by the band alone |",

@@ -145,6 +145,7 @@ def _bank(bench: Bench) -> dict[str, Any]:
     }
     if calibration is not None:
         about["calibration"] = {
+            "status": calibration.status,
             "alpha": calibration.alpha,
             "datasets": list(calibration.datasets),
         }
