@@ -35,7 +35,7 @@ from wvmonitor.references.bank import ReferenceBank
 
 MEASURED_FILE = "measured.json"
 READINGS = 10
-"""Readings of a watched run; their number is what a calibration covers."""
+"""Readings of a watched run, at most; their number is what a calibration covers."""
 RECORD_LIMIT_GB = 10.0
 """Most that the task vectors of a bank's watched runs may take on disk for them to be kept."""
 _bases: dict[tuple[str, str | None], Base] = {}
@@ -210,7 +210,7 @@ class _Watched(TrainerCallback):
     def __init__(self, one: FineTune, folder: Path) -> None:
         assert one.bank is not None  # noqa: S101  only watched runs come here
         self._one, self._folder = one, folder
-        self._every = max(1, one.training.steps // READINGS)
+        self._every = math.ceil(one.training.steps / READINGS)
         bank = _banks.get(one.bank)
         if bank is None or bank.fingerprint != one.fingerprint:
             bank = _banks[one.bank] = ReferenceBank.load(one.bank)
