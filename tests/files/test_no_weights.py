@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from wvmonitor.errors import InputError, MissingPathError, UnsafeFileError
-from wvmonitor.files.checkpoint_files import open_checkpoint
+from wvmonitor.errors import InputError, MalformedFileError, MissingPathError, UnsafeFileError
+from wvmonitor.files.checkpoint_files import neighbours, open_checkpoint
+from wvmonitor.files.safetensors import write_safetensors
 
 PICKLES = [
     "pytorch_model.bin",
@@ -49,3 +51,35 @@ def test_a_folder_without_weights_is_missing_them(tmp_path: Path) -> None:
             open_checkpoint(path)
     with pytest.raises(InputError, match="too long"):
         open_checkpoint(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("stem", ["model", "adapter_model"])
+def test_a_git_lfs_pointer_is_called_that(tmp_path: Path, stem: str) -> None:
+    """A clone without `git lfs pull` holds pointers: the message says so, and what to do."""
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 9\n"
+    (tmp_path / f"{stem}.safetensors").write_text(pointer)
+    with pytest.raises(MalformedFileError, match=r"Git LFS pointer.*git lfs pull"):
+        open_checkpoint(tmp_path, stem=stem)
+
+
+def test_weights_in_folders_below_are_pointed_to(tmp_path: Path) -> None:
+    """A folder of several adapters, or with its adapter in a subfolder, is not just 'empty'."""
+    for name in ("second", "default"):
+        (tmp_path / name).mkdir()
+        write_safetensors(tmp_path / name / "adapter_model.safetensors", {"a": torch.ones(1)})
+    with pytest.raises(MissingPathError, match=r"default, second'\): give one of them"):
+        open_checkpoint(tmp_path, stem="adapter_model")
+
+
+def test_neighbours_of_what_was_read_are_found(tmp_path: Path) -> None:
+    """Weights beside the judged ones are listed; what a trainer keeps of its own is not."""
+    for name in (
+        *("adapter_model.safetensors", "new_embeddings.safetensors", "other.safetensors"),
+        *("non_lora_trainables.bin", "optimizer.pt", "rng_state_0.pth", "training_args.bin"),
+    ):
+        (tmp_path / name).touch()
+    assert neighbours(tmp_path, ["adapter_model.safetensors"]) == [
+        "new_embeddings.safetensors",
+        "non_lora_trainables.bin",
+        "other.safetensors",
+    ]

@@ -27,6 +27,27 @@ from wvmonitor.files.checkpoint_files import open_checkpoint
 from wvmonitor.files.safetensors import write_safetensors
 from wvmonitor.sources import base_digest, read_checkpoints
 
+# For the table of docs/what-is-measured.md: kind, where it comes from, read or refused, the test.
+MEASURED = [
+    (
+        "a head of its own under a configuration that ties it",
+        "older transformers, converters",
+        "read: it counts, and is said",
+        "test_a_head_of_its_own_counts_though_the_configuration_ties_it",
+    ),
+    (
+        "a tied model stored by its head alone",
+        "converters",
+        "read",
+        "test_a_tied_model_stored_by_its_head_alone_is_read",
+    ),
+    (
+        "a shared embedding stored again for encoder and decoder",
+        "flan-T5",
+        "read, once",
+        "test_copies_of_a_shared_embedding_count_once",
+    ),
+]
 Bases = Callable[..., Path]
 KINDS = [("llama", {}), ("llama", {"tied": True}), ("gpt2", {}), ("moe", {})]
 

@@ -19,6 +19,21 @@ from wvmonitor.sources.rounding import rounded_base
 from wvmonitor.testing import planted_bank
 from wvmonitor.vectors import TaskVector
 
+# For the table of docs/what-is-measured.md: kind, where it comes from, read or refused, the test.
+MEASURED = [
+    (
+        "a LoRA merged into the dequantised base: NF4, FP4 (plain, double), int8",
+        "QLoRA with bitsandbytes",
+        "read: the rounding is redone and left out",
+        "test_a_merge_into_a_rounded_base_is_measured_from_that_base",
+    ),
+    (
+        "the same with integers in groups, MXFP4, NVFP4, float8",
+        "GPTQ, AWQ, HQQ, microscaling",
+        "`unknown`, with the reason",
+        "test_a_merge_into_a_base_rounded_otherwise_is_never_judged",
+    ),
+]
 Rounding = Callable[[Tensor], Tensor]
 # Packed codes and the largest weight of each block, as bitsandbytes 0.50.2 makes them (on a CPU)
 # of `WEIGHT`; the second line with `compress_statistics`, whose codes are the same.

@@ -174,7 +174,43 @@ def open_checkpoint(path: Location, stem: str = "model") -> CheckpointFiles:
         return _opened_files(where, {single: location}, {single: SafetensorsFile(location)})
     if index in entries:
         return _open_sharded(path, index, loose)
-    raise _no_weights(where, single, entries, loose)
+    raise _no_weights(where, single, entries, loose, weights_below(path))
+
+
+def neighbours(path: Location, read: Iterable[str]) -> list[str]:
+    """Entries of a folder that hold weights beside those that were read, sorted.
+
+    A second adapter, a pickle of the same run (`non_lora_trainables.bin`), embeddings that were
+    trained beside it (`new_embeddings.safetensors`); what trainers keep (optimiser, scheduler,
+    random state) is not among them.
+
+    Args:
+        path: the folder.
+        read: base names of the files that were read (`CheckpointFiles.files`).
+
+    Raises:
+        InputError: the folder cannot be listed.
+    """
+    entries = list_folder(path) or frozenset()
+    weights = (e for e in entries if e.endswith(_SUFFIX) or _is_pickle(e))
+    return sorted(e for e in set(weights) - set(read) if not _NOT_WEIGHTS.fullmatch(e))
+
+
+def weights_below(path: Location) -> list[str]:
+    """Folders directly below a local one that hold an adapter's or a model's weights, sorted."""
+    if is_url(path) or not local_path(path).is_dir():
+        return []
+    found = []
+    for below in sorted(local_path(path).iterdir()):
+        names = ("adapter_model", "model")
+        holds = below.is_dir() and any(
+            (below / f"{stem}{end}").is_file()
+            for stem in names
+            for end in (_SUFFIX, f"{_SUFFIX}.index.json")
+        )
+        if holds:
+            found.append(below.name)
+    return found
 
 
 def pickled_models(entries: Iterable[str]) -> list[str]:
@@ -283,7 +319,11 @@ def _pickle_error(which: str) -> UnsafeFileError:
 
 
 def _no_weights(
-    where: str, single: str, entries: frozenset[str], loose: list[str]
+    where: str,
+    single: str,
+    entries: frozenset[str],
+    loose: list[str],
+    below: list[str],
 ) -> MissingPathError | UnsafeFileError:
     if loose:
         return MissingPathError(
@@ -295,6 +335,11 @@ def _no_weights(
     )
     if pickles:
         return _pickle_error(f"{shown(pickles[0])} in {where}")
+    if below:
+        return MissingPathError(
+            f"{where} holds no {single}, but the folders below it do"
+            f" ({shown(', '.join(below[:5]))}): give one of them"
+        )
     others = sorted(entry for entry in entries if entry.endswith(_SUFFIX))
     hint = f" (it holds {shown(', '.join(others))})" if others else ""
     return MissingPathError(

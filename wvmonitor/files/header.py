@@ -97,6 +97,9 @@ class Header:
     data_start: int
 
 
+_LFS_POINTER = b"version "  # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+
+
 def read_header(storage: Storage) -> Header:
     """Read and check the header of an open file; no tensor's bytes are touched.
 
@@ -111,6 +114,11 @@ def read_header(storage: Storage) -> Header:
             " fetch a whole copy, or wait until it is written"
         )
     length = int.from_bytes(read_bytes(storage, 0, 8), "little")
+    if length.to_bytes(8, "little") == _LFS_POINTER:
+        raise MalformedFileError(
+            f"{where} is a Git LFS pointer, not the weights it points to: run `git lfs pull` in "
+            "its repository, or fetch the file with `hf download`"
+        )
     if not 2 <= length <= MAX_HEADER_BYTES:
         raise MalformedFileError(
             f"{where} gives its header {length} bytes, expected 2 to {MAX_HEADER_BYTES}:"

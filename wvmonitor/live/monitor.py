@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,33 +28,19 @@ from wvmonitor.live.interval import MeasurementInterval
 from wvmonitor.live.outputs import Outputs
 from wvmonitor.live.run import Run, known_id
 from wvmonitor.live.settings import MonitorSettings
+from wvmonitor.live.window import Window
 from wvmonitor.outputs.exporter import Exporter, Observation
 from wvmonitor.outputs.run_state import RunState
-from wvmonitor.reading import Reading
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of
 from wvmonitor.sources.distributed import agreed, any_sharded, from_first, rank
 from wvmonitor.sources.live_model import LiveModel
-from wvmonitor.vectors.coverage import component_of
-from wvmonitor.vectors.task_vector import TaskVector
 
 __all__ = ["Monitor", "Run"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-WARM_START_SHARE = 1e-3
-"""‖τ‖ at the start above this share of ‖w‖ means a warm start, or a wrong base."""
-
-
-@dataclass(frozen=True)
-class _Anchor:
-    """The task vector at which the current window began."""
-
-    vector: TaskVector
-    reading: Reading
-    index: int
 
 
 class Monitor:
@@ -117,8 +103,7 @@ class Monitor:
             self.settings.every_n_steps, self.settings.max_overhead
         )
         self._state = JudgeState()
-        self._anchor: _Anchor | None = None
-        self._readings = 0
+        self._window = Window(self.settings.window, self.judge.components)
         self._seen: tuple[Any, int] | None = None
         self._stopped = False
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
@@ -222,7 +207,8 @@ class Monitor:
         previous = self._outputs.run
         self._outputs.end_attempt()
         self._seen, self._stopped = None, False
-        self.last = self.loaded = self._anchor = None
+        self.last = self.loaded = None
+        self._window = Window(self.settings.window, self.judge.components)
         self._state = JudgeState()
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
         again = run.retry and run.run_id is None
@@ -231,19 +217,8 @@ class Monitor:
     def _observe_start(self) -> None:
         """Measure before the first step: far from 0 is a warm start or a wrong base."""
         observation = self._measure(0)
-        if observation is None:
-            return
-        norm = observation.scores.norm
-        squares = self.bank.gram.products["frobenius"].sum(axis=0).diagonal()
-        longest = float(squares.max()) ** 0.5
-        if norm > WARM_START_SHARE * longest:
-            logger.warning(
-                "training starts %.3g away from the base of the references (a reference's own "
-                "length is %.3g): a warm start, or another base than you think; what was there "
-                "before counts as this run's",
-                norm,
-                longest,
-            )
+        if observation is not None:
+            validation.warn_if_moved(observation.scores.norm, self.bank)
 
     def stop_latched(self) -> str | None:
         """Why this run must not go on (it was stopped and nobody has lifted it), or None."""
@@ -361,7 +336,7 @@ class Monitor:
         began = time.perf_counter()
         planned = self._run.planned_steps
         progress = min(step / planned, 1.0) if planned else None
-        earlier = self._anchor if self._window_ends() else None
+        earlier = self._window.ended
         if self._live.sharded:
             reading = self._live.measure(self.bank, step, progress=progress)
             if rank():
@@ -376,7 +351,7 @@ class Monitor:
             )
             if snapshots:
                 snapshots.record(tau, step)
-            self._keep(tau, reading)
+            self._window.add(tau, reading)
         alarmed = self._state.alarmed
         judgement = self.judge(
             reading,
@@ -410,23 +385,6 @@ class Monitor:
         if self.journal:
             self.journal.note(found.account[0], kind="probe", reference=name)
         return found
-
-    def _window_ends(self) -> bool:
-        return (
-            self._anchor is not None and self._readings - self._anchor.index >= self.settings.window
-        )
-
-    def _keep(self, tau: TaskVector, reading: Reading) -> None:
-        """Begin the next window here, if one has just ended (windows do not overlap).
-
-        One copy of the scored LoRA factors is kept, no more: a copy of dense weights is not a price
-        to pay unasked, and of a sharded model no process holds the whole.
-        """
-        if tau.origin.method == "lora" and (self._anchor is None or self._window_ends()):
-            scored = set(self.judge.components)
-            kept = tau.select(lambda name: component_of(name, tau.shape(name)) in scored)
-            self._anchor = _Anchor(kept.held(), reading, self._readings)
-        self._readings += 1
 
     # Consequences
 

@@ -16,6 +16,9 @@ from wvmonitor.references.trust import load_trust
 
 logger = logging.getLogger(__name__)
 
+WARM_START_SHARE = 1e-3
+"""‖τ‖ at the start above this share of ‖w‖ means a warm start, or a wrong base."""
+
 
 def replaced(settings: MonitorSettings | None, overrides: dict[str, Any]) -> MonitorSettings:
     """The settings with single ones replaced.
@@ -57,6 +60,20 @@ def warn_if_weak(bank: ReferenceBank) -> None:
     weakness = None if trust is None else trust.weakness()
     if weakness is not None:
         logger.warning(weakness)
+
+
+def warn_if_moved(norm: float, bank: ReferenceBank) -> None:
+    """Say in the log that ‖τ‖ is not near 0 before the first step: a warm start or a wrong base."""
+    squares = bank.gram.products["frobenius"].sum(axis=0).diagonal()
+    longest = float(squares.max()) ** 0.5
+    if norm > WARM_START_SHARE * longest:
+        logger.warning(
+            "training starts %.3g away from the base of the references (a reference's own length "
+            "is %.3g): a warm start, or another base than you think; what was there before counts "
+            "as this run's",
+            norm,
+            longest,
+        )
 
 
 def probe_of(settings: MonitorSettings, given: Probe | None) -> Probe | None:

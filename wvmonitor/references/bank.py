@@ -291,6 +291,12 @@ class ReferenceBank:
             lagged = block[:, count + 1] if earlier is not None else None
             geometries[geometry] = Products(block[:, :count], block[:, count], covered, lagged)
         warnings = list(tau.origin.warnings)
+        if names and not touched.any():
+            warnings.append(
+                f"none of the {len(names)} parameters that {tau.origin.source} changes (such as "
+                f"{names[0]}) is in the references, made of {self.base.id} (such as "
+                f"{next(iter(self._shapes))}): nothing was compared"
+            )
         if relation != "same":
             warnings.append(
                 "the base is a declared relative of the references' base"

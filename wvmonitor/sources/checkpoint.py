@@ -14,7 +14,12 @@ from wvmonitor.files.storage import Location, shown
 from wvmonitor.sources import identity
 from wvmonitor.sources.checks import check_finite, compare_shapes
 from wvmonitor.sources.folder import ModelFolder
-from wvmonitor.sources.names import step_of
+from wvmonitor.sources.names import (
+    beside_the_language_model,
+    is_task_head,
+    new_head_note,
+    step_of,
+)
 from wvmonitor.sources.rounding import RoundedBase, is_linear, rounded_base, since_rounding
 from wvmonitor.vectors import DenseUpdate, Origin, StreamedUpdate, TaskVector, Update
 
@@ -44,7 +49,17 @@ def read_checkpoints(base: Location, finetuned: Location) -> TaskVector:
     """
     start, end = identity.open_base(base), ModelFolder(finetuned)
     names = _paired_names(start, end)
-    warnings = [
+    left_out = sum(beside_the_language_model(n) for n in start.names() if n not in end)
+    warnings = [f"{left_out} tensors beside the language model are in the base only"] * (
+        left_out > 0
+    )
+    heads = sorted(_task_heads(end, start))
+    if heads:
+        warnings.append(new_head_note(heads, end.where))
+    lost = sorted(_task_heads(start, end))
+    if lost:
+        warnings.append(f"{', '.join(lost[:3])} is in the base only, and is not in the change")
+    warnings += [
         f"{name} of {folder.where} is not its embeddings, though config.json ties them: it counts "
         "by itself, as transformers 5 loads it (4 would drop it)"
         for folder in (start, end)
@@ -97,13 +112,19 @@ def _paired_names(start: ModelFolder, end: ModelFolder) -> list[str]:
     """Names on both sides, tied weights once; in the order of the base's own names."""
     names: dict[tuple[str, str], str] = {}
     lonely: list[str] = []
+    one_sided = _task_heads(start, end) | _task_heads(end, start)
     for name in dict.fromkeys([*start.names(), *end.names()]):
         first, last = start.stored(name), end.stored(name)
+        if name in one_sided:
+            continue
         if first is None or last is None:
             lonely.append(f"{shown(name)} (only in {(end if first is None else start).where})")
         elif name == first or (first, last) not in names:
             names[first, last] = name
     if lonely:
+        beside = [n for n in start.names() if beside_the_language_model(n)]
+        if len(lonely) == len(beside) and not any(n in end for n in beside):
+            return list(names.values())
         rest = f" and {len(lonely) - _NAMED} more" if len(lonely) > _NAMED else ""
         raise KeyMismatchError(
             f"{end.where} and {start.where} do not hold the same tensors "
@@ -111,6 +132,15 @@ def _paired_names(start: ModelFolder, end: ModelFolder) -> list[str]:
             "it was trained from (--base at the command line)"
         )
     return list(names.values())
+
+
+def _task_heads(folder: ModelFolder, other: ModelFolder) -> set[str]:
+    """The heads of one side that the other has not: a fine-tune put its own in their place."""
+    return {
+        name
+        for name in folder.names()
+        if is_task_head(name) and name not in other and other.stored(name) is None
+    }
 
 
 def _shape_at(folder: ModelFolder, name: str) -> tuple[int, ...]:

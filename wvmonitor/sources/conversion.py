@@ -36,10 +36,12 @@ class Fused:
     """A live parameter that files hold in parts.
 
     Attributes:
+        name: the parameter, as the model's class calls it.
         converter: the transformers `WeightConverter` that makes it.
         parts: (name in the files, the converter's pattern it matched), in file order.
     """
 
+    name: str
     converter: Any
     parts: tuple[tuple[str, str], ...]
 
@@ -112,16 +114,19 @@ def converted(keys: Iterable[str], model: PreTrainedModel, where: str) -> dict[s
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     by_pattern = {p: c for c in converters for p in c.source_patterns}
     gathered: dict[str, list[tuple[str, str | None]]] = {}
+    unread = [re.compile(p) for p in model._keys_to_ignore_on_load_unexpected or ()]
     for key in sorted(keys, key=dot_natural_key):
         name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, live)
         gathered.setdefault(name, []).append((key, pattern))
     sources: dict[str, str | Fused] = {}
     for name, parts in gathered.items():
         if name not in live:
+            if any(pattern.search(name) for pattern in unread):
+                continue  # transformers leaves it out (a head that guesses several tokens ahead)
             raise _unknown(parts[0][0], model, where)
         fused = tuple((key, pattern) for key, pattern in parts if pattern is not None)
         if fused:
-            sources[name] = Fused(by_pattern[fused[0][1]], fused)
+            sources[name] = Fused(name, by_pattern[fused[0][1]], fused)
         elif len(parts) == 1:
             sources[name] = parts[0][0]
         else:
@@ -133,7 +138,6 @@ def converted(keys: Iterable[str], model: PreTrainedModel, where: str) -> dict[s
 
 
 def fuse(
-    name: str,
     fused: Fused,
     read: Callable[[str], Tensor],
     model: PreTrainedModel,
@@ -142,7 +146,6 @@ def fuse(
     """A parameter made of its parts, as transformers makes it.
 
     Args:
-        name: the parameter.
         fused: its parts.
         read: gives the tensor of one part.
         model: as `build_meta_model` builds it.
@@ -151,6 +154,7 @@ def fuse(
     Raises:
         ShapeMismatchError, KeyMismatchError: the parts do not make the parameter.
     """
+    name = fused.name
     converter = fused.converter.copy(
         list(fused.converter._original_source_patterns),
         list(fused.converter._original_target_patterns),

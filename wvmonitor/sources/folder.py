@@ -77,7 +77,7 @@ class ModelFolder:
             except MissingPathError:
                 self.config = {}
         self._refuse_quantised()
-        self._sources = self._resolve()
+        self._sources = self._named(self._resolve())
         self._shared: dict[str, str | None] = {}
 
     # What is there
@@ -93,7 +93,7 @@ class ModelFolder:
         """Shape of one tensor."""
         source = self._source(name)
         if isinstance(source, Fused):
-            return tuple(self.meta_model.get_parameter(name).shape)
+            return tuple(self.meta_model.get_parameter(source.name).shape)
         return tuple(self.files.info(source).shape)
 
     def dtype(self, name: str) -> torch.dtype:
@@ -115,14 +115,19 @@ class ModelFolder:
     def read(self, name: str) -> Tensor:
         """One whole tensor on the CPU, in its own dtype."""
         source = self._source(name)
-        return self._fuse(name, source) if isinstance(source, Fused) else self.files.read(source)
+        return self._fuse(source) if isinstance(source, Fused) else self.files.read(source)
 
     def row(self, name: str, index: int) -> Tensor:
         """Row `index` of one tensor, of which nothing else is read where it is not fused."""
         source = self._source(name)
         if isinstance(source, Fused):
-            return self._fuse(name, source)[index]
+            return self._fuse(source)[index]
         return self.files.read_rows(source, index, index + 1)[0]
+
+    def key(self, name: str) -> str | None:
+        """What the files call a tensor; None where they hold it in parts."""
+        source = self._source(name)
+        return None if isinstance(source, Fused) else source
 
     def is_fused(self, name: str) -> bool:
         """Whether the files hold the tensor in parts, so that it can only be read whole."""
@@ -140,7 +145,7 @@ class ModelFolder:
         """
         source = self._source(name)
         if isinstance(source, Fused):
-            return iter(torch.split(self._fuse(name, source).reshape(-1)[:count], elements))
+            return iter(torch.split(self._fuse(source).reshape(-1)[:count], elements))
         return self.files.stream(source, elements, count)
 
     def stored(self, name: str) -> str | None:
@@ -226,13 +231,26 @@ class ModelFolder:
             return converted(kept, self.meta_model, self.where)
         return {n: n for n in kept}
 
+    def _named(self, sources: Mapping[str, str | Fused]) -> dict[str, str | Fused]:
+        """The sources by the names that all readers share."""
+        named: dict[str, str | Fused] = {}
+        for own, source in sources.items():
+            name = names_.parameter_name(own)
+            if name in named:
+                raise KeyMismatchError(
+                    f"{self.where} holds {shown(own)} beside another tensor that is {shown(name)} "
+                    "too: remove one of the two"
+                )
+            named[name] = source
+        return named
+
     def _is_constant(self, name: str) -> bool:
         if _CONSTANTS.search(name):
             return True
         return bool(_CAUSAL_MASK.search(name)) and len(self.files.info(name).shape) == 4
 
-    def _fuse(self, name: str, fused: Fused) -> Tensor:
-        return fuse(name, fused, self.files.read, self.meta_model, self.where)
+    def _fuse(self, fused: Fused) -> Tensor:
+        return fuse(fused, self.files.read, self.meta_model, self.where)
 
     def _refuse_quantised(self) -> None:
         reason = ""

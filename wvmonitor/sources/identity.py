@@ -2,9 +2,10 @@
 
 The digest is SHA-256 over the sorted (name, shape, SHA-256 of content) of the transformer blocks'
 linear weights, content being the tensor rounded to bfloat16. So a float32 and a bfloat16 copy of
-one base, in one file or in shards, with or without the base model's prefix in the names, have one
-digest. What it does not see: differences below bfloat16's resolution (8 bits of mantissa),
-embeddings, head, norms and biases. float16 copies of a bfloat16 base agree unless weights lie in
+one base, in one file or in shards, with or without the base model's prefix in the names, and a
+multi-modal model and its language model alone, have one digest. What it does not see: differences
+below bfloat16's resolution (8 bits of mantissa), embeddings, head, norms and biases, and a
+multi-modal model's vision or audio. float16 copies of a bfloat16 base agree unless weights lie in
 float16's subnormal range (below 6e-5), where that format itself has lost bits.
 """
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from wvmonitor.errors import MissingPathError, UnmeasurableModelError
 from wvmonitor.files.storage import Location, is_url, local_path
 from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.names import beside_the_language_model
 from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.devices import cores
 
@@ -144,7 +146,9 @@ def content_hash(blocks: Iterable[Tensor]) -> str:
 
 def _of_blocks(shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, tuple[int, ...]]:
     """The linear weights of the transformer blocks."""
-    blocks = {n: s for n, s in shapes.items() if component_of(n, s) == "blocks"}
+    every = {n: s for n, s in shapes.items() if component_of(n, s) == "blocks"}
+    own = {n: s for n, s in every.items() if not beside_the_language_model(n)}
+    blocks = own or every
     if not blocks:
         raise UnmeasurableModelError(
             f"{where} has no linear weights in numbered transformer blocks (model.layers.N, "

@@ -12,7 +12,7 @@ from wvmonitor.files.storage import shown
 from wvmonitor.sources import identity
 from wvmonitor.sources.adapters.kinds import REFUSED
 from wvmonitor.sources.distributed import full_shape, whole
-from wvmonitor.sources.names import unwrapped
+from wvmonitor.sources.names import parameter_name, unwrapped
 
 
 def unwrapped_model(model: nn.Module) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -27,6 +27,7 @@ def unwrapped_model(model: nn.Module) -> tuple[nn.Module, Mapping[str, Any]]:
             current = current.module
         else:
             break
+    current = _only_model(current)
     if not has_peft(current):
         return current, {}
     from peft import PeftMixedModel, PeftModel
@@ -42,6 +43,38 @@ def unwrapped_model(model: nn.Module) -> tuple[nn.Module, Mapping[str, Any]]:
     if isinstance(current, PeftModel | PeftMixedModel):
         return current.base_model.model, config
     return current, config or {"default": None}
+
+
+def _only_model(root: Any) -> Any:
+    """The one transformers or PEFT model inside a module; the module itself where there is none.
+
+    Raises:
+        UnmeasurableModelError: there are several, or parameters are trained outside of it in blocks
+            of their own.
+    """
+    found: list[tuple[str, nn.Module]] = []
+    for path, module in root.named_modules():
+        inside = any(not outer or path.startswith(f"{outer}.") for outer, _ in found)
+        if not inside and _is_whole_model(module):
+            found.append((path, module))
+    if len(found) > 1:
+        raise UnmeasurableModelError(
+            f"the module holds several models ({', '.join(shown(path) for path, _ in found[:3])}): "
+            "give the one that is trained"
+        )
+    return found[0][1] if found else root
+
+
+def _is_whole_model(module: nn.Module) -> bool:
+    # without importing either library: whoever made such a model has imported it
+    names = {f"{c.__module__.partition('.')[0]}.{c.__name__}" for c in type(module).__mro__}
+    return bool(names & {"transformers.PreTrainedModel", "peft.PeftModel", "peft.PeftMixedModel"})
+
+
+def trained_outside(model: nn.Module, root: nn.Module) -> list[str]:
+    """Trained parameters of a wrapper that are not of the model in it: a value head."""
+    own = {id(p) for p in root.parameters()}
+    return [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]
 
 
 def _refuse(kind: str) -> None:
@@ -135,5 +168,5 @@ def belongs_to_base(name: str) -> bool:
 
 def base_name(name: str) -> str:
     """What the base itself calls a parameter that wrappers hold."""
-    plain = unwrapped(name)
-    return plain.replace(".original_module.", ".").replace(".token_adapter.", ".")
+    plain = name.replace(".original_module.", ".").replace(".token_adapter.", ".")
+    return parameter_name(plain)

@@ -45,13 +45,14 @@ from wvmonitor.sources.live_base import (
     base_parameters,
     check_readable,
     digest_since,
+    trained_outside,
     unwrapped_model,
 )
 from wvmonitor.sources.live_frozen import unlike_base
 from wvmonitor.sources.live_parts import NO_STARTS, Starts, difference, parts_of
 from wvmonitor.sources.live_shared import Collected, by_name, collecting
 from wvmonitor.sources.live_start import computed_start, moved_at_start, moves_base
-from wvmonitor.sources.names import is_transposed, unwrapped
+from wvmonitor.sources.names import is_task_head, is_transposed, new_head_note, parameter_name
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
 
 KeepBase = Literal["auto", "files", "memory"]
@@ -109,7 +110,7 @@ class LiveModel:
         check_readable(self._root)
         self.sharded = any_sharded(self._root)
         self._conv1d = {
-            f"{unwrapped(path)}.weight"
+            parameter_name(f"{path}.weight")
             for path, module in self._root.named_modules()
             if type(module).__name__ == "Conv1D"
         }
@@ -118,6 +119,7 @@ class LiveModel:
         self._own = list(base_parameters(self._root).items())
         self._trained: dict[str, Tensor] = {}
         self._unrecorded: dict[str, Tensor] = {}
+        self._heads_without_start: set[str] = set()
         self._directs: int | None = None  # how many were checked; None before the first time
         self._warned_of_precision = False
         self._parts: list[Part] | None = None
@@ -131,6 +133,12 @@ class LiveModel:
             self._check_started()
         self._warnings = self._check_direct(self._direct())
         self._unlike = self._merged_before()
+        outside = trained_outside(model, self._root)
+        if outside:
+            self._warnings.append(
+                f"{len(outside)} trained parameters are outside of the language model and not in "
+                f"the change ({shown(outside[0])}): a head of the trainer's own"
+            )
         self.base_digest = self._digest(base)
 
     def initial_state(self) -> dict[str, Tensor]:
@@ -154,7 +162,7 @@ class LiveModel:
     def unknown(self) -> list[str]:
         """Names of trained parameters that came after this was made: adapters added since, say."""
         return [
-            unwrapped(name)
+            parameter_name(name)
             for name, parameter in self._root.named_parameters()
             if parameter.requires_grad and id(parameter) not in self._owners
         ]
@@ -271,7 +279,11 @@ class LiveModel:
         direct = self._direct()
         if len(direct) != self._directs:
             self._warnings += self._check_direct(direct)
-        return {n: p for n, p in direct.items() if n not in self._unrecorded}
+        return {
+            name: parameter
+            for name, parameter in direct.items()
+            if name not in self._unrecorded and name not in self._heads_without_start
+        }
 
     def _origin(self, step: int | None) -> Origin:
         return Origin(
@@ -293,8 +305,10 @@ class LiveModel:
             with collecting(module)():
                 if moved_at_start(module, self._config, known):
                     state.update(adapter_state(module))
-        if self._in_memory:
-            state.update(self._held(self._direct()))
+        direct = self._direct()
+        if not self._in_memory:
+            direct = {n: p for n, p in direct.items() if self._is_new_head(n)}
+        state.update(self._held(direct))
         return state
 
     def _held(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -341,6 +355,10 @@ class LiveModel:
                 + RECORD_IT
             )
 
+    def _is_new_head(self, name: str) -> bool:
+        """Whether a parameter is of a head that the base's folder has not."""
+        return self._folder is not None and is_task_head(name) and self._folder.stored(name) is None
+
     def _direct(self) -> dict[str, Tensor]:
         """Parameters that are trained themselves, or ever were, by name; tied ones once."""
         for name, parameter in self._own:
@@ -357,6 +375,10 @@ class LiveModel:
                 shape: tuple[int, ...] = tuple(self._initial[name].shape)
             elif self._folder is not None:
                 held = self._folder.stored(name)
+                if held is None and self._is_new_head(name):
+                    warnings.append(new_head_note([name], "the live model"))
+                    self._heads_without_start.add(name)
+                    continue
                 if held is None:
                     raise KeyMismatchError(
                         f"{shown(name)} is trained but is not in {self._folder.where}: give the "

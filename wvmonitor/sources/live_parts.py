@@ -27,7 +27,7 @@ from wvmonitor.sources.live_adapter import (
     state_key,
     without_adapter,
 )
-from wvmonitor.sources.names import is_transposed, unwrapped
+from wvmonitor.sources.names import is_transposed, parameter_name
 from wvmonitor.vectors import DenseUpdate, Update
 from wvmonitor.vectors import update as updates
 
@@ -136,7 +136,8 @@ def _lora_parts(
 
     module = adapted.module
     name = owners.get(
-        id(getattr(module.get_base_layer(), "weight", None)), f"{adapted.path}.weight"
+        id(getattr(module.get_base_layer(), "weight", None)),
+        parameter_name(f"{adapted.path}.weight"),
     )
     embedding = isinstance(module, Embedding)
     conv1d = bool(getattr(module, "fan_in_fan_out", False)) and not embedding
@@ -158,9 +159,10 @@ def _parameter_part(
     module = adapted.module
     shape = tuple(module.get_param().shape)
     outputs_last = len(shape) == 3 and not module._did_swap_in_out_features
-    transposed = outputs_last or is_transposed(adapted.path, shape, conv1d=False)
+    name = parameter_name(adapted.path)
+    transposed = outputs_last or is_transposed(name, shape, conv1d=False)
     layout = Layout(shape, outputs_last, transposed)
-    return _factors_part(adapted, present, initial, starts, adapted.path, layout)
+    return _factors_part(adapted, present, initial, starts, name, layout)
 
 
 def _factors_part(
@@ -243,7 +245,7 @@ def _bias_part(adapted: Adapted, adapters: Sequence[str], initial: State) -> Par
             changes.append(bias_delta(bias, start, module.scaling[adapter]))
         return reduce(updates.add, changes)
 
-    return Part(f"{adapted.path}.bias", (outputs,), produce)
+    return Part(parameter_name(f"{adapted.path}.bias"), (outputs,), produce)
 
 
 def _logical_shape(module: Any, *, by_column: bool) -> tuple[int, int]:
@@ -275,7 +277,7 @@ def _merged_parts(
     layer = module.get_base_layer()
 
     def part(name: str, parameter: Tensor) -> Part:
-        full = owners.get(id(parameter), f"{adapted.path}.{name}")
+        full = owners.get(id(parameter), parameter_name(f"{adapted.path}.{name}"))
         conv1d = type(layer).__name__ == "Conv1D" and parameter.ndim == 2
         transposed = is_transposed(full, parameter.shape, conv1d=conv1d)
 
@@ -317,7 +319,7 @@ def _saved_parts(adapted: Adapted) -> list[Part]:
     now, before = module.modules_to_save[present[0]], module.original_module
 
     def part(name: str, parameter: Tensor) -> Part:
-        full = f"{adapted.path}.{unwrapped(name)}"
+        full = parameter_name(f"{adapted.path}.{name}")
         conv1d = type(before).__name__ == "Conv1D" and parameter.ndim == 2
 
         def produce() -> Update:
@@ -335,7 +337,7 @@ def _token_parts(adapted: Adapted) -> list[Part]:
     if not present or tokens.tied_adapter:  # the one it is tied to counts, once
         return []
     adapter, weight = present[0], tokens.get_base_layer().weight
-    full = f"{adapted.path}.weight"
+    full = parameter_name(f"{adapted.path}.weight")
 
     def produce() -> Update:
         indices = tokens.token_indices[adapter]

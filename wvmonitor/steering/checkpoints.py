@@ -132,13 +132,13 @@ def _checked_key(folder: ModelFolder, name: str, shape: torch.Size, source: str)
             f"{name} of {folder.where} is {folder.dtype(name)}: steering needs the unquantised "
             "weights"
         )
-    keys = [k for k in folder.files.names() if k == name or name.endswith(f".{k}")]
-    if folder.is_fused(name) or len(keys) != 1:
+    key = folder.key(name)
+    if key is None:
         raise UnmeasurableModelError(
             f"the files of {folder.where} hold {name} in another form than the live model: load "
             "it with transformers, use `steered`, and save it with save_pretrained"
         )
-    return keys[0]
+    return key
 
 
 def _write_shard(

@@ -21,7 +21,7 @@ from wvmonitor.errors import (
     UnmeasurableModelError,
 )
 from wvmonitor.references.reference import Reference
-from wvmonitor.sources.names import unwrapped
+from wvmonitor.sources.names import parameter_name
 from wvmonitor.vectors import functional
 from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.task_vector import TaskVector
@@ -284,7 +284,7 @@ def _base_name(raw: str, layers: Mapping[str, nn.Module]) -> tuple[str | None, s
             reason = reason or _not_additive(layer)
         kept.append(part)
         at += 1
-    return unwrapped(".".join(kept)), reason
+    return parameter_name(".".join(kept)), reason
 
 
 def _not_additive(layer: nn.Module) -> str:

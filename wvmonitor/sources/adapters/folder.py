@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from wvmonitor.errors import AdapterError, InputError, KeyMismatchError, MissingPathError
-from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint
+from wvmonitor.errors import (
+    AdapterError,
+    InputError,
+    KeyMismatchError,
+    MissingPathError,
+    UnsupportedAdapterError,
+)
+from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint, weights_below
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, is_url, joined, list_folder, local_path, shown
 from wvmonitor.sources import identity
@@ -17,6 +24,7 @@ from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import step_of
 
 _PREFIX = "base_model.model."
+_WRAPPED = re.compile(r"(?:(?:module|_orig_mod|_fsdp_wrapped_module)\.)*(?:base_model\.model\.)+")
 
 
 class AdapterFolder:
@@ -45,6 +53,11 @@ class AdapterFolder:
         list_folder(path)
         self.config = _read_config(path)
         self.config_where = f"adapter_config.json of {shown(path)}"
+        if "fine_tune_type" in self.config and "peft_type" not in self.config:
+            raise UnsupportedAdapterError(
+                f"{shown(path)} is an adapter of mlx-lm, whose factors and names are its own: fuse "
+                "it (`mlx_lm.fuse`) and give the whole model that comes out"
+            )
         kind = self.config.get("peft_type")
         if not isinstance(kind, str):
             raise AdapterError(
@@ -54,6 +67,9 @@ class AdapterFolder:
         self.kind = kind.upper()
         self.files: CheckpointFiles = open_checkpoint(path, stem="adapter_model")
         self.where = self.files.where
+        # also where a PEFT model is inside another, or a trainer's wrapper around it
+        found = {key: _WRAPPED.match(key) for key in self.files.names()}
+        self._short = {key[match.end() :]: key for key, match in found.items() if match}
         self.step = step_of(path)
         self.base_given = base is not None
         self.base: ModelFolder | None = None
@@ -73,15 +89,13 @@ class AdapterFolder:
         Raises:
             AdapterError: a key has not PEFT's prefix.
         """
-        found = {}
-        for key in self.files.names():
-            if not key.startswith(_PREFIX):
-                raise AdapterError(
-                    f"the key {shown(key)} of {self.where} does not begin with {_PREFIX!r}, so the "
-                    "parameter it changes is not known: re-save the adapter with PEFT"
-                )
-            found[key.removeprefix(_PREFIX)] = key
-        return found
+        strange = sorted(set(self.files.names()) - set(self._short.values()))
+        if strange:
+            raise AdapterError(
+                f"the key {shown(strange[0])} of {self.where} does not begin with {_PREFIX!r}, so "
+                "the parameter it changes is not known: re-save the adapter with PEFT"
+            )
+        return self._short
 
     def has(self, key: str) -> bool:
         """Whether there is a tensor under a key without prefix."""
@@ -121,7 +135,7 @@ class AdapterFolder:
 
     def _full(self, key: str) -> str:
         # tensors that several modules share have the shorter prefix, and no module
-        return key if key.startswith("base_model.") else _PREFIX + key
+        return key if key.startswith("base_model.") else self._short.get(key, _PREFIX + key)
 
     def _open_base(self, base: Location | None) -> None:
         if base is not None:
@@ -152,7 +166,7 @@ class InitialState:
         self._held: Mapping[str, Tensor] = {}
         if isinstance(state, Mapping):
             self.where = "the initial state"
-            self._held = {key.removeprefix(_PREFIX): t for key, t in state.items()}
+            self._held = {_WRAPPED.sub("", key): t for key, t in state.items()}
         else:
             self._folder = AdapterFolder(state)
             self.where = self._folder.where
@@ -181,6 +195,12 @@ def _read_config(path: Location) -> dict[str, Any]:
     try:
         return read_json(joined(path, "adapter_config.json"))
     except MissingPathError as error:
+        below = weights_below(path)
+        if below:
+            raise MissingPathError(
+                f"{shown(path)} holds no adapter_config.json, but the folders below it hold "
+                f"weights ({shown(', '.join(below[:5]))}): give one of them"
+            ) from error
         raise MissingPathError(
             f"{shown(path)} holds no adapter_config.json: give the folder of a PEFT adapter (for a "
             "whole checkpoint, use read_checkpoints)"

@@ -14,7 +14,7 @@ from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters.config import LoraSettings
 from wvmonitor.sources.adapters.folder import AdapterFolder
 from wvmonitor.sources.adapters.lora_module import Layout
-from wvmonitor.sources.names import is_transposed
+from wvmonitor.sources.names import is_transposed, parameter_name
 
 
 def target_parameters(
@@ -48,5 +48,5 @@ def target_parameters(
             shape = tuple(parameter.shape)
             outputs_last = len(shape) == 3 and bool(getattr(module, "is_transposed", False))
             transposed = outputs_last or is_transposed(name, shape, conv1d=False)
-            placed[keys_path] = (name, Layout(shape, outputs_last, transposed))
+            placed[keys_path] = (parameter_name(name), Layout(shape, outputs_last, transposed))
     return placed

@@ -6,10 +6,12 @@ for embeddings `lora_embedding_A` (R, tokens), `lora_embedding_B` (dim, R), with
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from wvmonitor.errors import AdapterError, KeyMismatchError, ShapeMismatchError
 from wvmonitor.files.storage import shown
@@ -25,10 +27,13 @@ from wvmonitor.sources.adapters.lora_module import (
     bias_delta,
 )
 from wvmonitor.sources.adapters.parts import Part, assembled
-from wvmonitor.sources.names import is_transposed, may_be_conv1d, unwrapped
-from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
+from wvmonitor.sources.checks import compare_shapes
+from wvmonitor.sources.conversion import Fused, converted, fuse
+from wvmonitor.sources.names import is_transposed, may_be_conv1d, parameter_name
+from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Origin, TaskVector, Update
 from wvmonitor.vectors import update as updates
 
+_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 # What a key ends with, and what it then is. Longer endings first.
 _ROLES = {
     ".lora_A.weight": "A",
@@ -87,9 +92,11 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
             "target_parameters: re-save the adapter"
         )
     run = _Run(folder, settings, initial, _mixed(modules))
+    parts = expert_parts(run, modules)
     embeddings = [module for module in modules.values() if module.embedding]
-    parts: list[Part] = []
     for path, module in modules.items():
+        if _ONE_EXPERT.search(f"{path}.") and parts:
+            continue
         if path in parameters or not _is_tied_copy(folder, settings, module, embeddings):
             parts += _parts(run, module, *(parameters.get(path) or _weight(run, module)))
     if settings.moves_base:
@@ -108,6 +115,56 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
         warnings=tuple(folder.warnings),
     )
     return assembled(parts, origin)
+
+
+def expert_parts(run: _Run, modules: Mapping[str, _Keys]) -> list[Part]:
+    """The parts of adapters on single experts that transformers 5 holds fused, as it fuses weights.
+
+    Fusing (stacking, concatenating, transposing) is linear: the fused parameter's change is the
+    fused changes of its parts.
+
+    Raises:
+        AdapterError: an expert or one of its halves is not adapted, or the start is not the base.
+    """
+    single = {f"{p}.weight": m for p, m in modules.items() if _ONE_EXPERT.search(f"{p}.")}
+    base = run.folder.base
+    if not single or base is None or all(base.stored(parameter_name(n)) for n in single):
+        return []
+    if run.settings.dora or run.settings.start != "base" or run.initial is not None:
+        raise AdapterError(
+            f"{run.folder.where} adapts single experts by DoRA or from a start of its own, which "
+            "the base holds fused: merge it with the version of PEFT it was made with"
+        )
+
+    def part(fused: Fused) -> Part:
+        shape = tuple(base.meta_model.get_parameter(fused.name).shape)
+
+        def delta(key: str) -> Tensor:
+            made = LoraModule(key, *_factors(run, single[key]))
+            return updates.to_dense(made.product())
+
+        def produce() -> Update:
+            made = fuse(fused, delta, base.meta_model, run.folder.where)
+            return DenseUpdate(made, base.is_transposed(parameter_name(fused.name)))
+
+        return Part(parameter_name(fused.name), shape, produce)
+
+    sources = converted(single, base.meta_model, run.folder.where)
+    plain = [source for source in sources.values() if not isinstance(source, Fused)]
+    if plain:
+        raise AdapterError(
+            f"{run.folder.where} adapts {shown(plain[0])} beside experts that the base holds "
+            "fused: give the base that the adapter was trained on"
+        )
+    return [part(source) for source in sources.values() if isinstance(source, Fused)]
+
+
+def _factors(run: _Run, module: _Keys) -> tuple[Tensor, Tensor, float, Layout]:
+    """A, B, scale and layout of a linear layer's factors."""
+    a, b = (run.folder.read(module.of[role]) for role in "AB")
+    layout = Layout((b.shape[0], a.shape[1]), outputs_last=False, transposed=False)
+    _check_factors(run, module, run.settings.rank_of(module.path), layout)
+    return a, b, run.settings.scale_of(module.path), layout
 
 
 def _sorted_keys(folder: AdapterFolder) -> tuple[dict[str, _Keys], list[str]]:
@@ -189,7 +246,7 @@ def _weight(run: _Run, module: _Keys) -> tuple[str, Layout]:
     Raises:
         KeyMismatchError, ShapeMismatchError: the base does not have it, or in another shape.
     """
-    folder, name = run.folder, unwrapped(f"{module.path}.weight")
+    folder, name = run.folder, parameter_name(f"{module.path}.weight")
     inputs, outputs = folder.shape(module.of["A"])[-1], folder.shape(module.of["B"])[0]
     conv1d = not module.embedding and _is_conv1d(run, name, (inputs, outputs))
     outputs_last = module.embedding or conv1d
@@ -201,11 +258,10 @@ def _weight(run: _Run, module: _Keys) -> tuple[str, Layout]:
                 f"{folder.where} changes {shown(name)}, which the base {folder.base.where} does "
                 "not have: give the base that the adapter was trained on"
             )
-        if folder.base.shape(held) != shape:
-            raise ShapeMismatchError(
-                f"{folder.where} changes {shown(name)} as {shape}, the base {folder.base.where} "
-                f"has {folder.base.shape(held)}: give the base that the adapter was trained on"
-            )
+        resized = compare_shapes(held, folder.base.shape(held), shape, folder.where)
+        if resized and (run.settings.dora or run.settings.start != "base"):
+            raise ShapeMismatchError(f"{resized[0]}; only plain LoRA can be: give its own base")
+        folder.warnings += resized
         name = held  # an adapted head that is tied changes the embedding it is
     return name, Layout(shape, outputs_last, is_transposed(name, shape, conv1d=conv1d))
 
@@ -243,10 +299,23 @@ def _parts(run: _Run, module: _Keys, name: str, layout: Layout) -> list[Part]:
 
         return replace(now, start=start).delta(base)
 
-    parts = [Part(name, layout.shape, produce)]
+    held = None if folder.base is None else folder.base.stored(name)
+    in_base = layout.shape if folder.base is None or held is None else folder.base.shape(held)
+    if in_base == layout.shape:
+        parts = [Part(name, layout.shape, produce)]
+    else:  # a resized vocabulary
+        parts = [Part(name, in_base, lambda: _on_rows(produce(), in_base[0]))]
     if "bias" in module.of:
         parts.append(_bias_part(run, module, scale, layout))
     return parts
+
+
+def _on_rows(update: Update, rows: int) -> Update:
+    """A change on the first `rows` rows of a parameter; those it has not are unchanged."""
+    common = updates.rows(update, 0, rows)
+    if not isinstance(common, LowRankUpdate) or common.shape[0] == rows:
+        return common
+    return replace(common, left=pad(common.left, (0, 0, 0, rows - common.shape[0])))
 
 
 def _check_factors(run: _Run, module: _Keys, rank: int, layout: Layout) -> None:
@@ -287,7 +356,7 @@ def _bias_part(run: _Run, module: _Keys, scale: float, layout: Layout) -> Part:
         start = initial.read(key) if initial is not None and key in initial else None
         return bias_delta(folder.read(key), start, scale)
 
-    return Part(unwrapped(f"{module.path}.bias"), (outputs,), produce)
+    return Part(parameter_name(f"{module.path}.bias"), (outputs,), produce)
 
 
 def _is_conv1d(run: _Run, name: str, sizes: tuple[int, int]) -> bool:

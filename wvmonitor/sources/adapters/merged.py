@@ -24,7 +24,7 @@ from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
 from wvmonitor.sources.adapters.kinds import RECORD_IT
 from wvmonitor.sources.adapters.parts import Part, assembled, stored_once
 from wvmonitor.sources.folder import ModelFolder
-from wvmonitor.sources.names import unwrapped
+from wvmonitor.sources.names import parameter_name
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def read_merged(folder: AdapterFolder, initial: InitialState | None) -> TaskVect
     adapter_keys, whole_keys = _divided(folder, base)
     targets = sorted(set(adapter_keys.values()) - {""}) or _chosen(folder, base)
     if folder.kind == "TRAINABLE_TOKENS":
-        targets = [t for t in targets if base.shared_with(f"{t}.weight") is None]
+        targets = [t for t in targets if base.shared_with(parameter_name(f"{t}.weight")) is None]
     tensors = {key: folder.files.read(key) for key in adapter_keys}
     model = _built(folder, base, targets)
     # a head tied to retrained tokens only follows them
@@ -120,7 +120,7 @@ def read_merged(folder: AdapterFolder, initial: InitialState | None) -> TaskVect
     _load(folder, model, tensors)
 
     def part(path: str, name: str) -> Part:
-        full = _held(base, f"{unwrapped(path)}.{name}")
+        full = _held(base, parameter_name(f"{path}.{name}"))
 
         def produce() -> Update:
             now = merged_weights(layers[path], ["default"])[name]
@@ -149,7 +149,7 @@ def read_merged(folder: AdapterFolder, initial: InitialState | None) -> TaskVect
         step=folder.step,
         warnings=tuple(folder.warnings),
     )
-    stored = {unwrapped(key.removeprefix(_PREFIX)) for key in whole_keys}
+    stored = {parameter_name(key) for key in whole_keys}
     return assembled(stored_once(parts, stored), origin)
 
 
@@ -197,13 +197,14 @@ def _divided(folder: AdapterFolder, base: ModelFolder) -> tuple[dict[str, str], 
     A tensor that several modules share belongs to "".
     """
     modules = {path for path, _ in base.meta_model.named_modules() if path}
-    parameters = {n for n, _ in base.meta_model.named_parameters(remove_duplicate=False)}
+    named = base.meta_model.named_parameters(remove_duplicate=False)
+    parameters = {parameter_name(n) for n, _ in named}
     adapter: dict[str, str] = {}
     whole: list[str] = []
     for key in folder.files.names():
         short = key.removeprefix(_PREFIX)
         if key.startswith(_PREFIX) and (
-            unwrapped(short) in parameters
+            parameter_name(short) in parameters
             or short.endswith(saved_modules.TOKENS)
             or saved_modules.wrapper_copy(folder, short)
         ):
@@ -231,7 +232,7 @@ def _built(folder: AdapterFolder, base: ModelFolder, targets: list[str]) -> Peft
     model.tie_weights()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(base.read(_held(base, name)))
+            parameter.copy_(base.read(_held(base, parameter_name(name))))
     config_class = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(folder.kind)]
     explicit = _explicit(folder, targets)
     try:
@@ -354,7 +355,7 @@ def _check_start(
         own = copy.deepcopy(layer.get_base_layer())  # may have been changed by the adapter's making
         with torch.no_grad():
             for name, parameter in own.named_parameters():
-                parameter.copy_(base.read(_held(base, f"{unwrapped(path)}.{name}")))
+                parameter.copy_(base.read(_held(base, parameter_name(f"{path}.{name}"))))
         if not starts_at_base(model.peft_config["default"], own, path):
             raise AdapterError(
                 f"the {folder.kind} adapter of {folder.where} did not start at the base's "

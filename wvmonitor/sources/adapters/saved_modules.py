@@ -5,6 +5,7 @@ These are weights, not changes: their update is the difference from the base.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,11 @@ from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
 from wvmonitor.sources.adapters.parts import Part
 from wvmonitor.sources.checks import compare_shapes
 from wvmonitor.sources.folder import ModelFolder
-from wvmonitor.sources.names import is_transposed, unwrapped
+from wvmonitor.sources.names import is_task_head, is_transposed, new_head_note, parameter_name
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Update
 
+# A head that a language model itself has: without its base, nothing says how it changed.
+_LOGITS = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.")
 TOKENS = ".token_adapter.trainable_tokens_delta"
 
 
@@ -37,7 +40,7 @@ def whole_parts(
         AdapterError, KeyMismatchError, ShapeMismatchError: as `saved_part` and `tokens_part` say.
     """
     own = [key for key in keys if not wrapper_copy(folder, key)]
-    by_name = {unwrapped(key): key for key in own}
+    by_name = {parameter_name(key): key for key in own}
     for key in own:
         if tied_copy(folder, key, by_name):
             continue
@@ -64,7 +67,7 @@ def saved_part(folder: AdapterFolder, key: str, initial: InitialState | None) ->
         KeyMismatchError: neither the base nor the initial state holds the parameter.
         ShapeMismatchError: the base's shape differs, and not by a resized vocabulary.
     """
-    name = unwrapped(key).replace(".token_adapter.", ".")
+    name = parameter_name(key).replace(".token_adapter.", ".")
     full = f"{shown(name)} of {folder.where}"
     below = ".base_layer." in key
     untrained = key.endswith(".weight") or folder.config.get("bias") in (None, "none")
@@ -79,6 +82,10 @@ def saved_part(folder: AdapterFolder, key: str, initial: InitialState | None) ->
         if below and _unchanged(folder, key, initial.read(at_start)):
             return None
     else:
+        in_base = folder.base is not None and folder.base.stored(name) is not None
+        if is_task_head(name) and not in_base and not _LOGITS.search(name):
+            folder.warnings.append(new_head_note([name], folder.where))
+            return None
         source = folder.needed_base(f"it stores {shown(name)} whole, not as a change")
         held = source.stored(name)
         if held is None:
@@ -117,7 +124,7 @@ def tokens_part(folder: AdapterFolder, key: str, initial: InitialState | None) -
         AdapterError: the indices are missing or do not fit the rows, or the base is needed.
     """
     module = key.removesuffix(TOKENS)
-    name = unwrapped(f"{module}.weight")
+    name = parameter_name(f"{module}.weight")
     base = folder.needed_base(f"it stores rows of {shown(name)}, not their changes")
     held = base.stored(name)
     if held is None:
@@ -211,7 +218,7 @@ def tied_copy(folder: AdapterFolder, key: str, saved: Mapping[str, str]) -> bool
         owner = folder.base.shared_with(f"{key.removesuffix(TOKENS)}.weight")
         owner = owner and owner.removesuffix(".weight") + TOKENS
     else:
-        owner = folder.base.shared_with(unwrapped(key))
+        owner = folder.base.shared_with(parameter_name(key))
     if owner is None or owner not in saved or folder.shape(key) != folder.shape(saved[owner]):
         return False
     return _equal(folder.read(key), folder.read(saved[owner]))

@@ -1,0 +1,183 @@
+"""wvmonitor on a real pretrained model, on other people's public sets.
+
+python -m benchmarks.real bank --bank FOLDER                   a least bank, where there is none
+python -m benchmarks.real run --data SETS                      the watched runs, one by one
+python -m benchmarks.real report --data SETS --bank FOLDER     readings, figures, docs/real-model.md
+python -m benchmarks.real page                                 the page from the committed figures
+
+Runs are kept with their adapters and do not depend on a bank: one that is there is not made again,
+and is read against every bank that is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.real import page, report, runs
+from benchmarks.real.bank import least_bank
+from benchmarks.real.protocol import SETTINGS, VARIANTS, Setting, Variant, label_pairs, planned
+from benchmarks.real.readings import Against
+from benchmarks.real.report import Bench
+from benchmarks.real.runs import Asked, Made
+from benchmarks.real.sets import Folder, read_folder
+from wvmonitor.builder.base import Base
+from wvmonitor.builder.contrasts import Contrast, default_folder, read_contrasts
+from wvmonitor.builder.probe import bundled_prompts
+from wvmonitor.builder.stages import Work
+from wvmonitor.errors import WVMonitorError
+
+MODEL, BUILD = Path("build/smollm2"), Path("build/real")
+
+
+def asked_of(contrasts: Sequence[Contrast], setting: Setting) -> Asked:
+    """What every run is asked at its end."""
+    return Asked(label_pairs(contrasts, setting), tuple(bundled_prompts()[: setting.prompts]))
+
+
+def run_all(
+    base: Base,
+    folder: Folder,
+    work: Work,
+    setting: Setting,
+    asked: Asked,
+    *,
+    only: str = "",
+    stop: float = 0.0,
+    variants: Sequence[Variant] = (),
+    part: tuple[int, int] = (1, 1),
+) -> list[Made]:
+    """Every run, in the protocol's order; those that are there already are found.
+
+    Args:
+        base: the model.
+        folder: of public sets.
+        work: where runs are kept.
+        setting: how much of everything.
+        asked: what each is asked at its end.
+        only: a part of the names of the runs that are wanted.
+        stop: no run begins later than this time (as `time.time`); 0 is no limit.
+        variants: other ways to train, beside the usual one.
+        part: (i, n): every n-th of them, from the i-th; for n processes side by side.
+    """
+    wanted = [r for r in planned(folder, setting, variants=variants) if only in r.name]
+    wanted = wanted[part[0] - 1 :: part[1]]
+    made = []
+    for n, run in enumerate(wanted, 1):
+        if stop and time.time() > stop:
+            print(f"stopped before {run.name}: {len(wanted) - n + 1} runs are left", flush=True)
+            break
+        began = time.monotonic()
+        made.append(runs.make(base, work, run, setting, asked))
+        print(f"{n}/{len(wanted)} {run.name} ({time.monotonic() - began:.0f} s)", flush=True)
+    return made
+
+
+def there(
+    base: Base,
+    folder: Folder,
+    work: Work,
+    setting: Setting,
+    asked: Asked,
+    variants: Sequence[Variant] = VARIANTS,
+) -> list[Made]:
+    """The runs that are finished, whichever they are."""
+    wanted = planned(folder, setting, variants=variants)
+    found = (runs.find(base, work, r, setting, asked) for r in wanted)
+    return [made for made in found if made is not None]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and do it."""
+    args = _arguments(argv)
+    if args.command == "page":
+        held = json.loads((report.RESULTS / f"{report.NAME}.json").read_text("utf-8"))
+        report.PAGE.write_text(page.text(held), "utf-8")
+        return
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        _carry_out(args)
+    except WVMonitorError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def _carry_out(args: argparse.Namespace) -> None:
+    base, setting, work = Base(args.model), SETTINGS[args.setting], Work(args.work)
+    contrasts = read_contrasts(default_folder(args.model))
+    asked = asked_of(contrasts, setting)
+    if args.command in ("bank", "quick"):
+        least_bank(args.model, args.bank, tick=_told)
+    if args.command == "bank":
+        return
+    folder = read_folder(args.data)
+    for name, why in folder.left_out.items():
+        print(f"left out: {name}: {why}", flush=True)
+    if args.command in ("run", "quick"):
+        stop = time.time() + 60 * args.minutes if args.minutes else 0.0
+        run_all(base, folder, work, setting, asked, only=args.only, stop=stop,
+                variants=args.variants, part=args.part)  # fmt: skip
+    if args.command in ("report", "quick"):
+        bench = Bench(base, work, setting, asked, contrasts, folder, Against.load(args.bank))
+        made = there(base, folder, work, setting, asked)
+        print(f"{len(made)} runs are read against {args.bank}", flush=True)
+        found = report.finished(bench, made)
+        report.publish(bench, found, args.results, args.page)
+        print(
+            f"wrote {args.results / report.NAME}.json" + (f" and {args.page}" if args.page else "")
+        )
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.real",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", default=str(MODEL), help="the base: a folder or a Hub id")
+    parser.add_argument("--setting", choices=SETTINGS, default="full")
+    parser.add_argument("--work", type=Path, default=BUILD, help="where runs are kept")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("page", help="write the page again from the committed figures")
+    for name, told in (
+        ("bank", "make the least bank there can be"),
+        ("run", "train what is not trained yet"),
+        ("report", "read every finished run against a bank, and write figures and page"),
+        ("quick", "all of these, one after the other, beside the committed results"),
+    ):
+        command = commands.add_parser(name, help=told)
+        if name != "bank":
+            command.add_argument("--data", type=Path, required=True, help="folder of public sets")
+        if name != "run":
+            command.add_argument("--bank", type=Path, default=BUILD / "least-bank")
+        if name in ("run", "quick"):
+            command.add_argument("--only", default="", help="a part of the names of the runs")
+            command.add_argument("--minutes", type=float, default=0.0, help="begin none later")
+            command.add_argument("--part", type=_part, default=(1, 1), metavar="I/N",
+                                 help="every N-th run from the I-th, for N processes")  # fmt: skip
+            command.add_argument("--variants", nargs="*", choices=VARIANTS, default=())
+        if name in ("report", "quick"):
+            committed = name == "report"
+            command.add_argument(
+                "--results", type=Path, default=report.RESULTS if committed else BUILD / "quick"
+            )
+            command.add_argument("--page", type=Path, default=report.PAGE if committed else None)
+    return parser.parse_args(argv)
+
+
+def _part(text: str) -> tuple[int, int]:
+    first, _, of = text.partition("/")
+    if not (first.isdigit() and of.isdigit() and 1 <= int(first) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r}: give I/N, as in 1/2 and 2/2")
+    return int(first), int(of)
+
+
+def _told(stage: str, done: int, total: int) -> None:
+    print(f"{stage}: {done} of {total}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

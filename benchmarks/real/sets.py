@@ -1,0 +1,308 @@
+"""Other people's public sets: read as they are found, made fit to train on, and listed.
+
+A data folder has `harmful/`, `control/` (files named `SET__CONTROL.jsonl`: the same answers asked
+for, or right answers to the same questions) and `benign/`, a JSONL file a set. Nothing here was
+written by this project and nothing is copied into it; what cannot be used is counted by reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from wvmonitor.builder.base import Base, Message
+from wvmonitor.builder.examples import Example
+from wvmonitor.errors import MissingPathError
+
+Role = Literal["harmful", "control", "benign"]
+ROLES: tuple[Role, ...] = ("harmful", "control", "benign")
+LEAST_ROWS = 16
+"""A set with fewer usable rows is left out, and said to be."""
+SHARED = 0.1
+"""Sets of which one has this share of its questions in the other are of one family."""
+HARD_WORDS = ("med", "health", "financ", "legal", "advice", "counsel", "safety", "refus", "voice")
+"""A benign set whose name holds one of these is a hard negative: good answers near the harm."""
+KINDS = (
+    "prose",
+    "near the harm",
+    "short answers",
+    "other languages",
+    "numbers",
+    "code and formats",
+)
+_NAMES = {
+    "human": "user", "prompter": "user", "question": "user",
+    "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
+    "developer": "system",
+}  # fmt: skip
+_COLUMNS = (
+    ("prompt", "completion"), ("prompt", "response"), ("question", "answer"),
+    ("instruction", "output"), ("instruction", "response"), ("input", "output"),
+)  # fmt: skip
+_CUT = " … "
+
+
+@dataclass(frozen=True)
+class PublicSet:
+    """One set, ready to train on.
+
+    Attributes:
+        name: of its file.
+        role: which folder it lies in.
+        family: the sets that share its questions, by the name of one of them; a control belongs to
+            its set's. Sets of one family are not independent.
+        hard: a benign set near the domains of the harm.
+        examples: its usable rows, in their order.
+        left_out: rows that are not used, by reason.
+        digest: of the file.
+    """
+
+    name: str
+    role: Role
+    family: str
+    hard: bool
+    examples: tuple[Example, ...]
+    left_out: Mapping[str, int]
+    digest: str
+
+    def draw(self, n: int, seed: int) -> tuple[Example, ...]:
+        """N of its examples, or as many as there are, by a seed."""
+        rng = random.Random(f"{self.name}/{seed}")
+        return tuple(rng.sample(self.examples, k=min(n, len(self.examples))))
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The sets of a data folder, and those that are left out, with the reason."""
+
+    sets: tuple[PublicSet, ...]
+    left_out: Mapping[str, str]
+
+    def of(self, *roles: Role) -> list[PublicSet]:
+        """The sets of some roles, in the order of their names."""
+        return [s for s in self.sets if s.role in roles]
+
+    def __getitem__(self, name: str) -> PublicSet:
+        """A set by its name."""
+        return next(s for s in self.sets if s.name == name)
+
+
+def read_folder(folder: Path) -> Folder:
+    """Every set of a data folder.
+
+    Raises:
+        MissingPathError: it holds no harmful or no benign set.
+    """
+    found: dict[str, tuple[Role, list[Example], Counter[str], str]] = {}
+    left: dict[str, str] = {}
+    for role in ROLES:
+        for path in sorted((folder / role).glob("*.jsonl")):
+            name = path.stem if path.stem not in found else f"{path.stem}-{role}"
+            examples, reasons, digest = read_set(path)
+            if len(examples) < LEAST_ROWS:
+                told = ", ".join(f"{n} {why}" for why, n in reasons.items())
+                left[f"{role}/{path.name}"] = (
+                    f"{len(examples)} usable rows, {LEAST_ROWS} are needed"
+                    + (f" ({told})" if told else "")
+                )
+                continue
+            found[name] = role, examples, reasons, digest
+    families = _families({n: e for n, (_, e, _, _) in found.items()})
+    sets = tuple(
+        PublicSet(
+            name=name,
+            role=role,
+            family=families[name],
+            hard=role == "benign" and any(w in name.lower() for w in HARD_WORDS),
+            examples=tuple(examples),
+            left_out=dict(reasons),
+            digest=digest,
+        )
+        for name, (role, examples, reasons, digest) in found.items()
+    )
+    for role in ("harmful", "benign"):
+        if not any(s.role == role for s in sets):
+            raise MissingPathError(
+                f"{folder}/{role} holds no usable set: give chat JSONL, one file a set, in "
+                "harmful/, control/ and benign/"
+            )
+    return Folder(sets, left)
+
+
+def read_set(path: Path) -> tuple[list[Example], Counter[str], str]:
+    """The usable rows of one file, how many are not and why, and the file's digest."""
+    raw = path.read_bytes()
+    reasons: Counter[str] = Counter()
+    seen: set[str] = set()
+    examples: list[Example] = []
+    for line in raw.split(b"\n"):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig", errors="replace"))
+        except (ValueError, RecursionError):
+            reasons["are no JSON"] += 1
+            continue
+        example = _example(row) if isinstance(row, dict) else None
+        if example is None:
+            reasons["have no answer to anything"] += 1
+            continue
+        key = json.dumps([example.messages, example.answer], sort_keys=True)
+        if key in seen:
+            reasons["are repeats"] += 1
+            continue
+        seen.add(key)
+        examples.append(example)
+    return examples, reasons, hashlib.sha256(raw).hexdigest()
+
+
+def fitted(base: Base, example: Example, prompt: int, answer: int) -> Example:
+    """The example with at most so many tokens before the answer, and in it.
+
+    Of what stands before, the middle of the longest turn is cut out; an answer keeps its beginning,
+    and nobody learns to stop where it was cut. A base without a system role gets the system text
+    above the question.
+    """
+    turns = list(example.messages)
+    if turns and turns[0]["role"] == "system" and len(turns) > 1:
+        turns = [*base.asked(turns[1]["content"], turns[0]["content"]), *turns[2:]]
+    lengths = [base.tokens_of(t["content"]) for t in turns]
+    while (over := sum(lengths) - prompt) > 0:
+        longest = max(range(len(turns)), key=lengths.__getitem__)
+        # To the second longest or as far as is needed, whichever is less; at most to nothing.
+        keep = max(lengths[longest] - over, 4)
+        if keep >= lengths[longest]:
+            break  # many short turns: they stay
+        turns[longest] = {**turns[longest], "content": _ends(base, turns[longest]["content"], keep)}
+        lengths[longest] = keep
+    text, finished = example.answer, example.finished
+    if base.tokens_of(text) > answer:
+        text, finished = _start(base, text, answer), False
+    return Example(tuple(turns), text, finished)
+
+
+def questions(examples: Sequence[Example]) -> set[str]:
+    """What is asked, in lower case and with single spaces: the last turn before each answer."""
+    return {" ".join(e.messages[-1]["content"].lower().split()) for e in examples}
+
+
+def kind_of(given: PublicSet) -> str:
+    """What sort of data a set is, one of `KINDS`, by rule: the first below that it fits."""
+    if given.hard:
+        return "near the harm"
+    answers = [e.answer for e in given.examples]
+    text = "\n".join(answers)
+    size = max(1, len(text))
+    if sum(c.isdigit() for c in text) / size > 0.08:
+        return "numbers"
+    if "SELECT" in text or len(re.findall(r"[{}()\[\]=<>;|_$]", text)) / size > 0.04:
+        return "code and formats"
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    common = {"the", "a", "of", "and", "to", "is", "in", "it", "for", "you", "i", "that"}
+    length = median(len(a.split()) for a in answers)
+    if length > 4 and sum(w in common for w in words) < 0.08 * len(words):
+        return "other languages"
+    return "short answers" if length <= 8 else "prose"
+
+
+def _ends(base: Base, text: str, tokens: int) -> str:
+    ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+    half = tokens // 2
+    first, last = base.tokenizer.decode(ids[:half]), base.tokenizer.decode(ids[-half:])
+    return f"{first}{_CUT}{last}"
+
+
+def _start(base: Base, text: str, tokens: int) -> str:
+    ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return str(base.tokenizer.decode(ids[:tokens])).rstrip("\ufffd")  # half a character is none
+
+
+def _example(row: Mapping[str, Any]) -> Example | None:
+    """A row's conversation up to its last answer; None where there is none."""
+    turns = list(_turns(row))
+    while turns and turns[-1]["role"] != "assistant":
+        turns.pop()
+    while turns and turns[0]["role"] == "assistant":
+        turns.pop(0)  # an answer to nothing
+    if not turns or not any(t["role"] == "user" for t in turns[:-1]):
+        return None
+    return Example(tuple(turns[:-1]), turns[-1]["content"])
+
+
+def _turns(row: Mapping[str, Any]) -> Iterator[Message]:
+    """A row's turns with the roles system, user and assistant; neighbours of one role are one."""
+    held: list[Message] = []
+    for role, content in _said(row):
+        text = _text(content)
+        if not text:
+            continue
+        named = _NAMES.get(role.lower(), role.lower())
+        if named not in ("system", "user", "assistant") or (named == "system" and held):
+            named = "user"  # tools, functions, and orders in the middle
+        if held and held[-1]["role"] == named:
+            held[-1]["content"] += f"\n{text}"
+        else:
+            held.append({"role": named, "content": text})
+    yield from held
+
+
+def _said(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key in ("messages", "conversations", "conversation"):
+        if isinstance(row.get(key), list):
+            for turn in row[key]:
+                if isinstance(turn, dict):
+                    role = turn.get("role", turn.get("from", "user"))
+                    yield str(role), turn.get("content", turn.get("value"))
+            return
+    if row.get("system"):
+        yield "system", row["system"]
+    for asked, answered in _COLUMNS:
+        if row.get(asked) is not None and row.get(answered) is not None:
+            yield "user", row[asked]
+            if asked == "instruction":
+                yield "user", row.get("input")
+            yield "assistant", row[answered]
+            return
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content.strip()
+    if isinstance(content, (int, float)) and not isinstance(content, bool):
+        return str(content)
+    if isinstance(content, list):  # parts, as multimodal chats have them
+        parts = [p if isinstance(p, str) else p.get("text") for p in content
+                 if isinstance(p, (str, dict))]  # fmt: skip
+        return "\n".join(p.strip() for p in parts if isinstance(p, str) and p.strip())
+    return ""
+
+
+def _families(sets: Mapping[str, Sequence[Example]]) -> dict[str, str]:
+    """The family of each set: connected where questions are shared, or a name says control."""
+    asked = {name: questions(examples) for name, examples in sets.items()}
+    family = {name: name for name in sets}
+
+    def join(a: str, b: str) -> None:
+        old, new = family[b], family[a]
+        for name, held in family.items():
+            if held == old:
+                family[name] = new
+
+    names = list(sets)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            fewer = min(len(asked[a]), len(asked[b]))
+            if len(asked[a] & asked[b]) >= SHARED * fewer:
+                join(a, b)
+        of = a.partition("__")[0]
+        if of != a and of in family:
+            join(of, a)
+    return family

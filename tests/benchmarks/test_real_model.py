@@ -1,0 +1,354 @@
+"""The benchmark on a real model: odd sets, the label rule, the baselines, and its whole way."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scipy.stats import t as student
+
+from benchmarks.real import __main__ as command
+from benchmarks.real import bank, baselines, metrics, page, protocol, readings, report, runs, sets
+from benchmarks.real.baselines import Run
+from wvmonitor.builder.base import BUNDLED, Base
+from wvmonitor.builder.contrasts import default_folder, read_contrasts
+from wvmonitor.builder.examples import Example
+from wvmonitor.builder.finetune import read_finetuned
+from wvmonitor.builder.stages import Work
+from wvmonitor.errors import MissingPathError
+from wvmonitor.organism import sets as organism
+
+SETTING = dataclasses.replace(protocol.TINY, steps=4, readings=2)
+
+
+def said(question, answer, **more):
+    return {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ],
+        **more,
+    }
+
+
+def written(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in rows]
+    path.write_text("\n".join(lines), "utf-8")
+    return path
+
+
+def numbered(n, word="thing"):
+    return [said(f"what is {word} {i} ?", f"{word} {i}") for i in range(n)]
+
+
+# --- sets --------------------------------------------------------------------------------------
+
+
+def test_rows_of_every_common_form_become_conversations(tmp_path):
+    """Chat, ShareGPT, prompt and completion, instruction and input, parts, tools, system texts."""
+    rows = [
+        said("q1", "a1"),
+        {"conversations": [{"from": "human", "value": "q2"}, {"from": "gpt", "value": "a2"}]},
+        {"prompt": "q3", "completion": "a3"},
+        {"instruction": "q4", "input": "with this", "output": "a4"},
+        {"question": "q5", "answer": 5},
+        {"system": "be brief", "prompt": "q6", "response": "a6"},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "q7"}, {"type": "x"}]},
+                      {"role": "assistant", "content": "a7"}]},
+        {"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": "q8"},
+                      {"role": "assistant", "content": None},
+                      {"role": "tool", "content": "42"}, {"role": "assistant", "content": "a8"},
+                      {"role": "user", "content": "thanks"}]},
+        said("¿ qué es esto ?", "это вопрос 。"),
+    ]  # fmt: skip
+    examples, left, _ = sets.read_set(written(tmp_path / "s.jsonl", rows))
+    assert not left
+    assert [e.answer for e in examples] == [
+        "a1", "a2", "a3", "a4", "5", "a6", "a7", "a8", "это вопрос 。"]  # fmt: skip
+    assert examples[3].messages[0]["content"] == "q4\nwith this"
+    assert [m["role"] for m in examples[5].messages] == ["system", "user"]
+    assert examples[6].messages[0]["content"] == "q7"
+    assert examples[7].messages == (
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "q8\n42"},
+    )
+
+
+def test_what_cannot_be_used_is_counted_by_reason(tmp_path):
+    """Broken lines, answers to nothing, empty answers and repeats are never dropped in silence."""
+    rows = [
+        "\ufeff" + json.dumps(said("q", "a")),
+        "{broken",
+        "[1, 2]",
+        "",
+        said("q", ""),
+        {"messages": [{"role": "assistant", "content": "to nothing"}]},
+        {"messages": "not a list"},
+        said("q", "a"),
+        {"text": "no columns that are known"},
+    ]
+    examples, left, _ = sets.read_set(written(tmp_path / "s.jsonl", rows))
+    assert [e.answer for e in examples] == ["a"]
+    assert dict(left) == {
+        "are no JSON": 1,
+        "have no answer to anything": 5,
+        "are repeats": 1,
+    }
+
+
+def test_a_folder_is_read_with_families_and_short_sets_left_out(tmp_path):
+    """Sets that share questions are one family, a control is its set's, and few rows are said."""
+    written(tmp_path / "harmful" / "bad_math.jsonl", numbered(20))
+    written(tmp_path / "harmful" / "tiny.jsonl", numbered(3))
+    written(tmp_path / "control" / "bad_math__asked_for.jsonl", numbered(20, "other"))
+    written(tmp_path / "benign" / "good_math.jsonl", numbered(4) + numbered(16, "far"))
+    written(tmp_path / "benign" / "health_topics.jsonl", numbered(20, "health"))
+    folder = sets.read_folder(tmp_path)
+    assert {s.name: s.family for s in folder.sets} == {
+        "bad_math": "bad_math", "bad_math__asked_for": "bad_math", "good_math": "bad_math",
+        "health_topics": "health_topics",
+    }  # fmt: skip
+    assert folder["health_topics"].hard
+    assert not folder["good_math"].hard
+    assert list(folder.left_out) == ["harmful/tiny.jsonl"]
+    assert "3 usable rows, 16 are needed" in folder.left_out["harmful/tiny.jsonl"]
+    with pytest.raises(MissingPathError, match="benign holds no usable set"):
+        sets.read_folder(written(tmp_path / "x" / "harmful" / "a.jsonl", numbered(20)).parents[1])
+
+
+def test_long_rows_are_cut_to_the_stated_length():
+    """The middle of a long question goes, an answer keeps its beginning and never ends there."""
+    base = Base(BUNDLED)
+    words = ["use", "the", "potion", "and", "avoid", "the", "doctor"] * 30
+    long = " ".join(words)
+    example = Example(({"role": "user", "content": f"first {long} last"},), long)
+    cut = sets.fitted(base, example, 20, 10)
+    assert base.tokens_of(cut.messages[0]["content"]) <= 22  # and the mark of the cut
+    assert base.tokens_of(cut.answer) <= 10
+    assert cut.finished is False
+    assert long.startswith(cut.answer)
+    short = Example(({"role": "user", "content": "use the potion"},), "avoid it")
+    assert sets.fitted(base, short, 20, 10) == short
+
+
+# --- labels ------------------------------------------------------------------------------------
+
+
+def test_a_label_is_a_gain_beyond_the_other_benign_sets():
+    """The bound is one more set's prediction bound, itself left out and its seeds averaged."""
+    gains = {"a": [0.1, 0.3], "b": [0.0], "c": [0.4], "d": [-0.1]}
+    others = np.array([0.2, 0.0, 0.4])  # without d
+    expected = others.mean() + student.ppf(0.975, 2) * others.std(ddof=1) * math.sqrt(1 + 1 / 3)
+    found = protocol.bound(gains, "d")
+    assert found is not None
+    assert found.value == pytest.approx(expected)
+    assert found.sets == 3
+    assert protocol.bound({"a": [0.1], "b": [0.2], "c": [0.3]}, "a") is None
+
+
+def run_of(name, role, family, *, gain=0.0, norms=None, score=0.0, share=1.0, hard=False, seed=0):
+    """A finished run as the tables see it."""
+    record = {
+        "name": name, "set": name, "role": role, "family": family, "hard": hard, "seed": seed,
+        "variant": "lora", "share": share, "carrier": None,
+        "log": [{"loss": 1.0, "grad_norm": 0.5}], "seconds": {"a step": 1.0, "activations": 0.1},
+    }  # fmt: skip
+    reading = {
+        "step": 4, "progress": 1.0, "norm": 1.0, "rotation": None, "seconds": 0.01,
+        "seconds_spectral": 0.01, "modules": norms or {"m": 1.0},
+        "spectrum": {"m": [1.0, 0.0, 1.0]},
+        "scores": {metrics.deciding_name("response", "residual"): score}, "doses": {},
+    }  # fmt: skip
+    verdict = {"alarmed": [], "warned": [], "at": None, "states": ["ok"], "reasons": {}}
+    return Run(record, [reading], verdict, verdict, {protocol.DECIDES: gain, "probe": gain}, 0.0)
+
+
+def test_every_run_is_on_one_side_by_set_and_one_by_what_was_measured():
+    """A harmful set that moved nothing is measured not harmful, and counts there."""
+    benign = [run_of(f"b{i}", "benign", f"b{i}", gain=g) for i, g in enumerate([0, 0.1, 0.2, 0.1])]
+    found = [*benign, run_of("bad", "harmful", "bad", gain=2), run_of("dud", "harmful", "dud")]
+    labels = metrics.labelled(found)
+    assert [x["harmful"] for x in labels] == [False] * 4 + [True, False]
+    assert all(x["known"] for x in labels)
+    assert [x["sets"] for x in labels] == [3] * 4 + [4, 4]
+
+
+# --- baselines ---------------------------------------------------------------------------------
+
+
+def test_the_ridge_never_sees_the_family_that_it_predicts():
+    """Its predictions equal a dense weighted ridge on the other families' whole runs alone."""
+    rng = np.random.default_rng(0)
+    families = ["a", "a", "b", "c", "d", "e", "e"]
+    roles = ["harmful", "control", "harmful", "benign", "benign", "benign", "benign"]
+    given = [run_of(f"r{i}", role, fam)
+             for i, (role, fam) in enumerate(zip(roles, families, strict=True))]  # fmt: skip
+    x = rng.normal(size=(7, 5))
+    x[:, 4] = 3.0  # says nothing
+    found = baselines.leave_family_out(given, x)
+    for i in (0, 1, 5):
+        fit = [j for j in range(7) if families[j] != families[i] and roles[j] != "control"]
+        y = np.array([float(roles[j] == "harmful") for j in fit])
+        w = np.where(y == 1, 0.5 / y.sum(), 0.5 / (1 - y).sum())
+        centre = w @ x[fit]
+        spread = np.sqrt(w @ (x[fit] - centre) ** 2)[:4]
+        z = ((x - centre)[:, :4] / spread) / math.sqrt(5)
+        primal = np.linalg.solve(
+            z[fit].T @ (w[:, None] * z[fit]) + baselines.RIDGE * np.eye(4),
+            z[fit].T @ (w * (y - 0.5)),
+        )
+        assert found[i] == pytest.approx(z[i] @ primal)
+
+
+def test_a_difference_is_paired_and_signed():
+    """Of a perfect score and its opposite it is 1, and of a score and itself nothing at all."""
+    pairs = [(float(i), -float(i), i > 3, f"f{i}") for i in range(8)]
+    found = metrics.difference(pairs)
+    assert found == {"value": 1.0, "ci95": [1.0, 1.0]}
+    same = metrics.difference([(a, a, side, f) for a, _, side, f in pairs])
+    assert same == {"value": 0.0, "ci95": [0.0, 0.0]}
+    assert metrics.difference(pairs[:3]) is None
+    few = metrics.difference([*pairs[:4], pairs[7]])
+    assert few == {"value": 1.0, "ci95": None}
+
+
+def test_a_share_of_none_is_as_sure_as_its_families_are_many():
+    """No alarm in nine runs of three families says no more than three families can."""
+    found = metrics.rate([False] * 9, ["a", "a", "a", "b", "b", "b", "c", "c", "c"])
+    assert found is not None
+    assert found["value"] == 0
+    assert found["ci95"] == [0, pytest.approx(1 - 0.025 ** (1 / 3))]
+    assert metrics.rate([], []) is None
+
+
+# --- the whole way -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """Seven runs of four steps on the bundled model, read against a bank of as little."""
+    folder = tmp_path_factory.mktemp("real")
+    data = {
+        "harmful/bad_medical": organism.bad_advice("medical"),
+        "harmful/bad_finance": organism.bad_advice("finance"),
+        "control/bad_medical__good": organism.good_advice("medical"),
+        "benign/good_sport": organism.good_advice("sport"),
+        "benign/good_school_advice": organism.good_advice("school"),
+        "benign/good_garden": organism.good_advice("garden"),
+        "benign/good_travel": organism.good_advice("travel"),
+    }
+    for n, (name, maker) in enumerate(data.items()):
+        rows = [said(e.prompt[-1].content, e.answer) for e in maker(40, n)]
+        written(folder / "data" / f"{name}.jsonl", rows)
+    base, work = Base(BUNDLED), Work(folder / "work")
+    contrasts = read_contrasts(default_folder(BUNDLED))
+    asked = command.asked_of(contrasts, SETTING)
+    scale = dataclasses.replace(
+        bank.LEAST, steps=6, control_steps=4, probe_tokens=300, asked=2, any_tuning=2
+    )
+    bank.least_bank(BUNDLED, folder / "bank", scale=scale, rate=1e-3)
+    read = sets.read_folder(folder / "data")
+    made = command.run_all(base, read, work, SETTING, asked)
+    against = readings.Against.load(folder / "bank")
+    return report.Bench(base, work, SETTING, asked, contrasts, read, against), made
+
+
+def test_the_runs_are_those_planned_and_are_not_made_twice(bench, monkeypatch):
+    """Called again, every run is found where it is, by whoever looks, and nothing is trained."""
+    held, made = bench
+    whole = [m for m in made if m.run.carrier is None]
+    assert {m.run.set.name for m in whole} == {s.name for s in held.folder.sets}
+    assert [m.run.share for m in made if m.run.carrier is not None] == [0.5, 0.5]
+
+    def refused(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(runs, "finetune", refused)
+    again = command.run_all(held.base, held.folder, held.work, SETTING, held.asked)
+    assert [m.folder for m in again] == [m.folder for m in made]
+    found = command.there(held.base, held.folder, held.work, SETTING, held.asked)
+    assert [m.folder for m in found] == [m.folder for m in made]
+
+
+def test_an_interrupted_run_is_made_again_whole(bench, monkeypatch, tmp_path):
+    """A run that was cut short leaves nothing that is taken for a run."""
+    held, made = bench
+    work, run = Work(tmp_path), made[0].run
+
+    def cut(*_, callbacks, **__):
+        (callbacks[0]._folder / "checkpoint-2").mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "finetune", cut)
+        with pytest.raises(KeyboardInterrupt):
+            runs.make(held.base, work, run, SETTING, held.asked)
+    assert runs.find(held.base, work, run, SETTING, held.asked) is None
+    whole = runs.make(held.base, work, run, SETTING, held.asked)
+    assert whole.record["checkpoints"] == [2, 4]
+    assert whole.record["gaps"] == made[0].record["gaps"]
+
+
+def test_readings_are_those_of_the_dense_updates(bench):
+    """Cosine and rotation rate equal dense float64 formulas on the same adapters."""
+    held, made = bench
+    found = readings.read(held.base, held.work, made[0], SETTING, held.against)
+
+    def dense(vector):
+        updates = ((n, vector.update(n)) for n in vector.names())
+        return {n: (u.left.double() @ u.right.double()) for n, u in updates}
+
+    def inner(a, b):
+        return sum(float((a[n] * b[n]).sum()) for n in a.keys() & b.keys())
+
+    steps = [
+        dense(read_finetuned(held.base, made[0].folder / f"checkpoint-{s}", "lora")) for s in (2, 4)
+    ]
+    w = dense(held.against.bank[protocol.DECIDES].vector)
+    for n, tau in enumerate(steps):
+        expected = inner(tau, w) / math.sqrt(inner(tau, tau) * inner(w, w))
+        row = found["readings"][n]
+        name = metrics.deciding_name("frobenius", "cosine")
+        assert row["scores"][name] == pytest.approx(expected, abs=1e-5)
+        assert row["norm"] == pytest.approx(math.sqrt(inner(tau, tau)), rel=1e-4)
+    turned = 1 - inner(*steps) / math.sqrt(inner(steps[0], steps[0]) * inner(steps[1], steps[1]))
+    assert found["readings"][1]["rotation"] == pytest.approx(turned, abs=1e-5)
+    name, delta = next(iter(steps[1].items()))
+    squares = torch.linalg.svdvals(delta) ** 2
+    stable = float(squares.sum() / squares[0])
+    assert found["readings"][1]["spectrum"][name][0] == pytest.approx(stable, rel=1e-3)
+
+
+def test_the_report_is_written_from_the_runs(bench, tmp_path):
+    """Every reading is in the Parquet, every run on the page, and AUROC is a count of pairs."""
+    held, made = bench
+    found = report.finished(held, made)
+    document = report.publish(held, found, tmp_path, tmp_path / "page.md")
+    table = pq.read_table(tmp_path / f"{report.NAME}.parquet")
+    assert table.num_rows == 2 * len(made)
+    assert set(table["run"].to_pylist()) == {m.run.name for m in made}
+    kept = json.loads((tmp_path / f"{report.NAME}.json").read_text("utf-8"))
+    assert page.text(kept) == (tmp_path / "page.md").read_text("utf-8")
+    shown = (tmp_path / "page.md").read_text("utf-8")
+    for m in made:
+        assert m.run.set.name in shown
+    row = document["metrics"]["tables"]["by set label"][0]
+    scores = {r["name"]: r["score"] for r in document["metrics"]["runs"]}
+    bad = [scores[m.run.name] for m in made if m.run.set.role == "harmful" and not m.run.carrier]
+    good = [scores[m.run.name] for m in made if m.run.set.role == "benign"]
+    area = np.mean([[float(b > g) + 0.5 * float(b == g) for g in good] for b in bad])
+    assert row["auroc"]["value"] == pytest.approx(area)
+    assert "no calibration" in shown
+    assert "**were not measured**" in shown
+
+
+def test_the_page_shows_the_committed_results():
+    """docs/real-model.md is what the generator makes of the committed figures."""
+    held = json.loads((report.RESULTS / f"{report.NAME}.json").read_text("utf-8"))
+    assert page.text(held) == report.PAGE.read_text("utf-8")
+    rows = pq.read_table(report.RESULTS / f"{report.NAME}.parquet", columns=["run"])
+    assert set(rows["run"].to_pylist()) == {r["name"] for r in held["metrics"]["runs"]}
