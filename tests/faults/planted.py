@@ -187,8 +187,8 @@ def alarming(scene: Scene) -> None:
 
     real = module.judge
 
-    def judge(*values: Any) -> Any:
-        verdicts, state = real(*values)
+    def judge(*values: Any, **more: Any) -> Any:
+        verdicts, state = real(*values, **more)
         return {n: replace(v, state=State.ALARM) for n, v in verdicts.items()}, state
 
     scene.patch.setattr(module, "judge", judge)

@@ -132,11 +132,11 @@ class Training:
             yield f"{len(waiting)} alerts wait, {len(unheard)} were not heard, of {len(keys)}"
 
 
-def _restless(scores: Any, context: Any, calibration: Any, state: Any, known: Any) -> Any:
+def _restless(*values: Any, **more: Any) -> Any:
     from wvmonitor.detection.verdict import State, judge
 
-    verdicts, after = judge(scores, context, calibration, state, known)
-    word = State.ALARM if (scores.step or 0) % 4 < 2 else State.OK
+    verdicts, after = judge(*values, **more)
+    word = State.ALARM if (values[0].step or 0) % 4 < 2 else State.OK
     return {n: replace(v, state=word) for n, v in verdicts.items()}, after
 
 
