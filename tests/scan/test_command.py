@@ -187,7 +187,8 @@ def test_a_terminal_gets_a_table(good_adapter: Path, tiny_bank_folder: Path) -> 
     assert "sycophancy" in text
     assert "frobenius" in text
     assert "┃" in text
-    assert "1 checkpoint: clean" in text
+    assert "1 checkpoint: nothing above the rule of thumb" in text
+    assert "clean" not in text
 
 
 def test_a_warning_that_passes_is_not_called_clean(run: Scan, bad_adapter: Path) -> None:

@@ -20,7 +20,7 @@ from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.executors import open_executor
 from wvmonitor.scan.results import exit_code
 from wvmonitor.scan.scan import open_bank, scan
-from wvmonitor.scan.table import plain_lines
+from wvmonitor.scan.table import plain_lines, summary
 from wvmonitor.testing import planted_bank, planted_vector, tiny_base
 from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import TaskVector
@@ -349,6 +349,19 @@ def test_a_run_of_another_optimiser_is_judged_by_the_published_rule(
     assert sgd[-1].verdict == "warn"
     assert all("sgd" in r.references["evil"].reason for r in sgd)
     assert exit_code(sgd, "warn") == 1
+
+
+def test_only_a_calibration_makes_a_scan_clean(drifting_run: Path, bank: ReferenceBank) -> None:
+    """Where nothing but a rule of thumb was held, the last line does not say clean."""
+    first = [drifting_run / "checkpoint-2"]
+    calibrated = list(scan(first, bank, calibration=calibration_for(bank), optimizer="adamw"))
+    assert summary(calibrated, "alarm") == "1 checkpoint: clean"
+    by_rule = summary(list(scan(first, bank)), "alarm")
+    assert "nothing above the rule of thumb" in by_rule
+    assert "clean" not in by_rule
+    rough = calibration_for(bank).model_copy(update={"status": "provisional"})
+    provisional = list(scan(first, bank, calibration=rough, optimizer="adamw"))
+    assert summary(provisional, "alarm").endswith("nothing above the provisional thresholds")
 
 
 def test_a_checkpoint_that_links_out_of_its_run_is_refused(

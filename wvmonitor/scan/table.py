@@ -65,9 +65,19 @@ def summary(results: Sequence[CheckpointResult], fail_on: FailOn) -> str:
     warned = 0 if bad else sum(x.verdict == "warn" for x in results)
     if warned:
         parts.append(f"{warned} at warn")
-    passed = f"passes at {fail_on}" if warned else "clean"
+    passed = f"passes at {fail_on}" if warned else _quiet(results)
     words = {0: passed, 1: f"fails at {fail_on}", 2: "not clean: something was not judged"}
     return f"{', '.join(parts)}: {words[code]}"
+
+
+def _quiet(results: Sequence[CheckpointResult]) -> str:
+    """What it proves that nothing was raised: only a calibration makes it clean."""
+    rests_on = {r.calibration for x in results for r in x.references.values()}
+    if rests_on - {"calibrated", "provisional"}:
+        return "nothing above the rule of thumb, which proves little without a calibration"
+    if "provisional" in rests_on:
+        return "nothing above the provisional thresholds"
+    return "clean"
 
 
 def _table(results: Sequence[CheckpointResult]) -> Table:
