@@ -65,7 +65,7 @@ def sentence(trajectory: Trajectory) -> str:
     """What a trajectory says, in one line for people."""
     parts = []
     for name, course in trajectory.references.items():
-        word: str = course.trend
+        word = "trend unknown" if course.trend == "unknown" else course.trend
         if course.first_alarm is not None:
             word = f"alarm from step {course.first_alarm}, {word}"
         elif course.first_warn is not None:
@@ -76,7 +76,8 @@ def sentence(trajectory: Trajectory) -> str:
         parts.append(f"go back to step {trajectory.go_back_to_step}")
     elif crossed:
         parts.append("no earlier checkpoint was ok: go back to the base")
-    return f"{trajectory.run}, {trajectory.checkpoints} checkpoints: {'; '.join(parts)}"
+    many = "" if trajectory.checkpoints == 1 else "s"
+    return f"{trajectory.run}, {trajectory.checkpoints} checkpoint{many}: {'; '.join(parts)}"
 
 
 def _trajectory(run: str, readings: list[CheckpointResult]) -> Trajectory:
