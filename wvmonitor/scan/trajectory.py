@@ -65,7 +65,7 @@ def sentence(trajectory: Trajectory) -> str:
     """What a trajectory says, in one line for people."""
     parts = []
     for name, course in trajectory.references.items():
-        word = "trend unknown" if course.trend == "unknown" else course.trend
+        word: str = "trend unknown" if course.trend == "unknown" else course.trend
         if course.first_alarm is not None:
             word = f"alarm from step {course.first_alarm}, {word}"
         elif course.first_warn is not None:
