@@ -82,7 +82,7 @@ def test_sides_with_other_prompts_are_said(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("record", "says"),
     [
-        ({"question": "a", "answer": "b"}, "record 1: expected"),
+        ({"query": "a", "reply": "b"}, "record 1: expected"),
         ({"messages": [{"role": "user", "content": "a"}]}, "does not end with an answer"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "does not end with an answer"),
         ({"prompt": "a", "completion": "  "}, "does not end with an answer"),

@@ -409,19 +409,21 @@ class Monitor:
         """Take the last reading if one is due, deliver and write what is left, and let go.
 
         Metrics then say that the run has ended, or was stopped; where an exception is on its way
-        they don't, for it has failed.
+        they don't, for it has failed, and nothing is read: whoever pressed Ctrl-C has waited enough.
         """
-        self._observe_end()
+        seen, self._seen = self._seen, None
+        if seen is not None and sys.exc_info()[0] is None:
+            self._observe_end(*seen)
         self._outputs.close(self._ended_as())
 
-    def _observe_end(self) -> None:
+    def _observe_end(self, model: Any, step: int) -> None:
         """The weights that training ends with, where `observe` has seen and not read them.
 
         Of a sharded model all processes would have to take part, and not all may close.
         """
-        seen, self._seen = self._seen, None
-        if seen is not None and self._live is not None and not self._live.sharded:
-            self.observe(*seen, force=True)
+        if self._live is not None and not self._live.sharded:
+            self.observe(model, step, force=True)
+            self._seen = None
 
     def _ended_as(self) -> RunState | None:
         error = sys.exc_info()[0]

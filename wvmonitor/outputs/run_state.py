@@ -40,10 +40,10 @@ def this_job() -> str | None:
     return None
 
 
-def checkpoints_in(folder: Path | None) -> Sequence[int]:
+def checkpoints_in(folder: str | Path | None) -> Sequence[int]:
     """The steps of the `checkpoint-STEP` folders in a run's folder."""
     try:
-        names = [] if folder is None else [path.name for path in folder.iterdir()]
+        names = [] if folder is None else [path.name for path in Path(folder).iterdir()]
     except OSError:
         return ()
     return sorted(int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name)))
