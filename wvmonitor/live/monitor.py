@@ -409,7 +409,7 @@ class Monitor:
         """Take the last reading if one is due, deliver and write what is left, and let go.
 
         Metrics then say that the run has ended, or was stopped; where an exception is on its way
-        they don't, for it has failed, and nothing is read: whoever pressed Ctrl-C has waited enough.
+        they don't, for it has failed, and nothing is read: who pressed Ctrl-C has waited enough.
         """
         seen, self._seen = self._seen, None
         if seen is not None and sys.exc_info()[0] is None:
