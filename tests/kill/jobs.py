@@ -111,20 +111,23 @@ class Training:
         if doubled:
             yield f"{len(doubled)} readings are doubled"
         try:
-            steps = [row.step for row in JournalReader(file).trajectory("killed")]
+            journal = JournalReader(file)
+            # killed before its first checkpoint it starts afresh, which is a run of its own
+            runs = [[row.step for row in journal.trajectory(run)] for run in journal.runs()]
         except Exception as error:  # noqa: BLE001  that is what is looked for
             if told or whole:
                 yield f"the journal cannot be read: {error}"
             return
-        if len(set(steps)) < len(steps):
-            yield f"steps are doubled: {steps}"
-        lost = {int(step) for step in told} - set(steps)
+        for steps in runs:
+            if len(set(steps)) < len(steps):
+                yield f"steps are doubled: {steps}"
+        lost = {int(step) for step in told}.difference(*runs)
         if lost:
             yield f"acknowledged readings are lost: {sorted(lost)}"
         if not whole:
             return
-        if steps != list(range(STEPS + 1)):
-            yield f"the steps are {steps}"
+        if runs[-1] != list(range(STEPS + 1)):
+            yield f"the steps are {runs[-1]}"
         if (folder / "digest").read_text() != self._alone:
             yield "the weights are not those of the unwatched run"
         unheard = keys - set(self.heard.read_text().split())
