@@ -79,7 +79,7 @@ def test_misspelt_arguments_name_the_nearest_setting() -> None:
         r"notifiers.0.secrt is not a setting: did you mean 'secret'",
         notifiers=[{"kind": "webhook", "url": "https://h.example", "secret": "x", "secrt": "y"}],
     )
-    refused("zzz is not a setting: there are references, banks, base, ", zzz=3)
+    refused("zzz is not a setting: there are references, base, banks, ", zzz=3)
 
 
 def test_misspelt_variables_and_files_are_told_too(

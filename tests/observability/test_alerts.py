@@ -32,7 +32,7 @@ class Job:
     """A training job as Prometheus sees it: a page with a reading twice a second."""
 
     def __init__(self, folder: Path, run: str, state: str = "ok", score: float = 0.05) -> None:
-        self.exporter = PrometheusExporter(port=0, discovery=folder / "targets", linger=5.0)
+        self.exporter = PrometheusExporter(port=0, discovery=folder / "targets", linger=60.0)
         self.port = self.exporter.port
         self.run, self.state, self.score, self.rising = run, state, score, 0.0
         self._stop = threading.Event()
