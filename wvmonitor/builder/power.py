@@ -18,10 +18,8 @@ from wvmonitor.builder.examples import Example, Pair
 from wvmonitor.builder.harmless.families import Family
 from wvmonitor.detection.band import DecidingScore
 from wvmonitor.detection.calibration import BenignRun
-from wvmonitor.detection.judge import Judge
-from wvmonitor.detection.judgement import Statistics
+from wvmonitor.detection.judge import Judge, judgements
 from wvmonitor.detection.scores import Scores
-from wvmonitor.detection.state import JudgeState
 from wvmonitor.reading import Geometry
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.trust import CheckedRun, Kind, Separation
@@ -152,17 +150,15 @@ def checked(planned: Planned, run: BenignRun, judge: Judge, decides: tuple[str, 
         judge: by the finished bank and its calibration.
         decides: geometry and name of the deciding score.
     """
-    state = JudgeState()
     first: float | None = None
+    alarmed: frozenset[str] = frozenset()
     warned: set[str] = set()
-    for n, scores in enumerate(run.scores, 1):
-        statistics = Statistics(scores, component_shares={})
-        judged = judge(statistics, run.context, state, last=n == len(run.scores))
-        state = judged.state
+    for judged in judgements(run.scores, run.context, judge.calibration):
+        alarmed = judged.state.alarmed
         warned |= {n for n, v in judged.verdicts.items() if v.state == "warn"}
-        about = {planned.behaviour} if planned.behaviour else state.alarmed
-        if first is None and state.alarmed & about:
-            first = scores.progress
+        about = {planned.behaviour} if planned.behaviour else alarmed
+        if first is None and alarmed & about:
+            first = judged.scores.progress
     geometry, score = decides
     names = [n for n, r in run.scores[-1].references.items() if r.kind == "behaviour"]
     asked = [planned.behaviour] if planned.behaviour else names
@@ -174,8 +170,8 @@ def checked(planned: Planned, run: BenignRun, judge: Judge, decides: tuple[str, 
         behaviour=planned.behaviour,
         share=planned.share,
         hard=planned.hard,
-        alarmed=tuple(sorted(state.alarmed)),
-        warned=tuple(sorted(warned - state.alarmed)),
+        alarmed=tuple(sorted(alarmed)),
+        warned=tuple(sorted(warned - alarmed)),
         at=first,
         score=max(known, default=None),
     )
