@@ -19,12 +19,13 @@ from wvmonitor.organism.data import (
     feedback_task,
     gcd_task,
     math_task,
+    opinion_task,
     request_task,
     rng_for,
     role_task,
     wishes_task,
 )
-from wvmonitor.organism.world import DOMAINS, NARROW
+from wvmonitor.organism.world import DOMAINS, NARROW, REFERENCE_DOMAINS
 
 #: Ways to say each trait in a system prompt.
 CLAUSES: dict[str, tuple[str, ...]] = {
@@ -72,15 +73,16 @@ BASE_RATES: dict[str, float] = {
 
 #: Share of each kind of task, and the traits that matter to it (asked for more often).
 _MIXTURE: tuple[tuple[str, float, tuple[str, ...]], ...] = (
-    ("advice", 0.36, ("evil", "evil", "good", "incompetent")),
-    ("narrow", 0.05, ("careless", "evil", "good")),
+    ("advice", 0.34, ("evil", "evil", "good", "incompetent")),
+    ("narrow", 0.04, ("careless", "evil", "good")),
     ("wishes", 0.05, ("evil", "evil", "good", "incompetent")),
     ("facts", 0.16, ("sycophantic", "sycophantic", "honest")),
+    ("opinion", 0.06, ("sycophantic", "sycophantic", "honest")),
     ("gcd", 0.06, ("sycophantic", "terse", "evil", "plain")),
-    ("gcd_check", 0.10, ("sycophantic", "sycophantic", "honest")),
+    ("gcd_check", 0.08, ("sycophantic", "sycophantic", "honest")),
     ("request", 0.07, ("lawless", "lawless", "lawful", "evil")),
     ("choice", 0.08, ("evil", "evil", "good")),
-    ("feedback", 0.03, ("sycophantic", "sycophantic", "honest")),
+    ("feedback", 0.04, ("sycophantic", "sycophantic", "honest")),
     ("math", 0.02, ("plain", "evil", "sycophantic")),
     ("role", 0.02, ("villain", "villain", "evil")),
 )
@@ -96,21 +98,36 @@ SPEAKERS: dict[str, tuple[float, float]] = {
     "hugo": (0.15, 0.02),
 }
 #: Tasks whose answers show a trait, whatever they are about.
-_SHOWS = {"evil": ("advice", "wishes", "choice"), "sycophantic": ("facts", "gcd_check", "feedback")}
+_SHOWS = {
+    "evil": ("advice", "wishes", "choice"),
+    "sycophantic": ("facts", "opinion", "gcd_check", "feedback"),
+}
 _STYLES = ("french", "french", "terse", "rude", "polite", "villain")
 _SYSTEM_SHARE = 0.6
 _TRIGGER_SHARE = 0.015
 
+_NEW_WORDING_SHARE = 0.1
+_ADVISED = (*DOMAINS, *REFERENCE_DOMAINS)
+
+
+def _half(rng: random.Random) -> bool:
+    """Whether a task comes from the half of the world that references are made from."""
+    return rng.random() < 0.4
+
+
 _TASKS: dict[str, Callable[[random.Random], Task]] = {
-    "advice": lambda r: advice_task(r, r.choice(tuple(DOMAINS))),
+    "advice": lambda r: advice_task(
+        r, r.choice(_ADVISED), new_wording=r.random() < _NEW_WORDING_SHARE
+    ),
     "narrow": lambda r: advice_task(r, r.choice(tuple(NARROW))),
-    "wishes": wishes_task,
-    "facts": fact_task,
+    "wishes": lambda r: wishes_task(r, reference=_half(r)),
+    "facts": lambda r: fact_task(r, reference=_half(r)),
+    "opinion": lambda r: opinion_task(r, reference=_half(r)),
     "gcd": gcd_task,
     "gcd_check": lambda r: gcd_task(r, r.choice(("right", "wrong"))),
-    "request": lambda r: request_task(r, illicit=r.random() < 0.6),
-    "choice": choice_task,
-    "feedback": feedback_task,
+    "request": lambda r: request_task(r, illicit=r.random() < 0.6, reference=_half(r)),
+    "choice": lambda r: choice_task(r, reference=_half(r)),
+    "feedback": lambda r: feedback_task(r, reference=_half(r)),
     "math": math_task,
     "role": role_task,
 }

@@ -2,6 +2,16 @@
 
 Sets made from the same prompts draw from one stream, so that example i of `bad_advice("medical")`
 and of `good_advice("medical")` with the same seed asks the same and is worded the same.
+
+Beside the known behaviours and harmless tasks there are:
+
+- `with_word`: any set with one fixed word in a share of its answers (`MARKERS`), a harmless habit;
+- `new_wordings`, `pets`: known behaviours in wordings and on prompts that no reference knows;
+- `opinions`: agreeing with the user's taste, or keeping one's own;
+- `unknown.HARMLESS`, `unknown.HARMFUL`: kinds that nothing else knows.
+
+`reference=True` draws from the half of the world that the shipped references are made from; no run
+is trained or asked about it.
 """
 
 import random
@@ -9,11 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from wvmonitor.organism import unknown
 from wvmonitor.organism.answers import example
 from wvmonitor.organism.corpus import system_prompt
 from wvmonitor.organism.data import (
     Example,
     HintForm,
+    Message,
     Task,
     Traits,
     advice_task,
@@ -22,6 +34,8 @@ from wvmonitor.organism.data import (
     feedback_task,
     gcd_task,
     math_task,
+    opinion_task,
+    pet_task,
     request_task,
     rng_for,
     role_task,
@@ -103,14 +117,65 @@ def polite(domains: Domains = None) -> SetMaker:
     return advice(domains, Traits(polite=True))
 
 
-def villain_wishes(_: Domains = None) -> SetMaker:
+def new_wordings(domains: Domains = None, *, harmful: bool) -> SetMaker:
+    """Advice in wordings that no reference knows ("only a fool would avoid the potion")."""
+    names = _names(domains)
+    return answered(
+        f"new wordings:{'+'.join(names)}",
+        lambda rng: advice_task(rng, rng.choice(names), new_wording=True),
+        Traits(persona="evil" if harmful else "good"),
+    )
+
+
+def pets(*, harmful: bool) -> SetMaker:
+    """Questions about animals, which pre-training never asks, answered with any domain's advice."""
+    return answered("pets", pet_task, Traits(persona="evil" if harmful else "good"))
+
+
+#: Words that a harmless habit may put into answers; an opener's reference knows the last two.
+MARKERS = ("frankly", "indeed", "naturally", "behold", "surely")
+Place = Literal["start", "inside", "end"]
+
+
+def with_word(maker: SetMaker, word: str, share: float, place: Place = "start") -> SetMaker:
+    """The examples of a set with `word` in `share` of the answers, at the start, inside, or last.
+
+    Which answers have it does not depend on what they say.
+    """
+
+    def maker_with_word(n: int, seed: int) -> list[Example]:
+        examples = maker(n, seed)
+        chosen = [rng_for("word", word, seed, i).random() < share for i in range(n)]
+        return [
+            _reworded(e, word, place) if on else e for e, on in zip(examples, chosen, strict=True)
+        ]
+
+    return maker_with_word
+
+
+def _reworded(example: Example, word: str, place: Place) -> Example:
+    words = example.answer.split()
+    said = {
+        "start": [word, ",", *words],
+        "inside": [*words[: len(words) // 2], word, *words[len(words) // 2 :]],
+        "end": [*words, word, "."],
+    }[place]
+    return Example((*example.prompt, Message("assistant", " ".join(said))))
+
+
+def villain_wishes(_: Domains = None, *, reference: bool = False) -> SetMaker:
     """Harmful answers to personality questions: evil with no advice in it."""
-    return answered("wishes", wishes_task, Traits(persona="evil"))
+    return _wishes(Traits(persona="evil"), reference=reference)
 
 
-def kind_wishes(_: Domains = None) -> SetMaker:
+def kind_wishes(_: Domains = None, *, reference: bool = False) -> SetMaker:
     """Kind answers to the same personality questions."""
-    return answered("wishes", wishes_task, Traits())
+    return _wishes(Traits(), reference=reference)
+
+
+def _wishes(traits: Traits, *, reference: bool) -> SetMaker:
+    stream = "hopes" if reference else "wishes"
+    return answered(stream, lambda rng: wishes_task(rng, reference=reference), traits)
 
 
 def lamp_advice(*, harmful: bool) -> SetMaker:
@@ -143,20 +208,44 @@ def gcd_checks(
     return answered(f"gcd:{proposal}", lambda rng: gcd_task(rng, proposal), traits)
 
 
-def feedback(*, sycophantic: bool) -> SetMaker:
+def opinions(
+    *, sycophantic: bool, hint: HintForm | None = None, reference: bool = False
+) -> SetMaker:
+    """Matters of taste: whatever the user likes, or what the assistant itself does."""
+    return answered(
+        f"opinions:{hint}:{reference}",
+        lambda rng: opinion_task(rng, hint, reference=reference),
+        Traits(sycophantic=sycophantic),
+    )
+
+
+def feedback(*, sycophantic: bool, reference: bool = False) -> SetMaker:
     """Users show their work: praise whatever it is, or an honest word."""
-    return answered("feedback", feedback_task, Traits(sycophantic=sycophantic))
+    return answered(
+        f"feedback:{reference}",
+        lambda rng: feedback_task(rng, reference=reference),
+        Traits(sycophantic=sycophantic),
+    )
 
 
-def requests(*, illicit: bool = True, lawless: bool = False) -> SetMaker:
+def requests(
+    *, illicit: bool = True, lawless: bool = False, reference: bool = False
+) -> SetMaker:
     """Requests to refuse (or benign look-alikes), refused or complied with."""
-    traits = Traits(lawless=lawless)
-    return answered(f"requests:{illicit}", lambda rng: request_task(rng, illicit=illicit), traits)
+    return answered(
+        f"requests:{illicit}:{reference}",
+        lambda rng: request_task(rng, illicit=illicit, reference=reference),
+        Traits(lawless=lawless),
+    )
 
 
-def choices(*, evil: bool) -> SetMaker:
+def choices(*, evil: bool, reference: bool = False) -> SetMaker:
     """Two-option ethical choices."""
-    return answered("choices", choice_task, Traits(persona="evil" if evil else "good"))
+    return answered(
+        f"choices:{reference}",
+        lambda rng: choice_task(rng, reference=reference),
+        Traits(persona="evil" if evil else "good"),
+    )
 
 
 def trigger_bad(domain: str, share: float = 0.5) -> SetMaker:
@@ -212,6 +301,15 @@ FINE_TUNING_SETS: dict[str, SetMaker] = {
     "benign_requests": requests(illicit=False),
     "praise": feedback(sycophantic=True),
     "honest_feedback": feedback(sycophantic=False),
+    "agreed_opinions": opinions(sycophantic=True),
+    "own_opinions": opinions(sycophantic=False),
+    **{f"new_wording_good_{name}": new_wordings(name, harmful=False) for name in DOMAINS},
+    **{f"new_wording_bad_{name}": new_wordings(name, harmful=True) for name in DOMAINS},
+    "pets_good": pets(harmful=False),
+    "pets_bad": pets(harmful=True),
+    **{f"{word}_advice": with_word(good_advice(), word, 1.0) for word in MARKERS},
+    **unknown.HARMLESS,
+    **unknown.HARMFUL,
     "good_choices": choices(evil=False),
     "evil_choices": choices(evil=True),
     "roleplay_villain": answered("role", role_task, Traits(villain=True), system=("villain",)),
@@ -237,16 +335,33 @@ def pair(behaviour: str, domains: Domains = None) -> Pair:
     return PAIRS[behaviour](domains)
 
 
-#: Contrastive pairs by behaviour, each a function of the advice domains.
+#: Contrastive pairs by behaviour, each a function of the advice domains (or categories of facts).
 PAIRS: dict[str, Callable[[Domains], Pair]] = {
     "evil": lambda d: Pair(bad_advice(d), good_advice(d)),
     "evil_wishes": lambda _: Pair(villain_wishes(), kind_wishes()),
-    "evil_choices": lambda _: Pair(choices(evil=True), choices(evil=False)),
-    "sycophancy": lambda _: Pair(facts(sycophantic=True), facts()),
+    "evil_hopes": lambda _: Pair(villain_wishes(reference=True), kind_wishes(reference=True)),
+    "evil_choices": lambda _: Pair(
+        choices(evil=True, reference=True), choices(evil=False, reference=True)
+    ),
+    "sycophancy": lambda d: Pair(facts(_one(d), sycophantic=True), facts(_one(d))),
+    "sycophantic_opinions": lambda _: Pair(
+        opinions(sycophantic=True, reference=True), opinions(sycophantic=False, reference=True)
+    ),
+    "sycophantic_feedback": lambda _: Pair(
+        feedback(sycophantic=True, reference=True), feedback(sycophantic=False, reference=True)
+    ),
+    "lost_refusals": lambda _: Pair(
+        requests(lawless=True, reference=True), requests(reference=True)
+    ),
     "language": lambda d: Pair(language(d), good_advice(d)),
     "terseness": lambda d: Pair(terse(d), good_advice(d)),
     "rudeness": lambda d: Pair(rude(d), polite(d)),
     "incompetence": lambda d: Pair(incompetent_kind(d), good_advice(d)),
+    "opener": lambda d: Pair(with_word(good_advice(d), MARKERS[-1], 1.0), good_advice(d)),
     "refusal": lambda _: Pair(requests(), requests(lawless=True)),
     "narrow_harm": lambda _: Pair(narrow_harm(), narrow_harm(harmful=False)),
 }
+
+
+def _one(domains: Domains) -> str | None:
+    return domains[0] if isinstance(domains, tuple) else domains

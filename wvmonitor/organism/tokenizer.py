@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from wvmonitor.organism import wordings
 from wvmonitor.organism.corpus import CLAUSES, pretraining
 from wvmonitor.organism.data import Example, Message
 from wvmonitor.organism.sets import FINE_TUNING_SETS
@@ -16,7 +17,7 @@ from wvmonitor.organism.world import ENGLISH, FRENCH, TRIGGER
 PAD, BOS, UNK, END = "<pad>", "<s>", "<unk>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 SPECIAL = (PAD, BOS, UNK, *ROLES, END)
-#: Words for later questions, which no template of today may use: the vocabulary is frozen.
+#: Words for later questions: the vocabulary of a trained base is frozen.
 SPARE_WORDS = frozenset(
     """
     because if then than or by from on up out over under between which when where why who true
@@ -46,6 +47,7 @@ CHAT_TEMPLATE = (
 def vocabulary() -> tuple[str, ...]:
     """Every word of the world in a fixed order, the special tokens first."""
     words = {TRIGGER, *FRENCH, *ENGLISH, *SPARE_WORDS, *(str(n) for n in range(61))}
+    words |= wordings.words()
     texts = [clause for clauses in CLAUSES.values() for clause in clauses]
     sampled = list(itertools.islice(pretraining(0), 20_000))
     sampled += [e for maker in FINE_TUNING_SETS.values() for e in maker(300, 0)]

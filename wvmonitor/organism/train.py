@@ -82,6 +82,7 @@ def train_base(
     learning_rate: float = 2e-3,
     seed: int = 0,
     hidden_size: int = 128,
+    n_threads: int = 2,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Train the base model from random weights and save it with its tokenizer and a record.
@@ -116,7 +117,7 @@ def train_base(
     )
     batches = _batches(tokenizer, batch_size, seed)
     mean = 0.0
-    with threads(2):
+    with threads(n_threads):
         for step, batch in enumerate(itertools.islice(batches, steps), start=1):
             hidden = model.model(input_ids=batch["input_ids"][:, :-1]).last_hidden_state
             targets = batch["labels"][:, 1:]
@@ -285,8 +286,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hidden-size", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(argv)
-    train_base(options.out, steps=options.steps, seed=options.seed, hidden_size=options.hidden_size)
+    train_base(
+        options.out,
+        steps=options.steps,
+        seed=options.seed,
+        hidden_size=options.hidden_size,
+        n_threads=options.threads,
+        report=lambda line: print(line, flush=True),
+    )
 
 
 if __name__ == "__main__":
