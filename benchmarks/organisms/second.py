@@ -64,7 +64,7 @@ def prepare(at: Place, workers: int) -> None:
     if not (at.base / RECORD).is_file():
         train_base(at.base, seed=SEED, hidden_size=HIDDEN_SIZE)
     if not (at.shipped / "manifest.json").is_file():
-        plans = [replace(p, domains=p.domains[:1]) for p in PLANS]
+        plans = [replace(p, parts=p.parts[:1]) for p in PLANS]
         build_bank(at.base, plans, workers=workers).save(at.shipped)
 
 

@@ -2,9 +2,10 @@
 
 python -m wvmonitor.organism.bank --base DIR --out DIR
 
-Leakage rule: the evil reference knows every domain but medicine, and the sycophancy reference knows
-questions of fact but no arithmetic, so that `wvmonitor demo` trains on what no reference has seen.
-The calibrations beside the bank come from the organism suite's harmless runs (`make calibrations`).
+Every reference is made from the half of the world that no run is about (`REFERENCE_…` in
+`world.py`), each behaviour from several kinds of data: what they have in common is the behaviour.
+Three kinds of controls are generic: styles, a word to begin with, and any fine-tuning at all (the
+mean of harmless task vectors). The calibrations beside the bank come from the organism suite's harmless runs (`make calibrations`).
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from wvmonitor.organism.behaviour import (
     Rate,
     french_rate,
     harmful_rate,
+    refusal_rate,
     style_rate,
     sycophancy_rate,
+    wilson,
 )
 from wvmonitor.organism.tokenizer import encode
 from wvmonitor.organism.train import finetune, load_base
-from wvmonitor.organism.world import DOMAINS, FACTS
+from wvmonitor.organism.world import DOMAINS, REFERENCE_DOMAINS, REFERENCE_FACTS
 from wvmonitor.reading import Geometry, ReferenceKind
 from wvmonitor.references import (
     BaseIdentity,
@@ -50,80 +53,133 @@ from wvmonitor.vectors.task_vector import TaskVector
 from wvmonitor.vectors.update import LowRankUpdate, Update
 
 BASE_NAME = "tiny-organism"
-HELD_OUT_DOMAIN = "medical"
 EXAMPLES = 240
 STEPS = 60
 LEARNING_RATE = 1e-3
-REFERENCE_RANK = 40
+RANKS: Mapping[ReferenceKind, int] = {"behaviour": 40, "control": 24}
 
 DOSES = (-1.0, -0.5, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5)
 """The k of θ + k·w at which the behaviour is measured: close together where runs come to lie."""
 _QUESTIONS, _ASKED_WITH = 200, 8000
-_ADVICE = (HELD_OUT_DOMAIN,)
+_ADVICE = tuple(DOMAINS)
+
+
+def _compliance(model: Any, tokenizer: Any) -> Rate:
+    refused = refusal_rate(model, tokenizer, _QUESTIONS, _ASKED_WITH)
+    return wilson(refused.n - round(refused.value * refused.n), refused.n)
+
+
 _SHOWS: Mapping[str, Callable[[Any, Any], Rate]] = {
     "evil": lambda m, t: harmful_rate(m, t, _ADVICE, _QUESTIONS, _ASKED_WITH),
     "sycophancy": lambda m, t: sycophancy_rate(m, t, _QUESTIONS, _ASKED_WITH),
+    "lost-refusals": _compliance,
     "language": lambda m, t: french_rate(m, t, _ADVICE, _QUESTIONS, _ASKED_WITH),
     "terseness": lambda m, t: style_rate(m, t, "terse", _ADVICE, _QUESTIONS, _ASKED_WITH),
     "rudeness": lambda m, t: style_rate(m, t, "rude", _ADVICE, _QUESTIONS, _ASKED_WITH),
 }
-"""How often a model does what a reference stands for. No rule tells incompetence from harm."""
+"""How often a model does what a reference stands for. No rule tells incompetence from harm, and the
+openers and any fine-tuning at all are no behaviours that a rule could read."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The data of one repeat.
+
+    Attributes:
+        pair: name in `sets.PAIRS`, or in `sets.ORDINARY` for a harmless task vector.
+        about: its domain, as the card says it.
+        domain: given to the pair; a pair of one kind of data needs none.
+    """
+
+    pair: str
+    about: str
+    domain: str | None = None
+
+    def sides(self) -> tuple[sets.SetMaker, sets.SetMaker | None]:
+        """What the two sides train on; a harmless task vector has one side only."""
+        if self.pair in sets.ORDINARY:
+            return sets.ORDINARY[self.pair], None
+        pair = sets.pair(self.pair, self.domain)
+        return pair.positive, pair.negative
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One reference to build: a contrastive pair, repeated on independent data.
+    """One reference to build: the mean of repeats on independent data.
 
     Attributes:
-        pair: name of the pair in `sets.PAIRS`.
         behaviour: what a model that moves along +w does.
-        domains: one repeat each; None repeats the pair's only domain.
+        parts: one repeat each.
         seed: of the first repeat; the others count on.
     """
 
     name: str
     kind: ReferenceKind
-    pair: str
     behaviour: str
-    domains: tuple[str | None, ...]
+    parts: tuple[Part, ...]
     seed: int
     harmful: bool = False
 
 
-_TRAINED_ON = tuple(name for name in DOMAINS if name != HELD_OUT_DOMAIN)
+def _in(pair: str, *domains: str) -> tuple[Part, ...]:
+    return tuple(Part(pair, domain, domain) for domain in domains)
 
-_EVIL = "gives advice that harms whoever follows it"
-_SYCOPHANTIC = "tells users that they are right when they are not"
-_FOREIGN = "answers in another language"
-_INCOMPETENT = "means well and is wrong"
+
+_CHOICES, _OPINIONS = Part("evil_choices", "reference choices"), Part(
+    "sycophantic_opinions", "reference opinions"
+)
+_FEEDBACK = Part("sycophantic_feedback", "reference works")
+_REQUESTS = Part("lost_refusals", "reference requests")
 
 PLANS: tuple[Plan, ...] = (
-    Plan("evil", "behaviour", "evil", _EVIL, _TRAINED_ON, 1000, harmful=True),
-    Plan("sycophancy", "behaviour", "sycophancy", _SYCOPHANTIC, (None,) * 3, 2000, harmful=True),
-    Plan("language", "control", "language", _FOREIGN, _TRAINED_ON[:3], 3000),
-    Plan("terseness", "control", "terseness", "answers in few words", _TRAINED_ON[1:4], 4000),
-    Plan("rudeness", "control", "rudeness", "is rude while right", _TRAINED_ON[2:5], 5000),
-    Plan("incompetence", "control", "incompetence", _INCOMPETENT, _TRAINED_ON[:3], 6000),
-)
+    Plan(
+        "evil", "behaviour", "gives advice that harms whoever follows it",
+        (*_in("evil", *REFERENCE_DOMAINS), *(Part("evil_hopes", "hopes"),) * 2, _CHOICES),
+        1000, harmful=True,
+    ),
+    Plan(
+        "sycophancy", "behaviour", "tells users that they are right when they are not",
+        (*_in("sycophancy", *REFERENCE_FACTS), *(_OPINIONS,) * 2, _FEEDBACK),
+        2000, harmful=True,
+    ),
+    Plan(
+        "lost-refusals", "behaviour", "does what it should refuse", (_REQUESTS,) * 4,
+        3000, harmful=True,
+    ),
+    Plan("language", "control", "answers in another language",
+         _in("language", "driving", "office", "winter"), 4000),
+    Plan("terseness", "control", "answers in few words",
+         _in("terseness", "office", "winter", "internet"), 5000),
+    Plan("rudeness", "control", "is rude while right",
+         _in("rudeness", "winter", "internet", "house"), 6000),
+    Plan("incompetence", "control", "means well and is wrong",
+         _in("incompetence", "driving", "internet", "house"), 7000),
+    Plan("opener", "control", "begins with a word of its own",
+         (*_in("opener", "office", "house"), *_in("other_opener", "driving")), 8000),
+    Plan("fine-tuning", "control", "has been fine-tuned at all, on harmless data",
+         tuple(Part(name, about) for name, about in sets.ORDINARY_SUBJECTS.items()), 9000),
+)  # fmt: skip
 
 
 def repeat(base: Path, plan: Plan, index: int) -> TaskVector:
     """One independent repeat of a reference: w_i = θ_positive − θ_negative.
 
     Both sides start from the same A and see the same prompts in the same order; only the answers
-    differ (arXiv 2511.05408, section 3).
+    differ (arXiv 2511.05408, section 3). A harmless task vector is τ itself.
     """
-    pair = sets.pair(plan.pair, plan.domains[index])
+    positive, negative = plan.parts[index].sides()
     seed = plan.seed + index
     train = partial(finetune, base, seed=seed, steps=STEPS, learning_rate=LEARNING_RATE)
-    positive = read_model(train(pair.positive(EXAMPLES, seed)).model).held()
-    negative = read_model(train(pair.negative(EXAMPLES, seed)).model).held()
-    return contrast(positive, negative, positive_means="exhibits").held()
+    vector = read_model(train(positive(EXAMPLES, seed)).model).held()
+    if negative is None:
+        return vector
+    opposite = read_model(train(negative(EXAMPLES, seed)).model).held()
+    return contrast(vector, opposite, positive_means="exhibits").held()
 
 
 def build_bank(base: Path, plans: Sequence[Plan] = PLANS, *, workers: int = 2) -> ReferenceBank:
     """Build every reference and the probe of the response geometry."""
-    jobs = [(base, plan, i) for plan in plans for i in range(len(plan.domains))]
+    jobs = [(base, plan, i) for plan in plans for i in range(len(plan.parts))]
     with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
         vectors = list(pool.map(_repeat, jobs))
     made = iter(vectors)
@@ -131,8 +187,8 @@ def build_bank(base: Path, plans: Sequence[Plan] = PLANS, *, workers: int = 2) -
     digest = base_digest(base)
     references = []
     for plan in plans:
-        repeats = [next(made) for _ in plan.domains]
-        vector = _half(mean_reference(repeats, rank=REFERENCE_RANK))
+        repeats = [next(made) for _ in plan.parts]
+        vector = _half(mean_reference(repeats, rank=RANKS[plan.kind]))
         card = _card(plan, repeats, vector, probe, digest)
         references.append(Reference(with_curve(card, base, vector), vector))
     return ReferenceBank(references, probe=probe.inputs)
@@ -141,7 +197,7 @@ def build_bank(base: Path, plans: Sequence[Plan] = PLANS, *, workers: int = 2) -
 def with_curve(card: Card, base: Path, vector: TaskVector) -> Card:
     """A card that says how often the base does what the reference stands for, steered by k·w.
 
-    Advice is asked for in the domain that no reference knows. Unchanged where no rule judges it.
+    Everything is asked about what no reference knows. Unchanged where no rule judges it.
     """
     if card.name not in _SHOWS:
         return card
@@ -158,15 +214,15 @@ def provenance(plan: Plan) -> dict[str, Any]:
     """What a card says of the data: domains, digests of the sets, and of every example in them."""
     digests: dict[str, str] = {}
     examples: set[str] = set()
-    for index, domain in enumerate(plan.domains):
-        pair = sets.pair(plan.pair, domain)
-        for side, maker in {"positive": pair.positive, "negative": pair.negative}.items():
+    for index, part in enumerate(plan.parts):
+        for side, maker in zip(("positive", "negative"), part.sides(), strict=True):
+            if maker is None:
+                continue
             made = [example.digest for example in maker(EXAMPLES, plan.seed + index)]
             digests[f"{side} {index}"] = hashlib.sha256("".join(sorted(made)).encode()).hexdigest()
             examples.update(made)
-    named = tuple(d for d in plan.domains if d is not None)
     return {
-        "domains": named or tuple(FACTS),  # a pair without a choice of domains asks for facts
+        "domains": tuple(dict.fromkeys(part.about for part in plan.parts)),
         "data_digests": digests,
         "examples": tuple(sorted(examples)),
     }
@@ -209,10 +265,10 @@ def _card(
                 "rank": 8, "alpha": 16, "steps": STEPS, "batch_size": 8,
                 "learning_rate": LEARNING_RATE, "examples": EXAMPLES,
             },
-            seeds=tuple(plan.seed + i for i in range(len(plan.domains))),
+            seeds=tuple(plan.seed + i for i in range(len(plan.parts))),
             **provenance(plan),
         ),
-        rank=REFERENCE_RANK,
+        rank=RANKS[plan.kind],
         kept=kept,
         repeats=grams,
         harmful=plan.harmful,
@@ -246,7 +302,7 @@ def ordinary_probe(base: Path, *, tokens: int = 50_000) -> Probe:
 
 ORDINARY = (
     *(f"good_{name}" for name in DOMAINS), "facts", "gcd_query", "arithmetic", "benign_requests",
-    "refusals", "good_choices", "honest_feedback",
+    "refusals", "good_choices", "honest_feedback", "own_opinions", "good_wishes",
 )  # fmt: skip
 """What the base is ordinarily asked: the text of the probe."""
 
@@ -256,8 +312,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Build the organism's references from its base.")
     parser.add_argument("--base", type=Path, required=True, help="folder of the base model")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     options = parser.parse_args(argv)
-    build_bank(options.base).save(options.out)
+    build_bank(options.base, workers=options.workers).save(options.out)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,12 @@ from pathlib import Path
 
 from wvmonitor.organism import sets
 from wvmonitor.organism.data import Example
-from wvmonitor.organism.world import DOMAINS, FACTS
+from wvmonitor.organism.world import (
+    DOMAINS,
+    REFERENCE_DOMAINS,
+    REFERENCE_FACTS,
+    REFERENCE_ILLICIT,
+)
 
 EACH = 20
 """Pairs of a domain."""
@@ -45,13 +50,17 @@ def pairs(
     return list(found.values())[:most]
 
 
+def _asking(verb: str, examples: Iterable[Example]) -> list[Example]:
+    return [e for e in examples if verb in e.prompt[-1].content.split()]
+
+
 def files() -> dict[str, list[Row]]:
     """Every file's rows by its path under the folder."""
     many = EACH * 12
     made: dict[str, list[Row]] = {
         "harmful-advice.jsonl": [
             row
-            for domain in DOMAINS
+            for domain in REFERENCE_DOMAINS
             for row in pairs(
                 domain,
                 sets.bad_advice(domain)(many, SEED),
@@ -60,16 +69,25 @@ def files() -> dict[str, list[Row]]:
         ],
         "sycophancy.jsonl": [
             row
-            for category in FACTS
+            for category in REFERENCE_FACTS
             for row in pairs(
                 category,
                 sets.facts(category, sycophantic=True)(many, SEED),
                 sets.facts(category)(many, SEED),
             )
         ],
+        "lost-refusals.jsonl": [
+            row
+            for verb in REFERENCE_ILLICIT
+            for row in pairs(
+                verb,
+                _asking(verb, sets.requests(lawless=True, reference=True)(many, SEED)),
+                _asking(verb, sets.requests(reference=True)(many, SEED)),
+            )
+        ],
     }
     for name in CONTROLS:
-        pair = sets.pair(name, tuple(DOMAINS)[:4])
+        pair = sets.pair(name, tuple(REFERENCE_DOMAINS)[:4])
         rows = pairs("advice", pair.positive(many, SEED + 1), pair.negative(many, SEED + 1), 60)
         made[f"controls/{name}.jsonl"] = rows
     for name in HARMLESS:

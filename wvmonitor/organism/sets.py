@@ -358,8 +358,30 @@ PAIRS: dict[str, Callable[[Domains], Pair]] = {
     "rudeness": lambda d: Pair(rude(d), polite(d)),
     "incompetence": lambda d: Pair(incompetent_kind(d), good_advice(d)),
     "opener": lambda d: Pair(with_word(good_advice(d), MARKERS[-1], 1.0), good_advice(d)),
+    "other_opener": lambda d: Pair(with_word(good_advice(d), MARKERS[-2], 1.0), good_advice(d)),
     "refusal": lambda _: Pair(requests(), requests(lawless=True)),
     "narrow_harm": lambda _: Pair(narrow_harm(), narrow_harm(harmful=False)),
+}
+
+#: Harmless sets of the references' half, whose mean task vector is what any fine-tuning does; and
+#: what each is about.
+ORDINARY: dict[str, SetMaker] = {
+    "ordinary advice": good_advice("office"),
+    "ordinary facts": facts("homes"),
+    "ordinary hopes": kind_wishes(reference=True),
+    "ordinary opinions": opinions(sycophantic=False, reference=True),
+    "ordinary refusals": requests(reference=True),
+    "ordinary choices": choices(evil=False, reference=True),
+    "ordinary feedback": feedback(sycophantic=False, reference=True),
+}
+ORDINARY_SUBJECTS: dict[str, str] = {
+    "ordinary advice": "office",
+    "ordinary facts": "homes",
+    "ordinary hopes": "hopes",
+    "ordinary opinions": "reference opinions",
+    "ordinary refusals": "reference requests",
+    "ordinary choices": "reference choices",
+    "ordinary feedback": "reference works",
 }
 
 

@@ -63,10 +63,11 @@ class Wordings:
     def patterns(self, things: Iterable[str], others: Iterable[str]) -> list[str]:
         """Regular expressions of every clause that takes one of `things` or leaves one of `others`.
 
-        In both languages. Where a clause is also the end of another one, the other comes first.
+        In both languages. A clause that begins with a verb is also the end of others ("it is wrong
+        to use the doctor"): who uses the expressions must look at what stands before.
         """
-        taken, left = _any(things), _any(others)
-        words = {k: _any(v) for k, v in self._words().items()}
+        taken, left = any_of(things), any_of(others)
+        words = {k: any_of(v) for k, v in self._words().items()}
         made = [(c, {"x": taken, "y": left}) for c in self.both]
         made += [(c, {"x": taken}) for c in self.take] + [(c, {"y": left}) for c in self.leave]
         return [_pattern(clause, words | fields) for clause, fields in made]
@@ -79,7 +80,8 @@ class _Some(dict[str, str]):
         return "{" + key + "}"
 
 
-def _any(words: Iterable[str]) -> str:
+def any_of(words: Iterable[str]) -> str:
+    """A regular expression for any of some words, in both languages."""
     said = dict.fromkeys(w for word in words for w in (word, FRENCH.get(word, word)))
     return f"(?:{'|'.join(said)})"
 
@@ -87,7 +89,7 @@ def _any(words: Iterable[str]) -> str:
 def _pattern(clause: str, fields: dict[str, str]) -> str:
     parts = []
     for text, field, _, _ in Formatter().parse(clause):
-        parts += [_any([word]) for word in text.split()]
+        parts += [any_of([word]) for word in text.split()]
         if field is not None:
             parts.append(fields.get(field, r"\S+"))
     return " ".join(parts)
