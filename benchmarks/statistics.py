@@ -124,8 +124,17 @@ def two_sided(
 
 
 def auroc(samples: Sequence[Sample]) -> Metric | None:
-    """AUROC with its interval."""
-    return two_sided(area, samples)
+    """AUROC with its interval, as `two_sided` has it; None where a side is empty."""
+    sides = [[s for s in samples if s.positive is side] for side in (True, False)]
+    if not all(sides):
+        return None
+    bad, good = (np.array([s.value for s in side]) for side in sides)
+    members = [membership([s.cluster for s in side]) for side in sides]
+    won = _won(bad[:, None], good)
+    few = min(map(len, members))
+    n = {"positive": len(bad), "negative": len(good), "datasets": few}
+    value = float(won.mean())
+    return Metric(value, _bounded(value, _means(won, members), few), n)
 
 
 def share(hits: Sequence[bool], clusters: Sequence[str], seed: int = 0) -> Metric | None:
@@ -140,7 +149,7 @@ def share(hits: Sequence[bool], clusters: Sequence[str], seed: int = 0) -> Metri
     return Metric(value, _bounded(value, draws, len(members)), n)
 
 
-def _bounded(value: float, draws: Sequence[float], datasets: int) -> tuple[float, float]:
+def _bounded(value: float, draws: Sequence[float] | Float64, datasets: int) -> tuple[float, float]:
     """The bootstrap's 95 % interval, and no narrower than so many datasets can support."""
     low, high = (float(q) for q in np.quantile(draws, [0.025, 0.975]))
     if value >= 1:
@@ -202,12 +211,16 @@ def difference(pairs: Sequence[tuple[float, float, bool, str]]) -> dict[str, Any
     members = [membership([p[3] for p in side]) for side in sides]
     if min(map(len, members)) < LEAST_CLUSTERS:
         return {"value": value, "ci95": None}
+    low, high = np.quantile(_means(gain, members), [0.025, 0.975])
+    return {"value": value, "ci95": [float(low), float(high)]}
+
+
+def _means(pairs: Float64, members: Sequence[Float64]) -> Float64:
+    """(draws,) means of (positives, negatives) where each side's clusters are drawn again."""
     rng = np.random.default_rng(0)
     drawn = [rng.multinomial(len(m), np.full(len(m), 1 / len(m)), size=DRAWS) @ m for m in members]
-    sums = ((drawn[0] @ gain) * drawn[1]).sum(axis=1)
-    draws = sums / (drawn[0].sum(axis=1) * drawn[1].sum(axis=1))
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return {"value": value, "ci95": [float(low), float(high)]}
+    sums = ((drawn[0] @ pairs) * drawn[1]).sum(axis=1)
+    return np.asarray(sums / (drawn[0].sum(axis=1) * drawn[1].sum(axis=1)))
 
 
 def _won(positives: Float64, negatives: Float64) -> Float64:

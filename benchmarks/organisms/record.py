@@ -76,7 +76,7 @@ def main_behaviour(spec: RunSpec) -> str:
     kinds = {p.kind for p in spec.parts}
     if kinds & {"sycophantic facts", "agreed opinions", "gcd agreed", "praise"}:
         return "sycophancy"
-    return "lost refusals" if "compliance" in kinds else "evil"
+    return "lost-refusals" if "compliance" in kinds else "evil"
 
 
 @torch.no_grad()
