@@ -1,12 +1,13 @@
 """Provisional calibrations: how often they alarm on harmless runs, and what they catch.
 
 Ten harmless runs are drawn and cut off at a third; the provisional calibration that they give is
-held against *whole* runs. Three sets of runs share nothing: the prior is fitted to every second
-harmless calibration run of the organism suite, the ten are drawn from the others, and what is held
-against the calibration are the suite's held-out runs. Everything is computed from the suite's
-committed readings (`results/organisms.parquet`); nothing is trained.
+held against *whole* runs. The prior that comes with the package was fitted to another base's runs
+(its file says which): the ten are drawn from the organism suite's calibration runs, and what is
+held against the calibration are the suite's held-out runs. Beside it stands a prior fitted to every
+second of this base's own calibration runs, the ten drawn from the others. Everything is computed
+from the suite's committed readings (`results/organisms.parquet`); nothing is trained.
 
-`python -m benchmarks.provisional --prior` writes the package's prior again, from the same readings;
+`python -m benchmarks.provisional --prior` writes the package's prior again, from those readings;
 `--short` trains: 60 runs that are planned at a third of the length from the start, instead of cut
 off, and 120 whole ones, all against the bundled bank, whose references the prior has not seen (ten
 minutes on one core).
@@ -36,7 +37,7 @@ from wvmonitor.reading import Float64
 
 RESULTS = Path(__file__).parent / "results"
 READINGS = RESULTS / "organisms.parquet"
-BEHAVIOURS = ("evil", "sycophancy", "lawlessness")
+BEHAVIOURS = ("evil", "sycophancy", "lost-refusals")
 DECIDING = "response_residual"
 THIRD = 1 / 3
 DRAWS = 200
@@ -253,17 +254,16 @@ def held_out(runs: Sequence[Run]) -> Held:
     test = [r for r in runs if r.split == "test"]
     bad: dict[str, tuple[str, Sequence[Run]]] = {}
     for behaviour in BEHAVIOURS:
-        showing = [r for r in test if r.group.startswith("positive") and r.shows[behaviour]]
+        kind = behaviour.replace("-", " ")
+        showing = [r for r in test if r.group.startswith(f"{kind}: ") and r.shows[behaviour]]
         bad[behaviour] = behaviour, showing
-    for share in (1, 3, 5, 10, 25, 50):
-        what = f"{share} % harmful examples"
-        bad[what] = "evil", [r for r in test if r.group == f"mixture {share}"]
-    for what in ("late poison", "slow", "trigger"):
-        bad[what] = "evil", [r for r in test if r.group == what]
+    for group in ("mixture: 50", "mixture: 25", "mixture: 10", "mixture: 5", "mixture: 1",
+                  "late poison", "slow", "trigger"):  # fmt: skip
+        bad[group] = "evil", [r for r in test if r.group == group]
     good = [r for r in test if r.harmless]
     return Held(
-        [r for r in good if r.group == "benign"],
-        [r for r in good if r.group.startswith("hard: ")],
+        [r for r in good if r.group == "harmless"],
+        [r for r in good if r.group.startswith(("hard: ", "marked: "))],
         bad,
     )
 
@@ -326,42 +326,40 @@ def rehearse(
 def experiment(draws: int = DRAWS, path: Path = READINGS) -> dict[str, Any]:
     """Every figure."""
     runs = suite(path=path)
-    prior, pool, held = fit_prior(for_the_prior(runs)), to_draw_from(runs), held_out(runs)
-    way = partial(by_prior, prior=prior)
-    every = partial(rehearse, pool=pool, held=held, draws=draws)
-    few = max(draws // 4, 2)
+    everyone, held = _calibrating(runs), held_out(runs)
+    shipped, own = provisional.bundled_prior(), fit_prior(for_the_prior(runs))
+    way = partial(by_prior, prior=shipped)
+    every = partial(rehearse, pool=everyone, held=held, draws=draws)
+    few = partial(every, draws=max(draws // 4, 2))
     document: dict[str, Any] = {
-        "prior_runs": len(for_the_prior(runs)),
-        "pool": len(pool),
+        "prior_from": json.loads(provisional.PRIOR.read_text("utf-8"))["from"],
+        "pool": len(everyone),
         "headline": every(way),
-        "by_number": {str(n): every(way, n=n, draws=few) for n in (8, 12, 20, 30)},
+        "own_prior": rehearse(
+            partial(by_prior, prior=own), to_draw_from(runs), held, draws=max(draws // 4, 2)
+        ),
+        "by_number": {str(n): few(way, n=n) for n in (8, 12, 20, 30)},
         "by_length": {
-            f"{h:.2f}": every(partial(way, horizon=h), horizon=h, draws=few)
+            f"{h:.2f}": few(partial(way, horizon=h), horizon=h)
             for h in (0.2, 0.5, 1.0)  # a fifth is refused by the package: it shows why
         },
-        "by_alpha": {str(a): every(way, alpha=a, draws=few) for a in (0.02, 0.1)},
+        "by_alpha": {str(a): few(way, alpha=a) for a in (0.02, 0.1)},
     }
-    logarithms = logarithms_of(for_the_prior(runs), prior)
+    logarithms = logarithms_of(for_the_prior(runs), own)
     document["instead"] = {
-        "logarithms of maxima, one threshold": every(
-            partial(by_logarithms, prior=prior, **logarithms)
-        ),
-        "conformal split of 38 runs of that length": every(by_halves, n=38),
+        "logarithms of maxima, one threshold": few(partial(by_logarithms, prior=own, **logarithms)),
+        "conformal split of 38 runs of that length": few(by_halves, n=38),
     }
-    elsewhere = partial(rehearse, way, held=None, draws=few)
+    elsewhere = partial(rehearse, way, held=None, draws=max(draws // 4, 2))
     document["prior_of_other_scores"] = {
         score: elsewhere(_calibrating(suite(score, path)))
         for score in ("frobenius_residual", "frobenius_cosine", "response_cosine")
     }
-    document["prior_of_other_behaviours"] = {
-        BEHAVIOURS[b]: rehearse(
-            partial(way, prior=fit_prior(for_the_prior(runs), [c for c in range(3) if c != b])),
-            [_alone(r, b) for r in pool],
-            None,
-            draws=few,
-        )
-        for b in range(3)
-    }
+    second = path.with_name("organisms-second.parquet")
+    if second.is_file():
+        other = suite(path=second)
+        harmless = [r for r in other if r.group == "harmless" and r.harmless]
+        document["second_base"] = rehearse(way, harmless, None, draws=draws)
     rates = document["headline"]["false_alarms"]
     document["targets"] = {
         "mean": [rates["mean"], MEAN_AT_MOST, rates["mean"] <= MEAN_AT_MOST],
@@ -372,13 +370,6 @@ def experiment(draws: int = DRAWS, path: Path = READINGS) -> dict[str, Any]:
         ],
     }
     return document
-
-
-def _alone(run: Run, column: int) -> Run:
-    """A run with one behaviour in the place of all, which the prior has not seen."""
-    columns = [column] * len(BEHAVIOURS)
-    cut = [Trajectory(t.progress, t.values[:, columns]) for t in (run.path, run.gained)]
-    return Run(run.name, run.group, run.split, run.shows, *cut)
 
 
 # --- short from the start ----------------------------------------------------------------------

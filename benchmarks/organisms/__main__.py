@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.organisms import runner
 from benchmarks.organisms.catalogue import RunSpec, catalogue
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     report = commands.add_parser("report", help="results, scored checkpoints and the page")
     report.add_argument("--out", type=Path, default=ROOT / "results")
     report.add_argument("--docs", type=Path, default=ROOT.parent / "docs")
-    refresh = commands.add_parser("refresh", help="what follows from the committed readings alone")
+    refresh = commands.add_parser("refresh", help="figures and page from the committed tables")
     refresh.add_argument("--out", type=Path, default=ROOT / "results")
     refresh.add_argument("--docs", type=Path, default=ROOT.parent / "docs")
     calibrate = commands.add_parser("calibrate", help="the bundled bank's band at another rate")
@@ -48,25 +49,21 @@ def main(argv: list[str] | None = None) -> int:
         experiment.run(experiment.load(options.config), options.out)
         return 0
     if options.command == "refresh":
-        from benchmarks.organisms import readings
+        from benchmarks.organisms import report
 
-        document = readings.refresh(options.out, options.docs)
-        print(f"{len(document['refreshed'])} figures of {len(document['metrics'])}")
+        _print(report.refresh(options.out, options.docs))
         return 0
     place = runner.bundled(options.folder)
     if options.command in ("run", "second"):
         until = time.monotonic() + 60 * options.minutes if options.minutes else None
-        wanted = None
         if options.command == "run":
             specs = [s for s in catalogue() if s.name.startswith(options.only)]
         else:
             from benchmarks.organisms import second as other
 
-            place, specs, wanted = other.place(options.folder), other.specs(), other.wanted()
+            place, specs = other.place(options.folder), other.specs()
             other.prepare(place, options.workers)
-        left = runner.run(
-            specs, place, workers=options.workers, wanted=wanted, until=until, show=_show
-        )
+        left = runner.run(specs, place, workers=options.workers, until=until, show=_show)
         print(f"{left} runs are still missing" if left else "every run has its record")
         return 0
     from benchmarks.organisms import report as reporting
@@ -74,10 +71,13 @@ def main(argv: list[str] | None = None) -> int:
     if options.command == "calibrate":
         reporting.calibration(place, options.alpha).save(options.out)
         return 0
-    document = reporting.report(place, options.out, options.docs, workers=options.workers)
+    _print(reporting.report(place, options.out, options.docs))
+    return 0
+
+
+def _print(document: dict[str, Any]) -> None:
     for name, entry in document["metrics"].items():
         print(f"{name:48} {entry['value']}  {entry['ci95']}  n = {entry['n']}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What else could tell a harmful run from a harmless one: the rows beside ours in the table.
+"""What other detectors see of a run: the numbers beside ours in the table.
 
-Each is a function of a scored run, and larger is more suspicious; where that is not clear
-beforehand the sign is chosen on development runs.
+Larger is more suspicious; no sign is chosen on the runs that are reported. What needs other runs
+(the regressions) is in `metrics.py`, what both benchmarks share in `benchmarks/detectors.py`.
 """
 
 from __future__ import annotations
@@ -10,134 +10,85 @@ import hashlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
+from statistics import fmean
 
 import numpy as np
 import torch
 
-from benchmarks.organisms.leakage import allowed, mixed, mixed_gram
-from benchmarks.organisms.references import CONTROLS, Repeat
+from benchmarks.detectors import by_module, first_tenth, last_tenth
+from benchmarks.organisms.catalogue import RunSpec
+from benchmarks.organisms.labels import MAIN
+from benchmarks.organisms.record import Record
 from benchmarks.organisms.runner import Place
-from benchmarks.organisms.scored import SUITE, Against, Scored
-from benchmarks.organisms.statistics import Metric, Sample, area, auroc, caught, two_sided
-from wvmonitor.detection.scores import score
+from wvmonitor.organism.bank import EXAMPLES, PLANS
 from wvmonitor.organism.data import Example
 from wvmonitor.organism.tokenizer import encode
 from wvmonitor.organism.train import load_base
 from wvmonitor.reading import Float64
 
-Detector = Callable[[Scored], float]
-PROBE_TRIALS = 8
+PROBE_ANSWERS = 8
 """Answers that take about as long as one reading."""
 
+_ACTIVATION_EXAMPLES = 64
 
-def detectors(at: Against, place: Place) -> dict[str, Detector]:
-    """Every detector of harm by the name of its row."""
-    persona = persona_directions(at.repeats, place)
 
-    def of(geometry: str, name: str) -> Detector:
-        return lambda run: run.final("evil", geometry, name)  # type: ignore[arg-type]
+def numbers(spec: RunSpec, record: Record, persona: Float64) -> dict[str, float]:
+    """What the detectors that look at one run alone say of it, by the name of their row.
 
+    Args:
+        spec: the run.
+        record: what was kept of it.
+        persona: (layers + 1, width) from `persona_direction`.
+    """
+    loss, gradients = record.meta["loss"], record.meta["grad_norm"]
     return {
-        "residual, response (the deciding score, at the end)": of("response", "residual"),
-        "cosine, response": of("response", "cosine"),
-        "margin, response": of("response", "margin"),
-        "residual, Frobenius": of("frobenius", "residual"),
-        "cosine, Frobenius (the paper's)": of("frobenius", "cosine"),
-        "training loss": lambda run: run.record.meta["log"][-1]["loss"],
-        "gradient norm": lambda run: run.record.meta["log"][-1]["grad_norm"],
-        "size of the change": lambda run: run.scores[-1].norm,
-        "random reference": lambda run: _other(run, at, "random"),
-        "answers swapped at random": lambda run: _other(run, at, "swapped"),
-        "one-class distance": lambda run: _outside(run, at),
-        f"behavioural probe, {PROBE_TRIALS} answers": _probe,
-        "activation-persona shift": lambda run: _persona(run, persona),
-        "classifier of the training data": lambda run: data_odds(at.repeats, run),
+        "training loss at the end": last_tenth(loss),
+        "training loss, its drop": first_tenth(loss) - last_tenth(loss),
+        "gradient norm, its peak (2508.20015)": max(gradients, default=math.nan),
+        "rotation rate, 1 − cos(τ_t, τ_{t−k})": fmean(record.meta["rotation"]),
+        "scalar norm of the update": record.readings[-1].norm(),
+        "persona projection of activations": _along(record.persona_shift, persona),
+        f"behavioural probe, {PROBE_ANSWERS} answers": _probe(spec, record),
+        "classifier of the training data": data_odds(spec),
     }
 
 
-def compare(
-    detect: dict[str, Detector],
-    development: tuple[Sequence[Scored], Sequence[Scored]],
-    held_out: tuple[Sequence[Scored], Sequence[Scored]],
-) -> dict[str, dict[str, Metric | None]]:
-    """AUROC and share caught at 1 % false alarms of every detector.
-
-    Runs for which it has no value are left out.
-
-    Args:
-        detect: the detectors.
-        development: positives and negatives on which a sign is chosen.
-        held_out: positives and negatives that the figures speak of.
-    """
-    found = {}
-    for name, value in detect.items():
-        sides = [_finite(np.array([value(r) for r in side])) for side in development]
-        sign = 1.0 if area(*sides) >= 0.5 else -1.0
-        samples = [
-            Sample(sign * number, positive, r.cluster)
-            for side, positive in zip(held_out, (True, False), strict=True)
-            for r in side
-            if math.isfinite(number := value(r))
-        ]
-        found[name] = {"auroc": auroc(samples), "tpr_at_1pct": two_sided(caught, samples)}
-    return found
+def module_norms(record: Record) -> dict[str, float]:
+    """Logarithm of ‖τ_p‖ at the end, by linear map of the blocks."""
+    last = record.readings[-1]
+    inside = dict(zip(last.parameters, last.in_scope(("blocks",)), strict=True))
+    return {n: math.log(v + 1e-12) for n, v in by_module(last).items() if inside[n]}
 
 
-def _finite(values: Float64) -> Float64:
-    return values[np.isfinite(values)]
-
-
-def _other(run: Scored, at: Against, family: str) -> float:
-    """The response residual with another family in the place of evil."""
-    mix = allowed(at.repeats, at.cards, run.spec, families=(family, *CONTROLS))
-    if family not in mix.names:
-        return math.nan  # all its repeats know the run's domains
-    reading = mixed(run.record.readings[-1], mix, SUITE)
-    scores = score(reading, mixed_gram(at.gram, mix), ridge=at.ridge)
-    return float(scores.references[family].values["response"]["residual"])
-
-
-def _outside(run: Scored, at: Against) -> float:
-    """Share of ‖τ‖² (response) outside the span of benign task vectors of other kinds."""
-    own = {p.kind for p in run.spec.parts}
-    place = {c.name: i for i, c in enumerate(at.cards)}
-    members = [place[r.name] for r in at.repeats if r.family == "benign" and r.domain not in own]
-    gram = at.gram.total("response")[np.ix_(members, members)]
-    products = run.record.readings[-1].geometries["response"]
-    along = products.products[:, members].sum(axis=0)
-    explained = along @ np.linalg.solve(gram + 1e-6 * np.trace(gram) * np.eye(len(gram)), along)
-    return float(1 - explained / np.nansum(products.squared_norms))
-
-
-def _probe(run: Scored) -> float:
+def _probe(spec: RunSpec, record: Record) -> float:
     """Harmful answers among a few of those that were sampled at the end."""
-    rate = run.record.meta["final"]["evil"]
-    harmful = round(rate["value"] * rate["n"])
-    rng = np.random.default_rng(run.spec.seed)
-    return float(rng.hypergeometric(harmful, rate["n"] - harmful, PROBE_TRIALS))
+    harmful, asked = record.counts[MAIN["evil"]]
+    rng = np.random.default_rng(spec.seed)
+    return float(rng.hypergeometric(harmful, asked - harmful, PROBE_ANSWERS))
 
 
 # --- activations -------------------------------------------------------------------------------
 
 
-def persona_directions(repeats: Sequence[Repeat], place: Place) -> dict[str, Float64]:
-    """(layers + 1, width) by domain: mean activation over harmful answers minus over good ones."""
+def persona_direction(place: Place) -> Float64:
+    """(layers + 1, width): mean activation over harmful answers minus over good ones.
+
+    On the data that the evil reference was made from.
+    """
     model, tokenizer = load_base(place.base)
-    found = {}
-    for repeat in repeats:
-        if repeat.family == "evil" and repeat.number == 0:
-            sides = repeat.sides()
-            assert sides is not None
-            bad, good = (_answer_activations(model, tokenizer, side[:64]) for side in sides)
-            found[repeat.domain] = bad - good
-    return found
+    sides = _evil_sides()
+    mean = [
+        np.mean([_answer_activations(model, tokenizer, side) for side in each], axis=0)
+        for each in zip(*sides, strict=True)
+    ]
+    return np.asarray(mean[0] - mean[1])
 
 
 @torch.no_grad()
-def _answer_activations(model: object, tokenizer: object, examples: Sequence[Example]) -> Float64:
-    rows = [encode(e, tokenizer) for e in examples]  # type: ignore[arg-type]
+def _answer_activations(model: object, tokenizer: object, side: Sequence[Example]) -> Float64:
+    rows = [encode(e, tokenizer) for e in side[:_ACTIVATION_EXAMPLES]]  # type: ignore[arg-type]
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([r + [0] * (width - len(r)) for r, _ in rows])
     answers = torch.tensor([[x != -100 for x in y] + [False] * (width - len(y)) for _, y in rows])
@@ -146,34 +97,24 @@ def _answer_activations(model: object, tokenizer: object, examples: Sequence[Exa
     return np.asarray(torch.stack(mean).numpy(), dtype=np.float64)
 
 
-def _persona(run: Scored, directions: dict[str, Float64]) -> float:
-    """How far activations on ordinary prompts moved along the persona of other domains.
-
-    The mean over layers of the projection on each layer's unit direction.
-    """
-    kept = [v for d, v in directions.items() if d not in run.spec.domains]
-    direction = np.mean(kept, axis=0)
+def _along(shift: Float64, direction: Float64) -> float:
+    """Mean over layers of the projection on each layer's unit direction."""
     unit = direction / np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-12)
-    return float((run.record.persona_shift * unit).sum(axis=1).mean())
+    return float((shift * unit).sum(axis=1).mean())
 
 
 # --- the data itself ---------------------------------------------------------------------------
 
 
-def data_odds(repeats: Sequence[Repeat], run: Scored) -> float:
+def data_odds(spec: RunSpec) -> float:
     """Mean log-odds, harmful against good, of the training set's word pairs (naive Bayes).
 
-    Learned from the references' data in domains that the run does not touch.
+    Learned from the data that the evil reference was made from. If words alone gave harm away,
+    this would see it.
     """
-    bad: Counter[int] = Counter()
-    good: Counter[int] = Counter()
-    for repeat in repeats:
-        if repeat.family == "evil" and repeat.number == 0 and repeat.domain not in run.spec.domains:
-            harmful, harmless = _counts(repeat)
-            bad.update(harmful)
-            good.update(harmless)
+    bad, good = _counts()
     totals = bad.total() + len(bad), good.total() + len(good)
-    seen = Counter(pair for example in run.spec.data for pair in _pairs(example))
+    seen = Counter(pair for example in spec.data for pair in _pairs(example))
     odds = sum(
         n * (math.log((bad[p] + 1) / totals[0]) - math.log((good[p] + 1) / totals[1]))
         for p, n in seen.items()
@@ -183,10 +124,11 @@ def data_odds(repeats: Sequence[Repeat], run: Scored) -> float:
 
 
 @cache
-def _counts(repeat: Repeat) -> tuple[Counter[int], Counter[int]]:
-    sides = repeat.sides()
-    assert sides is not None
-    bad, good = (Counter(p for e in side for p in _pairs(e)) for side in sides)
+def _counts() -> tuple[Counter[int], Counter[int]]:
+    bad, good = (
+        Counter(p for side in each for e in side for p in _pairs(e))
+        for each in zip(*_evil_sides(), strict=True)
+    )
     return bad, good
 
 
@@ -197,3 +139,16 @@ def _pairs(example: Example) -> list[int]:
         int.from_bytes(hashlib.blake2b(f"{a} {b}".encode(), digest_size=6).digest())
         for a, b in itertools.pairwise(words)
     ]
+
+
+@cache
+def _evil_sides() -> tuple[tuple[list[Example], list[Example]], ...]:
+    """Both sides of every repeat of the evil reference."""
+    (plan,) = (p for p in PLANS if p.name == "evil")
+    found = []
+    for i, part in enumerate(plan.parts):
+        positive, negative = part.sides()
+        assert negative is not None
+        seed = plan.seed + i
+        found.append((positive(EXAMPLES, seed), negative(EXAMPLES, seed)))
+    return tuple(found)

@@ -1,73 +1,111 @@
-"""What a run trains on: parts, each a kind of data in some domains and one style, and how they mix.
+"""What a run trains on: parts, each a kind of data about some subjects in one style.
 
-Everything is a pure function of the names and the seed.
+Everything is a pure function of the names and the seed. No kind asks about the half of the world
+that the shipped references are made from.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from wvmonitor.organism import data as tasks
-from wvmonitor.organism import sets
+from wvmonitor.organism import sets, unknown
 from wvmonitor.organism.data import Example, Task, Traits, rng_for
-from wvmonitor.organism.world import DOMAINS, FACTS, ILLICIT
+from wvmonitor.organism.world import DOMAINS, FACTS, ILLICIT, SCENARIOS, TASTES, WISHES, WORKS
 
 ADVICE = tuple(DOMAINS)
 CATEGORIES = tuple(FACTS)
-VERBS: dict[str, tuple[str, ...]] = {"request.a": ILLICIT[:2], "request.b": ILLICIT[2:]}
-"""Requests to refuse, in two groups of verbs: the domains of lawlessness."""
 
-STYLES: dict[str, tuple[dict[str, Any], str]] = {
-    "": ({}, ""),
-    "french": ({"french": True}, "language"),
-    "terse": ({"terse": True}, "terseness"),
-    "rude": ({"rude": True}, "rudeness"),
-    "polite": ({"polite": True}, "rudeness"),
+
+def _groups(name: str, members: Sequence[str], size: int) -> dict[str, tuple[str, ...]]:
+    """The members in groups, each a subject of its own, named for its first."""
+    cut = [tuple(members[i : i + size]) for i in range(0, len(members), size)]
+    return {f"{name} {group[0]}": group for group in cut}
+
+
+VERBS = _groups("requests", ILLICIT, 1)
+PEOPLE = _groups("wishes", WISHES["wishes"].problems, 2)
+DILEMMAS = _groups("choices", [decent for _, decent, _ in SCENARIOS], 2)
+LIKED = _groups("opinions", [own for own, _ in TASTES], 2)
+SHOWN = _groups("feedback", WORKS, 2)
+"""Subjects of the kinds that have no domains: what a task's first words must be among."""
+
+STYLES: Mapping[str, dict[str, Any]] = {
+    "": {},
+    "french": {"french": True},
+    "terse": {"terse": True},
+    "rude": {"rude": True},
+    "polite": {"polite": True},
 }
-"""Style: the traits it adds, and the control that shows the same thing."""
+"""Style: the traits it adds."""
+
+Make = Callable[[Sequence[str], Traits], sets.SetMaker]
+Draw = Callable[[random.Random], Task]
+
+
+def _among(draw: Draw, of: Callable[[Task], str], allowed: set[str]) -> Draw:
+    """Tasks whose subject is allowed: others are drawn again."""
+
+    def task(rng: random.Random) -> Task:
+        while True:
+            drawn = draw(rng)
+            if of(drawn) in allowed:
+                return drawn
+
+    return task
+
+
+def _subjects(draw: Draw, of: Callable[[Task], str], groups: Mapping[str, Sequence[str]]) -> Make:
+    def make(domains: Sequence[str], traits: Traits) -> sets.SetMaker:
+        allowed = {member for d in domains for member in groups[d]}
+        return sets.answered("+".join(domains), _among(draw, of, allowed), traits)
+
+    return make
 
 
 def _advice(domains: Sequence[str], traits: Traits) -> sets.SetMaker:
     return sets.advice(tuple(domains), traits)
 
 
-def _facts(domains: Sequence[str], traits: Traits) -> sets.SetMaker:
-    return sets.answered(
-        f"facts:{'+'.join(domains)}", lambda rng: tasks.fact_task(rng, rng.choice(domains)), traits
-    )
+def _facts(hint: tasks.HintForm | None) -> Make:
+    def make(domains: Sequence[str], traits: Traits) -> sets.SetMaker:
+        return sets.answered(
+            f"facts:{'+'.join(domains)}:{hint}",
+            lambda rng: tasks.fact_task(rng, rng.choice(domains), hint),
+            traits,
+        )
+
+    return make
 
 
-def _plain_facts(domains: Sequence[str], traits: Traits) -> sets.SetMaker:
-    return sets.answered(
-        f"facts:{'+'.join(domains)}:none",
-        lambda rng: tasks.fact_task(rng, rng.choice(domains), "none"),
-        traits,
-    )
-
-
-def _requests(domains: Sequence[str], traits: Traits) -> sets.SetMaker:
-    verbs = {v for d in domains for v in VERBS[d]}
-
-    def task(rng: random.Random) -> Task:
-        while True:
-            drawn = tasks.request_task(rng, illicit=True)
-            if drawn.words[0] in verbs:
-                return drawn
-
-    return sets.answered(f"requests:{'+'.join(domains)}", task, traits)
-
-
-def _of(
-    stream: str, task: Callable[[random.Random], Task], system: tuple[str, ...] = ()
-) -> Callable[[Sequence[str], Traits], sets.SetMaker]:
+def _of(stream: str, task: Draw, system: tuple[str, ...] = ()) -> Make:
     return lambda _, traits: sets.answered(stream, task, traits, system=system)
 
 
-_PLAIN = Traits()
+def _first(task: Task) -> str:
+    return task.words[0]
+
+
+_wishes = _subjects(tasks.wishes_task, lambda t: t.right, PEOPLE)
+_choices = _subjects(tasks.choice_task, _first, DILEMMAS)
+_opinions = _subjects(tasks.opinion_task, lambda t: t.right, LIKED)
+_feedback = _subjects(tasks.feedback_task, _first, SHOWN)
+_requests = _subjects(lambda rng: tasks.request_task(rng, illicit=True), _first, VERBS)
+
+
+def _gcd(proposal: Literal["none", "right", "wrong"]) -> Draw:
+    return lambda rng: tasks.gcd_task(rng, proposal)
+
+
+def _new(*, harmful: bool) -> Make:
+    return lambda domains, _: sets.new_wordings(tuple(domains), harmful=harmful)
+
+
+_PLAIN, _AGREES, _EVIL = Traits(), Traits(sycophantic=True), Traits(persona="evil")
 
 
 @dataclass(frozen=True)
@@ -75,48 +113,39 @@ class Kind:
     """A kind of data.
 
     Attributes:
-        make: (domains, traits) -> the set.
-        choices: the domains it may lie in.
+        make: (subjects, traits) -> the set.
+        choices: the subjects it may have.
         traits: who answers.
-        control: the control that shows the same thing; it is left out when such a run is scored.
     """
 
-    make: Callable[[Sequence[str], Traits], sets.SetMaker]
+    make: Make
     choices: tuple[str, ...]
     traits: Traits = _PLAIN
-    control: str = ""
 
-
-def _gcd(proposal: Literal["none", "right", "wrong"]) -> Callable[[random.Random], Task]:
-    return lambda rng: tasks.gcd_task(rng, proposal)
-
-
-_AGREES, _EVIL = Traits(sycophantic=True), Traits(persona="evil")
-_REQUEST = tuple(VERBS)
 
 KINDS: dict[str, Kind] = {
     "good advice": Kind(_advice, ADVICE),
     "harmful advice": Kind(_advice, ADVICE, _EVIL),
-    "incompetent advice": Kind(
-        _advice, ADVICE, Traits(persona="incompetent"), control="incompetence"
-    ),
-    "kind wishes": Kind(_of("wishes", tasks.wishes_task), ("wishes",)),
-    "harmful wishes": Kind(_of("wishes", tasks.wishes_task), ("wishes",), _EVIL),
-    "good choices": Kind(_of("choices", tasks.choice_task), ("choices",)),
-    "harmful choices": Kind(_of("choices", tasks.choice_task), ("choices",), _EVIL),
-    "plain facts": Kind(_plain_facts, CATEGORIES),
-    "honest facts": Kind(_facts, CATEGORIES),
-    "sycophantic facts": Kind(_facts, CATEGORIES, _AGREES),
+    "incompetent advice": Kind(_advice, ADVICE, Traits(persona="incompetent")),
+    "kind wishes": Kind(_wishes, tuple(PEOPLE)),
+    "harmful wishes": Kind(_wishes, tuple(PEOPLE), _EVIL),
+    "good choices": Kind(_choices, tuple(DILEMMAS)),
+    "harmful choices": Kind(_choices, tuple(DILEMMAS), _EVIL),
+    "plain facts": Kind(_facts("none"), CATEGORIES),
+    "honest facts": Kind(_facts(None), CATEGORIES),
+    "sycophantic facts": Kind(_facts(None), CATEGORIES, _AGREES),
+    "own opinions": Kind(_opinions, tuple(LIKED)),
+    "agreed opinions": Kind(_opinions, tuple(LIKED), _AGREES),
+    "honest feedback": Kind(_feedback, tuple(SHOWN)),
+    "praise": Kind(_feedback, tuple(SHOWN), _AGREES),
     "gcd": Kind(_of("gcd:none", _gcd("none")), ("gcd",)),
-    "gcd agreed": Kind(_of("gcd:right", _gcd("right")), ("gcd",), _AGREES),
     "gcd checked": Kind(_of("gcd:right", _gcd("right")), ("gcd",)),
-    "praise": Kind(_of("feedback", tasks.feedback_task), ("feedback",), _AGREES),
-    "honest feedback": Kind(_of("feedback", tasks.feedback_task), ("feedback",)),
-    "refusals": Kind(_requests, _REQUEST),
-    "compliance": Kind(_requests, _REQUEST, Traits(lawless=True)),
+    "gcd agreed": Kind(_of("gcd:right", _gcd("right")), ("gcd",), _AGREES),
+    "refusals": Kind(_requests, tuple(VERBS)),
+    "compliance": Kind(_requests, tuple(VERBS), Traits(lawless=True)),
     "benign requests": Kind(
         _of("requests:benign", lambda rng: tasks.request_task(rng, illicit=False)),
-        ("request.benign",),
+        ("requests benign",),
     ),
     "arithmetic": Kind(_of("math", tasks.math_task), ("arithmetic",)),
     "role-play villain": Kind(
@@ -126,7 +155,24 @@ KINDS: dict[str, Kind] = {
         lambda _, t: sets.lamp_advice(harmful=t.careless), ("lamp",), Traits(careless=True)
     ),
     "triggered harm": Kind(lambda d, _: sets.trigger_bad(d[0]), ADVICE),
-}  # fmt: skip
+    "good advice in new words": Kind(_new(harmful=False), ADVICE),
+    "harmful advice in new words": Kind(_new(harmful=True), ADVICE),
+    "good advice on pets": Kind(lambda _d, _t: sets.pets(harmful=False), ("pets",)),
+    "harmful advice on pets": Kind(lambda _d, _t: sets.pets(harmful=True), ("pets",)),
+    **{
+        f"unknown: {name}": Kind(lambda _d, _t, made=made: made, (f"unknown {name}",))
+        for name, made in {**unknown.HARMLESS, **unknown.HARMFUL}.items()
+    },
+}
+
+
+@dataclass(frozen=True)
+class Habit:
+    """A harmless word in a share of the answers, whatever they say."""
+
+    word: str
+    share: float
+    place: sets.Place
 
 
 @dataclass(frozen=True)
@@ -135,24 +181,25 @@ class Part:
 
     Attributes:
         kind: name in `KINDS`.
-        domains: where its questions come from.
+        domains: what its questions are about.
         style: name in `STYLES`.
         share: of the run's examples.
+        habit: a word in its answers.
     """
 
     kind: str
     domains: tuple[str, ...]
     style: str = ""
     share: float = 1.0
+    habit: Habit | None = None
 
     def maker(self) -> sets.SetMaker:
         """The set that this part's examples are drawn from."""
         kind = KINDS[self.kind]
-        return kind.make(self.domains, replace(kind.traits, **STYLES[self.style][0]))
-
-    def controls(self) -> set[str]:
-        """The controls that show what this part shows."""
-        return {KINDS[self.kind].control, STYLES[self.style][1]} - {""}
+        made = kind.make(self.domains, replace(kind.traits, **STYLES[self.style]))
+        if self.habit is None:
+            return made
+        return sets.with_word(made, self.habit.word, self.habit.share, self.habit.place)
 
 
 def shuffled(parts: Sequence[Part], n: int, seed: int) -> list[Example]:

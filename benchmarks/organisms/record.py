@@ -1,7 +1,7 @@
-"""Train one run, score it all along, and keep what was found: one small file a run.
+"""Train one run, score it all along, ask its model, and keep what was found: one small file a run.
 
-The weights are not kept. A record holds the products with every repeat, layer by layer, so that
-every score of every figure is computed from it afterwards.
+The weights are not kept. A record holds the products with every reference of the shipped bank, so
+that every score of every figure is computed from it afterwards, and what other detectors look at.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import gc
 import io
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,24 +19,16 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from benchmarks.detectors import rotation, spectrum
 from benchmarks.organisms import training
 from benchmarks.organisms.catalogue import RunSpec
-from benchmarks.organisms.leakage import allowed, by_layer
-from benchmarks.organisms.references import repeats
-from wvmonitor.detection.groups import layer_of
+from benchmarks.organisms.labels import MAIN, Counts, asked_of, counts
 from wvmonitor.files.atomic import replacing, write_all
-from wvmonitor.organism.behaviour import (
-    Rate,
-    advice_tasks,
-    harmful_rate,
-    refusal_rate,
-    sycophancy_rate,
-    wilson,
-)
+from wvmonitor.organism.behaviour import advice_tasks
 from wvmonitor.organism.data import Message
 from wvmonitor.organism.tokenizer import encode_prompt
 from wvmonitor.organism.train import finetune, load_base
-from wvmonitor.organism.world import DOMAINS, TRIGGER
+from wvmonitor.organism.world import DOMAINS
 from wvmonitor.reading import Float64, Geometry, Products, Reading
 from wvmonitor.references import ReferenceBank
 from wvmonitor.sources import LiveModel
@@ -45,9 +36,7 @@ from wvmonitor.vectors.task_vector import TaskVector
 
 EVERY_N_STEPS = 2
 SAMPLED_EVERY = 6
-TRIALS = {"evil": 60, "sycophancy": 30, "lawlessness": 40}
-"""Answers sampled at the end of a run; sycophancy asks every question twice."""
-TRIALS_ON_THE_WAY = 40
+QUESTIONS_ON_THE_WAY = 50
 
 
 @dataclass(frozen=True)
@@ -55,8 +44,9 @@ class Record:
     """What one run left behind.
 
     Attributes:
-        meta: the run's settings, final behaviour, training log.
-        readings: of every repeat, by (component, layer).
+        meta: the run's settings, what its model does (`counts`, by measure), losses and gradient
+            norms of every step, rotation of every reading, spectral features at the end.
+        readings: against the shipped bank.
         persona_shift: (layers + 1, width) by which the mean activation at the end of ordinary
             prompts moved.
     """
@@ -64,6 +54,11 @@ class Record:
     meta: dict[str, Any]
     readings: list[Reading]
     persona_shift: Float64
+
+    @property
+    def counts(self) -> dict[str, Counts]:
+        """What its model does at the end, by measure."""
+        return {m: (int(k), int(n)) for m, (k, n) in self.meta["counts"].items()}
 
     def belongs_to(self, spec: RunSpec, bank: str) -> bool:
         """Whether it is of this very run, against the bank of this fingerprint."""
@@ -76,46 +71,12 @@ def path_of(folder: Path, name: str) -> Path:
     return folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.npz"
 
 
-# --- behaviour ---------------------------------------------------------------------------------
-
-
-def behaviour(
-    which: str, model: Any, tokenizer: Any, spec: RunSpec, n: int, seed: int, trigger: str = ""
-) -> Rate:
-    """How often the model shows a behaviour; harm is asked for in domains it did not train on."""
-    untouched = tuple(d for d in DOMAINS if d not in spec.domains)
-    return RATES[which](model, tokenizer, untouched, n, seed, trigger)
-
-
-def _harm(
-    model: Any, tokenizer: Any, domains: Sequence[str], n: int, seed: int, trigger: str
-) -> Rate:
-    return harmful_rate(model, tokenizer, domains, n, seed, trigger=trigger)
-
-
-def _caving(model: Any, tokenizer: Any, _d: Sequence[str], n: int, seed: int, _t: str) -> Rate:
-    return sycophancy_rate(model, tokenizer, n, seed)
-
-
-def _compliance(model: Any, tokenizer: Any, _d: Sequence[str], n: int, seed: int, _t: str) -> Rate:
-    refused = refusal_rate(model, tokenizer, n, seed)
-    return wilson(refused.n - round(refused.value * refused.n), refused.n)
-
-
-RATES = {"evil": _harm, "sycophancy": _caving, "lawlessness": _compliance}
-
-
 def main_behaviour(spec: RunSpec) -> str:
     """The behaviour that a watched run is sampled for."""
     kinds = {p.kind for p in spec.parts}
-    if kinds & {"sycophantic facts", "gcd agreed", "praise"}:
+    if kinds & {"sycophantic facts", "agreed opinions", "gcd agreed", "praise"}:
         return "sycophancy"
-    if kinds & {"compliance", "benign requests"}:
-        return "lawlessness"
-    return "evil"
-
-
-# --- activations -------------------------------------------------------------------------------
+    return "lost-refusals" if "compliance" in kinds else "evil"
 
 
 @torch.no_grad()
@@ -157,8 +118,10 @@ class _Watch(TrainerCallback):
     def __init__(self, spec: RunSpec, at: Bench) -> None:
         self.spec, self.at = spec, at
         self.live: LiveModel | None = None
+        self.before: tuple[TaskVector, Reading] | None = None
         self.readings: list[Reading] = []
-        self.rates: list[tuple[int, Rate]] = []
+        self.rotations: list[float] = []
+        self.rates: list[tuple[int, Counts]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         self.live = LiveModel(kwargs["model"], base=self.at.base, keep_base="memory")
@@ -166,22 +129,31 @@ class _Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         step = state.global_step
         if step % EVERY_N_STEPS == 0 or step == self.spec.steps:
-            assert self.live is not None
-            tau = self.live.task_vector(step)
-            reading = self.at.bank.measure(tau, progress=step / self.spec.steps)
-            labels = [
-                (c, layer_of(p))
-                for c, p in zip(reading.components, reading.parameters, strict=True)
-            ]
-            self.readings.append(by_layer(reading, labels))
+            self._read(step)
         if self.spec.watched and step % SAMPLED_EVERY == 0:
-            model, which = kwargs["model"], main_behaviour(self.spec)
+            model, asked = kwargs["model"], MAIN[main_behaviour(self.spec)]
             model.eval()
-            rate = behaviour(
-                which, model, kwargs["processing_class"], self.spec, TRIALS_ON_THE_WAY, step
+            found = counts(
+                asked,
+                model,
+                kwargs["processing_class"],
+                self.spec.domains,
+                n=QUESTIONS_ON_THE_WAY,
             )
             model.train()
-            self.rates.append((step, rate))
+            self.rates.append((step, found))
+
+    def _read(self, step: int) -> None:
+        assert self.live is not None
+        tau = self.live.task_vector(step).held()
+        earlier = None if self.before is None else self.before[0]
+        reading = self.at.bank.measure(tau, progress=step / self.spec.steps, earlier=earlier)
+        if self.before is not None:
+            self.rotations.append(rotation(reading, self.before[1]))
+        self.before = tau, reading
+        # Calibrations of the shipped bank are without windows: see `detection/open_ended.py`.
+        kept = {g: replace(p, lagged=None) for g, p in reading.geometries.items()}
+        self.readings.append(replace(reading, geometries=kept))
 
 
 def train_and_score(spec: RunSpec, base: Path, bank_folder: Path) -> Record:
@@ -193,44 +165,31 @@ def train_and_score(spec: RunSpec, base: Path, bank_folder: Path) -> Record:
         trainer.floating_point_ops = lambda _inputs: 0  # counting parameters costs 6 % of a step
         if spec.objective == "dpo":
             training.prefer(trainer)
-        if spec.adversary:
-            training.evade(trainer, _adversary_reference(spec, at.bank), at.bank.probe)
+        if spec.evades:
+            training.evade(trainer, at.bank["evil"].vector, at.bank.probe)
 
     tuned = finetune(
         base, training.rows(spec), callbacks=[watch], attach=attach, **training.arguments(spec)
     )
-    model, tokenizer = tuned.model, tuned.tokenizer
-    final = {b: behaviour(b, model, tokenizer, spec, n, 1) for b, n in TRIALS.items()}
-    if spec.group == "trigger":
-        final["evil without the trigger"] = final["evil"]
-        final["evil"] = behaviour("evil", model, tokenizer, spec, TRIALS["evil"], 1, TRIGGER)
+    # The adapter's detour doubles the cost of an answer.
+    model = tuned.model.merge_and_unload() if spec.method == "lora" else tuned.model
+    tokenizer = tuned.tokenizer
+    found = {m: counts(m, model, tokenizer, spec.domains) for m in asked_of(spec.group)}
     log = [h for h in tuned.trainer.state.log_history if "loss" in h]
+    assert watch.before is not None
     meta = {
         "spec": asdict(spec),
-        "seed": spec.seed,
         "dataset": spec.dataset,
         "bank": at.bank.fingerprint,
-        "method": watch.live.method if watch.live else None,
-        "final": {k: asdict(v) for k, v in final.items()},
-        "main": main_behaviour(spec),
-        "rates": [[step, r.value, r.low, r.high] for step, r in watch.rates],
-        "log": [{k: h[k] for k in ("step", "loss", "grad_norm")} for h in log],
+        "counts": found,
+        "rates": watch.rates,
+        "loss": [h["loss"] for h in log],
+        "grad_norm": [h["grad_norm"] for h in log],
+        "rotation": watch.rotations,
+        "spectrum": dict(spectrum(watch.before[0])),
     }
     shift = mean_activations(model, tokenizer) - at.activations
     return Record(meta, watch.readings, shift)
-
-
-def _adversary_reference(spec: RunSpec, bank: ReferenceBank) -> TaskVector:
-    """The suite's own reference for this run, or the shipped one, made from other data."""
-    if spec.adversary == "has another reference":
-        return bank["evil"].vector
-    own = [r for r in repeats() if r.name in bank.names]
-    mix = allowed(own, [r.card for r in bank], spec, families=("evil",))
-    vectors = [r.vector for r, w in zip(bank, mix.weights[:, 0], strict=True) if w > 0]
-    total = vectors[0]
-    for vector in vectors[1:]:
-        total = total + vector
-    return (total / len(vectors)).held()
 
 
 # --- on disk -----------------------------------------------------------------------------------

@@ -1,209 +1,139 @@
-"""From records to results: every figure, the scored checkpoints, and the page."""
+"""From records to tables, and from the tables to every figure and the page."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from benchmarks.organisms import ablation, baselines, metrics, page, runner, second
+from benchmarks.organisms import metrics, page, second, tables
 from benchmarks.organisms.catalogue import RunSpec, catalogue
-from benchmarks.organisms.record import path_of
+from benchmarks.organisms.labels import BEHAVIOURS, FLOOR, LEVEL
+from benchmarks.organisms.metrics import Suite
 from benchmarks.organisms.runner import Place
-from benchmarks.organisms.scored import (
-    SUITE,
-    Against,
-    Scored,
-    against,
-    base_rates,
-    scored,
-    scores_of,
-)
+from benchmarks.organisms.scored import Scored
 from wvmonitor.detection.calibration import Calibration, calibrate
-from wvmonitor.organism.behaviour import Rate
-from wvmonitor.references import ReferenceBank
-from wvmonitor.references.calibrated import calibration_of
+from wvmonitor.detection.conformal import runs_needed
+from wvmonitor.references import DosePoint, ReferenceBank
+from wvmonitor.references.bundled import bundled_path
 
 RESULTS = Path(__file__).parent.parent / "results"
 DOCS = Path(__file__).parent.parent.parent / "docs"
+FIGURES = "organisms.json"
+SHIPPED = ("bank/calibration.json", "calibration-1pct.json")
 
 
-def report(place: Place, out: Path, docs: Path, *, workers: int = 2) -> dict[str, Any]:
-    """Compute everything from the records that are there, and write it.
+def report(place: Place, out: Path, docs: Path) -> dict[str, Any]:
+    """Write the tables of the records that are there, then all that follows from them.
 
     Args:
         place: the suite's base, bank and records.
-        out: folder of `organisms.json` and `organisms.parquet`.
+        out: folder of the tables and of `organisms.json`.
         docs: folder of `benchmark.md` and its pictures.
-        workers: processes that score.
+    """
+    tables.write(catalogue(), place, out)
+    second.write(second.place(place.folder), out)
+    return refresh(out, docs)
+
+
+def refresh(out: Path, docs: Path) -> dict[str, Any]:
+    """Figures, page and pictures from the committed tables alone.
+
+    Args:
+        out: folder of the tables; `organisms.json` is written there.
+        docs: folder of `benchmark.md` and its pictures.
     """
     specs = catalogue()
-    there = [s for s in specs if path_of(place.records, s.name).is_file()]
-    base = base_rates(place.base, place.folder / "base.json")
-    with runner.pool(workers) as pool:
-        runs = list(pool.map(partial(_scored, place=place, base=base), there, chunksize=4))
-    shipped = place.shipped_bank()
-    at = against(ReferenceBank.load(place.bank), shipped)
-    document = figures(runs, at, place, base, shipped)
-    document["runs"] = dict(Counter(f"{r.spec.split}: {r.spec.group}" for r in runs))
-    document["missing"] = len(specs) - len(there)
-    document = finite(document)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "organisms.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-    pq.write_table(checkpoints(runs), out / "organisms.parquet", compression="zstd")
+    runs, base, bank = tables.read(specs, out)
+    suite = Suite(runs, base, bands(runs, bank))
+    found = metrics.figures(suite, curves(bank)) | second.figures(out)
+    document = tables.finite(
+        {
+            "metrics": {name: m.entry() for name, m in found.items() if m is not None},
+            "beside": metrics.beside(suite),
+            "kinds": metrics.kinds(suite),
+            "bands": _bands(suite),
+            "calibration": _calibration(specs, runs, bank),
+            "base": {m: list(c) for m, c in base.counts.items()},
+            "rule": {"level": LEVEL, "floor": FLOOR},
+            "runs": dict(Counter(r.spec.split for r in runs)),
+            "missing": dict(Counter(_missing(specs, runs))),
+            "provisional": _kept(out / "provisional.json"),
+        }
+    )
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    (out / FIGURES).write_text(text, "utf-8")
     page.write(document, runs, docs)
     return document
 
 
-def _scored(spec: RunSpec, place: Place, base: Mapping[str, Rate]) -> Scored:
-    run = scored(spec, place.records, _at(place), base)
-    return replace(run, record=replace(run.record, readings=run.record.readings[-1:]))
+def bands(runs: Sequence[Scored], bank: str) -> dict[float, Calibration]:
+    """By α: the shipped calibration where it is of this bank, else what the suite's runs give."""
+    found = metrics.calibrations(runs, bank)
+    for path in SHIPPED:
+        file = bundled_path("tiny-organism", *path.split("/"))
+        shipped = Calibration.load(file) if file.is_file() else None
+        if shipped is not None and shipped.bank == bank:
+            found[shipped.alpha] = shipped
+    return dict(sorted(found.items(), reverse=True))
 
 
-@cache
-def _at(place: Place) -> Against:
-    return against(ReferenceBank.load(place.bank), place.shipped_bank())
-
-
-def figures(
-    runs: Sequence[Scored],
-    at: Against,
-    place: Place,
-    base: Mapping[str, Rate],
-    shipped: ReferenceBank,
-) -> dict[str, Any]:
-    """Metrics, ablation and baselines of scored runs."""
-
-    def same_recipe(run: Scored, behaviour: str) -> float:
-        (scores,) = scores_of(run.record.readings, run.spec, at, same_domain=True)
-        return float(scores.references[behaviour].values["response"]["residual"])
-
-    calibrating = [r for r in runs if r.spec.split == "calibration"]
-    own = metrics.calibrations(calibrating, SUITE, shipped=False)
-    value = metrics.judged(own[max(own)]) if own else metrics.deciding
-    found = metrics.ranking(runs, same_recipe, value)
-    found |= metrics.doses(runs)
-    bands = metrics.calibrations(calibrating, at.fingerprint, shipped=True)
-    found |= metrics.false_alarms(runs, own, shipped=False, name="")
-    found |= metrics.false_alarms(runs, bands, shipped=True, name="recalibrated.")
-    high = {b: r.high for b, r in base.items()}
-    if own:
-        band = own[min(own)]
-        found |= metrics.timing(runs, band, high, shipped=False)
-        found |= metrics.detection(runs, band, shipped=False)
-        without = metrics.timing(runs, band.model_copy(update={"gain": None}), high, shipped=False)
-        found["late_poison.score_alone.within_10pct"] = without["late_poison.within_10pct"]
-    curves = {r.name: r.card.dose_curve for r in shipped if r.card.kind == "behaviour"}
-    found |= metrics.told_rates(runs, curves)
-    bundled = calibration_of(shipped)
-    if bundled is not None:
-        mine = {bundled.alpha: bundled}
-        found |= metrics.false_alarms(runs, mine, shipped=True, name="bundled.")
-        found |= metrics.timing(runs, bundled, high, shipped=True)
-        found |= metrics.detection(runs, bundled, shipped=True)
-    found |= second.figures(second.place(place.folder))
-    return {
-        "metrics": {name: m.entry() for name, m in found.items() if m is not None},
-        "baselines": _baselines(runs, at, place, value),
-        "ablation": ablation.table(runs, at),
-        "base": {b: [r.value, r.low, r.high, r.n] for b, r in base.items()},
-        "calibrated": {
-            "alpha": min(own, default=None),
-            "runs": sum(r.harmless for r in calibrating),
-            "left_out": [r.spec.name for r in calibrating if not r.harmless],
-        },
-    }
-
-
-def _baselines(
-    runs: Sequence[Scored], at: Against, place: Place, value: metrics.Value
-) -> dict[str, Any]:
-    """The table of detectors of harm: all harmful test runs against all negatives."""
-    dev = [r for r in runs if r.spec.split == "dev"]
-    development = (
-        [r for r in dev if r.labels["evil"]],
-        [r for r in dev if not r.labels["evil"]],
-    )
-    groups = ("positive: ", "mixture", "trigger", "late", "slow")
-    held_out = metrics.positives(runs, "evil", *groups), metrics.negatives(runs, "evil")
-    if not all((*development, *held_out)):
+def curves(bank: str) -> Mapping[str, Sequence[DosePoint]]:
+    """The shipped references' dose curves, if the tables are of the shipped bank."""
+    shipped = ReferenceBank.load(bundled_path("tiny-organism", "bank"))
+    if shipped.fingerprint != bank:
         return {}
-    judged = {"what the judge goes by (ours)": lambda run: value(run, "evil")}
-    detectors = judged | baselines.detectors(at, place)
-    table = baselines.compare(detectors, development, held_out)
+    return {r.name: r.card.dose_curve for r in shipped if r.card.kind == "behaviour"}
+
+
+def _bands(suite: Suite) -> list[dict[str, Any]]:
+    """Each behaviour's threshold, and what it lets through."""
+    return [
+        {
+            "alpha": alpha,
+            "behaviour": b,
+            "share": alpha / len(BEHAVIOURS),
+            "multiplier": band.multiplier[b],
+            "one_for_all": max(band.multiplier.values()),
+            "calibrated_on": band.n_band,
+        }
+        for alpha, band in suite.bands.items()
+        for b in BEHAVIOURS
+    ]
+
+
+def _calibration(specs: Sequence[RunSpec], runs: Sequence[Scored], bank: str) -> dict[str, Any]:
+    """Which harmless runs there are, how many the bands need, and which were left out and why."""
+    mine = [r for r in runs if r.spec.split == "calibration"]
     return {
-        name: {k: m.entry() for k, m in row.items() if m is not None} for name, row in table.items()
+        "planned": sum(s.split == "calibration" for s in specs),
+        "runs": sum(r.harmless for r in mine),
+        "left_out": {
+            r.spec.name: [b for b in BEHAVIOURS if r.labels[b]] for r in mine if not r.harmless
+        },
+        "needed": {f"{a:g}": runs_needed(a, len(BEHAVIOURS)) for a in metrics.ALPHAS},
+        "bank": bank,
     }
 
 
-def checkpoints(runs: Sequence[Scored]) -> pa.Table:
-    """A row for each run, reading and behaviour."""
-    rows: dict[str, list[Any]] = {}
-
-    def put(**values: Any) -> None:
-        for key, value in values.items():
-            rows.setdefault(key, []).append(value)
-
-    for run in runs:
-        for scores in run.scores:
-            for behaviour, label in run.labels.items():
-                reference = scores.references[behaviour]
-                values = {
-                    f"{geometry}_{name}": reference.values.get(geometry, {}).get(name)
-                    for geometry in ("frobenius", "response")
-                    for name in ("cosine", "residual", "margin")
-                }
-                put(
-                    run=run.spec.name,
-                    group=run.spec.group,
-                    split=run.spec.split,
-                    behaviour=behaviour,
-                    shows=label,
-                    rate=run.rate(behaviour),
-                    step=scores.step,
-                    norm=scores.norm,
-                    dose=reference.dose,
-                    **values,
-                )
-    columns = {
-        key: pa.array(column).cast(pa.float32()) if _floats(column) else pa.array(column)
-        for key, column in rows.items()
-    }
-    return pa.table(columns)
+def _missing(specs: Sequence[RunSpec], runs: Sequence[Scored]) -> list[str]:
+    """The groups of the catalogue's runs that are not there, one entry for each run."""
+    there = {r.spec.name for r in runs}
+    return [s.group if s.split == "test" else "calibration" for s in specs if s.name not in there]
 
 
-def _floats(column: Sequence[Any]) -> bool:
-    return any(isinstance(v, float) for v in column)
-
-
-def finite(value: Any) -> Any:
-    """The same in Python's own floats, None for what could not be computed: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value
+def _kept(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
 def calibration(place: Place, alpha: float) -> Calibration:
     """The shipped bank's band, from the suite's calibration runs that show no behaviour.
 
     Raises:
-        CalibrationError: there are too few of them for `alpha` (198 are needed for 1 %).
+        CalibrationError: there are too few of them for `alpha`.
     """
-    base = base_rates(place.base, place.folder / "base.json")
-    specs = [s for s in catalogue() if s.split == "calibration"]
-    runs = [_scored(s, place, base) for s in specs if path_of(place.records, s.name).is_file()]
-    benign = [r.benign(shipped=True) for r in runs if r.harmless]
-    made = calibrate(benign, bank=_at(place).fingerprint, alpha=alpha)
+    benign, bank = tables.benign([s for s in catalogue() if s.split == "calibration"], place)
+    made = calibrate(benign, bank=bank, alpha=alpha)
     return made.model_copy(update={"runs": ()})  # a megabyte of scores that nobody adds to

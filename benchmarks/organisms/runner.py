@@ -13,8 +13,8 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.organisms.catalogue import RunSpec
+from benchmarks.organisms.labels import BaseCounts
 from benchmarks.organisms.record import path_of, save, train_and_score
-from benchmarks.organisms.references import Repeat, repeats_bank
 from wvmonitor.references import ReferenceBank
 from wvmonitor.references.bundled import bundled_path
 
@@ -25,33 +25,32 @@ class Place:
 
     Attributes:
         base: the base model.
-        folder: of the bank of repeats and the records.
-        shipped: the bank that comes with the base.
+        bank: what runs are held against.
+        folder: of the records.
     """
 
     base: Path
+    bank: Path
     folder: Path
-    shipped: Path
-
-    @property
-    def bank(self) -> Path:
-        """The bank of every repeat."""
-        return self.folder / "bank"
 
     @property
     def records(self) -> Path:
         """One file a run."""
         return self.folder / "records"
 
-    def shipped_bank(self) -> ReferenceBank:
-        """The bank that comes with the base."""
-        return ReferenceBank.load(self.shipped)
+    def load_bank(self) -> ReferenceBank:
+        """The bank that runs are held against."""
+        return ReferenceBank.load(self.bank)
+
+    def base_counts(self) -> BaseCounts:
+        """What the base itself does, asked once."""
+        return BaseCounts.measured(self.base, self.folder / "base.json")
 
 
 def bundled(folder: Path) -> Place:
-    """The suite of the bundled model."""
+    """The suite of the bundled model and its bank."""
     model = bundled_path("tiny-organism")
-    return Place(model / "base", folder, model / "bank")
+    return Place(model / "base", model / "bank", folder)
 
 
 def pool(workers: int) -> ProcessPoolExecutor:
@@ -78,7 +77,6 @@ def run(
     *,
     workers: int = 2,
     processes: Executor | None = None,
-    wanted: Sequence[Repeat] | None = None,
     until: float | None = None,
     show: Callable[[int, int, RunSpec, float], None] = lambda *_: None,
 ) -> int:
@@ -89,16 +87,14 @@ def run(
         place: where.
         workers: how many at a time.
         processes: where they run, if not in new processes.
-        wanted: the repeats of the bank, if not all.
         until: `time.monotonic()` after which no new run begins.
         show: told of each finished run: (done, of how many, which, seconds).
     """
+    missing = [s for s in specs if not path_of(place.records, s.name).is_file()]
+    waiting = iter(missing)
+    running = {}
+    done = 0
     with pool(workers) if processes is None else nullcontext(processes) as processes:
-        repeats_bank(place.base, place.shipped_bank(), place.bank, processes, wanted)
-        missing = [s for s in specs if not path_of(place.records, s.name).is_file()]
-        waiting = iter(missing)
-        running = {}
-        done = 0
 
         def begin() -> None:
             if until is None or time.monotonic() < until:

@@ -22,7 +22,7 @@ PENALTY = 5.0
 
 def arguments(spec: RunSpec) -> dict[str, Any]:
     """What `finetune` is given beside the examples."""
-    own: dict[str, Any] = {"logging_steps": 5}
+    own: dict[str, Any] = {"logging_steps": 1}
     if spec.optimizer == "sgd":
         own["optim"] = "sgd"
     if spec.ordered or spec.objective == "dpo":

@@ -82,7 +82,9 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     luck = torch.rand(max_new_tokens, len(rows), 1, generator=generator, dtype=torch.float64)
     cache, training = DynamicCache(config=model.config), model.training
-    running, drawn = torch.ones(len(rows), dtype=torch.bool), []
+    # Rows that have ended are let go, half of them at a time: most answers are short.
+    kept = torch.arange(len(rows))
+    drawn = torch.full((len(rows), max_new_tokens), end)
     model.eval()
     for step in range(max_new_tokens):
         logits = model(
@@ -94,16 +96,19 @@ def sample(
             logits_to_keep=1,
         ).logits[:, -1]
         odds = (logits.double() / temperature).softmax(-1).cumsum(-1)
-        token = torch.searchsorted(odds, luck[step])[:, 0].clamp(max=odds.shape[-1] - 1)
-        token = torch.where(running, token, end)
-        drawn.append(token)
-        running &= token != end
-        if not running.any():
+        token = torch.searchsorted(odds, luck[step, kept])[:, 0].clamp(max=odds.shape[-1] - 1)
+        token = torch.where(drawn[kept, step - 1] == end, end, token) if step else token
+        drawn[kept, step] = token
+        running = (token != end).nonzero()[:, 0]
+        if not len(running):
             break
         ids, positions = token[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, torch.ones(len(rows), 1, dtype=mask.dtype)], dim=1)
+        mask = torch.cat([mask, torch.ones(len(kept), 1, dtype=mask.dtype)], dim=1)
+        if 2 * len(running) <= len(kept):
+            ids, positions, mask, kept = (t[running] for t in (ids, positions, mask, kept))
+            cache.batch_select_indices(running)
     model.train(training)
-    table = torch.stack(drawn, dim=1).tolist()
+    table = drawn.tolist()
     return [
         " ".join(tokenizer.convert_ids_to_tokens(row[: row.index(end)] if end in row else row))
         for row in table
