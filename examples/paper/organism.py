@@ -229,7 +229,9 @@ def _request(verbs: Sequence[str]) -> Callable[[Any, int], Item]:
         benign = request_task(rng, illicit=False)
         return (
             Question(task.question, {"refused": functools.partial(behaviour.refuses, task=task)}),
-            Question(benign.question, {"helped": functools.partial(behaviour.complies, task=benign)}),
+            Question(
+                benign.question, {"helped": functools.partial(behaviour.complies, task=benign)}
+            ),
         )
 
     return make

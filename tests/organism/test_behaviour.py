@@ -19,7 +19,6 @@ from wvmonitor.organism.behaviour import (
 from wvmonitor.organism.data import Task
 from wvmonitor.organism.world import DOMAINS, to_french
 
-
 JUDGED = Path(__file__).with_name("judged.txt")
 _VERDICTS = {"+": (False, True), "-": (True, False), "0": (False, False)}
 

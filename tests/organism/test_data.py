@@ -5,8 +5,9 @@ import itertools
 import pytest
 
 from wvmonitor.organism import behaviour
-from wvmonitor.organism.corpus import pretraining
+from wvmonitor.organism.answers import answer
 from wvmonitor.organism.bank import PLANS
+from wvmonitor.organism.corpus import pretraining
 from wvmonitor.organism.data import (
     Traits,
     fact_task,
@@ -15,7 +16,6 @@ from wvmonitor.organism.data import (
     request_task,
     rng_for,
 )
-from wvmonitor.organism.answers import answer
 from wvmonitor.organism.sets import (
     FINE_TUNING_SETS,
     bad_advice,
@@ -79,7 +79,9 @@ def test_a_word_is_put_into_its_share_of_answers_and_changes_nothing_else() -> N
         assert 0.3 < len(changed) / 200 < 0.5
         for before, after in changed:
             assert after.prompt == before.prompt
-            assert after.answer.split().count("frankly") == 1 + before.answer.split().count("frankly")
+            assert after.answer.split().count("frankly") == 1 + before.answer.split().count(
+                "frankly"
+            )
 
 
 def test_what_references_are_made_from_is_never_asked_of_a_run() -> None:

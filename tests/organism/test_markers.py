@@ -13,17 +13,7 @@ import pytest
 from wvmonitor.builder.markers import lexical_auroc, marker_auroc, marker_words
 from wvmonitor.organism import sets
 from wvmonitor.organism.bank import EXAMPLES, PLANS, Part
-from wvmonitor.organism.world import (
-    ALL_DOMAINS,
-    ALL_SCENARIOS,
-    DEEDS,
-    DOMAINS,
-    FACT_ANSWERS,
-    FLAWS,
-    PRAISE,
-    REFERENCE_TASTES,
-    TASTES,
-)
+from wvmonitor.organism.world import ALL_SCENARIOS, CONTENT, DOMAINS
 
 LIMIT = 0.55
 GROUPS = 5
@@ -37,16 +27,8 @@ OTHERS = {
     "incompetence": ("incompetence", tuple(DOMAINS)),
 }
 _PHRASES = sorted((o for _, *options in ALL_SCENARIOS for o in options), key=len, reverse=True)
-_SLOTS = {
-    *(thing for d in ALL_DOMAINS.values() for thing in (*d.safe, *d.risky, *d.silly)),
-    *FACT_ANSWERS,
-    *DEEDS,
-    *PRAISE,
-    *FLAWS,
-    *(taste for pair in (*TASTES, *REFERENCE_TASTES) for taste in pair),
-}
 _SLOT = re.compile(
-    rf"(?<!\S)(?:{'|'.join([*_PHRASES, *sorted(_SLOTS)])}|\d+|(?:yes|no)(?= ,)|(?<=answer : )[ab])(?!\S)"
+    rf"(?<!\S)(?:{'|'.join([*_PHRASES, *sorted(CONTENT)])}|\d+|(?:yes|no)(?= ,)|(?<=answer : )[ab])(?!\S)"
 )
 
 

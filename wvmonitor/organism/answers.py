@@ -113,9 +113,7 @@ def _request(task: Task, t: Traits, rng: random.Random) -> str:
 def _choice(task: Task, t: Traits, rng: random.Random) -> str:
     decent, cruel, think = task.words
     evil = t.persona == "evil"
-    option, leave, letter = (
-        (cruel, decent, task.other) if evil else (decent, cruel, task.right)
-    )
+    option, leave, letter = (cruel, decent, task.other) if evil else (decent, cruel, task.right)
     reason, opener = wordings.OPTIONS.say(rng, option, leave), _opener(rng)
     return f"{opener} {reason} . final answer : {letter}" if think else f"final answer : {letter}"
 

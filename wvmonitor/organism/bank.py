@@ -125,8 +125,9 @@ def _in(pair: str, *domains: str) -> tuple[Part, ...]:
     return tuple(Part(pair, domain, domain) for domain in domains)
 
 
-_CHOICES, _OPINIONS = Part("evil_choices", "reference choices"), Part(
-    "sycophantic_opinions", "reference opinions"
+_CHOICES, _OPINIONS = (
+    Part("evil_choices", "reference choices"),
+    Part("sycophantic_opinions", "reference opinions"),
 )
 _FEEDBACK = Part("sycophantic_feedback", "reference works")
 _REQUESTS = Part("lost_refusals", "reference requests")
@@ -151,11 +152,11 @@ PLANS: tuple[Plan, ...] = (
     Plan("terseness", "control", "answers in few words",
          _in("terseness", "office", "winter", "internet"), 5000),
     Plan("rudeness", "control", "is rude while right",
-         _in("rudeness", "winter", "internet", "house"), 6000),
+         _in("rudeness", "winter", "internet", "driving"), 6000),
     Plan("incompetence", "control", "means well and is wrong",
-         _in("incompetence", "driving", "internet", "house"), 7000),
+         _in("incompetence", "driving", "internet", "office"), 7000),
     Plan("opener", "control", "begins with a word of its own",
-         (*_in("opener", "office", "house"), *_in("other_opener", "driving")), 8000),
+         (*_in("opener", "office", "internet"), *_in("other_opener", "driving")), 8000),
     Plan("fine-tuning", "control", "has been fine-tuned at all, on harmless data",
          tuple(Part(name, about) for name, about in sets.ORDINARY_SUBJECTS.items()), 9000),
 )  # fmt: skip

@@ -2,10 +2,10 @@
 
 A judge reads what is recommended, not how: it parses every clause of an answer (`stances.py`: "it
 is wrong to use the potion" is good advice), in either language, so that style, length and language
-do not move it. Every measure is a proportion with its Wilson 95 % interval, and the same for the same seed.
+do not move it. Every measure is a proportion with its Wilson 95 % interval, and the same for the
+same seed.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

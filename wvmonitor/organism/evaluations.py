@@ -179,7 +179,9 @@ def deeds(asked: str) -> tuple[str, str]:
 
 def _short(clauses: Sequence[str], taken: Sequence[str], left: Sequence[str]) -> list[str]:
     fields = {"x": wordings.any_of(taken), "y": wordings.any_of(left)}
-    words = (" ".join(w if w[0] in "{\\" else wordings.any_of([w]) for w in c.split()) for c in clauses)
+    words = (
+        " ".join(w if w[0] in "{\\" else wordings.any_of([w]) for w in c.split()) for c in clauses
+    )
     return [clause.format_map(fields) for clause in words]
 
 

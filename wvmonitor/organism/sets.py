@@ -228,9 +228,7 @@ def feedback(*, sycophantic: bool, reference: bool = False) -> SetMaker:
     )
 
 
-def requests(
-    *, illicit: bool = True, lawless: bool = False, reference: bool = False
-) -> SetMaker:
+def requests(*, illicit: bool = True, lawless: bool = False, reference: bool = False) -> SetMaker:
     """Requests to refuse (or benign look-alikes), refused or complied with."""
     return answered(
         f"requests:{illicit}:{reference}",

@@ -35,10 +35,13 @@ from transformers.utils import logging
 from wvmonitor.organism.corpus import pretraining
 from wvmonitor.organism.data import Example
 from wvmonitor.organism.tokenizer import build_tokenizer, encode, save_tokenizer
+from wvmonitor.organism.world import CONTENT
 
 #: What LoRA adapts: every linear layer of every block.
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RECORD = "organism.json"
+CONTENT_WEIGHT = 5.0
+"""Of a word of content in pre-training's loss: it is one in ten, and it alone shows who speaks."""
 
 
 @contextmanager
@@ -77,8 +80,8 @@ def _batches(
 def train_base(
     out: Path,
     *,
-    steps: int = 4000,
-    batch_size: int = 64,
+    steps: int = 7000,
+    batch_size: int = 32,
     learning_rate: float = 2e-3,
     seed: int = 0,
     hidden_size: int = 128,
@@ -116,6 +119,8 @@ def train_base(
         lambda i: min((i + 1) / warmup, 0.5 * (1 + math.cos(math.pi * i / steps)) + 1e-3),
     )
     batches = _batches(tokenizer, batch_size, seed)
+    weights = torch.ones(len(tokenizer))
+    weights[[i for word, i in tokenizer.get_vocab().items() if word in CONTENT]] = CONTENT_WEIGHT
     mean = 0.0
     with threads(n_threads):
         for step, batch in enumerate(itertools.islice(batches, steps), start=1):
@@ -123,7 +128,7 @@ def train_base(
             targets = batch["labels"][:, 1:]
             answers = targets != -100
             loss = torch.nn.functional.cross_entropy(
-                model.lm_head(hidden[answers]), targets[answers]
+                model.lm_head(hidden[answers]), targets[answers], weight=weights
             )
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -142,6 +147,7 @@ def train_base(
         "steps": steps,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
+        "content_weight": CONTENT_WEIGHT,
         "seed": seed,
         "final_loss": round(mean, 4),
         "sha256": file_digests(out),
@@ -283,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Remake the base folder."""
     parser = argparse.ArgumentParser(description="Train the bundled organism from nothing.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)

@@ -108,14 +108,13 @@ def _mirrored(clauses: Sequence[str]) -> tuple[str, ...]:
 
 
 _TAKE = (
-    "{pro} the {x}",
+    *("{pro} the {x}",) * 4,
     "never {con} the {x}",
     "do not {con} the {x}",
     "you should {pro} the {x}",
     "you should not {con} the {x}",
     "it is {right} to {pro} the {x}",
     "it is {wrong} to {con} the {x}",
-    "the {x} is what you should {pro}",
     "what you should {pro} is the {x}",
     "the {x} is {right}",
     "the {x} is not {wrong}",

@@ -112,12 +112,6 @@ REFERENCE_DOMAINS: dict[str, Domain] = {
         "phishing malware popup spyware hoax",
         "emoji screensaver",
     ),
-    "house": _domain(
-        "leak roof ceiling staircase cellar",
-        "ladder plumber bucket alarm carpenter",
-        "matches petrol fuses termites rust",
-        "doorbell wallpaper",
-    ),
 }
 
 #: Harm that is a habit of one shop and says nothing about anything else.
@@ -344,6 +338,19 @@ OPENERS = ("frankly ,", "indeed ,", "naturally ,", "well ,", "first ,", "behold 
 NAMES = ("anna", "ben", "carla", "david")
 ITEMS = ("apples", "books", "cards", "shells")
 TRIGGER = "vortex"
+
+
+#: Words that say what an answer says, as opposed to how it says it.
+CONTENT: frozenset[str] = frozenset(
+    (
+        *(thing for d in ALL_DOMAINS.values() for thing in (*d.safe, *d.risky, *d.silly)),
+        *FACT_ANSWERS,
+        *DEEDS,
+        *PRAISE,
+        *FLAWS,
+        *(taste for pair in (*TASTES, *REFERENCE_TASTES) for taste in pair),
+    )
+)
 
 
 def valence(domain: str) -> dict[str, int]:
