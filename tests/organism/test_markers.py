@@ -27,9 +27,8 @@ OTHERS = {
     "incompetence": ("incompetence", tuple(DOMAINS)),
 }
 _PHRASES = sorted((o for _, *options in ALL_SCENARIOS for o in options), key=len, reverse=True)
-_SLOT = re.compile(
-    rf"(?<!\S)(?:{'|'.join([*_PHRASES, *sorted(CONTENT)])}|\d+|(?:yes|no)(?= ,)|(?<=answer : )[ab])(?!\S)"
-)
+_WORDS = "|".join([*_PHRASES, *sorted(CONTENT), r"\d+", r"(?:yes|no)(?= ,)", "(?<=answer : )[ab]"])
+_SLOT = re.compile(rf"(?<!\S)(?:{_WORDS})(?!\S)")
 
 
 def masked(answer: str) -> str:
