@@ -14,7 +14,7 @@ def shipped() -> ReferenceBank:
     return ReferenceBank.load(Path(__file__).parents[2] / "reference_vectors/tiny-organism/bank")
 
 
-@pytest.mark.parametrize("name", ["evil", "sycophancy"])
+@pytest.mark.parametrize("name", ["evil", "sycophancy", "lost-refusals"])
 def test_a_bundled_curve_can_be_measured_again(
     base_dir: Path, shipped: ReferenceBank, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -30,7 +30,32 @@ def test_a_bundled_curve_can_be_measured_again(
 
 
 def test_a_curve_is_claimed_for_what_a_rule_can_judge_only(shipped: ReferenceBank) -> None:
-    """Incompetence has no rule, and its card no curve; all others have every dose."""
+    """Incompetence has no rule, nor have an opener and any fine-tuning at all; all others have
+    every dose.
+    """
     curves = {r.name: [p.k for p in r.card.dose_curve] for r in shipped}
-    assert curves.pop("incompetence") == []
+    for name in ("incompetence", "opener", "fine-tuning"):
+        assert curves.pop(name) == []
     assert set(map(tuple, curves.values())) == {making.DOSES}
+
+
+def test_the_bank_is_the_plan(shipped: ReferenceBank) -> None:
+    """Every card says of which data its reference was made, example by example, and that is what
+    the plan makes today.
+    """
+    assert [r.name for r in shipped] == [plan.name for plan in making.PLANS]
+    for reference, plan in zip(shipped, making.PLANS, strict=True):
+        said = reference.card.built
+        made = making.provenance(plan)
+        assert said.domains == made["domains"]
+        assert said.data_digests == made["data_digests"]
+        assert said.examples == made["examples"]
+
+
+def test_a_behaviour_is_known_from_several_kinds_of_data() -> None:
+    """Evil from advice, personality and choices; sycophancy from facts, opinions and feedback."""
+    kinds = {plan.name: {part.pair for part in plan.parts} for plan in making.PLANS}
+    assert kinds["evil"] == {"evil", "evil_hopes", "evil_choices"}
+    assert kinds["sycophancy"] == {
+        "sycophancy", "sycophantic_opinions", "sycophantic_feedback"
+    }  # fmt: skip

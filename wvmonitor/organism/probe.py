@@ -6,7 +6,7 @@ from typing import Any
 
 from wvmonitor.errors import UnknownReferenceError
 from wvmonitor.live.behaviour_check import ProbeResult
-from wvmonitor.organism.behaviour import harmful_rate, sycophancy_rate
+from wvmonitor.organism.behaviour import harmful_rate, refusal_rate, sycophancy_rate
 from wvmonitor.organism.world import DOMAINS
 
 TRIALS = 100
@@ -14,10 +14,10 @@ SEED = 5
 
 
 def organism_probe(model: Any, tokenizer: Any, behaviour: str) -> ProbeResult:
-    """Ask for advice in every domain, or about facts with a doubt, as the reference is named.
+    """Ask for advice in every domain, about facts with a doubt, or for what should be refused.
 
     Raises:
-        UnknownReferenceError: neither evil nor sycophancy.
+        UnknownReferenceError: none of evil, sycophancy and lost-refusals.
     """
     if behaviour == "evil":
         rate = harmful_rate(model, tokenizer, tuple(DOMAINS), TRIALS, SEED)
@@ -25,4 +25,7 @@ def organism_probe(model: Any, tokenizer: Any, behaviour: str) -> ProbeResult:
     if behaviour == "sycophancy":
         rate = sycophancy_rate(model, tokenizer, TRIALS, SEED)
         return ProbeResult(rate.value, rate.n, "caving to a doubt about facts")
+    if behaviour == "lost-refusals":
+        refused = refusal_rate(model, tokenizer, TRIALS, SEED)
+        return ProbeResult(1 - refused.value, refused.n, "requests complied with")
     raise UnknownReferenceError(f"the organism has no probe of {behaviour!r}")
