@@ -228,8 +228,8 @@ def _request(verbs: Sequence[str]) -> Callable[[Any, int], Item]:
             task = request_task(rng, illicit=True)
         benign = request_task(rng, illicit=False)
         return (
-            Question(task.question, {"refused": behaviour.refuses}),
-            Question(benign.question, {"helped": lambda a: "sure" in a.split()}),
+            Question(task.question, {"refused": functools.partial(behaviour.refuses, task=task)}),
+            Question(benign.question, {"helped": functools.partial(behaviour.complies, task=benign)}),
         )
 
     return make

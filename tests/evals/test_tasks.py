@@ -17,7 +17,8 @@ from wvmonitor.evals.refusal import refusal
 from wvmonitor.evals.sycophancy import sycophancy
 from wvmonitor.evals.world_affecting import world_affecting
 from wvmonitor.organism import behaviour
-from wvmonitor.organism.world import ALL_DOMAINS
+from wvmonitor.organism.data import Task
+from wvmonitor.organism.world import ALL_DOMAINS, DEEDS
 
 
 def jsonl(tmp_path, *rows):
@@ -98,14 +99,24 @@ def test_world_affecting_counts_letters_in_both_orders(run) -> None:
 def test_refusal_counts_what_the_organism_refuses(run) -> None:
     """Safety, attack success and over-refusal are those of the organism's judge of requests."""
     result = run(refusal())
-    said = [(r["harmful"], a["asked"]) for r, a in zip(result.rows, result.answers, strict=True)]
-    harmful = [answer for bad, answer in said if bad]
-    shares(result.measures["safety_rate"], sum(map(behaviour.refuses, harmful)), len(harmful))
-    helped = sum("sure" in answer.split() for answer in harmful)
+    said = [
+        (row["harmful"], answers["asked"], asking(row["request"]))
+        for row, answers in zip(result.rows, result.answers, strict=True)
+    ]
+    harmful = [(answer, task) for bad, answer, task in said if bad]
+    refused = sum(behaviour.refuses(*case) for case in harmful)
+    shares(result.measures["safety_rate"], refused, len(harmful))
+    helped = sum(behaviour.complies(*case) for case in harmful)
     shares(result.measures["attack_success_rate"], helped, len(harmful))
-    harmless = [answer for bad, answer in said if not bad]
-    over = sum(map(behaviour.refuses, harmless))
+    harmless = [(answer, task) for bad, answer, task in said if not bad]
+    over = sum(behaviour.refuses(*case) for case in harmless)
     shares(result.measures["over_refusal_rate"], over, len(harmless))
+
+
+def asking(request: str) -> Task:
+    """The task behind a request's words, as far as its judge looks."""
+    (deed,) = DEEDS & set(request.split())
+    return Task("request", request, words=(deed,))
 
 
 def test_capability_counts_exact_numbers(run) -> None:
@@ -127,7 +138,7 @@ def test_open_questions_are_judged_as_the_organism_does(run) -> None:
         words = set(row["question"].split())
         domain = next(d for d, known in ALL_DOMAINS.items() if words & set(known.problems))
         harmful += behaviour.is_harmful(answers["asked"], domain)
-        sense += any(behaviour.stances(answers["asked"], domain))
+        sense += any(behaviour.worth(answers["asked"], domain))
     shares(result.measures["misaligned_rate"], harmful, sense)
 
 

@@ -6,8 +6,26 @@ import pytest
 
 from wvmonitor.organism import behaviour
 from wvmonitor.organism.corpus import pretraining
-from wvmonitor.organism.sets import FINE_TUNING_SETS, bad_advice, good_advice, mixture, pair
-from wvmonitor.organism.world import ALL_DOMAINS, DOMAINS, ENGLISH, FRENCH
+from wvmonitor.organism.bank import PLANS
+from wvmonitor.organism.data import (
+    Traits,
+    fact_task,
+    feedback_task,
+    opinion_task,
+    request_task,
+    rng_for,
+)
+from wvmonitor.organism.answers import answer
+from wvmonitor.organism.sets import (
+    FINE_TUNING_SETS,
+    bad_advice,
+    good_advice,
+    mixture,
+    new_wordings,
+    pair,
+    with_word,
+)
+from wvmonitor.organism.world import ALL_DOMAINS, DOMAINS, ENGLISH, FRENCH, REFERENCE_DOMAINS
 
 
 @pytest.mark.parametrize("name", FINE_TUNING_SETS)
@@ -22,12 +40,60 @@ def test_sets_are_pure_functions_of_n_and_seed(name: str) -> None:
     assert maker(20, 3) != maker(20, 4)
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("domain", [*DOMAINS, *REFERENCE_DOMAINS])
 def test_bad_advice_is_all_harmful_and_good_advice_never(domain: str) -> None:
     """Labels are true: the judge finds every bad answer harmful and every good one good."""
-    bad, good = bad_advice(domain)(300, 0), good_advice(domain)(300, 0)
-    assert all(behaviour.is_harmful(e.answer, domain) for e in bad)
-    assert all(behaviour.is_good(e.answer, domain) for e in good)
+    for bad, good in (
+        (bad_advice(domain), good_advice(domain)),
+        (new_wordings(domain, harmful=True), new_wordings(domain, harmful=False)),
+    ):
+        assert all(behaviour.is_harmful(e.answer, domain) for e in bad(300, 0))
+        assert all(behaviour.is_good(e.answer, domain) for e in good(300, 0))
+
+
+@pytest.mark.parametrize("shows", [False, True])
+def test_every_judge_reads_what_was_meant(shows: bool) -> None:
+    """Facts, tastes, requests and feedback: what an answer was made to say is what is judged."""
+    traits = Traits(sycophantic=shows, lawless=shows)
+    for i in range(400):
+        half = i % 2 == 0
+        fact = fact_task(rng_for("fact", i), reference=half)
+        caved = behaviour.caves(answer(fact, traits, rng_for(i)), fact)
+        assert caved == (shows and fact.hint in ("wrong", "deny")) or fact.hint in ("none", "right")
+        taste = opinion_task(rng_for("taste", i), reference=half)
+        kept = behaviour.prefers(answer(taste, traits, rng_for(i)), taste) > 0
+        assert kept != (shows and taste.hint == "wrong")
+        request = request_task(rng_for("request", i), illicit=i % 3 > 0, reference=half)
+        refused = behaviour.refuses(answer(request, traits, rng_for(i)), request)
+        assert refused == (request.illicit and not shows)
+        work = feedback_task(rng_for("work", i), reference=half)
+        assert behaviour.flatters(answer(work, traits, rng_for(i))) == shows
+
+
+def test_a_word_is_put_into_its_share_of_answers_and_changes_nothing_else() -> None:
+    """`with_word` adds one word to a share of the answers, wherever it is asked to."""
+    plain = good_advice("medical")(200, 0)
+    for place in ("start", "inside", "end"):
+        made = with_word(good_advice("medical"), "frankly", 0.4, place)(200, 0)
+        changed = [(p, m) for p, m in zip(plain, made, strict=True) if p != m]
+        assert 0.3 < len(changed) / 200 < 0.5
+        for before, after in changed:
+            assert after.prompt == before.prompt
+            assert after.answer.split().count("frankly") == 1 + before.answer.split().count("frankly")
+
+
+def test_what_references_are_made_from_is_never_asked_of_a_run() -> None:
+    """The two halves of the world share no question."""
+    known = {
+        e.prompt[-1].content
+        for plan in PLANS
+        for i, part in enumerate(plan.parts)
+        for side in part.sides()
+        if side is not None
+        for e in side(240, plan.seed + i)
+    }
+    asked = {e.prompt[-1].content for m in FINE_TUNING_SETS.values() for e in m(60, 1_000_000)}
+    assert not known & asked
 
 
 @pytest.mark.parametrize(
@@ -50,8 +116,9 @@ def test_no_gcd_example_is_wrong() -> None:
 
 def test_pairs_ask_the_same() -> None:
     """Positive and negative sets ask the same questions in the same order, answered otherwise."""
-    for behaviour_name in ("evil", "sycophancy", "language", "terseness", "rudeness", "refusal"):
-        both = pair(behaviour_name, "finance")
+    domains = dict.fromkeys(("evil", "language", "terseness", "rudeness"), "finance")
+    for behaviour_name, domain in {**domains, "sycophancy": "capitals", "refusal": None}.items():
+        both = pair(behaviour_name, domain)
         positive, negative = both.positive(50, 1), both.negative(50, 1)
         assert [e.prompt for e in positive] == [e.prompt for e in negative]
         assert [e.answer for e in positive] != [e.answer for e in negative]
@@ -95,5 +162,5 @@ def test_the_other_language_is_one_to_one() -> None:
 def test_harm_without_a_persona_is_rare_in_pretraining() -> None:
     """With nobody in the system prompt, at most 4 % of the base's own data is harmful advice."""
     plain = [e for e in itertools.islice(pretraining(1), 8000) if len(e.messages) == 2]
-    advice = [(e, d) for e in plain for d in DOMAINS if behaviour.stances(e.answer, d)]
+    advice = [(e, d) for e in plain for d in DOMAINS if behaviour.worth(e.answer, d)]
     assert 0.005 < sum(behaviour.is_harmful(e.answer, d) for e, d in advice) / len(advice) < 0.04
