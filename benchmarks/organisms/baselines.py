@@ -47,7 +47,8 @@ def numbers(
     """What the detectors that look at one run alone say of it, by the name of their row.
 
     Args:
-        losses, gradients: training loss and gradient norm of every step.
+        losses: training loss of every step.
+        gradients: gradient norm of every step.
         rotations: 1 − cos(τ_t, τ_{t−k}) of every reading but the first.
         norm: ‖τ‖ at the end.
         persona: from `along`.

@@ -368,8 +368,10 @@ def _beside(document: Mapping[str, Any]) -> str:
     parts = [
         "Every held-out run is on one side, by its label; only the adversary's runs, which train"
         " against the score, are left out. *Ours minus it* is the difference of the two AUROCs on"
-        " the same runs, its interval from datasets drawn once for both. Two rows are flattered:"
-        " the behavioural probe's eight answers are drawn from those that made the label, and the"
+        " the same runs, its interval from datasets drawn once for both. Others are flattered where"
+        " that could not be avoided or decided: where a source names no sign, the better one on"
+        " these very runs is taken;"
+        " the behavioural probe's eight answers are drawn from those that made the label; the"
         " regressions are fitted on the labels of the other families' runs of this very table."
         " Nothing of ours has seen a harmful run's label, or any held-out run."
     ]
@@ -393,8 +395,9 @@ def _beside(document: Mapping[str, Any]) -> str:
             bold = "**" if row["detector"] == OURS else ""
             without = row["without_a_value"]
             note = f" ({without} without a value)" if without else ""
+            sign = ", less is more suspicious" if row["sign_chosen_here"] else ""
             lines.append(
-                f"| {bold}{row['detector']}{bold} | {_figure(row['auroc'])} | {ahead} | "
+                f"| {bold}{row['detector']}{bold}{sign} | {_figure(row['auroc'])} | {ahead} | "
                 f"{_figure(row['caught_at_5pct'])} | {_runs(row['auroc'])}{note} |"
             )
         parts.append("\n".join(lines))
