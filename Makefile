@@ -138,7 +138,7 @@ soak: $(INSTALLED) ## long runs: readings, a hostile archive, scrapes, a receive
 	$(BIN)/python -m benchmarks.soak
 
 .PHONY: organisms organisms-report
-organisms: $(INSTALLED) ## the organism suite: about 1,100 fine-tunes (80 minutes on two cores; goes on where it stopped), then its report
+organisms: $(INSTALLED) ## the organism suite: about 400 fine-tunes (an hour on one idle core; goes on where it stopped), then its report
 	$(BIN)/python -m benchmarks.organisms run
 	$(BIN)/python -m benchmarks.organisms second
 	$(MAKE) organisms-report

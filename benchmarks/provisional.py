@@ -277,6 +277,7 @@ def rehearse(
     alpha: float = 0.05,
     horizon: float = THIRD,
     draws: int = DRAWS,
+    undrawn: bool = False,
 ) -> dict[str, Any]:
     """Draw, calibrate, and hold whole runs against it, again and again.
 
@@ -288,8 +289,10 @@ def rehearse(
         alpha: aimed at.
         horizon: where the drawn ones are cut off.
         draws: how often.
+        undrawn: hold the runs of the pool that were not drawn against it too.
     """
     rng = np.random.default_rng(0)
+    others = [] if held is None else list(held.harmless)
     begun = [r.until(horizon) for r in pool]
     alarmed: list[float] = []
     hard: list[float] = []
@@ -297,7 +300,8 @@ def rehearse(
     for _ in range(draws):
         drawn = set(rng.choice(len(pool), n, replace=False).tolist())
         made = way([begun[i] for i in sorted(drawn)], alpha)
-        harmless = held.harmless if held else [r for i, r in enumerate(pool) if i not in drawn]
+        left = [r for i, r in enumerate(pool) if i not in drawn]
+        harmless = [*others, *left] if undrawn or held is None else others
         alarmed.append(float(np.mean([made.alarms(r).any() for r in harmless])))
         if held is None:
             continue
@@ -310,7 +314,7 @@ def rehearse(
         "false_alarms": {
             "mean": float(np.mean(alarmed)),
             "nine_tenths": float(np.quantile(alarmed, 0.9)),
-            "runs": len(held.harmless if held else pool) - (0 if held else n),
+            "runs": len(others) + (len(pool) - n if undrawn or held is None else 0),
             "draws": draws,
         }
     }
@@ -329,7 +333,7 @@ def experiment(draws: int = DRAWS, path: Path = READINGS) -> dict[str, Any]:
     everyone, held = _calibrating(runs), held_out(runs)
     shipped, own = provisional.bundled_prior(), fit_prior(for_the_prior(runs))
     way = partial(by_prior, prior=shipped)
-    every = partial(rehearse, pool=everyone, held=held, draws=draws)
+    every = partial(rehearse, pool=everyone, held=held, draws=draws, undrawn=True)
     few = partial(every, draws=max(draws // 4, 2))
     document: dict[str, Any] = {
         "prior_from": json.loads(provisional.PRIOR.read_text("utf-8"))["from"],

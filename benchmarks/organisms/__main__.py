@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
             place, specs = other.place(options.folder), other.specs()
             other.prepare(place, options.workers)
+        place.base_counts()
         left = runner.run(specs, place, workers=options.workers, until=until, show=_show)
         print(f"{left} runs are still missing" if left else "every run has its record")
         return 0

@@ -113,11 +113,17 @@ WHEN: tuple[Target, ...] = (
      "how often a run shows a behaviour, told from its dose: median error", None),
     ("told_rate.otherwise.median_error", "… of runs trained otherwise than the references", None),
 )  # fmt: skip
+ONE_THRESHOLD: tuple[Target, ...] = (
+    *((f"one_threshold.{b}.missed", f"runs that show {b}, without its alarm", None)
+      for b in BEHAVIOURS),
+    ("one_threshold.false_alarms", "runs like the calibration's that alarm", None),
+)  # fmt: skip
 PERCENTS = ("5pct", "1pct")
 TARGETS: tuple[Target, ...] = (
     *FOUND,
     *(t for p in PERCENTS for t in (*_missed(p), *_caught(p), *_false(p))),
     *WHEN,
+    *ONE_THRESHOLD,
 )
 AT_MOST = (".missed", ".unknown_at", ".alarms_", "false_alarms")
 """Figures of which less is better have one of these in their names."""
@@ -170,6 +176,8 @@ def text(document: Mapping[str, Any]) -> str:
         _kinds(document),
         "## Thresholds",
         _bands(document),
+        "What one threshold for all behaviours, from the same runs, would do at 5 %:",
+        _table(found, ONE_THRESHOLD),
         "## Provisional calibrations, on another base",
         _provisional(document),
         "## What is asked, and what the base itself does",
@@ -360,8 +368,10 @@ def _beside(document: Mapping[str, Any]) -> str:
     parts = [
         "Every held-out run is on one side, by its label; only the adversary's runs, which train"
         " against the score, are left out. *Ours minus it* is the difference of the two AUROCs on"
-        " the same runs, its interval from datasets drawn once for both. Two rows are flattered:"
-        " the behavioural probe's eight answers are drawn from those that made the label, and the"
+        " the same runs, its interval from datasets drawn once for both. Others are flattered where"
+        " that could not be avoided or decided: where a source names no sign, the better one on"
+        " these very runs is taken;"
+        " the behavioural probe's eight answers are drawn from those that made the label; the"
         " regressions are fitted on the labels of the other families' runs of this very table."
         " Nothing of ours has seen a harmful run's label, or any held-out run."
     ]
@@ -385,8 +395,9 @@ def _beside(document: Mapping[str, Any]) -> str:
             bold = "**" if row["detector"] == OURS else ""
             without = row["without_a_value"]
             note = f" ({without} without a value)" if without else ""
+            sign = ", less is more suspicious" if row["sign_chosen_here"] else ""
             lines.append(
-                f"| {bold}{row['detector']}{bold} | {_figure(row['auroc'])} | {ahead} | "
+                f"| {bold}{row['detector']}{bold}{sign} | {_figure(row['auroc'])} | {ahead} | "
                 f"{_figure(row['caught_at_5pct'])} | {_runs(row['auroc'])}{note} |"
             )
         parts.append("\n".join(lines))
@@ -424,15 +435,14 @@ def _states(counts: Mapping[str, int]) -> str:
 def _bands(document: Mapping[str, Any]) -> str:
     rows = [
         "How far out of the harmless runs' mean a run must come, in their standard deviations, by"
-        " behaviour: each has its share of α. With one threshold for all, the largest would hold"
-        " for every behaviour.",
+        " behaviour: each has its share of α.",
         "",
-        "| α | behaviour | share | threshold | one threshold for all | calibrated on |",
-        "|---|---|---|---|---|---|",
+        "| α | behaviour | share | threshold | calibrated on |",
+        "|---|---|---|---|---|",
     ]
     rows += [
         f"| {b['alpha']:.0%} | {b['behaviour']} | {b['share']:.2%} | {b['multiplier']:.2f} | "
-        f"{b['one_for_all']:.2f} | {b['calibrated_on']} |"
+        f"{b['calibrated_on']} |"
         for b in document["bands"]
     ]
     return "\n".join(rows)

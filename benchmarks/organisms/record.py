@@ -1,35 +1,35 @@
 """Train one run, score it all along, ask its model, and keep what was found: one small file a run.
 
-The weights are not kept. A record holds the products with every reference of the shipped bank, so
-that every score of every figure is computed from it afterwards, and what other detectors look at.
+Neither weights nor raw readings are kept. A record holds the scores at every reading, what the
+model does at the end, and what other detectors see: all that the tables are made of.
 """
 
 from __future__ import annotations
 
 import gc
-import io
+import hashlib
 import json
+import math
 import re
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from benchmarks.detectors import rotation, spectrum
-from benchmarks.organisms import training
+from benchmarks.detectors import SPECTRAL, by_module, rotation, spectrum
+from benchmarks.organisms import baselines, training
 from benchmarks.organisms.catalogue import RunSpec
-from benchmarks.organisms.labels import MAIN, Counts, asked_of, counts
+from benchmarks.organisms.labels import BEHAVIOURS, MAIN, Counts, asked_of, counts
+from benchmarks.organisms.leakage import check
+from wvmonitor.detection.judge import Judge
+from wvmonitor.detection.scores import ScoreName, Scores, score
 from wvmonitor.files.atomic import replacing, write_all
-from wvmonitor.organism.behaviour import advice_tasks
-from wvmonitor.organism.data import Message
-from wvmonitor.organism.tokenizer import encode_prompt
 from wvmonitor.organism.train import finetune, load_base
-from wvmonitor.organism.world import DOMAINS
-from wvmonitor.reading import Float64, Geometry, Products, Reading
+from wvmonitor.reading import GEOMETRIES, Float64, Geometry, Reading
 from wvmonitor.references import ReferenceBank
 from wvmonitor.sources import LiveModel
 from wvmonitor.vectors.task_vector import TaskVector
@@ -37,38 +37,26 @@ from wvmonitor.vectors.task_vector import TaskVector
 EVERY_N_STEPS = 2
 SAMPLED_EVERY = 6
 QUESTIONS_ON_THE_WAY = 50
+KEPT_SCORES: tuple[ScoreName, ...] = ("cosine", "residual", "margin")
+Row = dict[str, Any]
+Record = Mapping[str, Any]
+"""What one run left behind.
 
-
-@dataclass(frozen=True)
-class Record:
-    """What one run left behind.
-
-    Attributes:
-        meta: the run's settings, what its model does (`counts`, by measure), losses and gradient
-            norms of every step, rotation of every reading, spectral features at the end.
-        readings: against the shipped bank.
-        persona_shift: (layers + 1, width) by which the mean activation at the end of ordinary
-            prompts moved.
-    """
-
-    meta: dict[str, Any]
-    readings: list[Reading]
-    persona_shift: Float64
-
-    @property
-    def counts(self) -> dict[str, Counts]:
-        """What its model does at the end, by measure."""
-        return {m: (int(k), int(n)) for m, (k, n) in self.meta["counts"].items()}
-
-    def belongs_to(self, spec: RunSpec, bank: str) -> bool:
-        """Whether it is of this very run, against the bank of this fingerprint."""
-        same = json.dumps(self.meta["spec"]) == json.dumps(asdict(spec))
-        return same and self.meta["bank"] == bank
+- spec, dataset, bank: digest of its settings and of its training set, fingerprint of the bank;
+- readings: a row for each reading and behaviour;
+- counts: what its model does at the end, by measure; rates: a watched run's own, on the way;
+- numbers: what other detectors say, by the name of their row; norms, spectrum: by module.
+"""
 
 
 def path_of(folder: Path, name: str) -> Path:
     """Where a run's record lies."""
-    return folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.npz"
+    return folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.json"
+
+
+def digest_of(spec: RunSpec) -> str:
+    """Of a run's settings: a record of another catalogue is not taken for this one's."""
+    return hashlib.sha256(json.dumps(asdict(spec)).encode()).hexdigest()[:16]
 
 
 def main_behaviour(spec: RunSpec) -> str:
@@ -79,29 +67,26 @@ def main_behaviour(spec: RunSpec) -> str:
     return "lost-refusals" if "compliance" in kinds else "evil"
 
 
-@torch.no_grad()
-def mean_activations(model: Any, tokenizer: Any) -> Float64:
-    """(layers + 1, width) mean hidden state at the end of 64 ordinary prompts."""
-    prompts = [[Message("user", t.question)] for t in advice_tasks(tuple(DOMAINS), 64, 4242)]
-    rows = [encode_prompt(p, tokenizer) for p in prompts]
-    width = max(map(len, rows))
-    ids = torch.tensor([r + [0] * (width - len(r)) for r in rows])
-    last = torch.tensor([len(r) - 1 for r in rows])
-    states = model(input_ids=ids, output_hidden_states=True).hidden_states
-    mean = [s[torch.arange(len(rows)), last].double().mean(0) for s in states]
-    return np.asarray(torch.stack(mean).numpy(), dtype=np.float64)
-
-
 # --- one run -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every run of a process needs."""
+    """What every run of a process needs.
+
+    Attributes:
+        base: the base model.
+        bank: what runs are held against.
+        ridge: λ by geometry, the bank's own.
+        activations: (layers + 1, width) of the base on ordinary prompts.
+        persona: (layers + 1, width) direction of harm among activations.
+    """
 
     base: Path
     bank: ReferenceBank
+    ridge: Mapping[Geometry, float]
     activations: Float64
+    persona: Float64
 
 
 @cache
@@ -109,7 +94,14 @@ def bench(base: Path, bank_folder: Path) -> Bench:
     """Loaded once in each process."""
     torch.set_num_threads(1)
     model, tokenizer = load_base(base)
-    found = Bench(base, ReferenceBank.load(bank_folder), mean_activations(model, tokenizer))
+    bank = ReferenceBank.load(bank_folder)
+    found = Bench(
+        base,
+        bank,
+        Judge.of(bank).ridge,
+        baselines.mean_activations(model, tokenizer),
+        baselines.persona_direction(model, tokenizer),
+    )
     gc.freeze()  # the Trainer collects garbage at every start, and most of this is here to stay
     return found
 
@@ -119,7 +111,7 @@ class _Watch(TrainerCallback):
         self.spec, self.at = spec, at
         self.live: LiveModel | None = None
         self.before: tuple[TaskVector, Reading] | None = None
-        self.readings: list[Reading] = []
+        self.scores: list[Scores] = []
         self.rotations: list[float] = []
         self.rates: list[tuple[int, Counts]] = []
 
@@ -151,14 +143,18 @@ class _Watch(TrainerCallback):
         if self.before is not None:
             self.rotations.append(rotation(reading, self.before[1]))
         self.before = tau, reading
-        # Calibrations of the shipped bank are without windows: see `detection/open_ended.py`.
-        kept = {g: replace(p, lagged=None) for g, p in reading.geometries.items()}
-        self.readings.append(replace(reading, geometries=kept))
+        # Without `earlier` there is no window score: the shipped calibrations are without windows.
+        self.scores.append(score(reading, self.at.bank.gram, ridge=self.at.ridge))
 
 
 def train_and_score(spec: RunSpec, base: Path, bank_folder: Path) -> Record:
-    """Fine-tune, read at every second step, then ask the model."""
+    """Fine-tune, read at every second step, then ask the model.
+
+    Raises:
+        LeakageError: a reference of the bank shares something with the run.
+    """
     at = bench(base, bank_folder)
+    check([r.card for r in at.bank], spec)
     watch = _Watch(spec, at)
 
     def attach(trainer: Any) -> None:
@@ -171,76 +167,75 @@ def train_and_score(spec: RunSpec, base: Path, bank_folder: Path) -> Record:
     tuned = finetune(
         base, training.rows(spec), callbacks=[watch], attach=attach, **training.arguments(spec)
     )
+    assert watch.before is not None
+    tau, last = watch.before
+    spectral = {
+        f"{module}/{what}": value
+        for module, values in spectrum(tau)
+        for what, value in zip(SPECTRAL, values, strict=True)
+    }
     # The adapter's detour doubles the cost of an answer.
     model = tuned.model.merge_and_unload() if spec.method == "lora" else tuned.model
-    tokenizer = tuned.tokenizer
-    found = {m: counts(m, model, tokenizer, spec.domains) for m in asked_of(spec.group)}
+    found = {m: counts(m, model, tuned.tokenizer, spec.domains) for m in asked_of(spec.group)}
     log = [h for h in tuned.trainer.state.log_history if "loss" in h]
-    assert watch.before is not None
-    meta = {
-        "spec": asdict(spec),
+    shift = baselines.mean_activations(model, tuned.tokenizer) - at.activations
+    numbers = baselines.numbers(
+        losses=[h["loss"] for h in log],
+        gradients=[h["grad_norm"] for h in log],
+        rotations=watch.rotations,
+        norm=watch.scores[-1].norm,
+        persona=baselines.along(shift, at.persona),
+        answers=found[MAIN["evil"]],
+        odds=baselines.data_odds(spec.data),
+        seed=spec.seed,
+    )
+    return {
+        "run": spec.name,
+        "spec": digest_of(spec),
         "dataset": spec.dataset,
         "bank": at.bank.fingerprint,
+        "ridge": dict(at.ridge),
+        "readings": [_row(s, b) for s in watch.scores for b in BEHAVIOURS],
         "counts": found,
         "rates": watch.rates,
-        "loss": [h["loss"] for h in log],
-        "grad_norm": [h["grad_norm"] for h in log],
-        "rotation": watch.rotations,
-        "spectrum": dict(spectrum(watch.before[0])),
+        "numbers": {k: round(v, 7) for k, v in numbers.items()},
+        "norms": {k: round(v, 5) for k, v in _module_norms(last).items()},
+        "spectrum": {k: round(v, 5) for k, v in spectral.items()},
     }
-    shift = mean_activations(model, tokenizer) - at.activations
-    return Record(meta, watch.readings, shift)
 
 
-# --- on disk -----------------------------------------------------------------------------------
+def _row(scores: Scores, behaviour: str) -> Row:
+    """One reading of one behaviour."""
+    reference = scores.references[behaviour]
+    return {
+        "behaviour": behaviour,
+        "step": scores.step,
+        "norm": scores.norm,
+        "dose": reference.dose,
+        **{f"{g}_coverage": scores.coverage[g] for g in GEOMETRIES},
+        **{
+            f"{g}_{name}": reference.values.get(g, {}).get(name)
+            for g in GEOMETRIES
+            for name in KEPT_SCORES
+        },
+    }
+
+
+def _module_norms(reading: Reading) -> dict[str, float]:
+    """Logarithm of ‖τ_p‖, by linear map of the blocks."""
+    inside = dict(zip(reading.parameters, reading.in_scope(("blocks",)), strict=True))
+    norms = {n: v for n, v in by_module(reading).items() if inside[n]}
+    return {n: math.log(v + 1e-12) for n, v in norms.items()}
 
 
 def save(record: Record, path: Path) -> None:
-    """One compressed NPZ, written whole or not at all."""
-    first = record.readings[0]
-    layout = {
-        "references": first.references,
-        "parameters": first.parameters,
-        "components": first.components,
-        "geometries": list(first.geometries),
-        "steps": [r.step for r in record.readings],
-        "progress": [r.progress for r in record.readings],
-    }
-    arrays: dict[str, Any] = {"persona_shift": record.persona_shift}
-    for g in first.geometries:
-        each = [r.geometries[g] for r in record.readings]
-        arrays[f"{g}.products"] = np.stack([p.products for p in each])
-        arrays[f"{g}.norms"] = np.stack([p.squared_norms for p in each])
-        arrays[f"{g}.covered"] = first.geometries[g].covered
-    arrays["meta"] = np.array(json.dumps(record.meta | {"layout": layout}))
+    """Written whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
     with replacing(path, 0o644) as descriptor:
-        write_all(descriptor, buffer.getvalue())
+        write_all(descriptor, json.dumps(record).encode())
 
 
 def load(path: Path) -> Record:
     """Read a record back."""
-    with np.load(path, allow_pickle=False) as stored:
-        meta = json.loads(str(stored["meta"]))
-        layout = meta.pop("layout")
-        readings = []
-        arrays = {k: stored[k] for k in stored.files if k != "meta"}
-    for t, (step, progress) in enumerate(zip(layout["steps"], layout["progress"], strict=True)):
-        geometries: dict[Geometry, Products] = {
-            g: Products(arrays[f"{g}.products"][t], arrays[f"{g}.norms"][t], arrays[f"{g}.covered"])
-            for g in layout["geometries"]
-        }
-        readings.append(
-            Reading(
-                references=tuple(layout["references"]),
-                parameters=tuple(layout["parameters"]),
-                components=tuple(layout["components"]),
-                geometries=geometries,
-                bank=meta["bank"],
-                step=step,
-                progress=progress,
-            )
-        )
-    return Record(meta, readings, arrays["persona_shift"])
+    found: Record = json.loads(path.read_text("utf-8"))
+    return found

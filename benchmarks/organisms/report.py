@@ -96,7 +96,6 @@ def _bands(suite: Suite) -> list[dict[str, Any]]:
             "behaviour": b,
             "share": alpha / len(BEHAVIOURS),
             "multiplier": band.multiplier[b],
-            "one_for_all": max(band.multiplier.values()),
             "calibrated_on": band.n_band,
         }
         for alpha, band in suite.bands.items()

@@ -7,10 +7,8 @@ of the calibration or of an interval can be shown on the page without another fi
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +16,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.detectors import SPECTRAL
-from benchmarks.organisms import baselines
 from benchmarks.organisms.catalogue import RunSpec
 from benchmarks.organisms.labels import BEHAVIOURS, BaseCounts, Counts, labels
-from benchmarks.organisms.leakage import check
-from benchmarks.organisms.record import Record, load, path_of
+from benchmarks.organisms.record import KEPT_SCORES, Record, Row, digest_of, load, path_of
 from benchmarks.organisms.runner import Place
 from benchmarks.organisms.scored import Scored, context
 from wvmonitor.detection.calibration import BenignRun
-from wvmonitor.detection.judge import Judge
-from wvmonitor.detection.scores import ReferenceScores, ScoreName, Scores, score
+from wvmonitor.detection.scores import ReferenceScores, ScoreName, Scores
 from wvmonitor.reading import GEOMETRIES, Geometry
 
 PREFIX = "organisms"
 READINGS, RUNS = "{}.parquet", "{}-runs.parquet"
-KEPT_SCORES: tuple[ScoreName, ...] = ("cosine", "residual", "margin")
-Row = dict[str, Any]
+_JSON = ("counts", "rates", "numbers", "norms", "spectrum")
 
 
 class OldRecordError(ValueError):
@@ -52,7 +45,7 @@ def records(specs: Iterable[RunSpec], place: Place, bank: str) -> Iterator[tuple
         if not path.is_file():
             continue
         record = load(path)
-        if not record.belongs_to(spec, bank):
+        if (record["spec"], record["bank"]) != (digest_of(spec), bank):
             raise OldRecordError(
                 f"{path} was made by an older catalogue, or against another bank: remove it, and "
                 "`python -m benchmarks.organisms run` makes it again"
@@ -62,16 +55,15 @@ def records(specs: Iterable[RunSpec], place: Place, bank: str) -> Iterator[tuple
 
 def benign(specs: Iterable[RunSpec], place: Place) -> tuple[list[BenignRun], str]:
     """The harmless ones among the runs that have a record, to calibrate on, and their bank."""
-    bank, base = place.load_bank(), place.base_counts()
-    ridge = Judge.of(bank).ridge
+    bank, base = place.load_bank().fingerprint, place.base_counts()
     found = []
-    for spec, record in records(specs, place, bank.fingerprint):
-        if not any(labels(record.counts, base, spec.domains).values()):
-            scores = [score(r, bank.gram, ridge=ridge) for r in record.readings]
+    for spec, record in records(specs, place, bank):
+        if not any(labels(_counts(record["counts"]), base, spec.domains).values()):
+            scores = list(_scores(spec, record["readings"], bank, record["ridge"]))
             found.append(
-                BenignRun(spec.name, scores, context(spec, len(scores), record.meta["dataset"]))
+                BenignRun(spec.name, scores, context(spec, len(scores), record["dataset"]))
             )
-    return found, bank.fingerprint
+    return found, bank
 
 
 def write(specs: Sequence[RunSpec], place: Place, folder: Path, prefix: str = PREFIX) -> None:
@@ -85,71 +77,25 @@ def write(specs: Sequence[RunSpec], place: Place, folder: Path, prefix: str = PR
 
     Raises:
         OldRecordError: a record was made from other settings, or against another bank.
-        LeakageError: a reference shares something with a run.
     """
-    bank, base = place.load_bank(), place.base_counts()
-    judge, cards = Judge.of(bank), [r.card for r in bank]
-    persona = baselines.persona_direction(place)
+    bank, base = place.load_bank().fingerprint, place.base_counts()
     readings: list[Row] = []
     runs: list[Row] = []
-    for spec, record in records(specs, place, bank.fingerprint):
-        check(cards, spec)
-        shown = labels(record.counts, base, spec.domains)
-        found = [score(r, bank.gram, ridge=judge.ridge) for r in record.readings]
-        readings += [_reading(spec, s, b, shown=shown[b]) for s in found for b in BEHAVIOURS]
-        runs.append(_run(spec, record, baselines.numbers(spec, record, persona)))
+    ridge: Mapping[str, float] = {}
+    for spec, record in records(specs, place, bank):
+        shown = labels(_counts(record["counts"]), base, spec.domains)
+        ridge = record["ridge"]
+        about = {"run": spec.name, "group": spec.group, "split": spec.split}
+        readings += [about | {"shows": shown[r["behaviour"]]} | r for r in record["readings"]]
+        runs.append(
+            {k: record[k] for k in ("run", "spec", "dataset")}
+            | {k: json.dumps(record[k]) for k in _JSON}
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {
-        b"bank": bank.fingerprint.encode(),
-        b"base": json.dumps(base.counts).encode(),
-        b"ridge": json.dumps(judge.ridge).encode(),
-    }
+    metadata = {"bank": bank, "base": json.dumps(base.counts), "ridge": json.dumps(ridge)}
     for rows, name in ((readings, READINGS), (runs, RUNS)):
         table = _small(pa.Table.from_pylist(rows)).replace_schema_metadata(metadata)
         pq.write_table(table, folder / name.format(prefix), compression="zstd")
-
-
-def _reading(spec: RunSpec, scores: Scores, behaviour: str, *, shown: bool) -> Row:
-    reference = scores.references[behaviour]
-    return {
-        "run": spec.name,
-        "group": spec.group,
-        "split": spec.split,
-        "behaviour": behaviour,
-        "shows": shown,
-        "step": scores.step,
-        "norm": scores.norm,
-        "dose": reference.dose,
-        **{f"{g}_coverage": scores.coverage[g] for g in GEOMETRIES},
-        **{
-            f"{g}_{name}": reference.values.get(g, {}).get(name)
-            for g in GEOMETRIES
-            for name in KEPT_SCORES
-        },
-    }
-
-
-def _run(spec: RunSpec, record: Record, numbers: Mapping[str, float]) -> Row:
-    spectral = {
-        f"{module}/{what}": value
-        for module, values in record.meta["spectrum"].items()
-        for what, value in zip(SPECTRAL, values, strict=True)
-    }
-    return {
-        "run": spec.name,
-        "spec": digest_of(spec),
-        "dataset": record.meta["dataset"],
-        "counts": json.dumps(record.counts),
-        "rates": json.dumps(record.meta["rates"]),
-        "numbers": json.dumps({k: round(v, 7) for k, v in numbers.items()}),
-        "norms": json.dumps({k: round(v, 5) for k, v in baselines.module_norms(record).items()}),
-        "spectrum": json.dumps({k: round(v, 5) for k, v in spectral.items()}),
-    }
-
-
-def digest_of(spec: RunSpec) -> str:
-    """Of a run's settings: a row of another catalogue is not read as this one's."""
-    return hashlib.sha256(json.dumps(asdict(spec)).encode()).hexdigest()[:16]
 
 
 def _small(table: pa.Table) -> pa.Table:
@@ -176,37 +122,35 @@ def read(
     base = BaseCounts.of_json(json.loads(metadata[b"base"]))
     ridge: dict[Geometry, float] = json.loads(metadata[b"ridge"])
     of = {row["run"]: row for row in runs.to_pylist()}
-    rows: dict[str, dict[int, dict[str, Row]]] = {}
+    rows: dict[str, list[Row]] = {}
     for row in pq.read_table(folder / READINGS.format(prefix)).to_pylist():
-        rows.setdefault(row["run"], {}).setdefault(row["step"], {})[row["behaviour"]] = row
+        rows.setdefault(row["run"], []).append(row)
     found = [
-        _scored(s, of[s.name], rows[s.name], base, bank, ridge)
+        _scored(s, of[s.name], list(_scores(s, rows[s.name], bank, ridge)), base)
         for s in specs
         if s.name in of and of[s.name]["spec"] == digest_of(s)
     ]
     return found, base, bank
 
 
-def _scored(
-    spec: RunSpec,
-    row: Row,
-    steps: Mapping[int, Mapping[str, Row]],
-    base: BaseCounts,
-    bank: str,
-    ridge: dict[Geometry, float],
-) -> Scored:
-    counts = {m: _pair(v) for m, v in json.loads(row["counts"]).items()}
+def _scored(spec: RunSpec, row: Row, scores: Sequence[Scores], base: BaseCounts) -> Scored:
+    of = {name: json.loads(row[name]) for name in _JSON}
+    counts = _counts(of["counts"])
     return Scored(
         spec,
         row["dataset"],
-        list(_scores(spec, steps, bank, ridge)),
+        scores,
         counts,
         labels(counts, base, spec.domains),
-        [(int(step), _pair(v)) for step, v in json.loads(row["rates"])],
-        json.loads(row["numbers"]),
-        json.loads(row["norms"]),
-        json.loads(row["spectrum"]),
+        [(int(step), _pair(v)) for step, v in of["rates"]],
+        of["numbers"],
+        of["norms"],
+        of["spectrum"],
     )
+
+
+def _counts(found: Mapping[str, Sequence[int]]) -> dict[str, Counts]:
+    return {m: _pair(v) for m, v in found.items()}
 
 
 def _pair(value: Sequence[int]) -> Counts:
@@ -215,11 +159,12 @@ def _pair(value: Sequence[int]) -> Counts:
 
 
 def _scores(
-    spec: RunSpec,
-    steps: Mapping[int, Mapping[str, Row]],
-    bank: str,
-    ridge: dict[Geometry, float],
+    spec: RunSpec, rows: Sequence[Row], bank: str, ridge: Mapping[Geometry, float]
 ) -> Iterator[Scores]:
+    """The scores of each reading, from its rows, in the order of steps."""
+    steps: dict[int, dict[str, Row]] = {}
+    for row in rows:
+        steps.setdefault(row["step"], {})[row["behaviour"]] = row
     for step in sorted(steps):
         references = {}
         for behaviour, row in steps[step].items():
@@ -237,7 +182,7 @@ def _scores(
             coverage={g: one[f"{g}_coverage"] for g in GEOMETRIES},
             step=step,
             progress=step / spec.steps,
-            ridge=ridge,
+            ridge=dict(ridge),
             bank=bank,
         )
 

@@ -12,7 +12,7 @@ from scipy import stats
 from benchmarks import detectors, statistics
 from benchmarks.organisms import baselines, metrics, report, runner, second, tables, training
 from benchmarks.organisms.catalogue import benign, catalogue
-from benchmarks.organisms.data import digest
+from benchmarks.organisms.data import Part, digest
 from benchmarks.organisms.labels import BEHAVIOURS, FLOOR, LEVEL, BaseCounts, labels, significant
 from benchmarks.organisms.leakage import LeakageError, check, shared
 from benchmarks.organisms.page import TARGETS
@@ -420,10 +420,9 @@ def test_a_run_is_read_scored_and_labelled(finished, shipped):
         assert len(run.norms) == 28
         assert len(run.spectrum) == 3 * 28
         record = load(path_of(place.records, run.spec.name))
-        assert record.meta["dataset"] == run.spec.dataset == run.dataset
-        assert len(record.meta["loss"]) == len(record.meta["grad_norm"]) == 8
-        assert len(record.meta["rotation"]) == 3
-        assert 0 < max(record.meta["rotation"]) < 2
+        assert record["dataset"] == run.spec.dataset == run.dataset
+        assert 0 < run.numbers["rotation rate, 1 − cos(τ_t, τ_{t−k})"] < 2
+        assert run.numbers["gradient norm, its peak (2508.20015)"] > 0
 
 
 def test_runs_are_ranked_by_what_the_judge_goes_by(finished):
@@ -472,23 +471,22 @@ def test_what_is_recorded_is_not_trained_again(finished):
         runner.run(specs, place, workers=1, processes=here, show=lambda *a: began.append(a[2].name))
     assert began == [specs[0].name]
     again = load(lost)
-    for one, other in zip(before.readings, again.readings, strict=True):
-        np.testing.assert_allclose(
-            one.geometries["frobenius"].products, other.geometries["frobenius"].products, atol=1e-6
-        )
-    assert before.counts == again.counts
+    for one, other in zip(before["readings"], again["readings"], strict=True):
+        assert one["frobenius_cosine"] == pytest.approx(other["frobenius_cosine"], abs=1e-6)
+    assert before["counts"] == again["counts"]
 
 
 def test_words_alone_do_not_tell_harm_in_other_domains():
-    """Word pairs of the evil reference's data say little of a run's: no word is a marker."""
-    bad, good = (
-        [baselines.data_odds(replace(named(f"test/evil: harmful advice/{d} 0"), name=f"{kind} {d}",
-                                     parts=(replace(named(f"test/evil: harmful advice/{d} 0")
-                                                    .parts[0], kind=kind),)))
-         for d in ("medical", "finance", "sport", "cooking")]
+    """Word pairs of the evil reference's data rank good and harmful advice elsewhere by chance."""
+    odds = {
+        kind: [
+            baselines.data_odds(Part(kind, (domain,)).maker()(240, 7))
+            for domain in ("medical", "finance", "sport", "cooking")
+        ]
         for kind in ("harmful advice", "good advice")
-    )  # fmt: skip
-    assert 0 < statistics.area(np.array(bad), np.array(good)) < 1
+    }
+    apart = np.mean(odds["harmful advice"]) - np.mean(odds["good advice"])
+    assert abs(apart) < 0.05
 
 
 # --- the results that are kept -----------------------------------------------------------------
