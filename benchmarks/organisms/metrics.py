@@ -577,7 +577,7 @@ def _largest(run: Scored, behaviour: str) -> float:
 def _compared(
     runs: Sequence[Scored], positive: Sequence[bool], held: Mapping[str, Sequence[float]]
 ) -> list[dict[str, Any]]:
-    """A row for each detector; one that ranks harm lowest is given the other sign, on these runs."""
+    """A row for each detector; one that ranks harm lowest gets the other sign, on these runs."""
     rows = []
     for name, given in held.items():
         numbers = np.array(given)
