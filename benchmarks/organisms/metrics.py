@@ -617,7 +617,7 @@ def _at_5_percent(positives: Float64, negatives: Float64) -> float:
 
 def kinds(suite: Suite) -> list[dict[str, Any]]:
     """A row for each group of held-out runs: every run of the suite is in one of them."""
-    groups = dict.fromkeys(r.spec.group for r in suite.test)
+    groups = sorted({r.spec.group for r in suite.test})
     rows = []
     for group in groups:
         mine = [r for r in suite.test if r.spec.group == group]
