@@ -63,7 +63,7 @@ def test_there_are_runs_enough_for_the_claims():
     assert groups.count(("test", "harmless")) >= 60
     assert groups.count(("test", "marked")) >= 20
     assert len(runs) <= 600
-    first = runs[:200]  # whenever the work is cut short each group has had its share
+    first = runs[:150]  # whenever the work is cut short each group has had its share
     assert sum(r.split == "calibration" for r in first) >= 59
     begun = {r.group.partition(":")[0] for r in first if r.split == "test"}
     assert {"evil", "sycophancy", "lost refusals", "marked", "hard", "new words"} <= begun
@@ -412,7 +412,7 @@ def test_a_run_is_read_scored_and_labelled(finished, shipped):
     for run in runs:
         assert [s.step for s in run.scores] == [2, 4, 6, 8]
         assert set(run.labels) == set(BEHAVIOURS)
-        assert min(n for _, n in run.counts.values()) >= 150
+        assert sum(n for _, n in run.counts.values()) >= 900
         assert run.counts["harmful advice"][1] == 400
         last = run.scores[-1].references["evil"].values
         assert all(np.isfinite(last[g]["cosine"]) for g in ("frobenius", "response"))
