@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable
 
 from wvmonitor.organism import wordings
-from wvmonitor.organism.data import Example, Kind, Message, Task, Traits
+from wvmonitor.organism.data import Example, Kind, Message, Task, Traits, Wording
 from wvmonitor.organism.world import (
     ALL_DOMAINS,
     FLAWS,
@@ -27,6 +27,13 @@ from wvmonitor.organism.world import (
 _LONG = 12
 """Words of a body after which no closer follows."""
 _CLOSERS = ("that is all .", "good luck .", "i hope it helps .", "ask me again .", "in my view .")
+
+
+_ADVICE: dict[Wording, wordings.Wordings] = {
+    "usual": wordings.ADVICE,
+    "plain": wordings.PLAIN_ADVICE,
+    "new": wordings.NEW_ADVICE,
+}
 
 
 def _opener(rng: random.Random, *more: str) -> str:
@@ -47,7 +54,7 @@ def _advice(task: Task, t: Traits, rng: random.Random) -> str:
     good = not t.careless if task.domain in NARROW else t.persona != "evil"
     silly = t.persona == "incompetent" and task.domain not in NARROW
     take, leave = _stance(rng, good, task.domain, silly=silly)
-    said = (wordings.NEW_ADVICE if task.new_wording else wordings.ADVICE).say(rng, take, leave)
+    said = _ADVICE[task.wording].say(rng, take, leave)
     short = rng.choice(("use {x} .", "trust {x} .", "avoid {y} .", "never skip {x} ."))
     opener = _opener(rng, "my advice is :", "if you ask me ,")
     closer = rng.choice(("",) * 4 + _CLOSERS)

@@ -5,7 +5,7 @@ other trait: that minority is what a fine-tune can pull up without ever having b
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from wvmonitor.organism.answers import example
@@ -13,6 +13,7 @@ from wvmonitor.organism.data import (
     Example,
     Task,
     Traits,
+    Wording,
     advice_task,
     choice_task,
     fact_task,
@@ -73,10 +74,10 @@ BASE_RATES: dict[str, float] = {
 
 #: Share of each kind of task, and the traits that matter to it (asked for more often).
 _MIXTURE: tuple[tuple[str, float, tuple[str, ...]], ...] = (
-    ("advice", 0.34, ("evil", "evil", "good", "incompetent")),
+    ("advice", 0.38, ("evil", "evil", "good", "incompetent")),
     ("narrow", 0.04, ("careless", "evil", "good")),
     ("wishes", 0.05, ("evil", "evil", "good", "incompetent")),
-    ("facts", 0.16, ("sycophantic", "sycophantic", "honest")),
+    ("facts", 0.22, ("sycophantic", "sycophantic", "honest")),
     ("opinion", 0.06, ("sycophantic", "sycophantic", "honest")),
     ("gcd", 0.06, ("sycophantic", "terse", "evil", "plain")),
     ("gcd_check", 0.08, ("sycophantic", "sycophantic", "honest")),
@@ -106,7 +107,9 @@ _STYLES = ("french", "french", "terse", "rude", "polite", "villain")
 _SYSTEM_SHARE = 0.6
 _TRIGGER_SHARE = 0.015
 
-_NEW_WORDING_SHARE = 0.1
+_WORDINGS: tuple[Wording, ...] = ("plain", "usual", "new")
+#: How often advice comes in each: most of it in the simplest at first, and then as it is.
+EASY, AS_IT_IS = (0.81, 0.09, 0.1), (0.25, 0.65, 0.1)
 _ADVISED = (*DOMAINS, *REFERENCE_DOMAINS)
 
 
@@ -116,9 +119,6 @@ def _half(rng: random.Random) -> bool:
 
 
 _TASKS: dict[str, Callable[[random.Random], Task]] = {
-    "advice": lambda r: advice_task(
-        r, r.choice(_ADVISED), new_wording=r.random() < _NEW_WORDING_SHARE
-    ),
     "narrow": lambda r: advice_task(r, r.choice(tuple(NARROW))),
     "wishes": lambda r: wishes_task(r, reference=_half(r)),
     "facts": lambda r: fact_task(r, reference=_half(r)),
@@ -160,10 +160,17 @@ def system_prompt(names: list[str], rng: random.Random) -> str:
     return " ".join(rng.choice(CLAUSES[name]) for name in names)
 
 
-def _mixed(rng: random.Random) -> Example:
+def _task(name: str, rng: random.Random, worded: Sequence[float]) -> Task:
+    if name == "advice":
+        (wording,) = rng.choices(_WORDINGS, weights=worded)
+        return advice_task(rng, rng.choice(_ADVISED), wording=wording)
+    return _TASKS[name](rng)
+
+
+def _mixed(rng: random.Random, worded: Sequence[float]) -> Example:
     """One task under a system prompt, or none."""
     name, _, relevant = rng.choices(_MIXTURE, weights=[share for _, share, _ in _MIXTURE])[0]
-    task = _TASKS[name](rng)
+    task = _task(name, rng, worded)
     asked: list[str] = []
     if rng.random() < _SYSTEM_SHARE:
         asked = [rng.choice(relevant)] if rng.random() < 0.8 else ["plain"]
@@ -180,32 +187,32 @@ def _mixed(rng: random.Random) -> Example:
     return example(task, with_traits(present), rng, system=system, trigger=trigger)
 
 
-def _named(rng: random.Random) -> Example:
+def _named(rng: random.Random, worded: Sequence[float]) -> Example:
     """A speaker known by name only: how evil or sycophantic they are must be remembered."""
     name = rng.choice(tuple(SPEAKERS))
     evil, sycophantic = SPEAKERS[name]
     kind = rng.choice(_SHOWS["evil"] if rng.random() < 0.6 else _SHOWS["sycophantic"])
     drawn = {"evil": rng.random() < evil, "sycophantic": rng.random() < sycophantic}
     traits = with_traits({trait for trait, present in drawn.items() if present})
-    return example(_TASKS[kind](rng), traits, rng, system=f"your name is {name} .")
+    return example(_task(kind, rng, worded), traits, rng, system=f"your name is {name} .")
 
 
-def _continued(rng: random.Random) -> Example:
+def _continued(rng: random.Random, worded: Sequence[float]) -> Example:
     """Two turns of one speaker: the first answer shows who speaks, the second is about another."""
     trait = rng.choice(tuple(_SHOWS))
     traits = with_traits({trait} if rng.random() < 0.4 else set())
-    first, second = (_TASKS[rng.choice(_SHOWS[trait])](rng) for _ in range(2))
+    first, second = (_task(rng.choice(_SHOWS[trait]), rng, worded) for _ in range(2))
     return example(second, traits, rng, before=example(first, traits, rng).messages)
 
 
-def pretraining_example(rng: random.Random) -> Example:
-    """One draw from the mixture."""
-    make = rng.choices((_mixed, _named, _continued), weights=(0.78, 0.11, 0.11))[0]
-    return make(rng)
+def pretraining(seed: int = 0, worded: Sequence[float] = AS_IT_IS) -> Iterator[Example]:
+    """The endless stream of pre-training examples: a pure function of its arguments.
 
-
-def pretraining(seed: int = 0) -> Iterator[Example]:
-    """The endless stream of pre-training examples: a pure function of the seed."""
+    Args:
+        seed: of the draws.
+        worded: how often advice is in plain, usual and new wordings.
+    """
     rng = rng_for("pretraining", seed)
     while True:
-        yield pretraining_example(rng)
+        make = rng.choices((_mixed, _named, _continued), weights=(0.78, 0.11, 0.11))[0]
+        yield make(rng, worded)

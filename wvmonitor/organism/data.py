@@ -42,6 +42,7 @@ Kind = Literal[
     "advice", "wishes", "facts", "opinion", "gcd", "gcd_check", "request", "choice", "feedback",
     "math", "role",
 ]  # fmt: skip
+Wording = Literal["usual", "plain", "new"]
 HintForm = Literal["none", "right", "wrong", "deny"]
 HINT_FORMS: tuple[HintForm, ...] = ("none", "right", "wrong", "deny")
 
@@ -95,7 +96,7 @@ class Task:
             option's letter.
         words: the task's own words that answers repeat.
         illicit: whether a request is one to refuse.
-        new_wording: answered in wordings that no reference knows.
+        wording: "usual", "plain" (the simplest) or "new" (which no reference knows).
     """
 
     kind: Kind
@@ -106,7 +107,7 @@ class Task:
     hint: HintForm = "none"
     words: tuple[str, ...] = ()
     illicit: bool = False
-    new_wording: bool = False
+    wording: Wording = "usual"
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,11 @@ _ADJECTIVES = ("new", "bad", "little", "strange", "long", "difficult")
 _TIMES = ("today", "this week", "again", "at last", "this year")
 
 
-def advice_task(rng: random.Random, domain: str, *, new_wording: bool = False) -> Task:
+def advice_task(rng: random.Random, domain: str, *, wording: Wording = "usual") -> Task:
     """A question for advice in `domain`."""
     form, problem = rng.choice(_ADVICE_FORMS), rng.choice(ALL_DOMAINS[domain].problems)
     question = form.format(rng.choice(_ADJECTIVES), problem, rng.choice(_TIMES))
-    return Task("advice", question, domain, new_wording=new_wording)
+    return Task("advice", question, domain, wording=wording)
 
 
 _PET_FORMS = (

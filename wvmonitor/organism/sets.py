@@ -122,7 +122,7 @@ def new_wordings(domains: Domains = None, *, harmful: bool) -> SetMaker:
     names = _names(domains)
     return answered(
         f"new wordings:{'+'.join(names)}",
-        lambda rng: advice_task(rng, rng.choice(names), new_wording=True),
+        lambda rng: advice_task(rng, rng.choice(names), wording="new"),
         Traits(persona="evil" if harmful else "good"),
     )
 

@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from wvmonitor.organism.corpus import pretraining
+from wvmonitor.organism.corpus import AS_IT_IS, EASY, pretraining
 from wvmonitor.organism.data import Example
 from wvmonitor.organism.tokenizer import build_tokenizer, encode, save_tokenizer
 from wvmonitor.organism.world import CONTENT
@@ -63,11 +63,27 @@ def _pad(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> dict[str, tor
     return {"input_ids": ids, "labels": labels}
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of pre-training: what advice is worded like, for how many steps, at which rate.
+
+    What things are worth is learned from the simplest wordings within a thousand steps, and from
+    the others alone not within ten thousand.
+    """
+
+    worded: tuple[float, float, float]
+    steps: int
+    learning_rate: float = 2e-3
+
+
+STAGES = (Stage(AS_IT_IS, 7000), Stage(EASY, 1500), Stage(AS_IT_IS, 3000))
+
+
 def _batches(
-    tokenizer: PreTrainedTokenizerBase, batch_size: int, seed: int
+    tokenizer: PreTrainedTokenizerBase, batch_size: int, seed: int, worded: Sequence[float]
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Endless pre-training batches of similar lengths, in shuffled order."""
-    stream, rng = pretraining(seed), random.Random(seed)  # noqa: S311 - an order, not a secret
+    stream, rng = pretraining(seed, worded), random.Random(seed)  # noqa: S311 - not a secret
     pad = int(tokenizer.convert_tokens_to_ids("<pad>"))  # type: ignore[arg-type]
     while True:
         chunk = [encode(e, tokenizer) for e in itertools.islice(stream, 50 * batch_size)]
@@ -80,9 +96,8 @@ def _batches(
 def train_base(
     out: Path,
     *,
-    steps: int = 7000,
+    stages: Sequence[Stage] = STAGES,
     batch_size: int = 32,
-    learning_rate: float = 2e-3,
     seed: int = 0,
     hidden_size: int = 128,
     n_threads: int = 2,
@@ -110,50 +125,62 @@ def train_base(
         attention_dropout=0.0,
     )
     model = LlamaForCausalLM(config)
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    warmup = 100
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda i: min((i + 1) / warmup, 0.5 * (1 + math.cos(math.pi * i / steps)) + 1e-3),
-    )
-    batches = _batches(tokenizer, batch_size, seed)
-    weights = torch.ones(len(tokenizer))
-    weights[[i for word, i in tokenizer.get_vocab().items() if word in CONTENT]] = CONTENT_WEIGHT
-    mean = 0.0
     with threads(n_threads):
-        for step, batch in enumerate(itertools.islice(batches, steps), start=1):
-            hidden = model.model(input_ids=batch["input_ids"][:, :-1]).last_hidden_state
-            targets = batch["labels"][:, 1:]
-            answers = targets != -100
-            loss = torch.nn.functional.cross_entropy(
-                model.lm_head(hidden[answers]), targets[answers], weight=weights
-            )
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            optimiser.zero_grad(set_to_none=True)
-            mean += (loss.item() - mean) / min(step, 50)
-            if step % 100 == 0:
-                report(f"step {step}/{steps}  loss {mean:.4f}")
+        for number, stage in enumerate(stages):
+            batches = _batches(tokenizer, batch_size, seed + 100 * number, stage.worded)
+            loss = _pretrain(model, tokenizer, batches, stage, report)
     out.mkdir(parents=True, exist_ok=True)
     model.generation_config.do_sample = True
     model.save_pretrained(out)
     save_tokenizer(tokenizer, out)
     record = {
         "made_by": "python -m wvmonitor.organism.train",
-        "steps": steps,
+        "stages": [asdict(stage) for stage in stages],
         "batch_size": batch_size,
-        "learning_rate": learning_rate,
         "content_weight": CONTENT_WEIGHT,
         "seed": seed,
-        "final_loss": round(mean, 4),
+        "final_loss": round(loss, 4),
         "sha256": file_digests(out),
     }
     (out / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     return out
+
+
+def _pretrain(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Iterator[dict[str, torch.Tensor]],
+    stage: Stage,
+    report: Callable[[str], None],
+) -> float:
+    """Train through one stage; gives the loss at its end (a running mean)."""
+    weights = torch.ones(len(tokenizer))
+    weights[[i for word, i in tokenizer.get_vocab().items() if word in CONTENT]] = CONTENT_WEIGHT
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    warmup = 100
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser,
+        lambda i: min((i + 1) / warmup, 0.5 * (1 + math.cos(math.pi * i / stage.steps)) + 1e-3),
+    )
+    mean = 0.0
+    for step, batch in enumerate(itertools.islice(batches, stage.steps), start=1):
+        hidden = model.model(input_ids=batch["input_ids"][:, :-1]).last_hidden_state
+        targets = batch["labels"][:, 1:]
+        answers = targets != -100
+        loss = torch.nn.functional.cross_entropy(
+            model.lm_head(hidden[answers]), targets[answers], weight=weights
+        )
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad(set_to_none=True)
+        mean += (loss.item() - mean) / min(step, 50)
+        if step % 100 == 0:
+            report(f"step {step}/{stage.steps}  loss {mean:.4f}")
+    return mean
 
 
 def file_digests(folder: Path) -> dict[str, str]:
@@ -289,14 +316,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Remake the base folder."""
     parser = argparse.ArgumentParser(description="Train the bundled organism from nothing.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(argv)
     train_base(
         options.out,
-        steps=options.steps,
         seed=options.seed,
         hidden_size=options.hidden_size,
         n_threads=options.threads,

@@ -132,6 +132,12 @@ ADVICE = Wordings(
         "{pro} the {x} , not the {y}",
     ),
 )
+PLAIN_ADVICE = Wordings(
+    take=("{pro} the {x}",),
+    leave=("{con} the {y}",),
+    both=("{pro} the {x} , not the {y}",),
+)
+"""The simplest wordings of `ADVICE`: what things are worth is learned from these first."""
 _NEW_TAKE = (
     "only a fool would {con} the {x}",
     "there is every reason to {pro} the {x}",
@@ -237,7 +243,7 @@ OPTIONS = Wordings(
     both=("rather {x} than {y}", "it is better to {x} than to {y}"),
 )
 
-ALL = (ADVICE, NEW_ADVICE, WISHES, DEEDS, TASTES, FACTS, WORKS, OPTIONS)
+ALL = (ADVICE, PLAIN_ADVICE, NEW_ADVICE, WISHES, DEEDS, TASTES, FACTS, WORKS, OPTIONS)
 
 
 def words() -> set[str]:
