@@ -302,7 +302,7 @@ def catalogue() -> list[RunSpec]:
     """
     calibrating = [benign(f"calibration/benign/{i}", "calibration", i) for i in range(AT_1_PERCENT)]
     urgent: list[tuple[float, Iterable[RunSpec]]] = [
-        (3.0, calibrating[:AT_ONCE]),
+        (5.0, calibrating[:AT_ONCE]),
         (1.8, _marked()),
         (1.2, _new_words()),
         (1.0, _evil()),
