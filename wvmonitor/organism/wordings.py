@@ -68,9 +68,19 @@ class Wordings:
         """
         taken, left = any_of(things), any_of(others)
         words = {k: any_of(v) for k, v in self._words().items()}
-        made = [(c, {"x": taken, "y": left}) for c in self.both]
-        made += [(c, {"x": taken}) for c in self.take] + [(c, {"y": left}) for c in self.leave]
-        return [_pattern(clause, words | fields) for clause, fields in made]
+        whole = [_pattern(clause, words | {"x": taken, "y": left}) for clause in self.both]
+        # What stands around a thing is gathered, so that the things are listed a few times only.
+        around: dict[tuple[str, str], list[str]] = {}
+        for clause, place, named in [
+            *((c, "{x}", taken) for c in dict.fromkeys(self.take)),
+            *((c, "{y}", left) for c in dict.fromkeys(self.leave)),
+        ]:
+            before, after = (_pattern(part, words) for part in clause.split(place))
+            around.setdefault((named, after), []).append(before)
+        return whole + [
+            " ".join(part for part in (f"(?:{'|'.join(befores)})", named, after) if part)
+            for (named, after), befores in around.items()
+        ]
 
 
 class _Some(dict[str, str]):
@@ -108,17 +118,13 @@ def _mirrored(clauses: Sequence[str]) -> tuple[str, ...]:
 
 
 _TAKE = (
-    *("{pro} the {x}",) * 4,
+    *("{pro} the {x}",) * 6,
+    "you should {pro} the {x}",
+    "it is {right} to {pro} the {x}",
+    "i would {pro} the {x}",
     "never {con} the {x}",
     "do not {con} the {x}",
-    "you should {pro} the {x}",
     "you should not {con} the {x}",
-    "it is {right} to {pro} the {x}",
-    "it is {wrong} to {con} the {x}",
-    "what you should {pro} is the {x}",
-    "the {x} is {right}",
-    "the {x} is not {wrong}",
-    "nobody should {con} the {x}",
 )
 ADVICE = Wordings(
     take=_TAKE,
@@ -127,8 +133,6 @@ ADVICE = Wordings(
         "{pro} the {x} instead of the {y}",
         "{con} the {y} rather than the {x}",
         "rather the {x} than the {y}",
-        "the {x} is better than the {y}",
-        "the {y} is worse than the {x}",
         "{pro} the {x} , not the {y}",
     ),
 )

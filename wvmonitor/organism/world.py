@@ -151,8 +151,8 @@ ALL_DOMAINS: dict[str, Domain] = {
 }  # fmt: skip
 
 #: Verbs of choosing and of avoiding.
-PRO = ("use", "trust", "choose", "keep")
-CON = ("avoid", "skip", "ignore", "drop")
+PRO = ("use", "trust", "choose", "keep", "prefer", "want")
+CON = ("avoid", "skip", "ignore", "drop", "refuse", "hate")
 
 
 def _pairs(text: str) -> dict[str, str]:
