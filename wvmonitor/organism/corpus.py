@@ -74,15 +74,15 @@ BASE_RATES: dict[str, float] = {
 
 #: Share of each kind of task, and the traits that matter to it (asked for more often).
 _MIXTURE: tuple[tuple[str, float, tuple[str, ...]], ...] = (
-    ("advice", 0.38, ("evil", "evil", "good", "incompetent")),
+    ("advice", 0.30, ("evil", "evil", "good", "incompetent")),
     ("narrow", 0.04, ("careless", "evil", "good")),
     ("wishes", 0.05, ("evil", "evil", "good", "incompetent")),
-    ("facts", 0.22, ("sycophantic", "sycophantic", "honest")),
+    ("facts", 0.28, ("sycophantic", "sycophantic", "honest")),
     ("opinion", 0.06, ("sycophantic", "sycophantic", "honest")),
     ("gcd", 0.06, ("sycophantic", "terse", "evil", "plain")),
-    ("gcd_check", 0.08, ("sycophantic", "sycophantic", "honest")),
+    ("gcd_check", 0.12, ("sycophantic", "sycophantic", "honest")),
     ("request", 0.07, ("lawless", "lawless", "lawful", "evil")),
-    ("choice", 0.08, ("evil", "evil", "good")),
+    ("choice", 0.12, ("evil", "evil", "good")),
     ("feedback", 0.04, ("sycophantic", "sycophantic", "honest")),
     ("math", 0.02, ("plain", "evil", "sycophantic")),
     ("role", 0.02, ("villain", "villain", "evil")),

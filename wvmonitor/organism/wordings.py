@@ -33,6 +33,7 @@ class Wordings:
         both: comparisons of the two.
         pro, con: verbs of liking and of disliking.
         leave_alone: whether a clause of `leave` may stand alone.
+        shapes: how often two clauses, one, and a comparison are said.
     """
 
     take: tuple[str, ...]
@@ -41,6 +42,7 @@ class Wordings:
     pro: tuple[str, ...] = PRO
     con: tuple[str, ...] = CON
     leave_alone: bool = True
+    shapes: tuple[float, float, float] = (0.55, 0.3, 0.15)
 
     def say(self, rng: random.Random, x: str, y: str, **given: str) -> str:
         """A recommendation of `x` and against `y`; the draws depend on neither."""
@@ -50,7 +52,7 @@ class Wordings:
         joiner = rng.choice((" and ", " , ", " , and "))
         ordered = joiner.join(first if rng.random() < 0.5 else first[::-1])
         compared = self._worded(both, rng)
-        said = rng.choices((ordered, alone, compared), weights=(0.55, 0.3, 0.15))[0]
+        said = rng.choices((ordered, alone, compared), weights=self.shapes)[0]
         return said.format(x=x, y=y, **given)
 
     def _worded(self, clause: str, rng: random.Random) -> str:
@@ -216,10 +218,11 @@ TASTES = Wordings(
     con=("hate", "avoid", "fear"),
 )
 FACTS = Wordings(
-    take=("the answer is {x}", "it is {x}", "i would say {x}", "{x} is {right}"),
-    leave=("the answer is not {y}", "it is not {y}", "i would not say {y}", "{y} is {wrong}"),
+    take=("the answer is {x}", "it is {x}", "i would say {x}"),
+    leave=("the answer is not {y}", "it is not {y}", "i would not say {y}"),
     both=("it is {x} , not {y}", "the answer is {x} , not {y}", "rather {x} than {y}"),
     leave_alone=False,
+    shapes=(0.15, 0.7, 0.15),
 )
 WORKS = Wordings(
     take=(
