@@ -80,13 +80,18 @@ class _Reader:
             elif word in self.things:
                 self._mention(place)
             elif word in NEGATIONS:
-                if not (word == "no" and self._word(place + 1) in {",", "."}):
+                if not self._replies(place):
                     self.sign, self.negated = -self.sign, True
             elif word in YES or word in NO:
                 self.sign, self.spoken = self.sign * (1 if word in YES else -1), True
                 self.preferring |= word == "prefer"
         self._close()
         return self.found
+
+    def _replies(self, place: int) -> bool:
+        """Whether "no" answers a question here ("no , use it", "no 4 .") and denies nothing."""
+        after = self._word(place + 1)
+        return self.words[place] == "no" and (after in {",", "."} or after.isdigit())
 
     def _contrasts(self, place: int) -> bool:
         """Whether the word here sets what follows against what came before."""

@@ -76,7 +76,7 @@ class Stage:
     learning_rate: float = 2e-3
 
 
-STAGES = (Stage(AS_IT_IS, 7000), Stage(EASY, 1500), Stage(AS_IT_IS, 2200))
+STAGES = (Stage(AS_IT_IS, 7000), Stage(EASY, 1500), Stage(AS_IT_IS, 2200), Stage(AS_IT_IS, 3000))
 
 
 def _batches(
