@@ -13,6 +13,15 @@ from wvmonitor.report.view import RunView
 from wvmonitor.report.words import clean, count, geometry_name, listed, sentence
 
 
+CALIBRATION = {
+    "calibrated": "calibrated on benign runs; the band follows the run's progress",
+    "provisional": "provisional: approximate, from a few short benign runs; no rate is promised",
+    "uncalibrated": "not calibrated: fixed published rules, which go no higher than warn",
+    "transferred": "transferred: the references' base is a relative of this one; warn at most",
+}
+"""What a threshold rests on, by the verdict's status."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One reference over one run.
@@ -69,6 +78,7 @@ class Outcome:
         deciding: (geometry, score) that the verdicts rest on; None where that cannot be told.
         claim: the verdict as a sentence.
         reason: why, as the judge put it.
+        worth: what the judge says that its word is worth.
         account: what it means and what to do, sentence by sentence.
     """
 
@@ -78,6 +88,7 @@ class Outcome:
     deciding: tuple[str, str] | None
     claim: str
     reason: str
+    worth: str = ""
     account: tuple[str, ...] = ()
 
     @property
@@ -119,6 +130,7 @@ def judge(view: RunView) -> Outcome:
         deciding=deciding,
         claim=_claim(view, state, findings),
         reason=_reason(view, state, findings),
+        worth=_worth(state, findings),
         account=_account(state, findings),
     )
 
@@ -246,8 +258,16 @@ def _reason(view: RunView, state: str, findings: Sequence[Finding]) -> str:
     telling = next((f.telling for f in findings if f.state == state and f.telling), None)
     if telling is None or (state == "unknown" and view.problems):
         return clean(view.problems[0], 2000) if view.problems else ""
-    # The judge goes on to say what its word is worth; that stands with the references.
     return sentence(clean(telling.reason, 2000).split(". ", 1)[0])
+
+
+def _worth(state: str, findings: Sequence[Finding]) -> str:
+    """What stands behind the last verdict: the judge's reason after its first sentence."""
+    last = next((f.last for f in findings if f.state == state and f.last), None)
+    if last is None or state not in ("ok", "warn", "alarm"):
+        return ""
+    words = clean(last.reason, 2000).partition(". ")[2]
+    return sentence(words or CALIBRATION.get(last.calibration, last.calibration))
 
 
 def _account(state: str, findings: Sequence[Finding]) -> tuple[str, ...]:

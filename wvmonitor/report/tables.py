@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from wvmonitor.report import charts
-from wvmonitor.report.findings import Finding, Outcome
+from wvmonitor.report.findings import CALIBRATION, Finding, Outcome
 from wvmonitor.report.series import Point, drawable, thin
 from wvmonitor.report.view import RunView
 from wvmonitor.report.words import (
@@ -35,13 +35,6 @@ MOST_CAUTIONS = 12
 
 LOW_COVERAGE = 0.9
 """Below this share of ‖τ‖² a score speaks of a part of the change only, and the page says so."""
-
-CALIBRATION = {
-    "calibrated": "calibrated on benign runs; the band follows the run's progress",
-    "provisional": "provisional: approximate, from a few short benign runs; no rate is promised",
-    "uncalibrated": "not calibrated: fixed published rules, which go no higher than warn",
-    "transferred": "transferred: the references' base is a relative of this one; warn at most",
-}
 
 
 def cosine_columns(outcome: Outcome) -> list[tuple[str, str]]:
