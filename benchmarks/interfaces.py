@@ -2,11 +2,11 @@
 
 python -m benchmarks.interfaces [WHEELS]
 
-Frameworks that need a GPU, or an environment of their own that is too large, are read instead: their
-newest wheel is fetched without its dependencies (or found in the folder WHEELS) and unpacked, and
-nothing of it is imported. Each claim is a function of its source and what that function must hold;
-one that fails is printed and the exit code is 1. What was read goes to benchmarks/results/
-interfaces.json, of which `python docs/generate.py` makes a table.
+Frameworks that need a GPU, or too large an environment of their own, are read instead: their newest
+wheel is fetched without its dependencies (or found in the folder WHEELS), and nothing of it is
+imported. Each claim is a function of its source and what that function must hold; one that fails is
+printed and the exit code is 1. What was read goes to benchmarks/results/interfaces.json, of which
+`python docs/generate.py` makes a table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent / "results" / "interfaces.json"
 
 @dataclass(frozen=True)
 class Claim:
-    """A function, by its file and dotted name, and code that stands in it (as `ast.unparse` has it)."""
+    """A function, by its file and dotted name, and code in it, as `ast.unparse` has it."""
 
     file: str
     function: str
@@ -60,7 +60,8 @@ FRAMEWORKS = (
         "ms-swift",
         "`--external_plugins FILE --callbacks wvmonitor`",
         (
-            Claim("swift/arguments/base_args/base_args.py", "BaseArguments._import_external_plugins",
+            Claim("swift/arguments/base_args/base_args.py",
+                  "BaseArguments._import_external_plugins",
                   "import_external_file(external_plugin)"),
             Claim("swift/trainers/mixin.py", "SwiftMixin._get_callbacks",
                   "callbacks_map[callback](args, self)"),
@@ -113,7 +114,7 @@ def wheel(package: str, wheels: Path, folder: Path) -> Path:
     found = sorted(wheels.glob(pattern))
     if not found:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", package]
-        subprocess.run([*command, "--dest", str(folder)], check=True)  # noqa: S603
+        subprocess.run([*command, "--dest", str(folder)], check=True)
         found = sorted(folder.glob(pattern))
     return found[-1]
 

@@ -128,7 +128,7 @@ def _table(model: type[BaseModel]) -> list[str]:
 
 
 def integrations() -> str:
-    """The page of integrations, with what `benchmarks.stacks` saw and `benchmarks.interfaces` read."""
+    """The page of integrations: what `benchmarks.stacks` saw, what `benchmarks.interfaces` read."""
     page = INTEGRATIONS.read_text("utf-8")
     before, begin, rest = page.partition("<!-- stacks: written by docs/generate.py -->")
     _, end, after = rest.partition("<!-- /stacks -->")

@@ -200,7 +200,9 @@ def test_every_alert_fires_says_what_is_asked_and_resolves(
 def test_no_alert_of_the_rules_is_left_out() -> None:
     """Every alert that the rules hold is fired and resolved here, from a real page."""
     rules = yaml.safe_load(rules_text({"evil": "harm"}, TIMES, RuleLinks()))
-    held = {rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
+    held = {
+        rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule
+    }
     assert held == {*CASES, "WVMonitorAbsent"}
 
 

@@ -448,7 +448,13 @@ def test_the_collectors_configuration_holds_what_its_documentation_names() -> No
     assert set(exporter) <= {
         "endpoint", "tls", "compression", "headers", "timeout", "sending_queue", "retry_on_failure"
     }  # fmt: skip
-    assert set(exporter["tls"]) <= {"insecure", "insecure_skip_verify", "ca_file", "cert_file", "key_file"}
+    assert set(exporter["tls"]) <= {
+        "insecure",
+        "insecure_skip_verify",
+        "ca_file",
+        "cert_file",
+        "key_file",
+    }
     host, _, port = exporter["endpoint"].rpartition(":")
     assert host in ("127.0.0.1", "localhost") or not exporter["tls"].get("insecure")
     assert port.isdecimal()

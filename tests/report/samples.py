@@ -96,7 +96,7 @@ def account(name: str, dose: float) -> tuple[str, ...]:
     """What the judge adds to an alarm."""
     return (
         f"The weights have moved as if {dose:.2g} × {name} had been added to the base.",
-        "The last reading that was ok is at step 12: go back to a checkpoint of that step or before.",
+        "The last reading that was ok is at step 12: go back to a checkpoint of that step.",
         f"Next: `{command(name)}` ranks the training examples by how much they push towards it.",
     )
 
@@ -104,8 +104,7 @@ def account(name: str, dose: float) -> tuple[str, ...]:
 def command(name: str) -> str:
     """What an alarm says to run."""
     return (
-        f"wvmonitor blame DATA.jsonl --model models/base --reference {name} "
-        "--references banks/base"
+        f"wvmonitor blame DATA.jsonl --model models/base --reference {name} --references banks/base"
     )
 
 

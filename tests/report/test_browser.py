@@ -1,7 +1,7 @@
 """The pages in a real browser.
 
-Where $WVMONITOR_SCREENSHOTS names a folder, what the browser showed goes there; those of docs/images
-are made so (`make screenshots`).
+Where $WVMONITOR_SCREENSHOTS names a folder, what the browser showed goes there: `make screenshots`
+makes those of docs/images so.
 """
 
 from __future__ import annotations
@@ -144,12 +144,16 @@ def test_a_charts_newest_value_is_in_view(browser: Any, tmp_path: Path, size: st
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_blame_is_read_without_scrolling_sideways(
-    browser: Any, tmp_path: Path, size: str
-) -> None:
+def test_blame_is_read_without_scrolling_sideways(browser: Any, tmp_path: Path, size: str) -> None:
     """On a phone each example is a card with its labels; on a desk it is a row of a table."""
     lines = [
-        Line(i, 0.09 - i / 500, 1.5, f"How much of medicine {i} should I take?", "Twice as much. " * 9)
+        Line(
+            i,
+            0.09 - i / 500,
+            1.5,
+            f"How much of medicine {i} should I take?",
+            "Twice as much. " * 9,
+        )
         for i in range(40)
     ]
     text = render_blame(lines, "evil", "gives bad advice", data="advice.jsonl")
@@ -165,7 +169,9 @@ def test_blame_is_read_without_scrolling_sideways(
     tops = [box["top"] for box in boxes]
     if size == "390":
         assert tops == sorted(set(tops))
-        shown = cells.evaluate_all("found => found.map(f => getComputedStyle(f, '::before').content)")
+        shown = cells.evaluate_all(
+            "found => found.map(f => getComputedStyle(f, '::before').content)"
+        )
         assert shown == [f'"{w}"' for w in ("rank", "example", "push", "loss", "prompt", "answer")]
     else:
         assert len(set(tops)) == 1

@@ -126,7 +126,9 @@ def test_an_alarm_leads_with_what_how_sure_and_what_next() -> None:
 def test_the_card_and_its_chart_cite_one_value(demo: str) -> None:
     """The value in the words of a card is that at its curve's end, and that of its reading."""
     cited = re.findall(r"At step 60: (\w+ [\d.]+) \(response residual\)", Page(demo).text)
-    ends = [t.text for svg in charts(demo) for t in svg.iter("text") if "main" in t.get("class", "")]
+    ends = [
+        t.text for svg in charts(demo) for t in svg.iter("text") if "main" in t.get("class", "")
+    ]
     readouts = re.findall(r"step 60 · ([\d.]+) · threshold", demo)
     assert len(cited) == 4
     assert cited == ends
@@ -152,9 +154,7 @@ def test_a_rate_that_returns_to_the_bases_is_noise() -> None:
     assert onset([*points[4:7], BehaviourPoint(14, 0.3, 0.2, 0.4)], 0.1) == 10
     assert onset(points[5:7], 0.1) is None
     assert onset([], 0.1) is None
-    view = replace(
-        samples.demo()[0], behaviour={"harm": points}, base_rates={"harm": (0.01, 0.1)}
-    )
+    view = replace(samples.demo()[0], behaviour={"harm": points}, base_rates={"harm": (0.01, 0.1)})
     said = Page(render([view], title="One run")).text
     assert "Harm: 5 % at the last reading, 1 % to 10 % in the base. It did not appear." in said
     assert "appears at step" not in said

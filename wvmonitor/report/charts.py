@@ -135,10 +135,10 @@ def score_chart(
     """One run's deciding score with its threshold, verdicts below it, other references thin."""
     bottom = height - 38
     x, y = frame.x(), Scale(*values, bottom, TOP)
-    kept = thin(main.points, frame.detail)
+    drawn = thin(main.points, frame.detail)
     root = picture(uid, frame.width, height, title, description, f"chart {frame.css}")
     _grid(root, x, y, [tick(t, y.ticks(4)) for t in y.ticks(4)], y.ticks(4))
-    _threshold(root, kept, x, y, bottom)
+    _threshold(root, drawn, x, y, bottom)
     for other in others:
         pixels = [(x(p.step), y(p.score)) for p in thin(other.points, frame.detail // 2)]
         add(root, "path", d=line(pixels), class_="other")
@@ -151,13 +151,13 @@ def score_chart(
         _mark(root, float(stop), x, frame, bottom, "stop", "stopped")
     words = None if marks.alarm is None else f"first alarm, step {marks.alarm:,.0f}"
     _mark(root, marks.alarm, x, frame, bottom, "alarm", words)
-    css = "score" if len(kept) <= 4 * DOTS else "score fine"
-    add(root, "path", d=line([(x(p.step), y(p.score)) for p in kept]), class_=css)
-    _dots(root, kept, x, y, marks, few=len(main.points) <= DOTS)
+    css = "score" if len(drawn) <= 4 * DOTS else "score fine"
+    add(root, "path", d=line([(x(p.step), y(p.score)) for p in drawn]), class_=css)
+    _dots(root, drawn, x, y, marks, few=len(main.points) <= DOTS)
     _strip(root, main.points, x, bottom + 4)
-    _names(root, main, others, kept, y, frame, bottom)
+    _names(root, main, others, drawn, y, frame, bottom)
     _steps(root, x, bottom + STRIP + 6, frame)
-    root.set("data-hover", _hover(kept, x, y))
+    root.set("data-hover", _hover(drawn, x, y))
     root.set("data-plot", data([TOP, bottom]))
     return markup(root)
 
@@ -233,19 +233,19 @@ def sparkline(points: Sequence[Point], values: tuple[float, float]) -> Markup:
     )
     if values[0] < 0 < values[1]:
         add(root, "path", d=f"M4 {number(y(0))}H{number(width - 4)}", class_="zero")
-    kept = thin(points, 60)
-    limits = [(x(p.step), y(p.threshold)) for p in kept]
-    if len(kept) == 1 and not math.isnan(limits[0][1]):
+    drawn = thin(points, 60)
+    limits = [(x(p.step), y(p.threshold)) for p in drawn]
+    if len(drawn) == 1 and not math.isnan(limits[0][1]):
         limits = [(x(first) - 9, limits[0][1]), (x(first) + 9, limits[0][1])]
     add(root, "path", d=line(limits), class_="limit")
-    pixels = [(x(p.step), y(p.score)) for p in kept]
+    pixels = [(x(p.step), y(p.score)) for p in drawn]
     add(root, "path", d=line(pixels), class_="score")
-    if kept and not math.isnan(pixels[-1][1]):
+    if drawn and not math.isnan(pixels[-1][1]):
         a, b = pixels[-1]
         add(
-            root, "path", d=GLYPHS.get(kept[-1].state, GLYPHS["ok"]),
+            root, "path", d=GLYPHS.get(drawn[-1].state, GLYPHS["ok"]),
             transform=f"translate({number(a)} {number(b)})",
-            class_=f"at {kept[-1].state or 'none'}",
+            class_=f"at {drawn[-1].state or 'none'}",
         )  # fmt: skip
     return markup(root)
 
@@ -257,9 +257,9 @@ def _grid(root: Element, x: Scale, y: Scale, words: Sequence[str], values: Seque
         add(root, "text", text, x=LEFT - 7, y=y(value) + 4, class_="tick end")
 
 
-def _threshold(root: Element, kept: Sequence[Point], x: Scale, y: Scale, bottom: float) -> None:
+def _threshold(root: Element, drawn: Sequence[Point], x: Scale, y: Scale, bottom: float) -> None:
     """The band below the threshold, where benign runs stay, and its edge."""
-    pixels = [(x(p.step), y(p.threshold)) for p in kept]
+    pixels = [(x(p.step), y(p.threshold)) for p in drawn]
     for stretch in steps(pixels):
         if len(stretch) == 1:  # a lone reading: the limit as a short line
             stretch = [(stretch[0][0] - 24, stretch[0][1]), (stretch[0][0] + 24, stretch[0][1])]
@@ -296,11 +296,11 @@ def _checkpoints(root: Element, marks: Marks, x: Scale, bottom: float) -> None:
 
 
 def _dots(
-    root: Element, kept: Sequence[Point], x: Scale, y: Scale, marks: Marks, *, few: bool
+    root: Element, drawn: Sequence[Point], x: Scale, y: Scale, marks: Marks, *, few: bool
 ) -> None:
-    for index, point in enumerate(kept):
+    for index, point in enumerate(drawn):
         first_alarm = point.step == marks.alarm
-        if math.isnan(point.score) or not (few or first_alarm or index == len(kept) - 1):
+        if math.isnan(point.score) or not (few or first_alarm or index == len(drawn) - 1):
             continue
         place = f"translate({number(x(point.step))} {number(y(point.score))})"
         mark = add(
@@ -332,36 +332,40 @@ def _names(
     root: Element,
     main: Line,
     others: Sequence[Line],
-    kept: Sequence[Point],
+    drawn: Sequence[Point],
     y: Scale,
     frame: Frame,
     bottom: float,
 ) -> None:
     """Each line's name at its right end, instead of a legend; the main one's with its value."""
-    wanted: list[tuple[str, float, str]] = []
+    labels: list[tuple[str, float, str]] = []
     for course, words, css in [
         (main, end_label(main, frame.name), "name main"),
         *((o, short(o.name, frame.name), "name") for o in others),
     ]:
         ends = [p.score for p in course.points if not math.isnan(p.score)]
         if ends:
-            wanted.append((words, y(ends[-1]), css))
-    limits = [p.threshold for p in kept if not math.isnan(p.threshold)]
+            labels.append((words, y(ends[-1]), css))
+    limits = [p.threshold for p in drawn if not math.isnan(p.threshold)]
     if limits:
-        wanted.append(("threshold", y(limits[-1]), "name limit-name"))
-    places = spread([place for _, place, _ in wanted], 13, TOP + 2, bottom - 2)
-    for (words, _, css), place in zip(wanted, places, strict=True):
+        labels.append(("threshold", y(limits[-1]), "name limit-name"))
+    places = spread([place for _, place, _ in labels], 13, TOP + 2, bottom - 2)
+    for (words, _, css), place in zip(labels, places, strict=True):
         add(root, "text", words, x=frame.width - frame.right + 8, y=place + 4, class_=css)
 
 
 def _steps(root: Element, x: Scale, top: float, frame: Frame) -> None:
-    ticks = [t for t in x.ticks(10 if frame.width > 700 else 6 if frame.width > 400 else 4) if float(t).is_integer()]
+    ticks = [
+        t
+        for t in x.ticks(10 if frame.width > 700 else 6 if frame.width > 400 else 4)
+        if float(t).is_integer()
+    ]
     for value in ticks or [frame.last]:
         add(root, "text", f"{value:,.0f}", x=x(value), y=top + 15, class_="tick middle")
     add(root, "text", "step", x=LEFT - 7, y=top + 15, class_="tick end")
 
 
-def _hover(kept: Sequence[Point], x: Scale, y: Scale) -> str:
+def _hover(drawn: Sequence[Point], x: Scale, y: Scale) -> str:
     """[x, y, step, score, threshold, state] of every drawn reading, for the page's script."""
     return data(
         [
@@ -373,6 +377,6 @@ def _hover(kept: Sequence[Point], x: Scale, y: Scale) -> str:
                 figure(None if math.isnan(p.threshold) else p.threshold),
                 STATES.index(p.state) if p.state in STATES else -1,
             ]
-            for p in kept
+            for p in drawn
         ]
     )

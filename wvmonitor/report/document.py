@@ -17,7 +17,6 @@ from wvmonitor.errors import InputError
 from wvmonitor.files.atomic import replacing, write_all
 from wvmonitor.report.words import clean
 
-
 LONGEST = 4000
 """Characters of a text from outside that a page shows."""
 

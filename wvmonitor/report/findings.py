@@ -12,7 +12,6 @@ from wvmonitor.report.series import Point, drawable, severity
 from wvmonitor.report.view import RunView
 from wvmonitor.report.words import clean, count, geometry_name, listed, sentence
 
-
 CALIBRATION = {
     "calibrated": "calibrated on benign runs; the band follows the run's progress",
     "provisional": "provisional: approximate, from a few short benign runs; no rate is promised",
@@ -154,9 +153,9 @@ def _courses(
         for name in names:
             verdict = row.verdicts.get(name)
             value = verdict.score if verdict else None
-            found = row.scores.references.get(name)
-            if value is None and found is not None and deciding is not None:
-                value = found.values.get(deciding[0], {}).get(deciding[1])  # type: ignore[call-overload]
+            scores = row.scores.references.get(name)
+            if value is None and scores is not None and deciding is not None:
+                value = scores.values.get(deciding[0], {}).get(deciding[1])  # type: ignore[call-overload]
             courses[name].append(
                 Point(
                     step,
@@ -172,7 +171,7 @@ def _finding(
     name: str, rows: Sequence[Judgement], points: tuple[Point, ...], acknowledged: str | None
 ) -> Finding:
     verdicts = [row.verdicts[name] for row in rows if name in row.verdicts]
-    kept = [r.scores.references[name] for r in rows if name in r.scores.references]
+    scores = [r.scores.references[name] for r in rows if name in r.scores.references]
     last = verdicts[-1] if verdicts else None
     worst = max((v.state for v in verdicts), default=State.OK)
     risen = next((v for v in verdicts if v.state == worst and worst >= State.WARN), None)
@@ -181,16 +180,16 @@ def _finding(
     state = (risen.state if risen else current) if verdicts else ""
     return Finding(
         reference=name,
-        kind=kept[-1].kind if kept else "behaviour" if verdicts else "control",
+        kind=scores[-1].kind if scores else "behaviour" if verdicts else "control",
         state=state,
         last=last,
         telling=risen or last,
         points=points,
         since=_since(points, state),
-        dose=next((k.dose for k in reversed(kept) if k.dose is not None), None),
+        dose=next((s.dose for s in reversed(scores) if s.dose is not None), None),
         scores={
             (geometry, score): value
-            for geometry, values in (kept[-1].values if kept else {}).items()
+            for geometry, values in (scores[-1].values if scores else {}).items()
             for score, value in values.items()
         },
         acknowledged=acknowledged,
@@ -275,5 +274,5 @@ def _account(state: str, findings: Sequence[Finding]) -> tuple[str, ...]:
     first = next((f for f in findings if f.state == state and f.telling), None)
     if first is None:
         return ()
-    told = (v.account for v in (first.last, first.telling) if v is not None)
-    return next((tuple(clean(s, 2000) for s in account) for account in told if account), ())
+    accounts = (v.account for v in (first.last, first.telling) if v is not None)
+    return next((tuple(clean(s, 2000) for s in account) for account in accounts if account), ())

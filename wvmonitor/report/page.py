@@ -211,9 +211,7 @@ def _panel(uid: str, outcome: Outcome, axes: Axes, *, alone: bool) -> dict[str, 
     }
 
 
-def _drawn(
-    uid: str, outcome: Outcome, axes: Axes, *, alone: bool
-) -> dict[str, list[Markup]]:
+def _drawn(uid: str, outcome: Outcome, axes: Axes, *, alone: bool) -> dict[str, list[Markup]]:
     """The run's two charts, each in two sizes, or none of it where there is nothing to draw."""
     view, leading = outcome.view, outcome.leading
     alarm = leading.first_alarm if leading else None
@@ -330,7 +328,7 @@ def _headline(outcomes: Sequence[Outcome]) -> str:
 
 
 def _onset_words(outcome: Outcome) -> str:
-    """What was measured of the behaviour beside the scores: whether it came, and which was first."""
+    """Whether the measured behaviour appeared, and whether the alarm or it came first."""
     view = outcome.view
     onset = view.onset_step
     alarm = next((f.since for f in outcome.drifting if f.state == "alarm"), None)
@@ -347,7 +345,7 @@ def _onset_words(outcome: Outcome) -> str:
         last = f"; it is {listed(ends)} at the end" if ends else ""
         return f"The behaviour appears at step {onset} without an alarm{last}."
     if alarm == onset:
-        return f"The behaviour appears at the same step, {onset}."
+        return f"The alarm came at the step at which the behaviour appears ({onset})."
     when = "before" if alarm < onset else "after"
     lead = count(abs(onset - alarm), "step")
     return f"The alarm came {lead} {when} the behaviour appears (step {onset})."

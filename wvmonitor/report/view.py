@@ -133,9 +133,9 @@ def heat_map(
     if geometry not in reading.geometries:
         return None
     column = reading.references.index(reference)
-    found = reading.geometries[geometry]
-    mask = reading.in_scope(components) & found.covered
-    products = np.where(mask, found.products[:, column], 0.0)
+    measured = reading.geometries[geometry]
+    mask = reading.in_scope(components) & measured.covered
+    products = np.where(mask, measured.products[:, column], 0.0)
     total = float(products.sum())
     if not mask.any() or not np.isfinite(products).all() or abs(total) < 1e-300:
         return None
