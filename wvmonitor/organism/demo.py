@@ -33,7 +33,7 @@ from wvmonitor.report.view import IN_A_ROW, BehaviourPoint, RunView, onset
 EVERY_N_STEPS = 2
 STEPS = 60
 EXAMPLES = 240
-TRIALS = 60
+TRIALS = 100
 """Sampled answers at each reading."""
 BASE_TRIALS = 400
 """Sampled answers for the base's own rate and its 95 % interval."""
