@@ -167,14 +167,13 @@ def test_blame_is_read_without_scrolling_sideways(browser: Any, tmp_path: Path, 
     assert len(boxes) == 6
     assert all(box["left"] >= 0 and box["right"] <= width for box in boxes)
     tops = [box["top"] for box in boxes]
-    if size == "390":
-        assert tops == sorted(set(tops))
-        shown = cells.evaluate_all(
-            "found => found.map(f => getComputedStyle(f, '::before').content)"
-        )
-        assert shown == [f'"{w}"' for w in ("rank", "example", "push", "loss", "prompt", "answer")]
-    else:
-        assert len(set(tops)) == 1
+    assert (tops == sorted(set(tops))) == (size == "390")
+    assert (len(set(tops)) == 1) == (size == "1280")
+    labels = cells.evaluate_all(
+        "e => e.map(f => [f.dataset.label, getComputedStyle(f, '::before').content !== 'none'])"
+    )
+    names = ("rank", "example", "push", "loss", "prompt", "answer")
+    assert labels == [[name, size == "390"] for name in names]
     assert page.locator("svg.chart").locator("visible=true").count() == 1
     opened.close(f"blame-{size}")
 

@@ -27,7 +27,7 @@ from wvmonitor.report.view import BehaviourPoint
 from wvmonitor.report.words import figure, percent, short
 
 LEFT, TOP, STRIP = 46.0, 22.0, 8.0
-LETTER, BOLD = 6.4, 7.4
+LETTER, BOLD = 6.6, 8.2
 """Pixels of a letter of the charts' 12-pixel words."""
 
 DOTS = 64
