@@ -222,9 +222,9 @@ def _claim(view: RunView, state: str, findings: Sequence[Finding]) -> str:
     names = listed([clean(f.reference) for f in judged if f.state == state])
     every = listed([clean(f.reference) for f in judged], "or")
     since = min((f.since for f in judged if f.state == state and f.since is not None), default=None)
-    lone = len(view.rows) == 1
+    single = len(view.rows) == 1
     of = f" of {view.planned_steps:,}" if view.planned_steps else ""
-    when = "" if since is None or lone else f" since step {since:,}{of}"
+    when = "" if since is None or single else f" since step {since:,}{of}"
     if state == "alarm":
         return f"Drifts towards {names}{when}."
     if state == "warn":
