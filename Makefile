@@ -43,7 +43,7 @@ programs: ## Debian's Prometheus, Alertmanager, Pushgateway and Chromium, for th
 	@.ci/programs
 
 # Three processes on two cores: some tests wait (for an alert to fire, a delivery to be given up).
-test: $(INSTALLED) programs ## the test suite (at most ten minutes on two cores)
+test: $(INSTALLED) programs ## the test suite (target: ten minutes on two quiet cores)
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow" --durations 15
 
 test-engines: $(INSTALLED) ## the tests that need DeepSpeed and bitsandbytes
