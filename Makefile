@@ -36,7 +36,7 @@ demo: $(DEMO) ## four watched fine-tunes of the bundled model, and a report (dem
 .PHONY: screenshots
 screenshots: $(INSTALLED) programs ## what a desk and a phone show of the report and of blame (into docs/images)
 	WVMONITOR_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest tests/report/test_browser.py -q
-	cp build/screenshots/report-1280.jpg build/screenshots/report-390.jpg build/screenshots/blame-390.jpg build/screenshots/chart-390.jpg docs/images/
+	cp build/screenshots/report-1280.jpg build/screenshots/report-390.jpg build/screenshots/blame-390.jpg docs/images/
 
 .PHONY: programs
 programs: ## Debian's Prometheus, Alertmanager, Pushgateway and Chromium, for the tests (needs root)
