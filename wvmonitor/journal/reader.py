@@ -194,6 +194,15 @@ class JournalReader:
         with self.consistent() as connection:
             return _kept(connection, run)
 
+    def times(self, run: str) -> dict[int, float]:
+        """When (seconds since 1970) the readings that count were made, by step."""
+        with self.consistent() as connection:
+            kept = _kept(connection, run)
+            rows = connection.execute(
+                "SELECT attempt, step, wall_time FROM readings WHERE run = ? ORDER BY step", (run,)
+            ).fetchall()
+        return {r["step"]: r["wall_time"] for r in rows if (r["attempt"], r["step"]) in kept}
+
     def pending(self, run: str) -> int:
         """How many deliveries of `run`'s alerts still wait."""
         query = "SELECT count(*) FROM deliveries WHERE run = ? AND status = 'pending'"
