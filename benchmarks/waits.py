@@ -1,7 +1,7 @@
-"""The waits that people meet: at a prompt, in a pipeline, before the first step; beside their floors.
+"""The waits that people meet: at a prompt, in a pipeline, before the first step; and their floors.
 
-`--before CHECKOUT` measures an older checkout beside this one: the same tasks, in turns, in one run.
-Everything runs in processes of its own, on one thread; times are processor time, system calls
+`--before CHECKOUT` measures an older checkout beside this one: the same tasks, in turns, in one
+run. Everything runs in processes of its own, on one thread; times are processor time, system calls
 included, so that a busy machine wrongs neither side much. Ratios are of medians.
 """
 
@@ -19,8 +19,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ from wvmonitor.testing import planted_bank, tiny_base
 
 HERE = Path(__file__).resolve().parents[1]
 TASKS = HERE / "benchmarks" / "wait_tasks.py"
-IMPORT_TORCH = ("-c", "import torch")
+TORCH = "`import torch`"
+_WHEN = ("", ", before")
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,10 @@ class Wait:
         goal: the most that it should be, in seconds or, where there is a floor, in times the floor;
             None where the figure only stands beside others.
         floor: what the floor is, in words.
-        command: arguments of Python; a task of `wait_tasks` where there is none.
+        command: arguments of wvmonitor; a task of `wait_tasks` where there are none.
         task, argument: of `wait_tasks`.
-        kept: whether digests of bases are kept from process to process.
+        again: what a task does a second time, beside its floor as well.
+        old: whether an older checkout does it in another way.
     """
 
     name: str
@@ -61,7 +63,8 @@ class Wait:
     command: Sequence[str] = ()
     task: str = ""
     argument: Mapping[str, Any] = field(default_factory=dict)
-    kept: bool = False
+    again: str = ""
+    old: bool = True
 
 
 @dataclass
@@ -69,6 +72,7 @@ class _Version:
     """One checkout, and what was measured of it: ours, the floor, and what a task said besides."""
 
     root: Path
+    digests: Path
     ours: list[float] = field(default_factory=list)
     floor: list[float] = field(default_factory=list)
     said: dict[str, Any] = field(default_factory=dict)
@@ -76,51 +80,51 @@ class _Version:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure every wait."""
+    """Measure every wait; Ctrl-C ends it with what was measured so far."""
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--before", type=Path, help="another checkout, to be measured beside this one")
-    own.add_argument("--only", default="", metavar="TEXT", help="waits that are called so")
     mine, rest = own.parse_known_args(argv)
     asked = arguments("waits", __doc__, rest)
     torch.set_num_threads(1)
+    os.environ["WVMONITOR_DIGEST_CACHE"] = "off"  # of this process, which makes the inputs
     figures: list[Figure] = []
     checks: list[Check] = []
-    with tempfile.TemporaryDirectory(dir=asked.work) as folder:
+    imports: list[float] = []
+    with tempfile.TemporaryDirectory(dir=asked.work) as folder, suppress(KeyboardInterrupt):
         for wait in _waits(Path(folder), asked.rounds, asked.part, quick=asked.quick):
-            if mine.only not in wait.name:
-                continue
-            versions = [_Version(HERE)]
-            if mine.before and not wait.kept:
-                versions.append(_Version(mine.before.resolve()))
+            versions = [_Version(HERE, Path(folder, "digests"))]
+            if mine.before and wait.old:
+                versions.append(_Version(mine.before.resolve(), Path(folder, "digests-before")))
             for _ in range(1 if wait.task else asked.rounds):
+                if wait.floor == TORCH and not asked.quick:
+                    imports.append(_run(("-c", "import torch"), versions[0], Path(folder))[1])
                 for version in versions:
-                    if asked.quick:
-                        _tried(wait, version)
-                    else:
-                        _measure(wait, version, Path(folder))
-            found = list(_figures(wait, versions))
-            for figure in found:
-                print(f"{figure.name}: {figure.value:.3g} {figure.unit}", flush=True)
-            figures += found
+                    (_try if asked.quick else _measure)(wait, version, Path(folder))
+                    if wait.floor == TORCH:
+                        version.floor = imports or [1.0]
+            for version, when in zip(versions, _WHEN, strict=False):
+                for figure in _figures(wait, version, when):
+                    print(f"{figure.name}: {figure.value:.3g} {figure.unit}", flush=True)
+                    figures.append(figure)
             checks += _checks(wait, versions[0].said)
     return publish("waits", figures, checks, quick=asked.quick, path=asked.json)
 
 
-def _figures(wait: Wait, versions: Sequence[_Version]) -> Iterator[Figure]:
-    for version, when in zip(versions, ("", ", before"), strict=False):
-        ours, floor = statistics.median(version.ours), version.floor or versions[0].floor
-        value = ours / statistics.median(floor) if floor else ours
-        unit = f"× {wait.floor}" if floor else "s"
-        detail = {
-            "ours": version.ours,
-            "floor": floor,
-            "load": os.getloadavg()[0],
-            "peak_megabytes": version.peak_megabytes,
-        }
-        if wait.goal is None or when:
-            yield Figure(f"{wait.name}{when}", value, unit, detail=detail)
+def _figures(wait: Wait, version: _Version, when: str) -> Iterator[Figure]:
+    floor, load = version.floor, os.getloadavg()[0]
+    unit = f"× {wait.floor}" if wait.floor else "s"
+    for name, goal, ours in (
+        (wait.name, wait.goal, version.ours),
+        (f"{wait.name}{wait.again}", None, version.said.get("again", [])),
+    ):
+        if not ours:
+            continue
+        value = statistics.median(ours) / (statistics.median(floor) if floor else 1)
+        detail = {"ours": ours, "floor": floor, "load": load, "peak_mb": version.peak_megabytes}
+        if goal is None or when:
+            yield Figure(f"{name}{when}", value, unit, detail=detail)
         else:
-            yield at_most(wait.name, value, wait.goal, unit, **detail)
+            yield at_most(name, value, goal, unit, **detail)
 
 
 def _checks(wait: Wait, said: Mapping[str, Any]) -> Iterator[Check]:
@@ -130,106 +134,78 @@ def _checks(wait: Wait, said: Mapping[str, Any]) -> Iterator[Check]:
         yield Check("loss of an example (to second order)", said["loss"], said["plain_loss"])
 
 
-def _tried(wait: Wait, version: _Version) -> None:
+def _try(wait: Wait, version: _Version, _: Path) -> None:
     """Everything in this process, which has imported what takes long: does it run?"""
     if wait.task:
-        version.said = json.loads(json.dumps(wait_tasks.TASKS[wait.task](dict(wait.argument))))
+        said = wait_tasks.TASKS[wait.task](dict(wait.argument))
+        version.said = json.loads(json.dumps(said))
         version.ours, version.floor = version.said["ours"], version.said.get("floor", [])
         return
     began = time.process_time()
-    done = CliRunner().invoke(application(), list(wait.command[2:]))
+    done = CliRunner().invoke(application(), list(wait.command))
     if done.exit_code:
         raise RuntimeError(f"{wait.name} ended with {done.exit_code}: {done.output}")
     version.ours = [time.process_time() - began]
-    version.floor = [1.0] if wait.floor else []
 
 
 def _measure(wait: Wait, version: _Version, folder: Path) -> None:
-    digests = folder / f"digests-{len(version.root.parts)}-{version.root.name}"
+    if not wait.task:
+        command = ("-P", "-m", "wvmonitor", *wait.command)
+        _, seconds, version.peak_megabytes = _run(command, version, folder)
+        version.ours.append(seconds)
+        return
+    command = ("-P", str(TASKS), wait.task, json.dumps(dict(wait.argument)))
+    found, _, version.peak_megabytes = _run(command, version, folder)
+    version.said = json.loads(found.strip().splitlines()[-1])
+    version.ours, version.floor = version.said["ours"], version.said.get("floor", [])
+
+
+def _run(command: Sequence[str], version: _Version, folder: Path) -> tuple[str, float, float]:
+    """What Python printed, its processor seconds, and its peak of memory in MB."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(version.root),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "WVMONITOR_DIGEST_CACHE": str(digests) if wait.kept else "off",
+        "WVMONITOR_DIGEST_CACHE": str(version.digests),
     }
-    if wait.task:
-        argument = json.dumps(dict(wait.argument))
-        command = ["-P", str(TASKS), wait.task, argument]
-        found, _, version.peak_megabytes = _run(command, environment, folder)
-        version.said = json.loads(found.strip().splitlines()[-1])
-        version.ours, version.floor = version.said["ours"], version.said.get("floor", [])
-        return
-    if wait.kept and not version.ours:  # the first time hashes; people wait for the others
-        _run(["-P", *wait.command], environment, folder)
-    if wait.floor and version.root == HERE:  # the same for an older checkout
-        version.floor.append(_run(IMPORT_TORCH, environment, folder)[1])
-    _, seconds, version.peak_megabytes = _run(["-P", *wait.command], environment, folder)
-    version.ours.append(seconds)
-
-
-def _run(
-    command: Sequence[str], environment: Mapping[str, str], folder: Path
-) -> tuple[str, float, float]:
-    """What Python printed, its processor seconds, and its peak of memory in MB."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
-        env=dict(environment),
+        env=environment,
         cwd=folder,
         check=False,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{command} ended with {done.returncode}: {done.stderr[-2000:]}")
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return done.stdout, seconds, after.ru_maxrss / 1000
 
 
 def _waits(work: Path, rounds: int, part: int, *, quick: bool) -> Iterator[Wait]:
-    """Every wait, its inputs made when it comes to it."""
-    wv = ("-m", "wvmonitor")
-    torch_floor = "`import torch`"
-    yield Wait("`wvmonitor --help`", 0.4, command=(*wv, "--help"))
-    yield Wait("`wvmonitor doctor`", 1.5, torch_floor, (*wv, "doctor"))
-    dry = (*wv, "build", "organism-evil", "--model", "tiny-organism")
-    dry = (*dry, "--out", str(work / "built"), "--dry-run")
-    yield Wait("`wvmonitor build --dry-run`", 1.5, torch_floor, dry)
+    """Every wait, those of most people first; its inputs are made when it comes to it."""
     shape = shapes.SMOLLM2.with_layers(2) if quick else shapes.SMOLLM2.part(part)
     size = f"{shape.name}, {shape.layers} layers"
-    yield from _scans(work, wv, torch_floor, rounds, shape, size)
-    passes = {"rounds": rounds, "tiny": quick, "layers": shape.layers}
-    yield Wait(
-        f"probe, {size}, 8 rows of text",
-        1.3,
-        "a bare forward pass",
-        task="probe",
-        argument={**passes, "rows": 8},
-    )
-    yield Wait(
-        f"`blame`, {size}, 8 examples",
-        1.5,
-        "two passes without padding, logits of answers alone",
-        task="blame",
-        argument={**passes, "rows": 8},
-    )
-    yield from _many_modules(work, rounds, quick=quick)
+    yield from _scans(work, rounds, shape, size)
+    dry = ("build", "organism-evil", "--model", "tiny-organism", "--out", str(work / "built"))
+    yield Wait("`wvmonitor build --dry-run`", 1.5, TORCH, (*dry, "--dry-run"))
+    passes = {"rounds": rounds, "tiny": quick, "layers": shape.layers, "rows": 8}
+    bare = "two passes without padding, logits of answers alone"
+    yield Wait(f"`blame`, {size}, 8 examples", 1.5, bare, task="blame", argument=passes)
+    bare = "a bare forward pass"
+    yield Wait(f"probe, {size}, 8 rows of text", 1.3, bare, task="probe", argument=passes)
+    yield Wait("`wvmonitor doctor`", 1.5, TORCH, ("doctor",))
+    yield Wait("`wvmonitor --help`", 0.4, command=("--help",))
+    yield from _journals(work, part, quick=quick)
     yield from _memory(work, quick=quick)
-    yield from _journals(work, wv, part, quick=quick)
+    yield from _many_modules(work, rounds, quick=quick)
 
 
-def _scans(
-    work: Path,
-    wv: Sequence[str],
-    torch_floor: str,
-    rounds: int,
-    shape: shapes.Shape,
-    size: str,
-) -> Iterator[Wait]:
+def _scans(work: Path, rounds: int, shape: shapes.Shape, size: str) -> Iterator[Wait]:
     """A LoRA adapter of a small base, scanned; and the base under a live LoRA."""
     base, bank = work / "base", work / "bank"
     model_of(shape.layers, tiny=False, dtype=torch.bfloat16).save_pretrained(base)
@@ -239,15 +215,14 @@ def _scans(
         for i in range(4)
     ).save(bank)
     adapter = inputs.write_adapter(work / "adapter", linears, 16, 1, base=str(base))
-    command = (*wv, "scan", str(adapter), "--references", str(bank))
+    command = ("scan", str(adapter), "--references", str(bank))
     name = f"`wvmonitor scan` of one LoRA r=16, 4 references, {size}"
-    yield Wait(f"{name}, base hashed before", 1.3, torch_floor, command, kept=True)
-    yield Wait(f"{name}, base never seen", None, torch_floor, command)
+    yield Wait(f"{name}, base never seen", None, TORCH, command)
+    yield Wait(f"{name}, base seen before", 1.3, TORCH, command)
     argument = {"base": str(base), "rounds": rounds, "layers": shape.layers}
-    hashed = "one hash of the base's file"
-    name = f"attach to a LoRA, {size}"
-    yield Wait(name, 1.2, hashed, task="attach", argument=argument)
-    yield Wait(f"{name}, hashed before", None, hashed, task="attach", argument=argument, kept=True)
+    argument["digests"] = str(work / "digests-attach")
+    name, floor = f"attach to a LoRA, {size}", "one hash of the base's file"
+    yield Wait(name, 1.2, floor, task="attach", argument=argument, again=", base seen before")
 
 
 def _many_modules(work: Path, rounds: int, *, quick: bool) -> Iterator[Wait]:
@@ -261,32 +236,32 @@ def _many_modules(work: Path, rounds: int, *, quick: bool) -> Iterator[Wait]:
         "reading its file",
         task="modules",
         argument={"adapter": str(adapter), "bank": str(bank), "rounds": rounds},
+        old=False,
     )
 
 
-def _journals(work: Path, wv: Sequence[str], part: int, *, quick: bool) -> Iterator[Wait]:
+def _journals(work: Path, part: int, *, quick: bool) -> Iterator[Wait]:
     readings, runs, checkpoints = (40, 5, 20) if quick else (100_000 // part, 1000, 10_000)
-    bank, journal = work / "tiny-bank", work / "journal"
+    bank, journal, watched = work / "tiny-bank", work / "journal", work / "watched"
     made = _one_journal(work / "tiny-base", bank, journal)
+    (watched / ".wvmonitor").mkdir(parents=True)
+    shutil.copy(made, watched / ".wvmonitor" / made.name)
     for number in range(runs):
         folder = work / "sweep" / f"run-{number}"
         folder.mkdir(parents=True)
         shutil.copy(made, folder / made.name)
-    command = (*wv, "runs", str(work / "sweep"), "--json")
-    yield Wait(f"`wvmonitor runs` over {runs:,} journals", 2, command=command)
+    command = ("runs", str(work / "sweep"), "--json")
+    yield Wait(f"`wvmonitor runs` over {runs:,} journals", 2, command=command, old=False)
     _lengthen(made, ["long"], readings)
-    report = (*wv, "report", str(made), "--run", "long", "-o", str(work / "report.html"))
+    report = ("report", str(made), "--run", "long", "-o", str(work / "report.html"))
     yield Wait(f"`wvmonitor report` of {readings:,} readings", 2, command=report)
     names = [f"run-{i}" for i in range(10)]
-    watched = work / "watched"
-    (watched / ".wvmonitor").mkdir(parents=True)
     for name in names:
         for step in range(1, checkpoints // len(names) + 1):
             folder = watched / name / f"checkpoint-{step}"
             folder.mkdir(parents=True)
             for file in ("adapter_config.json", "adapter_model.safetensors", "trainer_state.json"):
                 (folder / file).write_bytes(b"{}")
-    shutil.copy(made, watched / ".wvmonitor" / made.name)
     _lengthen(watched / ".wvmonitor" / made.name, names, checkpoints // len(names))
     yield Wait(
         f"`wvmonitor watch` begins above {checkpoints:,} checkpoints it has measured",
@@ -337,7 +312,7 @@ def _lengthen(journal: Path, names: Sequence[str], readings: int) -> None:
             )
             for table, kept in columns.items():
                 connection.execute(
-                    f"INSERT INTO {table} (run, attempt, step, {kept}) "  # noqa: S608  names of ours
+                    f"INSERT INTO {table} (run, attempt, step, {kept}) "  # noqa: S608  our names
                     f"SELECT ?, 1, s.step, {kept} FROM {table} t, temp.steps s "
                     "WHERE t.run = ? AND t.step = 3",
                     (name, first),
@@ -356,6 +331,7 @@ def _memory(work: Path, *, quick: bool) -> Iterator[Wait]:
         "its factors' bytes",
         task="bank",
         argument={"bank": str(bank), "adapter": str(adapter)},
+        old=False,
     )
 
 

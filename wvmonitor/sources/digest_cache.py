@@ -7,9 +7,9 @@ anything of it differs, the base is hashed again. A file that was touched in the
 kept, since a change within the same tick of the clock would not show.
 
 Who can write an entry can have one base taken for another, so an entry counts only if it belongs to
-this user and no one else may read or write it (0600), in a folder that no one else may write. Whoever
-can write there as this user, or as root, can change the bases and the verdicts themselves.
-What is damaged, of another version or not to be trusted is as if it were not there.
+this user and no one else may read or write it (0600), in a folder that no one else may write. Who
+can write there as this user, or as root, can change the bases and the verdicts themselves. What is
+damaged, of another version or not to be trusted is as if it were not there.
 """
 
 from __future__ import annotations

@@ -18,14 +18,12 @@ _THREADS = 4  # a disk or a page cache feeds no more
 _Found = TypeVar("_Found")
 
 
-def for_each(
-    names: Collection[str], work: Callable[[str], _Found], threads: int = _THREADS
-) -> dict[str, _Found]:
+def for_each(names: Collection[str], work: Callable[[str], _Found]) -> dict[str, _Found]:
     """What `work` makes of each name, in their order; at most one thread for each core.
 
     Worker processes share the cores already, and have one.
     """
-    most = 1 if multiprocessing.parent_process() else min(threads, cores())
+    most = 1 if multiprocessing.parent_process() else min(_THREADS, cores())
     pool = ThreadPoolExecutor(most)
     try:
         # After a fork torch makes its own threads anew, which must not happen in two at once.
@@ -40,8 +38,10 @@ def for_each_tensor(
 ) -> dict[str, _Found]:
     """What `work` makes of each tensor of a folder, which it is given as its thread has opened it.
 
-    One at a time behind a URL, and where tensors are made whole.
+    One after another behind a URL, and where tensors are made whole by the model's class.
     """
+    if is_url(folder.path) or folder.needs_its_model:
+        return {name: work(folder, name) for name in names}
     own, opened_here = threading.local(), []
 
     def through_own(name: str) -> _Found:
@@ -50,9 +50,8 @@ def for_each_tensor(
             opened_here.append(own.folder)
         return work(own.folder, name)
 
-    singly = is_url(folder.path) or folder.needs_its_model
     try:
-        return for_each(names, through_own, 1 if singly else _THREADS)
+        return for_each(names, through_own)
     finally:
         for one in opened_here:
             one.files.close()
