@@ -113,7 +113,7 @@ notebook: $(INSTALLED) ## run examples/quickstart.ipynb again, and keep its outp
 clean: ## remove what the targets made
 	rm -rf build dist demo-out examples/quickstart-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-BENCHMARKS := overhead offline growth scan blame record steer
+BENCHMARKS := overhead offline growth scan blame record steer waits
 
 .PHONY: bench bench-quick
 bench: $(INSTALLED) ## every benchmark in full (half an hour, 10 GB of disk, 14 GB of memory)
