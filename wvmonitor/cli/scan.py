@@ -23,6 +23,14 @@ CalibrationFile = Annotated[
     ),
 ]
 FailOn = Annotated[Level, typer.Option(help="The least verdict that makes the exit code 1.")]
+StrictCoverage = Annotated[
+    bool,
+    typer.Option(
+        "--strict-coverage",
+        help="Judge the whole change or nothing: without it, verdicts speak of the blocks where "
+        "embeddings or head (added tokens) hold most of the change, and say so.",
+    ),
+]
 OutputFormat = Annotated[
     Format, typer.Option("--format", help="How to write the results to standard output.")
 ]
@@ -109,6 +117,16 @@ def command(
             "was measured against the same references is not measured again.",
         ),
     ] = None,
+    *,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Let nothing pass beside what was judged: other weights, or code that loading the "
+            "folder would import, make the exit code 2. Implies --strict-coverage.",
+        ),
+    ] = False,
+    strict_coverage: StrictCoverage = False,
 ) -> None:
     """Judge checkpoints by their weights: does a fine-tune drift towards a known bad behaviour?
 
@@ -149,5 +167,7 @@ def command(
         executor=executor,
         scheduler=scheduler,
         cache=cache,
+        strict=strict,
+        strict_coverage=strict_coverage,
     )
     raise typer.Exit(run(request, sys.stdin, sys.stdout, sys.stderr))

@@ -121,6 +121,8 @@ def _tests(
         yield "readable", "error", f"{result.error.type}: {result.error.message}"
     elif not result.references:
         yield "judged", "error", "no behaviour to judge by"
+    for notice in result.notices if result.error is None else ():
+        yield notice.kind, "skipped", notice.message
     for name, reference in result.references.items():
         mark: str | None = None
         if reaches(reference.verdict, fail_on):
@@ -138,6 +140,8 @@ def write_github(results: Iterable[CheckpointResult], out: TextIO, fail_on: Fail
         if result.error is not None:
             message = f"{result.path}: {result.error.message}"
             out.write(_annotation("error", result.error.type, message))
+        for notice in result.notices if result.error is None else ():
+            out.write(_annotation("warning", notice.kind, f"{result.path}: {notice.message}"))
         for name, reference in result.references.items():
             if reference.verdict != "ok":
                 failing = reaches(reference.verdict, fail_on) or reference.verdict == "unknown"

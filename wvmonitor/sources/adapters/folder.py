@@ -15,9 +15,10 @@ from wvmonitor.errors import (
     MissingPathError,
     UnsupportedAdapterError,
 )
-from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint, weights_below
+from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, is_url, joined, list_folder, local_path, shown
+from wvmonitor.files.weight_names import weights_below
 from wvmonitor.sources import identity
 from wvmonitor.sources.checks import check_finite
 from wvmonitor.sources.folder import ModelFolder
