@@ -33,6 +33,7 @@ from wvmonitor.scan.foreign_code import foreign_code
 TargetKind = Literal["adapter", "checkpoint"]
 
 ADAPTER_CONFIG = "adapter_config.json"
+MLX_WEIGHTS = "adapters.safetensors"
 TRAINER_STATE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
 # What trainers other than transformers' call it.
@@ -266,6 +267,8 @@ def _described(
     named = _CHECKPOINT.fullmatch(PurePath(target.path).name)
     step = target.step if named is None else int(named[1])
     stem = "adapter_model" if target.kind == "adapter" else "model"
+    if stem == "adapter_model" and MLX_WEIGHTS in entries and f"{stem}.safetensors" not in entries:
+        stem = MLX_WEIGHTS.removesuffix(".safetensors")
     notices = [
         *_unjudged(target.path, entries, stem, judged),
         *(Notice("foreign-code", said) for said in foreign_code(target.path, entries)),

@@ -144,7 +144,7 @@ def read_merged(folder: AdapterFolder, initial: InitialState | None) -> TaskVect
         source=folder.where,
         base_digest=folder.base_digest,
         base_name=folder.base_name,
-        method=folder.kind.lower(),
+        method="dora" if folder.config.get("use_dora") else folder.kind.lower(),
         rank=_rank(folder),
         step=folder.step,
         warnings=tuple(folder.warnings),
