@@ -10,7 +10,9 @@ import typer
 Level = Literal["warn", "alarm"]
 """The least verdict that fails."""
 
-Format = Literal["table", "json", "jsonl", "csv", "junit", "github", "openmetrics"]
+Format = Literal[
+    "table", "json", "jsonl", "csv", "junit", "github", "sarif", "card", "openmetrics"
+]
 """How results are written."""
 
 Where = Literal["processes", "dask"]
@@ -43,7 +45,8 @@ def command(
             metavar="PATH",
             help="Adapters (folders with adapter_config.json), checkpoints (safetensors folders "
             "or files), or a Trainer's output folder (its checkpoint-* as one trajectory); local, "
-            "or fsspec URLs (s3://…, hf://…). - reads a list of them from standard input.",
+            "or fsspec URLs (s3://…, hf://ORG/REPO). hf://ORG is every adapter of an organisation. "
+            "- reads a list of them from standard input.",
         ),
     ] = None,
     references: Annotated[
@@ -95,7 +98,8 @@ def command(
         typer.Option(
             metavar="FILE",
             help="Write the results to a file as well, in the format of its ending: .json, .jsonl, "
-            ".csv, .xml (JUnit), .om (OpenMetrics), .parquet (repeatable).",
+            ".csv, .xml (JUnit), .sarif, .om (OpenMetrics), .parquet; .md puts the block of --card "
+            "into a model card and leaves the rest of it as it is (repeatable).",
         ),
     ] = None,
     workers: Annotated[
@@ -127,6 +131,13 @@ def command(
         ),
     ] = False,
     strict_coverage: StrictCoverage = False,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card",
+            help="Print a block for the model card: verdicts, bank, base and date (--format card).",
+        ),
+    ] = False,
 ) -> None:
     """Judge checkpoints by their weights: does a fine-tune drift towards a known bad behaviour?
 
@@ -145,6 +156,11 @@ def command(
 
       wvmonitor scan --glob 'archive/**/adapter_model.safetensors' --references banks/my-base
       --workers 8 --cache scan.cache --output scan.xml --output scan.parquet
+
+      wvmonitor scan hf://my-org --references banks/my-base --base models/my-base
+      --cache scan.cache --strict --output scan.sarif
+
+      wvmonitor scan my-adapter --references banks/my-base --output my-adapter/README.md
     """
     if not paths and not glob and not from_file:
         raise typer.BadParameter("give at least one PATH, --glob or --from-file")
@@ -161,7 +177,7 @@ def command(
         behaviours=behaviour,
         optimizer=optimizer,
         fail_on=fail_on,
-        format=format_,
+        format="card" if card else format_,
         outputs=output or [],
         workers=workers,
         executor=executor,

@@ -127,6 +127,8 @@ class CheckpointResult:
         rank: the adapter's largest rank, if it is one.
         bank: fingerprint of the references measured against.
         saved_at: when the checkpoint was saved (Unix seconds, by its file's time), if known.
+        base: digest of the model that the change was taken from, if known.
+        base_name: what the references call their base.
         notices: what lies there and was not judged; where nothing may be (`--strict`), it is the
             error, too.
     """
@@ -147,6 +149,8 @@ class CheckpointResult:
     rank: int | None = None
     bank: str | None = None
     saved_at: float | None = None
+    base: str | None = None
+    base_name: str | None = None
     notices: Sequence[Notice] = ()
 
     def strictly(self) -> CheckpointResult:
@@ -167,6 +171,8 @@ def record_of(
     rank: int | None = None,
     warnings: Sequence[str] = (),
     saved_at: float | None = None,
+    base: str | None = None,
+    base_name: str | None = None,
     notices: Sequence[Notice] = (),
 ) -> CheckpointResult:
     """The record of a judgement.
@@ -179,6 +185,8 @@ def record_of(
         rank: the adapter's largest rank, if it is one.
         warnings: beside those of the scores.
         saved_at: when the checkpoint was saved, Unix seconds, if known.
+        base: digest of the model that the change was taken from, if known.
+        base_name: what the references call their base.
         notices: what lies there and was not judged.
     """
     scores = judgement.scores
@@ -220,6 +228,8 @@ def record_of(
         rank=rank,
         bank=scores.bank,
         saved_at=saved_at,
+        base=base,
+        base_name=base_name,
         notices=tuple(notices),
     )
 

@@ -103,7 +103,7 @@ def scan(
         base=base,
         strict_coverage=strict or strict_coverage,
     )
-    judges = _Trajectories(judge, optimizer)
+    judges = _Trajectories(judge, optimizer, bank.base.id)
     results = _scan(targets, bank, base, judges, executor, workers, cache, ordered=ordered)
     return (result.strictly() for result in results) if strict else results
 
@@ -186,9 +186,9 @@ def _recalled(outcome: Outcome, cache: ScanCache | None) -> Measured | Failure:
 class _Trajectories:
     """Judges what was measured; remembers of each run where judging it has come to."""
 
-    def __init__(self, judge: Judge, optimizer: str | None) -> None:
+    def __init__(self, judge: Judge, optimizer: str | None, base_name: str) -> None:
         self.judge = judge
-        self._optimizer = optimizer
+        self._optimizer, self._base_name = optimizer, base_name
         self._states: dict[str, JudgeState] = {}
 
     def result(self, target: Target, outcome: Measured | Failure) -> CheckpointResult:
@@ -215,6 +215,8 @@ class _Trajectories:
             rank=outcome.rank,
             warnings=(*target.warnings, *outcome.warnings),
             saved_at=_saved_at(target.path),
+            base=outcome.base_digest,
+            base_name=self._base_name,
             notices=target.notices,
         )
 

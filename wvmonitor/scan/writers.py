@@ -25,7 +25,9 @@ from wvmonitor.outputs.scan_record import (
     ReferenceResult,
     as_dict,
 )
+from wvmonitor.scan.model_card import within_card, write_card
 from wvmonitor.scan.results import FailOn, exit_code, reaches, unjudged
+from wvmonitor.scan.sarif import write_sarif
 from wvmonitor.scan.schema import document
 from wvmonitor.scan.table import summary, write_table
 from wvmonitor.scan.text import cell, visible
@@ -223,6 +225,8 @@ WRITERS: Mapping[str, Writer] = {
     "csv": write_csv,
     "junit": write_junit,
     "github": write_github,
+    "sarif": write_sarif,
+    "card": write_card,
     "openmetrics": write_openmetrics,
 }
 
@@ -235,6 +239,8 @@ SUFFIXES: Mapping[str, str] = {
     ".jsonl": "jsonl",
     ".csv": "csv",
     ".xml": "junit",
+    ".sarif": "sarif",
+    ".md": "card",
     ".om": "openmetrics",
     ".parquet": "parquet",
 }
@@ -269,8 +275,9 @@ def write_file(results: Sequence[CheckpointResult], path: str, fail_on: FailOn) 
         return
     text = io.StringIO()
     WRITERS[kind](results, text, fail_on)
+    whole = text.getvalue() if kind != "card" else within_card(path, text.getvalue())
     with replacing(path) as descriptor:
-        write_all(descriptor, text.getvalue().encode())
+        write_all(descriptor, whole.encode())
 
 
 def write_parquet(results: Sequence[CheckpointResult], path: str) -> None:
