@@ -80,6 +80,9 @@ def by_windows(
         return outside(uncovered)
     early = unmoved(scores, calibration.geometry, NUMERICAL_FLOOR)
     if early is not None:
+        moved = scores.norm > NUMERICAL_FLOOR
+        if moved and (missing := unseen(scores, calibration.geometry, context)):
+            return unknown(missing, what, value, limit)
         return Finding(State.WARMING, early.reason, value, limit, maximum)
     if windows == 0:
         text = "no window has ended yet, and this run's length is not known"

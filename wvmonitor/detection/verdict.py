@@ -280,13 +280,15 @@ def _by_rule(
     if objections:
         return unknown(objections, what, value, rule.cosine)
     early = unmoved(scores, geometry, NUMERICAL_FLOOR)
-    if early is not None:
+    if early is not None and scores.norm <= NUMERICAL_FLOOR:
         return replace(early, threshold=rule.cosine)
     missing = unseen(scores, geometry, context)
     if value is None and not missing:
         missing.append("the reference touches nothing of what has changed")
     if missing or value is None:
         return unknown(missing, what, value, rule.cosine)
+    if early is not None:
+        return replace(early, score=value, threshold=rule.cosine)
     margin = values.get("margin")
     fits = margin is None or margin >= rule.margin
     above = value >= rule.cosine and fits

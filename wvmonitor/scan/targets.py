@@ -182,6 +182,8 @@ def _below(path: str, entries: frozenset[str]) -> dict[str, Target]:
         if (ending and not ending.isdigit()) or name[0] == "." or _CHECKPOINT.fullmatch(name):
             continue  # a file, or known already
         inside = str(joined(path, name))
+        if _leads_back(path, inside):
+            continue
         try:
             held = list_folder(inside) or frozenset()
         except (MissingPathError, UnsafeFileError):
@@ -192,6 +194,16 @@ def _below(path: str, entries: frozenset[str]) -> dict[str, Target]:
         if holds_weights(held):
             found[name] = _lone(inside, held, within=path)
     return found
+
+
+def _leads_back(folder: str, inside: str) -> bool:
+    """Whether a link in a folder leads to the folder itself, or to one above it."""
+    if is_url(folder) or not local_path(inside).is_symlink():
+        return False
+    try:
+        return local_path(folder).resolve().is_relative_to(local_path(inside).resolve())
+    except (OSError, RuntimeError):
+        return True  # a loop of links
 
 
 def _file(path: str) -> Target:

@@ -13,7 +13,7 @@ from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState, adapt
 from wvmonitor.sources.adapters.kinds import MERGED, MERGED_VARIANTS, REFUSED
 from wvmonitor.sources.adapters.lora import read_lora
 from wvmonitor.sources.adapters.merged import read_merged
-from wvmonitor.sources.adapters.mlx import is_of_mlx, read_mlx
+from wvmonitor.sources.adapters.mlx import read_mlx
 from wvmonitor.vectors import TaskVector
 
 __all__ = ["LOADERS", "REFUSED", "read_adapter"]
@@ -49,7 +49,7 @@ def read_adapter(
         NonFiniteError: when an update is produced, if a tensor holds NaN or infinity.
     """
     config = adapter_config(path)
-    if is_of_mlx(config):
+    if "peft_type" not in config and config.keys() & {"fine_tune_type", "lora_parameters"}:
         return read_mlx(path, config, base)
     folder = AdapterFolder(path, base)
     if folder.kind in REFUSED:

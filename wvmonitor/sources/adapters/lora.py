@@ -53,10 +53,10 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
             "target_parameters: re-save the adapter"
         )
     run = Run(folder, settings, initial, _mixed(modules))
-    parts = expert_parts(run, modules)
+    parts = expert_parts(run, modules) if any(".experts." in path for path in modules) else []
     embeddings = [module for module in modules.values() if module.embedding]
     for path, module in modules.items():
-        if is_single_expert(path) and parts:
+        if parts and is_single_expert(path):
             continue
         if path in parameters or not _is_tied_copy(folder, settings, module, embeddings):
             parts += _parts(run, module, *(parameters.get(path) or _weight(run, module)))

@@ -30,11 +30,6 @@ _LARGEST_SCALE = 1e6
 _FUSE_IT = "fuse it (`mlx_lm.fuse`) and give the whole model that comes out"
 
 
-def is_of_mlx(config: Mapping[str, Any]) -> bool:
-    """Whether an adapter_config.json is mlx-lm's."""
-    return "peft_type" not in config and ("fine_tune_type" in config or "lora_parameters" in config)
-
-
 def read_mlx(path: Location, config: Mapping[str, Any], base: Location | None) -> TaskVector:
     """The task vector of an adapter that mlx-lm trained.
 
@@ -133,7 +128,7 @@ def _part(
 ) -> Part:
     name = parameter_name(f"{module}.weight")
     first, second = (tuple(files.info(keys[role]).shape) for role in ("lora_a", "lora_b"))
-    if len(first) != 2 or len(second) != 2 or first[1] != second[0]:
+    if len(first) != 2 or len(second) != 2 or first[1] != second[0] or first[1] == 0:
         raise AdapterError(
             f"{shown(keys['lora_a'])} {first} and {shown(keys['lora_b'])} {second} of "
             f"{files.where} are no factors of one matrix: save the adapter again"
