@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from wvmonitor.detection.benign import BenignRun, deciding, kept
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.coverage import judged_norm, part_in_words, share_in_scope
 from wvmonitor.detection.judge import judgements
 from wvmonitor.detection.scores import Scores, score
+from wvmonitor.errors import CalibrationError
 from wvmonitor.reading import Component, Gram, Products, Reading
 
 EMBEDDING, BLOCK, OTHER_BLOCK = (
@@ -121,3 +123,28 @@ def test_scores_of_older_journals_are_judged_as_they_were() -> None:
     assert share_in_scope(scores) == 1
     assert part_in_words(scores, "frobenius") == ""
     assert judged(scores)[0] == "unknown"
+
+
+def benign(squares: Mapping[str, float], **more: object) -> BenignRun:
+    """A harmless run of one reading."""
+    scores = replace(score(reading(squares), bank()), **more)  # type: ignore[arg-type]
+    return BenignRun("data", [scores], RunContext(method="lora"))
+
+
+def test_harmless_runs_that_trained_embeddings_calibrate_by_their_blocks() -> None:
+    """What a verdict would speak of is what a calibration keeps: the blocks' ‖τ‖."""
+    run = benign({EMBEDDING: 9.0, BLOCK: 1.0, OTHER_BLOCK: 1.0})
+    like = deciding([run], "b", "frobenius", "cosine")
+    assert kept(run, like).norms == pytest.approx((2**0.5,))
+    whole = benign({EMBEDDING: 1.0, BLOCK: 1.0, OTHER_BLOCK: 1.0})
+    assert kept(whole, like).norms == pytest.approx((3**0.5,))
+
+
+def test_a_change_that_cannot_be_measured_does_not_calibrate() -> None:
+    """A merge into a rounded base is no harmless run to learn from."""
+    good = benign({BLOCK: 1.0, OTHER_BLOCK: 1.0})
+    like = deciding([good], "b", "frobenius", "cosine")
+    assert kept(good, like)
+    bad = benign({BLOCK: 1.0, OTHER_BLOCK: 1.0}, unmeasurable="it was merged into a rounded base")
+    with pytest.raises(CalibrationError, match=r"cannot be measured.*rounded base"):
+        kept(bad, like)

@@ -98,3 +98,14 @@ def test_folders_below_that_hold_weights_are_found(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "link").symlink_to(tmp_path / "a")
     assert weights_below(tmp_path) == ["a", "b/c", "d/e/f"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"), [("zero_to_fp32.py", "zero_to_fp32"), ("pytorch_model_fsdp_0", "merge-weights")]
+)
+def test_an_engine_s_own_state_is_told_from_weights(tmp_path: Path, entry: str, says: str) -> None:
+    """A checkpoint of DeepSpeed's or FSDP's shards alone says what makes weights of it."""
+    (tmp_path / entry).mkdir()
+    (tmp_path / entry / ".metadata").touch()
+    with pytest.raises(MissingPathError, match=f"engine's own state.*{says}"):
+        open_checkpoint(tmp_path)

@@ -198,6 +198,8 @@ def _problem(scores: Scores, like: Deciding) -> str | None:
         return f"its progress must lie in [0, 1], got {scores.progress}"
     if not math.isfinite(scores.norm):
         return "its weights are not finite"
+    if scores.unmeasurable:
+        return f"its change cannot be measured: {scores.unmeasurable}"
     if _behaviours(scores) != like.behaviours:
         return f"it scores {_behaviours(scores)}, the others {like.behaviours}"
     if not is_seen(scores, like.geometry, strict=False):

@@ -36,6 +36,11 @@ from wvmonitor.files.weight_names import (
 
 MAX_OPEN_FILES = 8
 _SUFFIX = SAFETENSORS
+# How a folder of sharded training state is told, and what makes weights of it.
+_ENGINES = (
+    ("zero_to_fp32.py", "DeepSpeed's `python zero_to_fp32.py . OUT --safe_serialization`"),
+    ("pytorch_model_fsdp_", "`accelerate merge-weights`"),
+)
 
 
 class CheckpointFiles:
@@ -289,6 +294,12 @@ def _no_weights(
         return MissingPathError(
             f"{where} holds no {single}, but the folders below it do"
             f" ({shown(', '.join(below[:5]))}): give one of them"
+        )
+    engine = next((how for sign, how in _ENGINES if any(e.startswith(sign) for e in entries)), None)
+    if engine:
+        return MissingPathError(
+            f"{where} holds no {single}, but a training engine's own state: where it is trusted, "
+            f"{engine} makes weights of it"
         )
     others = sorted(entry for entry in entries if entry.endswith(_SUFFIX))
     hint = f" (it holds {shown(', '.join(others))})" if others else ""

@@ -9,6 +9,7 @@ it (`_explicit`).
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -234,7 +235,10 @@ def _built(folder: AdapterFolder, base: ModelFolder, targets: list[str]) -> Peft
         for name, parameter in model.named_parameters():
             parameter.copy_(base.read(_held(base, parameter_name(name))))
     config_class = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(folder.kind)]
+    known = {field.name for field in dataclasses.fields(config_class)}
     explicit = _explicit(folder, targets)
+    # what another version of PEFT has, and does not use here, means nothing
+    explicit = {name: value for name, value in explicit.items() if value or name in known}
     try:
         config = config_class(**explicit)
         with _own_randomness():
