@@ -354,3 +354,19 @@ def test_what_is_really_quantised_is_refused_all_the_same(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(QuantizedWeightsError, match="quantised"):
         read_checkpoints(bases("llama"), tmp_path)
+
+
+@pytest.mark.parametrize("side", ["adapter", "checkpoint", "shape"])
+def test_a_refusal_never_advises_what_was_done(side: str, bases: Bases, tmp_path: Path) -> None:
+    """With the base at hand, an error names it and what does not fit; it asks for no base."""
+    model = zoo.build("llama")
+    with pytest.raises((KeyMismatchError, ShapeMismatchError)) as caught:
+        if side == "checkpoint":
+            model.save_pretrained(tmp_path)
+            read_checkpoints(bases("gpt2"), tmp_path)
+        adapted(model, tmp_path, ["q_proj"])
+        read_adapter(tmp_path, bases("gpt2") if side == "adapter" else bases("llama", hidden_size=16))
+    said = str(caught.value)
+    assert "give the base" not in said
+    assert "--base" not in said
+    assert "check that" in said

@@ -73,7 +73,7 @@ def expert_parts(run: Run, modules: Mapping[str, Keys]) -> list[Part]:
     if plain:
         raise AdapterError(
             f"{run.folder.where} adapts {shown(plain[0])} beside experts that the base holds "
-            "fused: give the base that the adapter was trained on"
+            "fused: check that this is the model that the adapter was trained on"
         )
     return [part(source) for source in sources.values() if isinstance(source, Fused)]
 
@@ -107,8 +107,8 @@ def _listed_parts(run: Run, listed: Mapping[str, Keys], base: ModelFolder) -> li
         if base.config.get("model_type") != "gpt_oss" or base.stored(name) is None:
             raise AdapterError(
                 f"{run.folder.where} adapts {shown(path)}, an expert as Unsloth's gpt-oss has it, "
-                f"and {base.where} is no gpt-oss that holds {shown(name)}: give the base that the "
-                "adapter was trained on"
+                f"and {base.where} is no gpt-oss that holds {shown(name)}: check that this is the "
+                "model that the adapter was trained on"
             )
         experts.setdefault(name, {})[int(matched[3])] = module
 
@@ -120,8 +120,8 @@ def _listed_parts(run: Run, listed: Mapping[str, Keys], base: ModelFolder) -> li
             if number >= shape[0] or (inputs, outputs) != shape[1:]:
                 raise AdapterError(
                     f"{shown(module.path)} of {run.folder.where} maps {inputs} to {outputs}, and "
-                    f"{shown(name)} of the base has shape {shape}: give the base that the adapter "
-                    "was trained on"
+                    f"{shown(name)} of the base has shape {shape}: check that this is the model "
+                    "that the adapter was trained on"
                 )
 
         def produce() -> Update:

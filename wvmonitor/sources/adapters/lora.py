@@ -142,7 +142,7 @@ def _weight(run: Run, module: Keys) -> tuple[str, Layout]:
         if held is None:
             raise KeyMismatchError(
                 f"{folder.where} changes {shown(name)}, which the base {folder.base.where} does "
-                "not have: give the base that the adapter was trained on"
+                "not have: check that this is the model that the adapter was trained on"
             )
         resized = compare_shapes(held, folder.base.shape(held), shape, folder.where)
         if resized and (run.settings.dora or run.settings.start != "base"):

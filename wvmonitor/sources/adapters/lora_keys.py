@@ -92,5 +92,5 @@ def check_factors(run: Run, module: Keys, rank: int, layout: Layout) -> None:
         raise AdapterError(
             f"{shown(module.of['A'])} {a} and {shown(module.of['B'])} {b} of {run.folder.where} "
             f"are no factors of rank {rank} (as {run.settings.where} says) for a parameter of "
-            f"shape {layout.shape}: re-save the adapter, or give the base that it was trained on"
+            f"shape {layout.shape}: re-save the adapter, or check that the base is the one it was trained on"
         )

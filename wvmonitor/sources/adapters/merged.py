@@ -163,8 +163,8 @@ def _held(base: ModelFolder, name: str) -> str:
     held = base.stored(name)
     if held is None:
         raise KeyMismatchError(
-            f"the base {base.where} has no {shown(name)}: give the base that the adapter was "
-            "trained on"
+            f"the base {base.where} has no {shown(name)}: check that this is the model that the "
+            "adapter was trained on"
         )
     return held
 
@@ -217,7 +217,7 @@ def _divided(folder: AdapterFolder, base: ModelFolder) -> tuple[dict[str, str], 
         if not owner and not key.startswith("base_model."):
             raise KeyMismatchError(
                 f"the key {shown(key)} of {folder.where} belongs to no module of the base "
-                f"{base.where}: give the base that the adapter was trained on"
+                f"{base.where}: check that this is the model that the adapter was trained on"
             )
         adapter[key] = owner
     return adapter, whole

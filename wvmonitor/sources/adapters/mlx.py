@@ -146,7 +146,7 @@ def _part(
         if stored is None:
             raise KeyMismatchError(
                 f"{files.where} changes {shown(name)}, which the base {base.where} does not have: "
-                "give the base that the adapter was trained on"
+                "check that this is the model that the adapter was trained on"
             )
         held = stored
         if compare_shapes(held, base.shape(held), shape, files.where):
