@@ -55,7 +55,8 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
-        self.sent: dict[str, int] = {}  # bytes of each file, over all requests
+        self.ranges: list[str] = []  # files of which a range was fetched
+        self.whole: list[str] = []  # files that were fetched whole
         self.always_public = False  # an organisation's rule
         self.refusing: str | None = None  # paths that contain this answer 403
 
@@ -211,11 +212,11 @@ class Handler(BaseHTTPRequestHandler):
         if ranged := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
             start, end = int(ranged[1]), int(ranged[2] or len(data) - 1)
             part = data[start : end + 1]
-            self.server.sent[f"{repo}/{name}"] = self.server.sent.get(f"{repo}/{name}", 0) + len(part)
+            self.server.ranges.append(f"{repo}/{name}")
             headers["Content-Range"] = f"bytes {start}-{start + len(part) - 1}/{len(data)}"
             return self.send(206, part, headers)
         if self.command == "GET":
-            self.server.sent[f"{repo}/{name}"] = self.server.sent.get(f"{repo}/{name}", 0) + len(data)
+            self.server.whole.append(f"{repo}/{name}")
         return self.send(200, data, headers)
 
     def json(self, document: Any, status: int = 200) -> None:

@@ -46,7 +46,8 @@ def command(hub: Hub, tiny_bank_folder: Path, tiny_base: Path, tmp_path: Path) -
 
     def run(*arguments: str | Path, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
         hub.requests.clear()
-        hub.sent.clear()
+        hub.ranges.clear()
+        hub.whole.clear()
         given = ["--references", str(tiny_bank_folder), "--base", str(tiny_base)]
         environment = {
             **os.environ,
@@ -69,7 +70,7 @@ def command(hub: Hub, tiny_bank_folder: Path, tiny_base: Path, tmp_path: Path) -
 
 
 def test_every_adapter_of_an_organisation_is_judged_by_ranges_and_once(
-    command: Callable, hub: Hub, bad_adapter: Path, good_adapter: Path, tmp_path: Path
+    command: Callable, hub: Hub, tmp_path: Path
 ) -> None:
     """Adapters by their commits, subfolders included; whole models named; a second scan is free."""
     cache = tmp_path / "cache"
@@ -85,11 +86,11 @@ def test_every_adapter_of_an_organisation_is_judged_by_ranges_and_once(
     commit = hub.repositories["team/bad"].main
     assert by_name["team/bad"]["path"] == f"hf://team/bad@{commit}"
     assert any("'team/whole'" in w for r in results for w in r["warnings"])
-    weights = "team/bad/adapter_model.safetensors"
-    assert 0 < hub.sent[weights] <= 2 * (bad_adapter / "adapter_model.safetensors").stat().st_size
+    assert "team/bad/adapter_model.safetensors" in hub.ranges
+    assert not hub.whole
     second = command(*asked)
     assert json.loads(second.stdout)["checkpoints"] == results
-    assert not [name for name in hub.sent if name.endswith(".safetensors")]
+    assert not [name for name in hub.ranges if name.endswith(".safetensors")]
 
 
 def test_what_cannot_be_seen_is_not_clean(command: Callable) -> None:
