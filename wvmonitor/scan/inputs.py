@@ -5,13 +5,11 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import TextIO
 
 from wvmonitor.errors import InputError, MissingPathError, WVMonitorError
 from wvmonitor.files.storage import is_url, open_storage, read_bytes, remote_files, shown
 from wvmonitor.outputs.scan_record import failure_of
-from wvmonitor.scan.organisation import organisation_of, others_note, repositories_of
 from wvmonitor.scan.targets import Target, find_targets
 
 STANDARD_INPUT = "-"
@@ -57,22 +55,8 @@ def _given(paths: Iterable[str], stdin: TextIO | None) -> Iterator[Target]:
     for path in paths:
         if path == STANDARD_INPUT and stdin is not None:
             yield from find_targets(_entries(stdin.read()))
-        elif (organisation := organisation_of(path)) is not None:
-            yield from _adapters_of(path, organisation)
         else:
             yield from find_targets([path])
-
-
-def _adapters_of(path: str, organisation: str) -> list[Target]:
-    try:
-        found = repositories_of(organisation)
-    except (WVMonitorError, ImportError) as error:
-        return [Target(path, error=failure_of(error))]
-    targets = find_targets(found.adapters)
-    if found.others:
-        note = others_note(organisation, found.others)
-        targets[0] = replace(targets[0], warnings=(*targets[0].warnings, note))
-    return targets
 
 
 def _matches(pattern: str) -> list[Target]:

@@ -29,6 +29,7 @@ from wvmonitor.files.weight_names import (
 )
 from wvmonitor.outputs.scan_record import Failure, Notice, failure_of
 from wvmonitor.scan.foreign_code import foreign_code
+from wvmonitor.scan.organisation import organisation_of, others_note, repositories_of
 
 TargetKind = Literal["adapter", "checkpoint"]
 
@@ -109,7 +110,7 @@ def find_targets(paths: Iterable[Location]) -> list[Target]:
     for path in dict.fromkeys(str(p) for p in paths):
         try:
             found += _at(path)
-        except (WVMonitorError, OSError) as error:
+        except (WVMonitorError, OSError, ImportError) as error:
             found.append(Target(path, error=failure_of(error)))
     return found
 
@@ -120,6 +121,8 @@ def _at(path: str) -> list[Target]:
             "an empty path was given, which would stand for the current folder: check the variable "
             "that it came from, or write ."
         )
+    if (organisation := organisation_of(path)) is not None:
+        return _of_organisation(organisation)
     try:
         entries = list_folder(path)
     except MissingPathError as error:
@@ -150,6 +153,15 @@ def _at(path: str) -> list[Target]:
         beside = () if alone else _unjudged(path, entries, "model", {*runs, *further})
         trajectory[-1] = replace(final, notices=(*final.notices, *beside))
     return [*trajectory, *last, *sorted(further.values(), key=_in_order)]
+
+
+def _of_organisation(organisation: str) -> list[Target]:
+    found = repositories_of(organisation)
+    first, *rest = find_targets(found.adapters)
+    if found.others:
+        note = others_note(organisation, found.others)
+        first = replace(first, warnings=(*first.warnings, note))
+    return [first, *rest]
 
 
 def _steps(names: Iterable[str], pattern: re.Pattern[str]) -> list[tuple[int, str]]:
