@@ -131,12 +131,12 @@ def test_folders_below_are_named_where_they_are_not_judged(
 
 
 def test_a_run_s_own_folder_is_looked_at_too(drifting_run: Path, tmp_path: Path) -> None:
-    """`non_lora_trainables.bin` in a run's output folder is named beside its last checkpoint."""
+    """`non_lora_trainables.bin` in a run's output folder is named, once."""
     run = shutil.copytree(drifting_run, tmp_path / "run")
     (run / "non_lora_trainables.bin").write_bytes(b"")
     targets = find_targets([run])
-    assert [len(t.notices) for t in targets] == [0, 0, 0, 0, 1]
-    assert "non_lora_trainables.bin" in targets[-1].notices[0].message
+    assert [len(t.notices) for t in targets] == [1, 0, 0, 0, 0]
+    assert "non_lora_trainables.bin" in targets[0].notices[0].message
 
 
 @pytest.mark.parametrize("stem", ["step_{}", "global_step{}", "iter-{}"])

@@ -149,10 +149,12 @@ def _at(path: str) -> list[Target]:
     # reading of the run it would only repeat the last one.
     last = [_lone(path, entries, judged={*runs, *further})] if alone else []
     if trajectory:
-        final = replace(trajectory[-1], last=True)
-        beside = () if alone else _unjudged(path, entries, "model", {*runs, *further})
-        trajectory[-1] = replace(final, notices=(*final.notices, *beside))
-    return [*trajectory, *last, *sorted(further.values(), key=_in_order)]
+        trajectory[-1] = replace(trajectory[-1], last=True)
+    first, *rest = [*trajectory, *last, *sorted(further.values(), key=_in_order)]
+    if not alone:  # what lies in the folder itself is said once
+        beside = _unjudged(path, entries, "model", {*runs, *further})
+        first = replace(first, notices=(*first.notices, *beside))
+    return [first, *rest]
 
 
 def _of_organisation(organisation: str) -> list[Target]:
