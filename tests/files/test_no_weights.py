@@ -101,7 +101,8 @@ def test_folders_below_that_hold_weights_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "says"), [("zero_to_fp32.py", "zero_to_fp32"), ("pytorch_model_fsdp_0", "merge-weights")]
+    ("entry", "says"),
+    [("zero_to_fp32.py", "zero_to_fp32"), ("pytorch_model_fsdp_0", "merge-weights")],
 )
 def test_an_engine_s_own_state_is_told_from_weights(tmp_path: Path, entry: str, says: str) -> None:
     """A checkpoint of DeepSpeed's or FSDP's shards alone says what makes weights of it."""

@@ -172,7 +172,9 @@ class Handler(BaseHTTPRequestHandler):
     ) -> None:
         inside = f"{folder}/" if folder else ""
         deep = "recursive=true" in urlsplit(self.path).query.lower()
-        found = {n: e for n, e in entries(repository.commits[commit]).items() if n.startswith(inside)}
+        found = {
+            n: e for n, e in entries(repository.commits[commit]).items() if n.startswith(inside)
+        }
         if inside and not found:
             return self.refuse(404, "EntryNotFound", "Entry not found")
         return self.json([e for n, e in found.items() if deep or "/" not in n[len(inside) :]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,7 @@ def test_code_that_loading_would_import_is_named_and_never_imported(
     assert says in result.stdout
     assert command(adapter, "--strict").exit_code == 2
     assert not marker.exists()
+    monkeypatch.delitem(sys.modules, "planted_module", raising=False)
     importlib.import_module("planted_module")  # it would have run
     assert marker.exists()
 

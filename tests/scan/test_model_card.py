@@ -52,7 +52,9 @@ def test_a_card_keeps_what_else_it_says(
     card.write_text("---\nlicense: mit\n---\n# Mine\n\nA model.\n")
     assert command(good_adapter, "--output", card).exit_code == 0
     first = card.read_text()
-    assert first.startswith("---\nlicense: mit\n---\n# Mine\n\nA model.\n\n<!-- wvmonitor: begin -->")
+    assert first.startswith(
+        "---\nlicense: mit\n---\n# Mine\n\nA model.\n\n<!-- wvmonitor: begin -->"
+    )
     card.write_text(first + "\nMore of it.\n")
     assert command(bad_adapter, "--output", card).exit_code == 0
     second = card.read_text()

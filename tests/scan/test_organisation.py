@@ -16,7 +16,6 @@ from tests.references.hub_server import TOKEN, Hub, Repository
 from wvmonitor.scan.organisation import organisation_of
 
 
-
 def files_of(folder: Path, inside: str = "") -> dict[str, bytes]:
     """A folder's files as a repository has them."""
     return {f"{inside}{p.name}": p.read_bytes() for p in folder.iterdir() if p.is_file()}
@@ -129,5 +128,3 @@ def test_a_repository_is_scanned_by_its_name(command: Callable, hub: Hub) -> Non
 def test_an_organisation_is_told_from_a_repository(path: str, name: str | None) -> None:
     """Only hf://ORG is a whole organisation."""
     assert organisation_of(path) == name
-
-

@@ -365,7 +365,9 @@ def test_a_refusal_never_advises_what_was_done(side: str, bases: Bases, tmp_path
             model.save_pretrained(tmp_path)
             read_checkpoints(bases("gpt2"), tmp_path)
         adapted(model, tmp_path, ["q_proj"])
-        read_adapter(tmp_path, bases("gpt2") if side == "adapter" else bases("llama", hidden_size=16))
+        read_adapter(
+            tmp_path, bases("gpt2") if side == "adapter" else bases("llama", hidden_size=16)
+        )
     said = str(caught.value)
     assert "give the base" not in said
     assert "--base" not in said

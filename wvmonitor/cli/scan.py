@@ -10,9 +10,7 @@ import typer
 Level = Literal["warn", "alarm"]
 """The least verdict that fails."""
 
-Format = Literal[
-    "table", "json", "jsonl", "csv", "junit", "github", "sarif", "card", "openmetrics"
-]
+Format = Literal["table", "json", "jsonl", "csv", "junit", "github", "sarif", "card", "openmetrics"]
 """How results are written."""
 
 Where = Literal["processes", "dask"]

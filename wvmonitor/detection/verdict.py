@@ -284,7 +284,7 @@ def _by_rule(
         return replace(early, threshold=rule.cosine)
     missing = unseen(scores, geometry, context)
     if value is None and not missing:
-        missing.append("the reference touches nothing of what has changed")
+        missing.append("there is no cosine: the reference touches nothing of what has changed")
     if missing or value is None:
         return unknown(missing, what, value, rule.cosine)
     if early is not None:

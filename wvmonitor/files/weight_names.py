@@ -65,7 +65,9 @@ def neighbours(entries: Iterable[str], stem: str) -> list[str]:
         entries: of the folder.
         stem: of what is read: "model", or "adapter_model" for PEFT adapters.
     """
-    own = re.compile(rf"{re.escape(stem)}(?:-\d+-of-\d+)?{re.escape(SAFETENSORS)}(?:\.index\.json)?")
+    own = re.compile(
+        rf"{re.escape(stem)}(?:-\d+-of-\d+)?{re.escape(SAFETENSORS)}(?:\.index\.json)?"
+    )
     return sorted(
         e
         for e in entries
@@ -83,9 +85,7 @@ def weights_below(path: Location) -> list[str]:
     """
     inside = _remote_folders(str(path)) if is_url(path) else _local_folders(local_path(path))
     return sorted(
-        where
-        for where, entries in inside
-        if holds_weights(entries) or neighbours(entries, "model")
+        where for where, entries in inside if holds_weights(entries) or neighbours(entries, "model")
     )
 
 

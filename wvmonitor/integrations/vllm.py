@@ -78,7 +78,9 @@ class Gate:
         bank.relation_to(base_digest(base))
         self._adapters, self._bank, self._base = adapters, bank, base
         self._calibration = calibration
-        self._copies = Path(tempfile.mkdtemp(prefix="wvmonitor-vllm-")) if copies is None else copies
+        self._copies = (
+            Path(tempfile.mkdtemp(prefix="wvmonitor-vllm-")) if copies is None else copies
+        )
         self._judged: dict[str, Path | None] = {}
         self._lock = threading.Lock()
 
@@ -124,9 +126,7 @@ class Gate:
         from wvmonitor.scan.scan import scan
 
         results = list(
-            scan(
-                [folder], self._bank, base=self._base, calibration=self._calibration, strict=True
-            )
+            scan([folder], self._bank, base=self._base, calibration=self._calibration, strict=True)
         )
         if len(results) != 1:
             return f"it is {len(results)} adapters, where one was asked for"
@@ -139,7 +139,9 @@ def objection(result: CheckpointResult) -> str | None:
         return f"{result.error.type}: {result.error.message}"
     if not result.references:
         return "the bank holds no behaviour to judge by"
-    bad = [f"{n} {r.verdict}: {r.reason}" for n, r in result.references.items() if r.verdict != "ok"]
+    bad = [
+        f"{n} {r.verdict}: {r.reason}" for n, r in result.references.items() if r.verdict != "ok"
+    ]
     if bad or result.verdict != State.OK:
         return "; ".join(bad) or str(result.verdict)
     return None

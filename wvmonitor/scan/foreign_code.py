@@ -81,9 +81,11 @@ def _asked(document: Mapping[str, Any]) -> Iterator[str]:
         files = ", ".join(sorted(_strings(custom))[:_MOST])
         yield f"names code of its own ({shown(files)} in auto_map), run where it is trusted"
     modules = document.get("modules")
-    types = [m.get("type") for m in modules if isinstance(m, Mapping)] if isinstance(
-        modules, list
-    ) else []
+    types = (
+        [m.get("type") for m in modules if isinstance(m, Mapping)]
+        if isinstance(modules, list)
+        else []
+    )
     for kind in types:
         if not _is_known(kind):
             yield f"names the class {shown(kind, 80)}, which sentence-transformers imports"

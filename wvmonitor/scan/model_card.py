@@ -24,7 +24,9 @@ _MOST_BYTES = 10_000_000
 def write_card(results: Iterable[CheckpointResult], out: TextIO, fail_on: FailOn) -> None:
     """The block, as Markdown between two marks by which `within_card` finds it again."""
     collected = list(results)
-    out.write("\n".join([BEGIN, "## Screened by its weights", "", *_lines(collected, fail_on), END]))
+    out.write(
+        "\n".join([BEGIN, "## Screened by its weights", "", *_lines(collected, fail_on), END])
+    )
     out.write("\n")
 
 

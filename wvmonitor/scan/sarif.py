@@ -20,7 +20,9 @@ from wvmonitor.outputs.scan_record import CheckpointResult
 from wvmonitor.scan.results import FailOn, exit_code, reaches, unjudged
 from wvmonitor.scan.text import visible
 
-SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+SCHEMA = (
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+)
 _HOME = "https://arxiv.org/abs/2511.05408"
 _RULES: Mapping[str, tuple[str, str]] = {
     "not-judged": (

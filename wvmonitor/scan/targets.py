@@ -280,9 +280,7 @@ def _unjudged(
         )
 
 
-def _described(
-    target: Target, entries: frozenset[str], judged: Container[str] = ()
-) -> Target:
+def _described(target: Target, entries: frozenset[str], judged: Container[str] = ()) -> Target:
     """The target with what its folder says of it, and of what lies there besides.
 
     Args:

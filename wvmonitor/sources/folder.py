@@ -275,7 +275,6 @@ class ModelFolder:
                 "changed: give the unquantised weights it was made from"
             )
 
-
     def _holds_plain_weights(self) -> bool:
         """Whether all tensors are what they are without quantisation, whatever is configured.
 

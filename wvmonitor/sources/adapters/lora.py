@@ -33,6 +33,7 @@ from wvmonitor.sources.names import is_transposed, may_be_conv1d, parameter_name
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Origin, TaskVector, Update
 from wvmonitor.vectors import update as updates
 
+
 def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector:
     """The task vector of a LoRA or DoRA adapter folder.
 
@@ -204,9 +205,7 @@ def _on_rows(update: Update, rows: int) -> Update:
     return replace(common, left=pad(common.left, (0, 0, 0, rows - common.shape[0])))
 
 
-def _keys_at_start(
-    run: Run, module: Keys, name: str, *, at_base: bool
-) -> Mapping[str, str] | None:
+def _keys_at_start(run: Run, module: Keys, name: str, *, at_base: bool) -> Mapping[str, str] | None:
     """The keys under which the initial state holds a module's start; None where it is the base."""
     if run.initial is None:
         return None

@@ -25,7 +25,6 @@ _ROLES = {
 }
 
 
-
 @dataclass
 class Keys:
     """The keys of one adapted module, by role.
