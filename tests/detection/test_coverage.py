@@ -95,7 +95,7 @@ def test_blocks_that_hardly_moved_are_not_judged_by_the_embeddings_length() -> N
 
 
 def test_only_embeddings_are_nothing_to_judge() -> None:
-    """Where the blocks are untouched no score exists, no dose either, and the verdict is unknown."""
+    """Where the blocks are untouched there is no score and no dose, and the verdict is unknown."""
     scores = score(reading({EMBEDDING: 9.0}), bank())
     assert scores.references["evil"].values == {}
     assert scores.references["evil"].dose is None

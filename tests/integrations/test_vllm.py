@@ -1,4 +1,5 @@
 """The gate inside vLLM, against a stand-in with vLLM's own interface (vllm/lora/resolver.py)."""
+# ruff: noqa: F401, F811  fixtures of the scan's tests
 
 from __future__ import annotations
 
@@ -17,13 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.scan.conftest import (  # noqa: F401  fixtures
-    bad_adapter,
-    evil,
-    good_adapter,
-    innocent,
-    save_adapter,
-)
+from tests.scan.conftest import bad_adapter, evil, good_adapter, innocent, save_adapter
 from wvmonitor.errors import BaseMismatchError, MissingPathError, SettingsError
 from wvmonitor.integrations import vllm as plugin
 from wvmonitor.integrations.vllm import ADAPTERS, Gate, register
@@ -114,7 +109,7 @@ def served(
 def test_only_an_adapter_that_is_ok_is_served(
     served: Callable[[str], Any], adapters: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The good one is, as a copy of its two files; the bad one is not there, and the log says why."""
+    """The good one is, as a copy of its two files; the bad one is not, and the log says why."""
     (adapters / "good" / "new_embeddings.safetensors").write_bytes(b"not judged, and not served")
     request = served("good")
     assert request.lora_name == "good"
@@ -136,7 +131,7 @@ def test_only_an_adapter_that_is_ok_is_served(
 def test_what_is_loaded_is_what_was_judged(
     served: Callable[[str], Any], adapters: Path, bad_adapter: Path
 ) -> None:
-    """An adapter that is swapped after its verdict is judged again, and the copy stays as it was."""
+    """What is swapped after its verdict is judged again, and the copy stays as it was."""
     before = served("good")
     weights = Path(before.lora_path) / "adapter_model.safetensors"
     held = weights.read_bytes()
@@ -173,7 +168,7 @@ def test_whatever_cannot_be_judged_is_not_served(
     adapters: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Pickles, damaged files, code to import, missing files: no adapter, and a reason in the log."""
+    """Pickles, damaged or missing files, code to import: no adapter, and a reason in the log."""
     spoil(adapters / "good")
     with caplog.at_level(logging.ERROR):
         assert served("good") is None
@@ -253,7 +248,7 @@ def test_a_gate_that_cannot_judge_does_not_start(
 def test_other_resolvers_are_said(
     vllm: Registry, served: Callable[[str], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """vLLM asks every resolver in turn: one that judges nothing beside this one is warned of."""
+    """Each resolver is asked in turn: one that judges nothing beside this one is warned of."""
     vllm.resolvers["Filesystem Resolver"] = vllm.get_resolver("wvmonitor")
     with caplog.at_level(logging.WARNING):
         register()

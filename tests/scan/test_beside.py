@@ -121,7 +121,7 @@ def test_every_format_for_people_and_machines_takes_what_is_strict(
 def test_folders_below_are_named_where_they_are_not_judged(
     save_checkpoint: Any, innocent: Any, tiny_base: Path, tmp_path: Path
 ) -> None:
-    """A whole model's subfolders are named: `original/`, `onnx/`, another adapter two levels down."""
+    """A whole model's subfolders are named: `original/`, `onnx/`, an adapter two levels down."""
     model = save_checkpoint(tmp_path / "model", innocent * 0.2)
     for name in ("original/consolidated.00.pth", "a/b/adapter_model.safetensors", "onnx/m.onnx"):
         (model / name).parent.mkdir(parents=True, exist_ok=True)

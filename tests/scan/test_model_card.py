@@ -47,7 +47,7 @@ def test_the_block_says_verdict_bank_base_and_date(
 def test_a_card_keeps_what_else_it_says(
     command: Callable[..., Result], good_adapter: Path, bad_adapter: Path, tmp_path: Path
 ) -> None:
-    """--output README.md adds the block once, replaces it the next time, and touches nothing else."""
+    """--output README.md adds the block, replaces it the next time, and touches nothing else."""
     card = tmp_path / "README.md"
     card.write_text("---\nlicense: mit\n---\n# Mine\n\nA model.\n")
     assert command(good_adapter, "--output", card).exit_code == 0

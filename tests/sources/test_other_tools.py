@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +142,10 @@ def test_unsloth_s_experts_of_gpt_oss_are_the_fused_parameter_s(
         moved = torch.stack([after[f"{name}s.{n}.weight"].mT for n in range(3)])
         oracle[name] = moved - start
     zoo.assert_equal_change(read_adapter(tmp_path / "adapter", tmp_path / "base"), oracle)
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    saved["base_model_name_or_path"] = "unsloth/gpt-oss-20b"
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(saved))
     with pytest.raises(AdapterError, match=r"one by one.*Unsloth.*--base"):
-        saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-        saved["base_model_name_or_path"] = "unsloth/gpt-oss-20b"
-        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(saved))
         read_adapter(tmp_path / "adapter")
 
 
@@ -230,6 +231,7 @@ def test_adapters_of_mlx_lm_are_what_it_fuses(kind: str, bases: Bases, tmp_path:
             read_adapter(folder)
 
 
+MLX_SHAPES = {"lora_a": (32, 2), "lora_b": (2, 48)}
 A, B = "model.layers.0.self_attn.q_proj.lora_a", "model.layers.0.self_attn.q_proj.lora_b"
 
 
@@ -249,7 +251,7 @@ A, B = "model.layers.0.self_attn.q_proj.lora_a", "model.layers.0.self_attn.q_pro
         ({A: (32, 2), B: (2, 32)}, {"lora_parameters": {}}, AdapterError, "scale must be"),
         ({A: (16, 2), B: (2, 32)}, {}, ShapeMismatchError, "q_proj"),
         (
-            {"model.layers.9.mlp.up_proj.lora_a": (32, 2), "model.layers.9.mlp.up_proj.lora_b": (2, 9)},
+            {f"model.layers.9.mlp.up_proj.{k}": s for k, s in MLX_SHAPES.items()},
             {},
             KeyMismatchError,
             "layers.9",
@@ -359,15 +361,15 @@ def test_what_is_really_quantised_is_refused_all_the_same(
 @pytest.mark.parametrize("side", ["adapter", "checkpoint", "shape"])
 def test_a_refusal_never_advises_what_was_done(side: str, bases: Bases, tmp_path: Path) -> None:
     """With the base at hand, an error names it and what does not fit; it asks for no base."""
-    model = zoo.build("llama")
+    if side == "checkpoint":
+        zoo.build("llama").save_pretrained(tmp_path)
+        reading = partial(read_checkpoints, bases("gpt2"), tmp_path)
+    else:
+        adapted(zoo.build("llama"), tmp_path, ["q_proj"])
+        other = bases("gpt2") if side == "adapter" else bases("llama", hidden_size=16)
+        reading = partial(read_adapter, tmp_path, other)
     with pytest.raises((KeyMismatchError, ShapeMismatchError)) as caught:
-        if side == "checkpoint":
-            model.save_pretrained(tmp_path)
-            read_checkpoints(bases("gpt2"), tmp_path)
-        adapted(model, tmp_path, ["q_proj"])
-        read_adapter(
-            tmp_path, bases("gpt2") if side == "adapter" else bases("llama", hidden_size=16)
-        )
+        reading()
     said = str(caught.value)
     assert "give the base" not in said
     assert "--base" not in said

@@ -1,8 +1,8 @@
 """How much of a change the scores see, and what of it a verdict may speak of.
 
-Embeddings and head are often trained beside the blocks (added tokens, a resized vocabulary), and may
-hold most of ‖τ‖². No score looks at them, so a verdict speaks of the blocks and says so; of the whole
-change only where strict coverage is asked for.
+Embeddings and head are often trained beside the blocks (added tokens, a resized vocabulary), and
+may hold most of ‖τ‖². No score looks at them, so a verdict speaks of the blocks and says so; of the
+whole change only where strict coverage is asked for.
 """
 
 from __future__ import annotations

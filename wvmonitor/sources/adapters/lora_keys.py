@@ -51,6 +51,11 @@ class Run:
 
 
 def sorted_keys(folder: AdapterFolder) -> tuple[dict[str, Keys], list[str]]:
+    """The adapted modules by their paths, and the keys of what is stored whole.
+
+    Raises:
+        AdapterError: a key that PEFT's LoRA does not save, or two for one thing.
+    """
     modules: dict[str, Keys] = {}
     rest: list[str] = []
     for key in folder.keys():  # noqa: SIM118  a method of the folder, not a dict's
@@ -84,6 +89,11 @@ def factors(run: Run, module: Keys) -> tuple[Tensor, Tensor, float, Layout]:
 
 
 def check_factors(run: Run, module: Keys, rank: int, layout: Layout) -> None:
+    """Hold a module's factors against its rank, and the parameter's shape.
+
+    Raises:
+        AdapterError: they do not fit.
+    """
     a, b = (run.folder.shape(module.of[role]) for role in "AB")
     stacked = rank * (layout.shape[0] if len(layout.shape) == 3 else 1)
     inputs, outputs = layout.shape[-2:] if layout.outputs_last else layout.shape[:-3:-1]
@@ -91,5 +101,6 @@ def check_factors(run: Run, module: Keys, rank: int, layout: Layout) -> None:
         raise AdapterError(
             f"{shown(module.of['A'])} {a} and {shown(module.of['B'])} {b} of {run.folder.where} "
             f"are no factors of rank {rank} (as {run.settings.where} says) for a parameter of "
-            f"shape {layout.shape}: re-save the adapter, or check that the base is the one it was trained on"
+            f"shape {layout.shape}: re-save the adapter, or check that the base is the one that it "
+            "was trained on"
         )

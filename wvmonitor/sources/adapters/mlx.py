@@ -99,7 +99,7 @@ def _modules(files: CheckpointFiles, *, dora: bool) -> dict[str, dict[str, str]]
         matched = _KEY.fullmatch(key)
         if matched is None:
             raise AdapterError(
-                f"the key {shown(key)} of {files.where} is none that mlx-lm's LoRA saves: {_FUSE_IT}"
+                f"the key {shown(key)} of {files.where} is none of mlx-lm's LoRA: {_FUSE_IT}"
             )
         if len(files.info(key).shape) > 2:
             raise UnsupportedAdapterError(
