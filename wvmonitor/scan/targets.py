@@ -121,7 +121,7 @@ def _at(path: str) -> list[Target]:
             "an empty path was given, which would stand for the current folder: check the variable "
             "that it came from, or write ."
         )
-    if (organisation := organisation_of(path)) is not None:
+    if is_url(path) and (organisation := organisation_of(path)) is not None:
         return _of_organisation(organisation)
     try:
         entries = list_folder(path)
