@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -140,7 +139,7 @@ def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_module_equals_the_script(tmp_path: Path) -> None:
     """`python -m wvmonitor` and `wvmonitor` do the same."""
-    arguments = ["scan", str(tmp_path / "missing"), "--references", str(tmp_path), "--format=json"]
+    arguments = ["report", str(tmp_path / "missing"), "-o", str(tmp_path / "report.html")]
     runs = [
         subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
         for command in ([str(SCRIPT)], [sys.executable, "-m", "wvmonitor"])
@@ -149,7 +148,7 @@ def test_the_module_equals_the_script(tmp_path: Path) -> None:
     assert runs[0].stdout == runs[1].stdout
     assert runs[0].stderr == runs[1].stderr
     assert len(runs[0].stderr.splitlines()) == 1
-    assert json.loads(runs[0].stdout)["checkpoints"][0]["error"]["type"] == "MissingPathError"
+    assert "missing' cannot be read" in runs[0].stderr
 
 
 def test_a_reader_that_goes_away_is_not_an_alarm() -> None:
