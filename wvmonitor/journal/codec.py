@@ -45,6 +45,7 @@ class _Detail:
     changed_fraction: float | None = None
     lag_step: int | None = None
     warnings: tuple[str, ...] = ()
+    unmeasurable: str | None = None
 
 
 @dataclass(frozen=True)
@@ -261,6 +262,7 @@ def pack_reading(reading: Reading) -> tuple[str, str, str, bytes]:
             reading.changed_fraction,
             reading.lag_step,
             reading.warnings,
+            reading.unmeasurable,
         )
     )
     arrays = {
