@@ -249,8 +249,7 @@ class Watcher:
 
     def _known(self, run: str) -> _Run:
         if run not in self._runs:
-            times = {row.step: row.wall_time for row in self._reader.trajectory(run)}
-            self._runs[run] = _Run(times)
+            self._runs[run] = _Run(self._reader.times(run))
         return self._runs[run]
 
     def _measured_at(self, folder: Path, step: int) -> float | None:
