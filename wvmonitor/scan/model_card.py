@@ -88,8 +88,8 @@ def _lines(results: list[CheckpointResult], fail_on: FailOn) -> Iterable[str]:
     yield f"- Date: {now:%Y-%m-%d}, wvmonitor {__version__}"
     yield ""
     yield (
-        "The weights' change is compared with directions of known behaviours (arXiv 2511.05408). It "
-        "finds accidents, not adversaries, and says nothing of behaviours that have no reference."
+        "The weights' change is compared with directions of known behaviours (arXiv 2511.05408). "
+        "That finds accidents, not adversaries, and says nothing of behaviours without a reference."
     )
 
 
