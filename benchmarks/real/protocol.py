@@ -81,7 +81,7 @@ FULL = Setting(
 )  # fmt: skip
 SHORT = replace(
     FULL, name="short", steps=50, batch_size=2, rate=5e-4, prompt=48, answer=64, readings=10,
-    other_pairs=0, prompts=12, seeds=1, shares=(0.5, 0.1),
+    label_pairs=12, other_pairs=0, prompts=12, seeds=1, shares=(0.5, 0.1),
 )  # fmt: skip
 """For a busy laptop: 100 short examples, at a rate that moves weights about as far as 125 steps of
 the full setting's would. As long as the calibration of `wvmonitor bank --quick` reaches."""

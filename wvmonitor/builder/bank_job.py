@@ -181,7 +181,7 @@ class BankJob:
     @cached_property
     def controls(self) -> dict[str, list[Pair]]:
         """The controls' pairs: the data's own, or those made by rule."""
-        own = {} if self.data_folder is None else controls.of_folder(self.data_folder)
+        own = controls.of_folder(self.data_folder or self._shipped_data)
         wanted = max(0, self.scale.controls - 1)  # one is made of harmless runs
         if own:
             return dict(list(own.items())[:wanted])
