@@ -110,8 +110,9 @@ class MonitorSettings(BaseSettings):
     )
     banks: Path | None = Field(
         None,
-        description="Folder of banks: without references, the one made for the run's base is taken "
-        "from here, or from those that were pulled.",
+        description="Folder of banks, or a registry (a JSON file that names a bank for each base): "
+        "without references, the one made for the run's base is taken from here, or from those "
+        "that were pulled.",
     )
     calibration: Path | None = Field(
         None, description="Calibration file; without one, the bank's own, or none (uncalibrated)."
