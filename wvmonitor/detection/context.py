@@ -25,6 +25,7 @@ class RunContext:
         schedule: of the learning rate: "linear", "cosine", …
         weight_decay: as the optimiser was given it.
         data: digest of the training set.
+        inoculated: the behaviours whose reference rides along while it trains.
     """
 
     method: str | None = None
@@ -40,3 +41,4 @@ class RunContext:
     schedule: str | None = None
     weight_decay: float | None = None
     data: str | None = None
+    inoculated: tuple[str, ...] = ()

@@ -44,6 +44,8 @@ def render_blame(
     behaviour: str,
     *,
     data: str,
+    gate: str = "",
+    shown: int = SHOWN,
     unjudged: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
     generated: datetime | None = None,
@@ -55,6 +57,8 @@ def render_blame(
         reference: the reference's name.
         behaviour: what a model that moves along it does.
         data: what the examples are, for the heading.
+        gate: what a threshold says of them, in a sentence; "" where there is none.
+        shown: so many are in the table.
         unjudged: why examples could not be judged.
         provenance: where it comes from, for the foot of the page.
         generated: the time on the page; now, if left out.
@@ -65,7 +69,8 @@ def render_blame(
         .get_template("blame.html.jinja")
         .render(
             title=f"What in {data} pushes towards {reference}",
-            headline=_headline(lines, reference, behaviour),
+            headline=" ".join(filter(None, (_headline(lines, reference, behaviour), gate))),
+            gated=bool(gate),
             chart=_histogram(lines, reference) if len(lines) > 1 else None,
             lines=[
                 (
@@ -76,9 +81,9 @@ def render_blame(
                     line.prompt,
                     line.answer,
                 )
-                for rank, line in enumerate(lines[:SHOWN])
+                for rank, line in enumerate(lines[:shown])
             ],
-            left_out=max(len(lines) - SHOWN, 0),
+            left_out=max(len(lines) - shown, 0),
             unjudged=unjudged[:SHOWN],
             unjudged_count=len(unjudged),
             provenance=list((provenance or {}).items()),
