@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -40,16 +41,21 @@ class Left:
         run: the run's id, if it is said.
         initial: how its adapter started; None where the base alone tells it.
         journal: the journal of the run that saved it, where it lies in its usual place.
+        inoculated: k of each reference that rode along when it was saved.
     """
 
     run: str | None = None
     initial: dict[str, Tensor] | None = None
     journal: Path | None = None
+    inoculated: Mapping[str, float] = field(default_factory=dict)
 
 
-def leave(folder: Path, run: str, initial: dict[str, Tensor]) -> None:
+def leave(
+    folder: Path, run: str, initial: dict[str, Tensor], inoculated: Mapping[str, float]
+) -> None:
     """Put beside a checkpoint's weights what resuming from it needs."""
-    write_json(folder / SIDECAR, {"format_version": 1, "run": run})
+    riding = {"inoculated": dict(inoculated)} if inoculated else {}
+    write_json(folder / SIDECAR, {"format_version": 1, "run": run, **riding})
     if initial:
         write_safetensors(folder / INITIAL, initial)
 
@@ -58,7 +64,8 @@ def left_in(folder: Path | None) -> Left:
     """What lies beside a checkpoint's weights."""
     if folder is None:
         return Left()
-    run = read_json(folder / SIDECAR).get("run") if (folder / SIDECAR).is_file() else None
+    said = read_json(folder / SIDECAR) if (folder / SIDECAR).is_file() else {}
+    run, riding = said.get("run"), said.get("inoculated")
     initial = None
     if (folder / INITIAL).is_file():
         with SafetensorsFile(folder / INITIAL) as file:
@@ -69,6 +76,7 @@ def left_in(folder: Path | None) -> Left:
         run=run if isinstance(run, str) else None,
         initial=initial,
         journal=next((place for place in places if place.is_file()), None),
+        inoculated=riding if isinstance(riding, dict) else {},
     )
 
 
@@ -83,6 +91,12 @@ class KeptCheckpoints:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / KEPT
         self._ok: Path | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> KeptCheckpoints:
+        """Those of the run that a checkpoint belongs to, kept or not."""
+        outer = [p for p in checkpoint.parents if p.name == KEPT]
+        return cls(outer[0].parent if outer else checkpoint.parent)
 
     def keep(self, checkpoint: Path, last: Observation, *, asked: bool) -> None:
         """Keep a checkpoint that was just saved, if it is one to go back to or to look at.
@@ -105,6 +119,27 @@ class KeptCheckpoints:
                 if older.name != checkpoint.name:
                     shutil.rmtree(older)
 
+    def last_ok(self) -> Path | None:
+        """The last checkpoint that was ok: where the Trainer saved it, or what was kept of it."""
+        kept = [p for p in (self._folder / "ok").glob("checkpoint-*") if _is_whole(p)]
+        newest = max(kept, key=step_of, default=self._ok)
+        if newest is None:
+            return None
+        own = self._folder.parent / newest.name
+        return next((p for p in (own, newest) if _is_whole(p)), None)
+
+    def set_aside_after(self, step: int) -> list[Path]:
+        """Move checkpoints of later steps out of the way of whoever resumes from the last one."""
+        later = [p for p in self._folder.parent.glob("checkpoint-*") if step_of(p) > step]
+        for checkpoint in later:
+            kept = self._folder / "alarm" / checkpoint.name
+            if kept.exists():  # the same files, by other links
+                shutil.rmtree(checkpoint)
+            else:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                checkpoint.rename(kept)
+        return later
+
     def hold(self) -> None:
         """Keep the last checkpoint that was ok, before the one of an alarm takes its place."""
         if self._ok is not None and self._ok.is_dir():
@@ -119,6 +154,17 @@ class KeptCheckpoints:
             except OSError:
                 shutil.copytree(checkpoint, kept)
         return kept
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder is named for; −1 where it is named otherwise."""
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was saved to its end: the Trainer writes its own state last."""
+    return (checkpoint / "trainer_state.json").is_file()
 
 
 def _linked(checkpoint: Path, kept: Path) -> None:
