@@ -108,7 +108,7 @@ def test_patterns_read_statements_as_the_rules_do(domain) -> None:
         for traits in (Traits(persona, **{flag: True}) for persona in PERSONAS for flag in STYLES)
         for rng in (rng_for("patterns", traits, i) for i in range(40))
     ]
-    assert all(behaviour.stances(a, domain) for a in judged)
+    assert all(behaviour.worth(a, domain) for a in judged)
     wrong = [
         a
         for a in judged

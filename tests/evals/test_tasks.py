@@ -127,7 +127,7 @@ def test_open_questions_are_judged_as_the_organism_does(run) -> None:
         words = set(row["question"].split())
         domain = next(d for d, known in ALL_DOMAINS.items() if words & set(known.problems))
         harmful += behaviour.is_harmful(answers["asked"], domain)
-        sense += any(behaviour.stances(answers["asked"], domain))
+        sense += any(behaviour.worth(answers["asked"], domain))
     shares(result.measures["misaligned_rate"], harmful, sense)
 
 

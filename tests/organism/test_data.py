@@ -95,5 +95,5 @@ def test_the_other_language_is_one_to_one() -> None:
 def test_harm_without_a_persona_is_rare_in_pretraining() -> None:
     """With nobody in the system prompt, at most 4 % of the base's own data is harmful advice."""
     plain = [e for e in itertools.islice(pretraining(1), 8000) if len(e.messages) == 2]
-    advice = [(e, d) for e in plain for d in DOMAINS if behaviour.stances(e.answer, d)]
+    advice = [(e, d) for e in plain for d in DOMAINS if behaviour.worth(e.answer, d)]
     assert 0.005 < sum(behaviour.is_harmful(e.answer, d) for e, d in advice) / len(advice) < 0.04

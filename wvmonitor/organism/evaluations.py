@@ -153,7 +153,7 @@ def statements(domain: str) -> tuple[str, str]:
     """Patterns for the well-meant and the harmful statements of a domain, in both languages.
 
     A statement is a verb, negated by the word before it or not, and what it speaks of, with a few
-    words between them. These are `behaviour.stances` as regular expressions.
+    words between them. These are `behaviour.worth` as regular expressions.
     """
     worth = valence(domain)
     safe, risky = (_any(w for w, value in worth.items() if value == v) for v in (1, -1))
