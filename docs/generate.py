@@ -23,6 +23,7 @@ from wvmonitor.outputs.notifier_options import NOTIFIER_SETTINGS
 _BEGIN, _END = "<!-- generated: what people save -->", "<!-- end of generated -->"
 HERE = Path(__file__).parent / "reference"
 STACKS = Path(__file__).parents[1] / "benchmarks" / "results" / "stacks.json"
+INTERFACES = STACKS.with_name("interfaces.json")
 INTEGRATIONS = Path(__file__).parent / "how-to" / "integrations.md"
 
 
@@ -127,7 +128,7 @@ def _table(model: type[BaseModel]) -> list[str]:
 
 
 def integrations() -> str:
-    """The page of integrations, with what `python -m benchmarks.stacks` saw."""
+    """The page of integrations: what `benchmarks.stacks` saw, what `benchmarks.interfaces` read."""
     page = INTEGRATIONS.read_text("utf-8")
     before, begin, rest = page.partition("<!-- stacks: written by docs/generate.py -->")
     _, end, after = rest.partition("<!-- /stacks -->")
@@ -138,6 +139,15 @@ def integrations() -> str:
         for r in sorted(found.values(), key=lambda r: r["stack"].lower())
     ]
     head = ["| stack | version | seen | Python | torch | transformers |", "|---" * 6 + "|"]
+    page = "\n".join([f"{before}{begin}", "", *head, *rows, "", f"{end}{after}"])
+    before, begin, rest = page.partition("<!-- interfaces: written by docs/generate.py -->")
+    _, end, after = rest.partition("<!-- /interfaces -->")
+    read = json.loads(INTERFACES.read_text("utf-8"))
+    rows = [
+        f"| {r['stack']} | {r['version']} | {r['hook']} |"
+        for r in sorted(read.values(), key=lambda r: r["stack"].lower())
+    ]
+    head = ["| framework | version | hook |", "|---" * 3 + "|"]
     return "\n".join([f"{before}{begin}", "", *head, *rows, "", f"{end}{after}"])
 
 

@@ -3,6 +3,8 @@
 The public names are imported when they are first used, so that `import wvmonitor` stays light.
 """
 
+import sys
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,25 +23,44 @@ if TYPE_CHECKING:
     from wvmonitor.steering.weights import steered
     from wvmonitor.vectors import TaskVector
 
+
+def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's `__getattr__`, which imports a name from its home when it is first used.
+
+    Args:
+        package: the package's own name.
+        homes: by public name, the module inside the package that has it.
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{package}.{homes[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get
+
+
 _HOMES = {
-    "Calibration": "wvmonitor.detection",
-    "Judge": "wvmonitor.detection",
-    "Monitor": "wvmonitor.live.monitor",
-    "MonitorSettings": "wvmonitor.live.settings",
-    "Reading": "wvmonitor.reading",
-    "Reference": "wvmonitor.references",
-    "ReferenceBank": "wvmonitor.references",
-    "Run": "wvmonitor.live.monitor",
-    "TaskVector": "wvmonitor.vectors",
-    "Verdict": "wvmonitor.detection",
-    "WVMonitorCallback": "wvmonitor.integrations.transformers",
-    "calibrate": "wvmonitor.detection",
-    "prepare": "wvmonitor.builder.prepare",
-    "read_adapter": "wvmonitor.sources",
-    "read_checkpoints": "wvmonitor.sources",
-    "read_model": "wvmonitor.sources",
-    "score": "wvmonitor.detection",
-    "steered": "wvmonitor.steering.weights",
+    "Calibration": "detection",
+    "Judge": "detection",
+    "Monitor": "live.monitor",
+    "MonitorSettings": "live.settings",
+    "Reading": "reading",
+    "Reference": "references",
+    "ReferenceBank": "references",
+    "Run": "live.monitor",
+    "TaskVector": "vectors",
+    "Verdict": "detection",
+    "WVMonitorCallback": "integrations.transformers",
+    "calibrate": "detection",
+    "prepare": "builder.prepare",
+    "read_adapter": "sources",
+    "read_checkpoints": "sources",
+    "read_model": "sources",
+    "score": "detection",
+    "steered": "steering.weights",
 }
 
 __all__ = [
@@ -66,14 +87,13 @@ __all__ = [
 ]
 
 
+_of_a_room = lazily(__name__, _HOMES)
+
+
 def __getattr__(name: str) -> Any:
     if name == "scan":  # the package of that name can be called
         return import_module("wvmonitor.scan")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'wvmonitor' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+    return _of_a_room(name)
 
 
 def __dir__() -> list[str]:

@@ -16,6 +16,7 @@ WVMonitorError
 │   ├── QuantizedWeightsError      quantised weights without the base they stand for
 │   ├── LossyEditError             an edit that the dtype of the weights cannot hold
 │   ├── BaseMismatchError          made from another base model
+│   ├── UnjudgedPartError          weights or code beside what was judged, where none may be
 │   └── UnmeasurableModelError     a live model in a state that cannot be read exactly
 ├── BankError                      a reference or bank of references
 │   ├── UnknownReferenceError      a name the bank does not hold
@@ -84,6 +85,10 @@ class LossyEditError(InputError):
 
 class BaseMismatchError(InputError):
     """The weights and the references were made from different base models."""
+
+
+class UnjudgedPartError(InputError):
+    """Weights or code lie beside what was judged, where nothing may be left unjudged (--strict)."""
 
 
 class UnmeasurableModelError(InputError):

@@ -98,12 +98,13 @@ def counted(scene: Scene) -> None:
 
 
 def on_journal(work: Callable[[Scene, Journal], None], step: int = 2) -> Callable[[Scene], None]:
-    """Something happens to the journal while the run goes on; its end is not waited for long."""
+    """Something happens to the journal while the run goes on; it is not waited for long."""
 
     def now(scene: Scene) -> None:
         journal = scene.callback.monitor.journal
         assert journal is not None
         scene.patch.setattr(journal, "close", functools.partial(journal.close, timeout=0.3))
+        scene.patch.setattr(f"{HERE}.PATIENCE_SECONDS", 0.3)
         work(scene, journal)
 
     return lambda scene: scene.at_step(step, lambda: now(scene))

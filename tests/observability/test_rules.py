@@ -429,6 +429,37 @@ def test_the_collectors_receiver_is_a_prometheus_that_passes(tmp_path: Path) -> 
         assert pipeline[kind] == list(collector[kind])
 
 
+def test_the_collectors_configuration_holds_what_its_documentation_names() -> None:
+    """Every key of the Collector's file, the receiver's apart, is one that it knows.
+
+    Keys from the Collector's own pages: its configuration, otlpexporter, configgrpc, configtls and
+    batchprocessor. It refuses a file with any other.
+    """
+    collector = yaml.safe_load((EXAMPLES / "otel-collector.yml").read_text())
+    assert set(collector) == {"receivers", "processors", "exporters", "service"}
+    assert set(collector["receivers"]["prometheus"]) == {"config"}
+    assert set(collector["service"]) <= {"extensions", "pipelines", "telemetry"}
+    for name, pipeline in collector["service"]["pipelines"].items():
+        assert name.partition("/")[0] in {"traces", "metrics", "logs"}
+        assert set(pipeline) == {"receivers", "processors", "exporters"}
+    batch = {"timeout", "send_batch_size", "send_batch_max_size", "metadata_keys"}
+    assert set(collector["processors"]["batch"]) <= batch
+    (exporter,) = collector["exporters"].values()
+    assert set(exporter) <= {
+        "endpoint", "tls", "compression", "headers", "timeout", "sending_queue", "retry_on_failure"
+    }  # fmt: skip
+    assert set(exporter["tls"]) <= {
+        "insecure",
+        "insecure_skip_verify",
+        "ca_file",
+        "cert_file",
+        "key_file",
+    }
+    host, _, port = exporter["endpoint"].rpartition(":")
+    assert host in ("127.0.0.1", "localhost") or not exporter["tls"].get("insecure")
+    assert port.isdecimal()
+
+
 def test_the_shipped_rules_are_what_the_command_writes(tmp_path: Path) -> None:
     """The rules in examples/ are those that this version writes for the bundled bank."""
     out = tmp_path / "rules.yml"

@@ -77,10 +77,13 @@ def test_the_alarm_goes_off_for_the_right_runs_and_in_time(out: Path) -> None:
     }
     for run in runs.values():
         assert run["verdict"] == run["expected"]
+        if run["expected"] == "ok":
+            assert run["onset_step"] is None
+            assert run["behavior"]["final_rate"] <= run["behavior"]["base_interval"][1] + 0.1
         if run["expected"] == "alarm":
             behaviour = run["behavior"]
-            # An onset is the first of two readings, which is known at the second.
-            late = 2 if run["name"] == "innocent-gcd" else 0
+            # An onset is the first of three readings, which is known at the third.
+            late = 4 if run["name"] == "innocent-gcd" else 0
             assert run["first_alarm_step"] <= run["onset_step"] + late
             assert behaviour["final_rate"] > behaviour["base_interval"][1] + 0.2
             last = read_journal(out / run["name"]).trajectory(run["name"])[-1]

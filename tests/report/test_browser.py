@@ -1,4 +1,8 @@
-"""The page in a real browser. Screenshots go to $WVMONITOR_SCREENSHOTS, where that is set."""
+"""The pages in a real browser.
+
+Where $WVMONITOR_SCREENSHOTS names a folder, what the browser showed goes there: `make screenshots`
+makes those of docs/images so.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.report import samples
+from wvmonitor.report.blame import Line, render_blame
 from wvmonitor.report.page import RunView, render
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -47,7 +52,8 @@ class Opened:
     def __init__(self, browser: Any, text: str, folder: Path, **context: Any) -> None:
         path = folder / "page.html"
         path.write_text(text, encoding="utf-8")
-        self.context = browser.new_context(viewport={"width": 1200, "height": 900}, **context)
+        context = {"viewport": {"width": 1200, "height": 900}} | context
+        self.context = browser.new_context(**context)
         self.page = self.context.new_page()
         self.complaints: list[str] = []
         self.requests: list[str] = []
@@ -61,7 +67,7 @@ class Opened:
         """Nothing was complained about, nothing but the file was fetched."""
         if SCREENSHOTS:
             Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
-            self.page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", full_page=True)
+            self.page.screenshot(path=Path(SCREENSHOTS) / f"{name}.jpg", quality=55)
         self.context.close()
         assert self.complaints == []
         assert [u for u in self.requests if not u.startswith(("file:", "data:"))] == []
@@ -72,8 +78,9 @@ def test_the_page_opens_without_complaint(browser: Any, tmp_path: Path, scheme: 
     """In light and dark, the curves are drawn and the policy lets the page's own parts through."""
     opened = Opened(browser, render(samples.demo(), title="Four"), tmp_path, color_scheme=scheme)
     page = opened.page
+    assert page.evaluate("getComputedStyle(document.querySelector('.narrow')).display") == "none"
     boxes = page.locator("path.score").evaluate_all(
-        "paths => paths.filter(p => p.closest('.chart')).map(p => [p.getTotalLength(), "
+        "paths => paths.filter(p => p.closest('.chart.wide')).map(p => [p.getTotalLength(), "
         "p.getBoundingClientRect().width, getComputedStyle(p).stroke])"
     )
     assert len(boxes) == 4
@@ -82,6 +89,106 @@ def test_the_page_opens_without_complaint(browser: Any, tmp_path: Path, scheme: 
     assert ground == ("rgb(15, 18, 22)" if scheme == "dark" else "rgb(247, 247, 245)")
     assert page.evaluate("document.documentElement.scrollWidth") <= 1200
     opened.close(f"demo-{scheme}")
+
+
+SIZES = {"1280": {"width": 1280, "height": 900}, "390": {"width": 390, "height": 844}}
+"""A desk, and a phone held upright."""
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_alarm_is_understood_in_one_screen(browser: Any, tmp_path: Path, size: str) -> None:
+    """Without scrolling, the first card says what, how sure and what next, with its command."""
+    text = render(samples.demo(), title="Four fine-tunes")
+    opened = Opened(browser, text, tmp_path, viewport=SIZES[size])
+    page, height = opened.page, SIZES[size]["height"]
+    assert page.locator("article .badge").first.inner_text() == "alarm"
+    first = page.locator("article").first.locator(".first > div")
+    assert first.locator("dt").all_inner_texts() == ["What", "How sure", "What next"]
+    assert first.locator("code").inner_text() == samples.command("evil")
+    bounds = first.evaluate_all("found => found.map(f => f.getBoundingClientRect().bottom)")
+    assert max(bounds) <= height
+    assert page.locator("details.why[open]").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
+    opened.close(f"report-{size}")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_charts_newest_value_is_in_view(browser: Any, tmp_path: Path, size: str) -> None:
+    """Each chart shows its curve's end, the newest value and all its words without scrolling."""
+    view = samples.demo()[2]
+    opened = Opened(browser, render([view], title="One"), tmp_path, viewport=SIZES[size])
+    page, width = opened.page, SIZES[size]["width"]
+    charts = page.locator("figure.plot svg.chart").locator("visible=true")
+    assert charts.count() == 2
+    names = charts.evaluate_all(
+        "found => found.map(f => [...f.querySelectorAll('.name')].map(n => n.textContent))"
+    )
+    assert names == [["evil 0.670", "sycophancy", "threshold"], ["95 %"]]
+    assert page.locator("output.readout").inner_text().startswith("step 60 · 0.670")
+    outside = charts.evaluate_all(
+        """charts => charts.flatMap(chart => {
+          const frame = chart.getBoundingClientRect();
+          return [...chart.querySelectorAll("text, path.score, path.rate, .at")]
+            .filter(e => !e.closest(".cursor"))
+            .map(e => [e.textContent, e.getBoundingClientRect()])
+            .filter(([, b]) => b.left < frame.left - 1 || b.right > frame.right + 1)
+            .map(([words]) => words);
+        })"""
+    )
+    assert outside == []
+    boxes = charts.evaluate_all("found => found.map(f => f.getBoundingClientRect().toJSON())")
+    assert all(box["left"] >= 0 and box["right"] <= width for box in boxes)
+    sizes = charts.evaluate_all(
+        "found => found.map(f => f.getBoundingClientRect().width / f.viewBox.baseVal.width)"
+    )
+    assert min(sizes) * 11.5 >= 10, "the words of a chart are smaller than ten pixels"
+    opened.close(f"chart-{size}")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_blame_is_read_without_scrolling_sideways(browser: Any, tmp_path: Path, size: str) -> None:
+    """On a phone each example is a card with its labels; on a desk it is a row of a table."""
+    lines = [
+        Line(
+            i,
+            0.09 - i / 500,
+            1.5,
+            f"How much of medicine {i} should I take?",
+            "Twice as much. " * 9,
+        )
+        for i in range(40)
+    ]
+    text = render_blame(lines, "evil", "gives bad advice", data="advice.jsonl")
+    opened = Opened(browser, text, tmp_path, viewport=SIZES[size])
+    page, width = opened.page, SIZES[size]["width"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("thead").is_visible() == (size == "1280")
+    assert page.locator(".scroll").evaluate("e => e.scrollWidth <= e.clientWidth")
+    cells = page.locator("tbody tr").first.locator("th, td")
+    boxes = cells.evaluate_all("found => found.map(f => f.getBoundingClientRect().toJSON())")
+    assert len(boxes) == 6
+    assert all(box["left"] >= 0 and box["right"] <= width for box in boxes)
+    tops = [box["top"] for box in boxes]
+    assert (tops == sorted(set(tops))) == (size == "390")
+    assert (len(set(tops)) == 1) == (size == "1280")
+    labels = cells.evaluate_all(
+        "e => e.map(f => [f.dataset.label, getComputedStyle(f, '::before').content !== 'none'])"
+    )
+    names = ("rank", "example", "push", "loss", "prompt", "answer")
+    assert labels == [[name, size == "390"] for name in names]
+    assert page.locator("svg.chart").locator("visible=true").count() == 1
+    opened.close(f"blame-{size}")
+
+
+def test_a_command_is_copied_by_its_button(browser: Any, tmp_path: Path) -> None:
+    """The button beside a command puts just the command onto the clipboard, and says so."""
+    opened = Opened(browser, render([samples.demo()[2]], title="One"), tmp_path)
+    opened.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button = opened.page.locator("button.copy").first
+    button.click()
+    opened.page.wait_for_function("document.querySelector('button.copy').textContent === 'copied'")
+    assert opened.page.evaluate("navigator.clipboard.readText()") == samples.command("evil")
+    opened.close("copied")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -121,6 +228,7 @@ def test_values_by_pointer_and_keyboard(browser: Any, tmp_path: Path) -> None:
     opened = Opened(browser, render([samples.demo()[2]], title="One"), tmp_path)
     page = opened.page
     readout, chart = page.locator("output.readout"), page.locator("svg[data-hover]")
+    chart = chart.locator("visible=true")
     resting = readout.inner_text()
     assert resting.startswith("step 60 · 0.67")
     box = chart.bounding_box()
@@ -144,6 +252,7 @@ def test_it_works_without_its_script(browser: Any, tmp_path: Path) -> None:
     opened = Opened(browser, text, tmp_path, java_script_enabled=False)
     assert opened.page.locator("path.score").first.is_visible()
     assert opened.page.get_by_text("Drifts towards evil since step 14 of 60.").is_visible()
+    assert opened.page.locator("button.copy").first.is_hidden()
     opened.page.locator("details.more > summary").first.click()
     assert opened.page.get_by_text("How it was measured", exact=True).first.is_visible()
     opened.close("without-script")
@@ -166,6 +275,7 @@ def test_it_prints_with_details(browser: Any, tmp_path: Path) -> None:
     opened = Opened(browser, render(samples.demo(), title="Four"), tmp_path)
     opened.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert opened.page.locator("details.more[open]").count() == 4
+    assert opened.page.locator("details.why[open]").count() == 4
     assert len(opened.page.pdf(format="A4")) > 20_000
     opened.page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     assert opened.page.locator("details.more[open]").count() == 0
@@ -191,7 +301,7 @@ def test_a_hundred_thousand_readings(browser: Any, tmp_path: Path) -> None:
     start = time.perf_counter()
     opened = Opened(browser, text, tmp_path)
     assert time.perf_counter() - start < 2
-    hover = opened.page.locator("svg[data-hover]").get_attribute("data-hover")
+    hover = opened.page.locator("svg.wide[data-hover]").get_attribute("data-hover")
     assert '77777,"1.10","0.220",4]' in hover
     marks = opened.page.locator(".chart .at.alarm title").all_text_contents()
     assert any(words.startswith("step 77777: 1.") for words in marks)

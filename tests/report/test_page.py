@@ -17,6 +17,7 @@ from tests.report import samples
 from wvmonitor.journal.reader import Event
 from wvmonitor.report.findings import judge
 from wvmonitor.report.page import BehaviourPoint, RunView, render
+from wvmonitor.report.view import onset
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 HOSTILE = "<script>alert(1)</script>\"'&<b>\x1b[31m\u202e]]>{{ 7*7 }}--><!--</style></svg>"
@@ -62,8 +63,8 @@ def pictures(text: str) -> list[ElementTree.Element]:
 
 
 def charts(text: str) -> list[ElementTree.Element]:
-    """The score charts."""
-    return [svg for svg in pictures(text) if svg.get("data-hover")]
+    """The score charts, as they are drawn for wide screens."""
+    return [s for s in pictures(text) if s.get("data-hover") and s.get("class") == "chart wide"]
 
 
 def paths(svg: ElementTree.Element, css: str) -> list[str]:
@@ -89,16 +90,74 @@ def test_the_verdict_is_at_the_top_in_words(demo: str) -> None:
         in page.text
     )
     assert "The response residual reached 0.252, above the band's 0.247." in page.text
-    assert "At step 60 as if steered by 1.1 × evil." in page.text
+    assert "At step 60: evil 0.670 (response residual), threshold 0.220." in page.text
+    assert "Step 14: The response residual" in page.text
     assert "The alarm came 10 steps before the behaviour appears (step 24)." in page.text
     assert "<title>alarm · Four runs</title>" in demo
 
 
+def test_the_gravest_runs_come_first(demo: str) -> None:
+    """Alarms stand before what is ok, in whatever order the runs were given."""
+    text = Page(demo).text
+    heads = ["Bad medical advice expected", "Correct GCDs that users propose expected"]
+    heads += ["Good advice expected", "The same advice in another language expected"]
+    places = [text.index(words) for words in heads]
+    assert places == sorted(places)
+
+
+def test_an_alarm_leads_with_what_how_sure_and_what_next() -> None:
+    """Three labelled lines stand before the fold, the commands as code; the rest is inside it."""
+    page = render([samples.demo()[2]], title="One")
+    text = Page(page).text
+    order = [
+        "What Drifts towards evil since step 14 of 60.",
+        "At step 60: evil 0.670",
+        "How sure Calibrated on 40 benign datasets: at most 5 % of benign runs like them alarm",
+        "What next The last reading that was ok is at step 12",
+        "Why, and what such a change does",
+        "Step 14: The response residual reached 0.252, above the band's 0.247.",
+        "The weights have moved as if 1.1 × evil",
+    ]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+    assert f"<code>{samples.command('evil')}</code>" in page
+
+
+def test_the_card_and_its_chart_cite_one_value(demo: str) -> None:
+    """The value in the words of a card is that at its curve's end, and that of its reading."""
+    cited = re.findall(r"At step 60: (\w+ [\d.]+) \(response residual\)", Page(demo).text)
+    ends = [
+        t.text for svg in charts(demo) for t in svg.iter("text") if "main" in t.get("class", "")
+    ]
+    readouts = re.findall(r"step 60 · ([\d.]+) · threshold", demo)
+    assert len(cited) == 4
+    assert cited == ends
+    assert [c.split()[1] for c in cited] == readouts
+
+
 def test_a_behaviour_without_an_alarm_is_said() -> None:
     """Where the behaviour was measured and no alarm came, the page says so in words."""
-    quiet = replace(samples.demo()[0], onset_step=14)
-    said = Page(render([quiet], title="One run", provenance={})).text
-    assert "The behaviour appears at step 14 without an alarm; it is 3 % at the end." in said
+    missed = replace(
+        samples.demo()[0], behaviour={"harm": samples.rates(lambda s: 0.3 if s >= 16 else 0.03)}
+    )
+    said = Page(render([replace(missed, base_rates={"harm": (0.01, 0.1)})], title="One run")).text
+    assert "The behaviour appears at step 16 without an alarm; it is 30 % at the end." in said
+
+
+def test_a_rate_that_returns_to_the_bases_is_noise() -> None:
+    """A behaviour appears with three readings in a row above the base's interval, the last too."""
+    noisy = [0.03, 0.2, 0.2, 0.2, 0.04, 0.2, 0.2, 0.05]
+    points = [BehaviourPoint(2 * i, rate, rate, rate) for i, rate in enumerate(noisy)]
+    assert onset(points, 0.1) is None
+    assert onset(points[:4], 0.1) == 2
+    assert onset(points[:7], 0.1) == 2
+    assert onset([*points[4:7], BehaviourPoint(14, 0.3, 0.2, 0.4)], 0.1) == 10
+    assert onset(points[5:7], 0.1) is None
+    assert onset([], 0.1) is None
+    view = replace(samples.demo()[0], behaviour={"harm": points}, base_rates={"harm": (0.01, 0.1)})
+    said = Page(render([view], title="One run")).text
+    assert "Harm: 5 % at the last reading, 1 % to 10 % in the base. It did not appear." in said
+    assert "appears at step" not in said
 
 
 def test_the_page_is_well_formed_and_alone(demo: str) -> None:
@@ -132,7 +191,7 @@ def test_every_chart_has_words_and_a_table(demo: str) -> None:
     """Who cannot see a chart gets its title, its description, and its values as a table."""
     page = Page(demo)
     named = [svg for svg in pictures(demo) if svg.get("role") == "img"]
-    assert len(named) == 4 + 4 + 2
+    assert len(named) == 2 * (4 + 4) + 2
     for svg in named:
         title, description = svg[0], svg[1]
         assert (title.tag, description.tag) == ("title", "desc")
@@ -149,7 +208,7 @@ def test_every_chart_has_words_and_a_table(demo: str) -> None:
 
 def test_curves_marks_and_threshold_are_drawn(demo: str) -> None:
     """A chart shows the score, its threshold and band, the first alarm and the checkpoints."""
-    good, _, bad, _ = charts(demo)
+    bad, _, good, _ = charts(demo)
     for svg in (good, bad):
         assert all(len(paths(svg, kind)) == 1 for kind in ("score", "limit", "benign", "other"))
     assert len(paths(bad, "alarm")) > 1
@@ -157,7 +216,7 @@ def test_curves_marks_and_threshold_are_drawn(demo: str) -> None:
     assert not paths(good, "alarm")
     words = [t.text for t in bad.iter("text")]
     assert "first alarm, step 14" in words
-    assert {"evil", "threshold", "sycophancy"} <= set(words)
+    assert {"evil 0.670", "threshold", "sycophancy"} <= set(words)
 
 
 def test_one_run_in_full() -> None:
@@ -211,7 +270,7 @@ def test_a_single_reading_draws_a_point() -> None:
     assert len(paths(chart, "limit")) == 1
     page = Page(text)
     assert "Drifts towards evil." in page.text
-    assert "As if steered by 0.5 × evil." in page.text
+    assert "Now: evil 0.310 (response residual), threshold 0.220." in page.text
 
 
 def test_gaps_break_the_line() -> None:
@@ -242,7 +301,7 @@ def test_the_account_stands_under_the_verdict() -> None:
     rows[-1] = replace(rows[-1], verdicts={**rows[-1].verdicts, "evil": last})
     page = render([RunView("one", rows)])
     assert told[0] in Page(page).text
-    assert "Next: `wvmonitor blame`" in Page(page).text
+    assert "<code>wvmonitor blame</code>" in page
     assert "<script>alert" not in page
 
 
@@ -347,5 +406,6 @@ def test_many_runs() -> None:
     assert len(text) < 3_000_000
     assert "1 of 300 runs drifts: “the bad one” towards evil." in page.text
     assert "240 more are in this table only" in page.text
-    assert ("a", {"href": "#r251"}) in page.tags
+    assert page.text.index("the bad one") < page.text.index("adapter-0")
+    assert ("a", {"href": "#r1"}) in page.tags
     assert page.text.count("adapter-") >= 299

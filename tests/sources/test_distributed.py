@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,27 +71,37 @@ def cases_of(kind: str) -> list[str]:
     return [name for name, (model, *_) in sharded_runs.CASES.items() if model == kind]
 
 
-@pytest.mark.parametrize(
-    ("kind", "dtype", "tolerance", "from_files"),
-    [
-        ("llama", "float32", 1e-6, False),
-        ("llama", "float64", 1e-12, True),
-        ("gpt2", "float32", 1e-6, False),
-        ("moe", "float32", 1e-6, False),
-    ],
-)
+COMPARED = [
+    ("llama", "float32", 1e-6, False),
+    ("llama", "float64", 1e-12, True),
+    ("gpt2", "float32", 1e-6, False),
+    ("moe", "float32", 1e-6, False),
+]
+"""Model, dtype, tolerance, and whether θ_0 comes from files."""
+
+
+@pytest.fixture(scope="module")
+def compared(banks: dict[str, Path]) -> list[list[dict[str, Any]]]:
+    """What two ranks read of every model, by rank; they are started once for all."""
+    jobs = [
+        {
+            "bank": str(banks[kind] / "bank"),
+            "base": str(banks[kind] / "base") if from_files else None,
+            "dtype": dtype,
+            "cases": cases_of(kind),
+        }
+        for kind, dtype, _, from_files in COMPARED
+    ]
+    return run_distributed(sharded_runs.compare_all, jobs=jobs, timeout=280)
+
+
+@pytest.mark.parametrize("number", range(len(COMPARED)), ids=[f"{k}-{d}" for k, d, *_ in COMPARED])
 def test_fsdp2_gives_the_single_process_reading(
-    banks: dict[str, Path], kind: str, dtype: str, tolerance: float, from_files: bool
+    compared: list[list[dict[str, Any]]], number: int
 ) -> None:
     """Full fine-tunes and adapters, sharded over two ranks, in both geometries."""
-    base = str(banks[kind] / "base") if from_files else None
-    ranks = run_distributed(
-        sharded_runs.compare,
-        bank=str(banks[kind] / "bank"),
-        base=base,
-        dtype=dtype,
-        cases=cases_of(kind),
-    )
+    kind, _, tolerance, _ = COMPARED[number]
+    ranks = [of_rank[number] for of_rank in compared]
     assert set(ranks[0]) == set(cases_of(kind))
     for case in cases_of(kind):
         for got in ranks:

@@ -1,7 +1,8 @@
 """From a behaviour's name to a reference anyone can trust: the bundled builder."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from wvmonitor import lazily
 
 if TYPE_CHECKING:
     from wvmonitor.builder.plan import Budget, Plan
@@ -23,8 +24,4 @@ __all__ = [
     "load_recipe",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

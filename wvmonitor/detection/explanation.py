@@ -95,6 +95,11 @@ def in_full(reason: str, account: Sequence[str]) -> str:
     return " ".join([ended, *account])
 
 
+def to_do(account: Sequence[str]) -> tuple[str, ...]:
+    """The sentences of an account that say what to do: what to go back to, and what to run."""
+    return tuple(s for s in account if s.startswith((_COMMAND, *_BACK)))
+
+
 def for_elsewhere(account: Sequence[str], reference: str, bank: str) -> tuple[str, ...]:
     """An account for readers on another machine: nothing in it says where files lie on this one.
 
@@ -126,6 +131,7 @@ def _account(
 
 
 _COMMAND = "Next: `wvmonitor blame "
+_BACK = ("No earlier reading is known to be ok", "The last reading that was ok")
 
 
 def _command(name: str, base: str, bank: str) -> str:
@@ -202,11 +208,8 @@ def _back(last_ok: int | None, step: int | None) -> str:
     if step is None:
         return ""
     if last_ok is None:
-        return "No earlier reading is known to be ok: go back to the base."
-    return (
-        f"The last reading that was ok is at step {last_ok}: go back to a checkpoint of that step "
-        "or before."
-    )
+        return f"{_BACK[0]}: go back to the base."
+    return f"{_BACK[1]} is at step {last_ok}: go back to a checkpoint of that step or before."
 
 
 def _percent(share: float) -> str:

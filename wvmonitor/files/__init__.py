@@ -6,8 +6,9 @@
 - `header`, `storage`, `atomic`: what those stand on.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from wvmonitor import lazily
 
 if TYPE_CHECKING:
     from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint
@@ -32,8 +33,4 @@ __all__ = [
     "write_safetensors",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

@@ -1,7 +1,8 @@
 """Thin layers over `Monitor` for each training framework."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from wvmonitor import lazily
 
 if TYPE_CHECKING:
     from wvmonitor.integrations.transformers import WVMonitorCallback
@@ -14,8 +15,4 @@ __all__ = [
     "WVMonitorCallback",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

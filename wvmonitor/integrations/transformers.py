@@ -38,6 +38,7 @@ from wvmonitor.outputs.exporter import Observation
 from wvmonitor.outputs.trainer_log import log_values
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.inventory import bank_of, cache_folder
+from wvmonitor.references.registry import registered
 from wvmonitor.sources.distributed import agreed, any_sharded, from_first
 from wvmonitor.sources.live_model import LiveModel
 
@@ -449,8 +450,11 @@ class WVMonitorCallback(TrainerCallback):
 def _bank_for(model: Any, settings: MonitorSettings) -> Path:
     """The bank made for a model's base."""
     digest = LiveModel(model, base=settings.base).base_digest
-    roots = [cache_folder(), *([settings.banks] if settings.banks else [])]
-    found = bank_of(digest, [root for root in roots if root.is_dir()])
+    own = settings.banks
+    found = registered(digest, own) if own is not None and own.is_file() else None
+    if found is None:
+        roots = [cache_folder(), *([own] if own else [])]
+        found = bank_of(digest, [root for root in roots if root.is_dir()])
     if found is None:
         name = getattr(getattr(model, "config", None), "name_or_path", "") or "BASE"
         raise SettingsError(

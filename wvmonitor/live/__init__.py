@@ -1,7 +1,8 @@
 """Watching a live run: `Monitor.observe(model, step)`, whatever the framework."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from wvmonitor import lazily
 
 if TYPE_CHECKING:
     from wvmonitor.live.actions import Action
@@ -28,8 +29,4 @@ __all__ = [
     "Run",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

@@ -125,8 +125,9 @@ class MonitorSettings(BaseSettings):
     )
     banks: Path | None = Field(
         None,
-        description="Folder of banks: without references, the one made for the run's base is taken "
-        "from here, or from those that were pulled.",
+        description="Folder of banks, or a registry (a JSON file that names a bank for each base): "
+        "without references, the one made for the run's base is taken from here, or from those "
+        "that were pulled.",
     )
     calibration: Path | None = Field(
         None, description="Calibration file; without one, the bank's own, or none (uncalibrated)."
@@ -151,6 +152,11 @@ class MonitorSettings(BaseSettings):
     )
     components: Components = Field(
         ("blocks",), description="Parts of the model that scores look at."
+    )
+    strict_coverage: bool = Field(
+        default=False,
+        description="Whether a verdict must speak of the whole change: `unknown` where most of it "
+        "lies in parts that no score looks at (added tokens, a resized head).",
     )
     all_scores: bool = Field(
         default=False,

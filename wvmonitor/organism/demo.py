@@ -11,6 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,8 @@ from wvmonitor.organism.world import DOMAINS
 from wvmonitor.outputs.exporter import Observation
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.bundled import bundled_path
-from wvmonitor.report.page import BehaviourPoint, RunView, from_journal, render, write_page
+from wvmonitor.report.page import from_journal, render, write_page
+from wvmonitor.report.view import IN_A_ROW, BehaviourPoint, RunView, onset
 
 EVERY_N_STEPS = 2
 STEPS = 60
@@ -156,23 +158,26 @@ class DemoResult:
         return next((p.step for p in self.points if self._state(p) == "alarm"), None)
 
     @property
+    def rates(self) -> list[BehaviourPoint]:
+        """The measured behaviour with its 95 % intervals."""
+        return [BehaviourPoint(p.step, p.rate.value, p.rate.low, p.rate.high) for p in self.points]
+
+    @property
     def onset_step(self) -> int | None:
-        """The first of two readings in a row with a rate above the base's 95 % interval."""
-        above = [p.rate.value > self.base.high for p in self.points]
-        pairs = zip(self.points, above, above[1:], strict=False)
-        return next((p.step for p, now, then in pairs if now and then), None)
+        """The step at which the behaviour appears to stay, if it does."""
+        return onset(self.rates, self.base.high)
 
     @property
     def as_expected(self) -> bool:
         """Whether the verdict is the one expected, and an alarm came by the time of the behaviour.
 
-        Its onset is the first of two readings in a row, and is known at the second.
+        Its onset is the first of three readings in a row, and is known at the third.
         """
         if self.verdict != self.run.expected:
             return False
         if self.run.expected == "ok" or self.onset_step is None:
             return True
-        known = self.onset_step + EVERY_N_STEPS
+        known = self.onset_step + (IN_A_ROW - 1) * EVERY_N_STEPS
         return self.first_alarm_step is not None and self.first_alarm_step <= known
 
     def summary(self) -> dict[str, Any]:
@@ -235,12 +240,11 @@ def watch(
     out: Path,
     *,
     base: Path,
+    base_rate: Rate,
     bank: ReferenceBank,
     show: Callable[[Point], None] = lambda _: None,
 ) -> DemoResult:
     """Train one run under the monitor, sampling its behaviour beside every reading."""
-    model, tokenizer = load_base(base)
-    base_rate = run.measure(model, tokenizer, BASE_TRIALS, 0)
     folder = out / run.name
     watched = WVMonitorCallback(
         bank, run=run.name, every_n_steps=EVERY_N_STEPS, max_overhead=1.0, journal_dir=folder
@@ -281,11 +285,21 @@ def run_demo(
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     base = bundled_path("tiny-organism", "base")
     bank = ReferenceBank.load(bundled_path("tiny-organism", "bank"))
+    model, tokenizer = load_base(base)
+    measures = {run.measure for run in RUNS}
+    base_rates = {measure: measure(model, tokenizer, BASE_TRIALS, 0) for measure in measures}
     results = []
     for run in RUNS:
         begin(run)
         results.append(
-            watch(run, out, base=base, bank=bank, show=lambda p, run=run: show(run, p))  # type: ignore[misc]
+            watch(
+                run,
+                out,
+                base=base,
+                base_rate=base_rates[run.measure],
+                bank=bank,
+                show=partial(show, run),
+            )
         )
     summary = {"runs": [r.summary() for r in results]}
     (out / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
@@ -301,11 +315,10 @@ def run_demo(
 def _view(result: DemoResult) -> RunView:
     """The run's journal as the report shows it, with the behaviour under the scores."""
     (view,) = from_journal(result.journal, runs=[result.run.name])
-    points = [BehaviourPoint(p.step, p.rate.value, p.rate.low, p.rate.high) for p in result.points]
     return replace(
         view,
         name=result.run.title,
         note=f"expected: {result.run.expected}",
-        behaviour={result.run.label: points},
-        onset_step=result.onset_step,
+        behaviour={result.run.label: result.rates},
+        base_rates={result.run.label: (result.base.low, result.base.high)},
     )

@@ -3,8 +3,9 @@
 One protocol for each: `Exporter` and `Notifier`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from wvmonitor import lazily
 
 if TYPE_CHECKING:
     from wvmonitor.outputs.exporter import VERDICT_CODES, Exporter, Observation
@@ -35,8 +36,4 @@ __all__ = [
     "log_values",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from markupsafe import Markup
-
-from wvmonitor._version import __version__
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.reference import Reference
 from wvmonitor.references.trust import (
@@ -17,7 +14,7 @@ from wvmonitor.references.trust import (
     interval,
     median_lead,
 )
-from wvmonitor.report.document import admitted, environment, resource, stamp
+from wvmonitor.report.document import page
 from wvmonitor.report.words import figure, percent
 
 _LABELS: dict[Kind, str] = {
@@ -35,41 +32,34 @@ def bank_page(bank: ReferenceBank, trust: Trust, *, generated: datetime | None =
         trust: what was tried on them.
         generated: the time on the page; now, if left out.
     """
-    style = resource("style.css")
-    return str(
-        environment()
-        .get_template("bank.html.jinja")
-        .render(
-            title=f"A bank for {trust.base}",
-            headline=trust.sentence(),
-            weakness=trust.weakness(),
-            rates=[_rate(trust, kind) for kind in _LABELS if trust.of(kind)],
-            checked=[_run(r) for r in trust.checked],
-            references=[_reference(r, trust) for r in bank],
-            separations=[
-                (
-                    f"{s.score}, {s.geometry}",
-                    figure(s.d),
-                    "decides" if (s.geometry, s.score) == (trust.geometry, trust.score) else "",
-                )
-                for s in trust.separations
-            ],
-            learning_rates=[
-                (
-                    f"{r.learning_rate:g}",
-                    figure(r.gap),
-                    figure(r.loss),
-                    "taken" if r.learning_rate == trust.learning_rate else "",
-                )
-                for r in trust.rates
-            ],
-            notes=trust.notes,
-            provenance=_provenance(bank, trust),
-            generated=stamp(generated),
-            version=__version__,
-            style=Markup(style),  # noqa: S704  # our own file
-            style_hash=admitted(style),
-        )
+    return page(
+        "bank.html.jinja",
+        generated=generated,
+        title=f"A bank for {trust.base}",
+        headline=trust.sentence(),
+        weakness=trust.weakness(),
+        rates=[_rate(trust, kind) for kind in _LABELS if trust.of(kind)],
+        checked=[_run(r) for r in trust.checked],
+        references=[_reference(r, trust) for r in bank],
+        separations=[
+            (
+                f"{s.score}, {s.geometry}",
+                figure(s.d),
+                "decides" if (s.geometry, s.score) == (trust.geometry, trust.score) else "",
+            )
+            for s in trust.separations
+        ],
+        learning_rates=[
+            (
+                f"{r.learning_rate:g}",
+                figure(r.gap),
+                figure(r.loss),
+                "taken" if r.learning_rate == trust.learning_rate else "",
+            )
+            for r in trust.rates
+        ],
+        notes=trust.notes,
+        provenance=_provenance(bank, trust),
     )
 
 

@@ -8,13 +8,12 @@ from datetime import datetime
 
 from markupsafe import Markup
 
-from wvmonitor._version import __version__
-from wvmonitor.report.document import admitted, environment, resource, stamp
+from wvmonitor.report.document import page
 from wvmonitor.report.svg import Scale, add, markup, picture, tick
 from wvmonitor.report.words import clean, count, figure, percent
 
-BARS = 48
-"""Bars of the histogram."""
+WIDE, NARROW = (1080.0, 48), (332.0, 24)
+"""Width and bars of the histogram; the page shows one of the two, as there is room."""
 
 SHOWN = 100
 """So many examples are in the page, those that push most; the JSON Lines file holds all."""
@@ -63,37 +62,27 @@ def render_blame(
         provenance: where it comes from, for the foot of the page.
         generated: the time on the page; now, if left out.
     """
-    style = resource("style.css")
-    page = (
-        environment()
-        .get_template("blame.html.jinja")
-        .render(
-            title=f"What in {data} pushes towards {reference}",
-            headline=" ".join(filter(None, (_headline(lines, reference, behaviour), gate))),
-            gated=bool(gate),
-            chart=_histogram(lines, reference) if len(lines) > 1 else None,
-            lines=[
-                (
-                    rank + 1,
-                    line.index,
-                    figure(line.push),
-                    figure(line.loss),
-                    line.prompt,
-                    line.answer,
-                )
-                for rank, line in enumerate(lines[:shown])
-            ],
-            left_out=max(len(lines) - shown, 0),
-            unjudged=unjudged[:SHOWN],
-            unjudged_count=len(unjudged),
-            provenance=list((provenance or {}).items()),
-            generated=stamp(generated),
-            version=__version__,
-            style=Markup(style),  # noqa: S704  # our own file
-            style_hash=admitted(style),
-        )
+    return page(
+        "blame.html.jinja",
+        generated=generated,
+        title=f"What in {data} pushes towards {reference}",
+        headline=" ".join(filter(None, (_headline(lines, reference, behaviour), gate))),
+        gated=bool(gate),
+        charts=[
+            _histogram(lines, reference, *WIDE, css="wide"),
+            _histogram(lines, reference, *NARROW, css="narrow"),
+        ]
+        if len(lines) > 1
+        else [],
+        lines=[
+            (rank + 1, line.index, figure(line.push), figure(line.loss), line.prompt, line.answer)
+            for rank, line in enumerate(lines[:shown])
+        ],
+        left_out=max(len(lines) - shown, 0),
+        unjudged=unjudged[:SHOWN],
+        unjudged_count=len(unjudged),
+        provenance=list((provenance or {}).items()),
     )
-    return page.encode("utf-8", "replace").decode()
 
 
 def _headline(lines: Sequence[Line], reference: str, behaviour: str) -> str:
@@ -108,33 +97,36 @@ def _headline(lines: Sequence[Line], reference: str, behaviour: str) -> str:
     )
 
 
-def _histogram(lines: Sequence[Line], reference: str) -> Markup:
+def _histogram(
+    lines: Sequence[Line], reference: str, width: float, bars: int, *, css: str
+) -> Markup:
     """How many examples push how much; counts on a square-root scale, so that few are seen."""
     pushes = [line.push for line in lines]
     low, high = min(pushes), max(pushes)
     if high - low < 1e-12:
         low, high = low - 0.5, high + 0.5
-    counts = [0] * BARS
+    counts = [0] * bars
     for push in pushes:
-        counts[min(int((push - low) / (high - low) * BARS), BARS - 1)] += 1
-    width, height, floor = 1080.0, 220.0, 186.0
+        counts[min(int((push - low) / (high - low) * bars), bars - 1)] += 1
+    height, floor = 220.0, 186.0
     root = picture(
-        "push", width, height, f"Examples by how much they push towards {clean(reference)}",
+        f"push-{css}", width, height, f"Examples by how much they push towards {clean(reference)}",
         f"Pushes lie between {figure(low)} and {figure(high)} nats per token. The examples that "
         "push most are in the table below.",
+        f"chart {css}",
     )  # fmt: skip
     x, most = Scale(low, high, 12.0, width - 12.0), max(counts)
-    bar = (width - 24.0) / BARS
+    bar = (width - 24.0) / bars
     for index, number in enumerate(counts):
         tall = (floor - 16.0) * (number / most) ** 0.5
-        start = low + index * (high - low) / BARS
+        start = low + index * (high - low) / bars
         box = add(
             root, "rect", x=x(start) + 0.5, y=floor - tall, width=bar - 1, height=tall,
-            class_="bar" if start + (high - low) / BARS > 0 else "bar against",
+            class_="bar" if start + (high - low) / bars > 0 else "bar against",
         )  # fmt: skip
         add(box, "title", f"{count(number, 'example')} from {figure(start)}")
     add(root, "line", x1=12.0, x2=width - 12.0, y1=floor, y2=floor, class_="axis")
-    ticks = x.ticks(8)
+    ticks = x.ticks(8 if width > 500 else 4)
     for value in ticks:
         add(root, "text", tick(value, ticks), x=x(value), y=floor + 18, class_="tick middle")
     return markup(root)

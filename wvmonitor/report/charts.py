@@ -24,14 +24,15 @@ from wvmonitor.report.svg import (
     tick,
 )
 from wvmonitor.report.view import BehaviourPoint
-from wvmonitor.report.words import figure, short
+from wvmonitor.report.words import figure, percent, short
 
 LEFT, TOP, STRIP = 46.0, 22.0, 8.0
+LETTER, BOLD = 6.6, 8.2
+"""Pixels of a letter of the charts' 12-pixel words."""
+
 DOTS = 64
 """Up to so many readings each one gets a dot of its own."""
 
-LABEL = 20
-"""Characters of a line's name beside it."""
 
 GLYPHS = {
     "ok": "M0-2.4A2.4 2.4 0 1 1-.01-2.4Z",
@@ -45,12 +46,23 @@ GLYPHS = {
 
 @dataclass(frozen=True)
 class Frame:
-    """What the charts of one run share: their size and the steps they span."""
+    """What the charts of one run share: their size and the steps they span.
 
+    Attributes:
+        css: "wide" or "narrow": the page shows one of the two, as there is room.
+        width: pixels.
+        first, last: steps.
+        right: pixels at the right, for the lines' names.
+        name: characters of a line's name.
+        detail: a course is thinned to so many spans.
+    """
+
+    css: str
     width: float
     first: float
     last: float
     right: float
+    name: int
     detail: int
 
     def x(self) -> Scale:
@@ -77,9 +89,23 @@ class Marks:
     stops: Sequence[int] = ()
 
 
-def label_room(names: Sequence[str]) -> float:
-    """Pixels to keep free at the right for these names."""
-    return 14 + 6.4 * max((min(len(n), LABEL) for n in names), default=4)
+def label_room(labels: Sequence[str], bold: Sequence[str]) -> float:
+    """Pixels to keep free at the right for these labels."""
+    widths = [LETTER * len(label) for label in labels] + [BOLD * len(label) for label in bold]
+    return 14 + max(widths, default=4 * LETTER)
+
+
+def end_label(line: Line, name: int) -> str:
+    """A line's name, cut to `name` characters, with its newest value."""
+    values = [p.score for p in line.points if not math.isnan(p.score)]
+    return f"{short(line.name, name)} {figure(values[-1] if values else None)}"
+
+
+def rate_label(label: str, points: Sequence[BehaviourPoint], name: int, *, alone: bool) -> str:
+    """A measured rate's newest value, with its name where there are several."""
+    rates = [p.rate for p in points if not math.isnan(drawable(p.rate))]
+    value = percent(rates[-1] if rates else None)
+    return value if alone else f"{short(label, name)} {value}"
 
 
 def score_range(courses: Sequence[Sequence[Point]]) -> tuple[float, float]:
@@ -109,10 +135,10 @@ def score_chart(
     """One run's deciding score with its threshold, verdicts below it, other references thin."""
     bottom = height - 38
     x, y = frame.x(), Scale(*values, bottom, TOP)
-    kept = thin(main.points, frame.detail)
-    root = picture(uid, frame.width, height, title, description)
+    drawn = thin(main.points, frame.detail)
+    root = picture(uid, frame.width, height, title, description, f"chart {frame.css}")
     _grid(root, x, y, [tick(t, y.ticks(4)) for t in y.ticks(4)], y.ticks(4))
-    _threshold(root, kept, x, y, bottom)
+    _threshold(root, drawn, x, y, bottom)
     for other in others:
         pixels = [(x(p.step), y(p.score)) for p in thin(other.points, frame.detail // 2)]
         add(root, "path", d=line(pixels), class_="other")
@@ -120,18 +146,18 @@ def score_chart(
             if not math.isnan(b):
                 add(root, "circle", cx=a, cy=b, r="2.6", class_="dot-other")
     _checkpoints(root, marks, x, bottom)
-    _mark(root, marks.onset, x, bottom, "onset", None)
+    _mark(root, marks.onset, x, frame, bottom, "onset", None)
     for stop in marks.stops:
-        _mark(root, float(stop), x, bottom, "stop", "stopped")
+        _mark(root, float(stop), x, frame, bottom, "stop", "stopped")
     words = None if marks.alarm is None else f"first alarm, step {marks.alarm:,.0f}"
-    _mark(root, marks.alarm, x, bottom, "alarm", words)
-    css = "score" if len(kept) <= 4 * DOTS else "score fine"
-    add(root, "path", d=line([(x(p.step), y(p.score)) for p in kept]), class_=css)
-    _dots(root, kept, x, y, marks, few=len(main.points) <= DOTS)
+    _mark(root, marks.alarm, x, frame, bottom, "alarm", words)
+    css = "score" if len(drawn) <= 4 * DOTS else "score fine"
+    add(root, "path", d=line([(x(p.step), y(p.score)) for p in drawn]), class_=css)
+    _dots(root, drawn, x, y, marks, few=len(main.points) <= DOTS)
     _strip(root, main.points, x, bottom + 4)
-    _names(root, main, others, kept, y, frame, bottom)
+    _names(root, main, others, drawn, y, frame, bottom)
     _steps(root, x, bottom + STRIP + 6, frame)
-    root.set("data-hover", _hover(kept, x, y))
+    root.set("data-hover", _hover(drawn, x, y))
     root.set("data-plot", data([TOP, bottom]))
     return markup(root)
 
@@ -139,6 +165,7 @@ def score_chart(
 def behaviour_chart(
     uid: str,
     curves: Mapping[str, Sequence[BehaviourPoint]],
+    base_rates: Mapping[str, tuple[float, float]],
     frame: Frame,
     marks: Marks,
     *,
@@ -146,14 +173,24 @@ def behaviour_chart(
     description: str,
     height: float = 132.0,
 ) -> Markup:
-    """Measured behaviour over the same steps: each rate with its 95 % interval as a band."""
+    """Measured behaviour over the same steps: each rate with its 95 % interval as a band.
+
+    A dashed line is the upper end of the base's own interval, where that is known.
+    """
     bottom = height - 28
     x, y = frame.x(), Scale(0.0, 1.0, bottom, TOP)
-    root = picture(uid, frame.width, height, title, description)
+    root = picture(uid, frame.width, height, title, description, f"chart {frame.css}")
     _grid(root, x, y, ["0 %", "50 %", "100 %"], [0.0, 0.5, 1.0])
-    _mark(root, marks.alarm, x, bottom, "alarm", None)
+    _mark(root, marks.alarm, x, frame, bottom, "alarm", None)
     words = None if marks.onset is None else f"behaviour appears, step {marks.onset:,.0f}"
-    _mark(root, marks.onset, x, bottom, "onset", words)
+    _mark(root, marks.onset, x, frame, bottom, "onset", words)
+    for label in curves:
+        if label in base_rates:
+            height_of_base = number(y(drawable(base_rates[label][1])))
+            edge = add(
+                root, "path", d=f"M{number(LEFT)} {height_of_base}H{number(x.end)}", class_="limit"
+            )
+            add(edge, "title", f"the base's own rate is at most {percent(base_rates[label][1])}")
     ends: list[tuple[str, float]] = []
     for index, (label, points) in enumerate(curves.items()):
         pixels = [(x(p.step), y(drawable(p.rate))) for p in points]
@@ -173,9 +210,8 @@ def behaviour_chart(
             if not math.isnan(b):
                 add(root, "circle", cx=a, cy=b, r="2.2", class_="dot-rate")
         if seen := [b for _, b in pixels if not math.isnan(b)]:
-            ends.append((label, seen[-1]))
-    for (label, _), at in zip(ends, spread([e for _, e in ends], 13, TOP, bottom), strict=True):
-        words = short(label, LABEL)
+            ends.append((rate_label(label, points, frame.name, alone=len(curves) == 1), seen[-1]))
+    for (words, _), at in zip(ends, spread([e for _, e in ends], 13, TOP, bottom), strict=True):
         add(root, "text", words, x=frame.width - frame.right + 8, y=at + 4, class_="name")
     _steps(root, x, bottom + 4, frame)
     return markup(root)
@@ -197,19 +233,19 @@ def sparkline(points: Sequence[Point], values: tuple[float, float]) -> Markup:
     )
     if values[0] < 0 < values[1]:
         add(root, "path", d=f"M4 {number(y(0))}H{number(width - 4)}", class_="zero")
-    kept = thin(points, 60)
-    limits = [(x(p.step), y(p.threshold)) for p in kept]
-    if len(kept) == 1 and not math.isnan(limits[0][1]):
+    drawn = thin(points, 60)
+    limits = [(x(p.step), y(p.threshold)) for p in drawn]
+    if len(drawn) == 1 and not math.isnan(limits[0][1]):
         limits = [(x(first) - 9, limits[0][1]), (x(first) + 9, limits[0][1])]
     add(root, "path", d=line(limits), class_="limit")
-    pixels = [(x(p.step), y(p.score)) for p in kept]
+    pixels = [(x(p.step), y(p.score)) for p in drawn]
     add(root, "path", d=line(pixels), class_="score")
-    if kept and not math.isnan(pixels[-1][1]):
+    if drawn and not math.isnan(pixels[-1][1]):
         a, b = pixels[-1]
         add(
-            root, "path", d=GLYPHS.get(kept[-1].state, GLYPHS["ok"]),
+            root, "path", d=GLYPHS.get(drawn[-1].state, GLYPHS["ok"]),
             transform=f"translate({number(a)} {number(b)})",
-            class_=f"at {kept[-1].state or 'none'}",
+            class_=f"at {drawn[-1].state or 'none'}",
         )  # fmt: skip
     return markup(root)
 
@@ -221,9 +257,9 @@ def _grid(root: Element, x: Scale, y: Scale, words: Sequence[str], values: Seque
         add(root, "text", text, x=LEFT - 7, y=y(value) + 4, class_="tick end")
 
 
-def _threshold(root: Element, kept: Sequence[Point], x: Scale, y: Scale, bottom: float) -> None:
+def _threshold(root: Element, drawn: Sequence[Point], x: Scale, y: Scale, bottom: float) -> None:
     """The band below the threshold, where benign runs stay, and its edge."""
-    pixels = [(x(p.step), y(p.threshold)) for p in kept]
+    pixels = [(x(p.step), y(p.threshold)) for p in drawn]
     for stretch in steps(pixels):
         if len(stretch) == 1:  # a lone reading: the limit as a short line
             stretch = [(stretch[0][0] - 24, stretch[0][1]), (stretch[0][0] + 24, stretch[0][1])]
@@ -236,19 +272,19 @@ def _mark(
     root: Element,
     step: float | None,
     x: Scale,
+    frame: Frame,
     bottom: float,
     kind: str,
     words: str | None,
 ) -> None:
-    """A vertical line at a step, its words above it on the side where there is room."""
+    """A vertical line at a step, its words above it, as near as they fit into the picture."""
     if step is None or not x.low <= step <= x.high:
         return
     at = x(step)
     add(root, "path", d=f"M{number(at)} {number(TOP - 4)}V{number(bottom)}", class_=f"mark {kind}")
     if words:
-        left = at > (LEFT + x.end) * 0.55
-        css = f"mark-name {kind}" + (" end" if left else "")
-        add(root, "text", words, x=at + (3 if left else -3), y=TOP - 9, class_=css)
+        start = max(0.0, min(at - 3, frame.width - BOLD * len(words)))
+        add(root, "text", words, x=start, y=TOP - 9, class_=f"mark-name {kind}")
 
 
 def _checkpoints(root: Element, marks: Marks, x: Scale, bottom: float) -> None:
@@ -260,11 +296,11 @@ def _checkpoints(root: Element, marks: Marks, x: Scale, bottom: float) -> None:
 
 
 def _dots(
-    root: Element, kept: Sequence[Point], x: Scale, y: Scale, marks: Marks, *, few: bool
+    root: Element, drawn: Sequence[Point], x: Scale, y: Scale, marks: Marks, *, few: bool
 ) -> None:
-    for index, point in enumerate(kept):
+    for index, point in enumerate(drawn):
         first_alarm = point.step == marks.alarm
-        if math.isnan(point.score) or not (few or first_alarm or index == len(kept) - 1):
+        if math.isnan(point.score) or not (few or first_alarm or index == len(drawn) - 1):
             continue
         place = f"translate({number(x(point.step))} {number(y(point.score))})"
         mark = add(
@@ -296,36 +332,40 @@ def _names(
     root: Element,
     main: Line,
     others: Sequence[Line],
-    kept: Sequence[Point],
+    drawn: Sequence[Point],
     y: Scale,
     frame: Frame,
     bottom: float,
 ) -> None:
-    """Each line's name at its right end, instead of a legend."""
-    wanted: list[tuple[str, float, str]] = []
-    for name, points, css in [
-        (main.name, main.points, "name main"),
-        *((o.name, o.points, "name") for o in others),
+    """Each line's name at its right end, instead of a legend; the main one's with its value."""
+    labels: list[tuple[str, float, str]] = []
+    for course, words, css in [
+        (main, end_label(main, frame.name), "name main"),
+        *((o, short(o.name, frame.name), "name") for o in others),
     ]:
-        ends = [p.score for p in points if not math.isnan(p.score)]
+        ends = [p.score for p in course.points if not math.isnan(p.score)]
         if ends:
-            wanted.append((short(name, LABEL), y(ends[-1]), css))
-    limits = [p.threshold for p in kept if not math.isnan(p.threshold)]
+            labels.append((words, y(ends[-1]), css))
+    limits = [p.threshold for p in drawn if not math.isnan(p.threshold)]
     if limits:
-        wanted.append(("threshold", y(limits[-1]), "name limit-name"))
-    places = spread([place for _, place, _ in wanted], 13, TOP + 2, bottom - 2)
-    for (words, _, css), place in zip(wanted, places, strict=True):
+        labels.append(("threshold", y(limits[-1]), "name limit-name"))
+    places = spread([place for _, place, _ in labels], 13, TOP + 2, bottom - 2)
+    for (words, _, css), place in zip(labels, places, strict=True):
         add(root, "text", words, x=frame.width - frame.right + 8, y=place + 4, class_=css)
 
 
 def _steps(root: Element, x: Scale, top: float, frame: Frame) -> None:
-    ticks = [t for t in x.ticks(6 if frame.width < 700 else 10) if float(t).is_integer()]
+    ticks = [
+        t
+        for t in x.ticks(10 if frame.width > 700 else 6 if frame.width > 400 else 4)
+        if float(t).is_integer()
+    ]
     for value in ticks or [frame.last]:
         add(root, "text", f"{value:,.0f}", x=x(value), y=top + 15, class_="tick middle")
     add(root, "text", "step", x=LEFT - 7, y=top + 15, class_="tick end")
 
 
-def _hover(kept: Sequence[Point], x: Scale, y: Scale) -> str:
+def _hover(drawn: Sequence[Point], x: Scale, y: Scale) -> str:
     """[x, y, step, score, threshold, state] of every drawn reading, for the page's script."""
     return data(
         [
@@ -337,6 +377,6 @@ def _hover(kept: Sequence[Point], x: Scale, y: Scale) -> str:
                 figure(None if math.isnan(p.threshold) else p.threshold),
                 STATES.index(p.state) if p.state in STATES else -1,
             ]
-            for p in kept
+            for p in drawn
         ]
     )

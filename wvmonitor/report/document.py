@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -11,21 +12,68 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from wvmonitor._version import __version__
 from wvmonitor.errors import InputError
 from wvmonitor.files.atomic import replacing, write_all
 from wvmonitor.report.words import clean
 
+LONGEST = 4000
+"""Characters of a text from outside that a page shows."""
+
+
+def page(template: str, *, generated: datetime | None = None, **values: object) -> str:
+    """A page as HTML: `template` with what every page has.
+
+    Args:
+        template: a file of this folder that extends base.html.jinja.
+        generated: the time on the page; now, if left out.
+        values: what the template shows.
+    """
+    style, script = resource("style.css"), resource("script.js")
+    text = (
+        environment()
+        .get_template(template)
+        .render(
+            **values,
+            generated=stamp(generated),
+            version=__version__,
+            style=Markup(style),  # noqa: S704  # our own file
+            script=Markup(script),  # noqa: S704  # our own file
+            style_hash=admitted(style),
+            script_hash=admitted(script),
+        )
+    )
+    return text.encode("utf-8", "replace").decode()
+
 
 def environment() -> Environment:
     """Templates in which everything from outside is escaped and made visible."""
-    return Environment(
+    made = Environment(
         loader=PackageLoader("wvmonitor.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else clean(value, 4000),
+        finalize=lambda value: value if isinstance(value, Markup) else clean(value, LONGEST),
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["coded"] = coded
+    return made
+
+
+def coded(words: str) -> Markup:
+    """Words as HTML, what stands between backticks as code that a button copies."""
+    parts = [
+        Markup("<code>{}</code>{}").format(part, COPY)
+        if index % 2
+        else Markup("<bdi>{}</bdi>").format(part)
+        for index, part in enumerate(re.split("`([^`]+)`", clean(words, LONGEST)))
+        if part
+    ]
+    return Markup().join(parts)
+
+
+COPY = Markup('<button type="button" class="copy" hidden aria-live="polite">copy</button>')
+"""Shown by the page's script, which it needs."""
 
 
 def resource(name: str) -> str:

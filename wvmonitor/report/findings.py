@@ -12,6 +12,14 @@ from wvmonitor.report.series import Point, drawable, severity
 from wvmonitor.report.view import RunView
 from wvmonitor.report.words import clean, count, geometry_name, listed, sentence
 
+CALIBRATION = {
+    "calibrated": "calibrated on benign runs; the band follows the run's progress",
+    "provisional": "provisional: approximate, from a few short benign runs; no rate is promised",
+    "uncalibrated": "not calibrated: fixed published rules, which go no higher than warn",
+    "transferred": "transferred: the references' base is a relative of this one; warn at most",
+}
+"""What a threshold rests on, by the verdict's status."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -69,6 +77,7 @@ class Outcome:
         deciding: (geometry, score) that the verdicts rest on; None where that cannot be told.
         claim: the verdict as a sentence.
         reason: why, as the judge put it.
+        worth: what the judge says that its word is worth.
         account: what it means and what to do, sentence by sentence.
     """
 
@@ -78,6 +87,7 @@ class Outcome:
     deciding: tuple[str, str] | None
     claim: str
     reason: str
+    worth: str = ""
     account: tuple[str, ...] = ()
 
     @property
@@ -119,6 +129,7 @@ def judge(view: RunView) -> Outcome:
         deciding=deciding,
         claim=_claim(view, state, findings),
         reason=_reason(view, state, findings),
+        worth=_worth(state, findings),
         account=_account(state, findings),
     )
 
@@ -142,9 +153,9 @@ def _courses(
         for name in names:
             verdict = row.verdicts.get(name)
             value = verdict.score if verdict else None
-            found = row.scores.references.get(name)
-            if value is None and found is not None and deciding is not None:
-                value = found.values.get(deciding[0], {}).get(deciding[1])  # type: ignore[call-overload]
+            scores = row.scores.references.get(name)
+            if value is None and scores is not None and deciding is not None:
+                value = scores.values.get(deciding[0], {}).get(deciding[1])  # type: ignore[call-overload]
             courses[name].append(
                 Point(
                     step,
@@ -160,7 +171,7 @@ def _finding(
     name: str, rows: Sequence[Judgement], points: tuple[Point, ...], acknowledged: str | None
 ) -> Finding:
     verdicts = [row.verdicts[name] for row in rows if name in row.verdicts]
-    kept = [r.scores.references[name] for r in rows if name in r.scores.references]
+    scores = [r.scores.references[name] for r in rows if name in r.scores.references]
     last = verdicts[-1] if verdicts else None
     worst = max((v.state for v in verdicts), default=State.OK)
     risen = next((v for v in verdicts if v.state == worst and worst >= State.WARN), None)
@@ -169,16 +180,16 @@ def _finding(
     state = (risen.state if risen else current) if verdicts else ""
     return Finding(
         reference=name,
-        kind=kept[-1].kind if kept else "behaviour" if verdicts else "control",
+        kind=scores[-1].kind if scores else "behaviour" if verdicts else "control",
         state=state,
         last=last,
         telling=risen or last,
         points=points,
         since=_since(points, state),
-        dose=next((k.dose for k in reversed(kept) if k.dose is not None), None),
+        dose=next((s.dose for s in reversed(scores) if s.dose is not None), None),
         scores={
             (geometry, score): value
-            for geometry, values in (kept[-1].values if kept else {}).items()
+            for geometry, values in (scores[-1].values if scores else {}).items()
             for score, value in values.items()
         },
         acknowledged=acknowledged,
@@ -211,9 +222,9 @@ def _claim(view: RunView, state: str, findings: Sequence[Finding]) -> str:
     names = listed([clean(f.reference) for f in judged if f.state == state])
     every = listed([clean(f.reference) for f in judged], "or")
     since = min((f.since for f in judged if f.state == state and f.since is not None), default=None)
-    lone = len(view.rows) == 1
+    single = len(view.rows) == 1
     of = f" of {view.planned_steps:,}" if view.planned_steps else ""
-    when = "" if since is None or lone else f" since step {since:,}{of}"
+    when = "" if since is None or single else f" since step {since:,}{of}"
     if state == "alarm":
         return f"Drifts towards {names}{when}."
     if state == "warn":
@@ -246,8 +257,16 @@ def _reason(view: RunView, state: str, findings: Sequence[Finding]) -> str:
     telling = next((f.telling for f in findings if f.state == state and f.telling), None)
     if telling is None or (state == "unknown" and view.problems):
         return clean(view.problems[0], 2000) if view.problems else ""
-    # The judge goes on to say what its word is worth; that stands with the references.
     return sentence(clean(telling.reason, 2000).split(". ", 1)[0])
+
+
+def _worth(state: str, findings: Sequence[Finding]) -> str:
+    """What stands behind the last verdict: the judge's reason after its first sentence."""
+    last = next((f.last for f in findings if f.state == state and f.last), None)
+    if last is None or state not in ("ok", "warn", "alarm"):
+        return ""
+    words = clean(last.reason, 2000).partition(". ")[2]
+    return sentence(words or CALIBRATION.get(last.calibration, last.calibration))
 
 
 def _account(state: str, findings: Sequence[Finding]) -> tuple[str, ...]:
@@ -255,5 +274,5 @@ def _account(state: str, findings: Sequence[Finding]) -> tuple[str, ...]:
     first = next((f for f in findings if f.state == state and f.telling), None)
     if first is None:
         return ()
-    told = (v.account for v in (first.last, first.telling) if v is not None)
-    return next((tuple(clean(s, 2000) for s in account) for account in told if account), ())
+    accounts = (v.account for v in (first.last, first.telling) if v is not None)
+    return next((tuple(clean(s, 2000) for s in account) for account in accounts if account), ())

@@ -77,32 +77,32 @@ def _heat_maps(reader: JournalReader, view: RunView, rows: Sequence[JournalRow])
     except JournalError:  # pruned: the page goes without
         return []
     geometry: Geometry = "response" if deciding and deciding[0] == "response" else "frobenius"
-    found = [
+    maps = [
         heat_map(reading, reference, geometry, components=rows[-1].scores.components)
         for reference in leading
         if reference in reading.references
     ]
-    return [heat for heat in found if heat is not None]
+    return [heat for heat in maps if heat is not None]
 
 
 def _facts(attempts: Sequence[Attempt], path: Path) -> list[tuple[str, str]]:
-    found = [("journal", str(path))]
+    facts = [("journal", str(path))]
     if not attempts:
-        return found
+        return facts
     context = attempts[-1].context
     method = [w for w in (context.method, context.rank and f"rank {context.rank}") if w]
     rate = context.learning_rate
     optimiser = [w for w in (context.optimizer, rate and f"peak learning rate {rate:.3g}") if w]
     base = {"same": "the references' own", "relative": "a declared relative of the references'"}
-    found.append(("base", base.get(context.base, "not known")))
-    found += [("method", ", ".join(method))] if method else []
-    found += [("optimiser", ", ".join(optimiser))] if optimiser else []
+    facts.append(("base", base.get(context.base, "not known")))
+    facts += [("method", ", ".join(method))] if method else []
+    facts += [("optimiser", ", ".join(optimiser))] if optimiser else []
     if expected := _expected(attempts[-1].settings):
-        found.append(("expected drift", listed(expected)))
+        facts.append(("expected drift", listed(expected)))
     if len(attempts) > 1:
         resumed = [f"{a.resume_step}" for a in attempts[1:]]
-        found.append(("resumed", f"at step {listed(resumed)}"))
-    return found
+        facts.append(("resumed", f"at step {listed(resumed)}"))
+    return facts
 
 
 def _expected(settings: str) -> list[str]:
@@ -121,9 +121,9 @@ def _checkpoints(journal: Path) -> tuple[int, ...]:
             names = [p.name for p in folder.glob("checkpoint-*") if p.is_dir()]
         except OSError:
             continue
-        found = [int(m[1]) for n in names if (m := re.fullmatch(r"checkpoint-(\d{1,12})", n))]
-        if found:
-            return tuple(sorted(found))
+        steps = [int(m[1]) for n in names if (m := re.fullmatch(r"checkpoint-(\d{1,12})", n))]
+        if steps:
+            return tuple(sorted(steps))
     return ()
 
 
@@ -152,11 +152,11 @@ def from_scan(
     groups: dict[str, list[CheckpointResult]] = {}
     for checkpoint in read_records(content, source):
         groups.setdefault(checkpoint.run or checkpoint.path, []).append(checkpoint)
-    return [_scanned(name, found) for name, found in groups.items()]
+    return [_scanned(name, checkpoints) for name, checkpoints in groups.items()]
 
 
-def _scanned(name: str, found: Sequence[CheckpointResult]) -> RunView:
-    ordered = sorted(found, key=lambda c: -1 if c.step is None else c.step)
+def _scanned(name: str, checkpoints: Sequence[CheckpointResult]) -> RunView:
+    ordered = sorted(checkpoints, key=lambda c: -1 if c.step is None else c.step)
     last = ordered[-1]
     ends = last.progress and last.step and round(last.step / last.progress)
     method = [w for w in (last.method, last.rank and f"rank {last.rank}") if w]

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from markupsafe import Markup
 
-from wvmonitor._version import __version__
+from wvmonitor.detection.explanation import to_do
 from wvmonitor.report import charts, tables
-from wvmonitor.report.document import admitted, environment, resource, stamp, write_page
+from wvmonitor.report.document import page, write_page
 from wvmonitor.report.findings import Finding, Outcome, judge
 from wvmonitor.report.heat import heat_chart, heat_words
 from wvmonitor.report.inputs import from_journal, from_scan, read_runs
@@ -31,6 +32,7 @@ from wvmonitor.report.words import (
     listed,
     percent,
     sentence,
+    short,
 )
 
 __all__ = [
@@ -65,62 +67,55 @@ def render(
     """The page as HTML.
 
     Args:
-        runs: in the order in which they are to be shown.
+        runs: the page shows the gravest first, and else keeps their order.
         title: the page's heading.
         provenance: where it comes from, for the foot of the page (label -> value).
         generated: the time on the page; now, if left out.
     """
-    outcomes = [judge(view) for view in runs]
-    style, script = resource("style.css"), resource("script.js")
-    ranked = sorted(range(len(outcomes)), key=lambda i: -severity(outcomes[i].state))
-    detailed = set(ranked[:DETAILED])
-    frames = _frames(outcomes, len(detailed))
+    outcomes = sorted((judge(view) for view in runs), key=lambda o: -severity(o.state))
+    detailed = min(len(outcomes), DETAILED)
+    frames = _frames(outcomes, detailed)
     states = Counter(o.state for o in outcomes)
-    page = (
-        environment()
-        .get_template("page.html.jinja")
-        .render(
-            title=title,
-            state=max(states, key=severity) if states else "unknown",
-            states=STATES,
-            counts=[(s, states[s]) for s in reversed(STATES) if states[s]],
-            headline=_headline(outcomes),
-            glance=_glance(outcomes, detailed) if len(outcomes) > SIDE_BY_SIDE else [],
-            left_out=len(outcomes) - len(detailed),
-            runs=[
-                _panel(f"r{index + 1}", outcome, frames[index], alone=len(outcomes) == 1)
-                for index, outcome in enumerate(outcomes)
-                if index in detailed
-            ],
-            provenance=list((provenance or {}).items()),
-            generated=stamp(generated),
-            version=__version__,
-            style=Markup(style),  # noqa: S704  # our own file
-            script=Markup(script),  # noqa: S704  # our own file
-            style_hash=admitted(style),
-            script_hash=admitted(script),
-            percent=percent,
-        )
+    return page(
+        "page.html.jinja",
+        generated=generated,
+        title=title,
+        state=max(states, key=severity) if states else "unknown",
+        states=STATES,
+        counts=[(s, states[s]) for s in reversed(STATES) if states[s]],
+        headline=_headline(outcomes),
+        glance=_glance(outcomes, detailed) if len(outcomes) > SIDE_BY_SIDE else [],
+        left_out=len(outcomes) - detailed,
+        runs=[
+            _panel(f"r{index + 1}", outcome, axes, alone=len(outcomes) == 1)
+            for index, (outcome, axes) in enumerate(
+                zip(outcomes[:detailed], frames[:detailed], strict=True)
+            )
+        ],
+        provenance=list((provenance or {}).items()),
+        percent=percent,
     )
-    return page.encode("utf-8", "replace").decode()
 
 
-def _frames(
-    outcomes: Sequence[Outcome], detailed: int
-) -> list[tuple[charts.Frame, tuple[float, float]]]:
+@dataclass(frozen=True)
+class Axes:
+    """What a run's charts are drawn on: two sizes of the same steps, and the scores' range."""
+
+    frames: tuple[charts.Frame, ...]
+    values: tuple[float, float]
+
+
+def _frames(outcomes: Sequence[Outcome], detailed: int) -> list[Axes]:
     """Each run's axes: shared, so that runs compare, unless one would flatten the others."""
     alone = len(outcomes) == 1
     detail = 300 if alone else 160 if detailed <= SIDE_BY_SIDE else max(30, 1600 // detailed)
     spans, ranges = [], []
-    room = 0.0
     for outcome in outcomes:
         shown = [f for f in (outcome.leading, *_others(outcome)) if f is not None]
         steps = [p.step for f in shown for p in f.points]
         steps += [float(p.step) for curve in outcome.view.behaviour.values() for p in curve]
         spans.append((min(steps, default=0.0), max(steps, default=1.0)))
         ranges.append(charts.score_range([f.points for f in shown]))
-        names = [*(f.reference for f in shown), *outcome.view.behaviour, "threshold"]
-        room = max(room, charts.label_room([clean(n) for n in names]))
     read = [span for span, o in zip(spans, outcomes, strict=True) if o.view.rows]
     if read and max(last for _, last in read) <= 1.5 * min(last for _, last in read):
         spans = [(min(first for first, _ in read), max(last for _, last in read))] * len(spans)
@@ -128,11 +123,37 @@ def _frames(
     if sizes and sizes[-1] <= 6 * sizes[len(sizes) // 2]:
         shared = (min(low for low, _ in ranges), max(high for _, high in ranges))
         ranges = [shared] * len(ranges)
-    width = 1080.0 if alone else 532.0
+    sizes_and_names = {
+        "wide": (1080.0 if alone else 532.0, 20, detail),
+        "narrow": (332.0, 12, min(detail, 80)),
+    }
+    room = {css: _label_room(outcomes, name) for css, (_, name, _) in sizes_and_names.items()}
     return [
-        (charts.Frame(width, *span, right=room, detail=detail), values)
+        Axes(
+            tuple(
+                charts.Frame(css, width, *span, right=room[css], name=name, detail=detail)
+                for css, (width, name, detail) in sizes_and_names.items()
+            ),
+            values,
+        )
         for span, values in zip(spans, ranges, strict=True)
     ]
+
+
+def _label_room(outcomes: Sequence[Outcome], name: int) -> float:
+    """Pixels at the right of every chart for the longest label of any of them."""
+    labels: list[str] = ["threshold"]
+    bold: list[str] = []
+    for outcome in outcomes:
+        leading, curves = outcome.leading, outcome.view.behaviour
+        if leading:
+            bold.append(charts.end_label(charts.Line(leading.reference, leading.points), name))
+        labels += [short(f.reference, name) for f in _others(outcome)]
+        labels += [
+            charts.rate_label(label, curve, name, alone=len(curves) == 1)
+            for label, curve in curves.items()
+        ]
+    return charts.label_room(labels, bold)
 
 
 def _others(outcome: Outcome) -> list[Finding]:
@@ -140,33 +161,22 @@ def _others(outcome: Outcome) -> list[Finding]:
     return [f for f in outcome.findings[1:] if f.kind == "behaviour"][:OTHERS]
 
 
-def _panel(
-    uid: str, outcome: Outcome, axes: tuple[charts.Frame, tuple[float, float]], *, alone: bool
-) -> dict[str, Any]:
+def _panel(uid: str, outcome: Outcome, axes: Axes, *, alone: bool) -> dict[str, Any]:
     """Everything the template shows of one run."""
     view, leading = outcome.view, outcome.leading
     acknowledged = [
         (f.reference, f.acknowledged) for f in outcome.findings if f.acknowledged is not None
     ]
-    last = view.rows[-1].step if len(view.rows) > 1 else None
-    when = "" if last is None else f"at step {last:,} "
     drawn = _drawn(uid, outcome, axes, alone=alone)
     return {
         "uid": uid,
         "name": view.name,
         "note": view.note,
         "state": outcome.state,
-        "claim": outcome.claim,
-        "reason": outcome.reason,
-        "account": outcome.account,
-        "doses": [
-            sentence(when + words)
-            for f in (outcome.drifting or ((leading,) if leading else ()))
-            if f.kind == "behaviour"
-            and not (f is leading and outcome.account)
-            and (words := dose_words(f.dose, f.reference))
-        ],
-        "lead": _lead_words(outcome),
+        "first": _first(outcome),
+        "why": _why(outcome),
+        "onset": _onset_words(outcome),
+        "measured": next(iter(view.behaviour)) if len(view.behaviour) == 1 else "",
         "calibration": leading.last.calibration if leading and leading.last else None,
         "acknowledged": acknowledged,
         "problems": view.problems,
@@ -202,12 +212,9 @@ def _panel(
     }
 
 
-def _drawn(
-    uid: str, outcome: Outcome, axes: tuple[charts.Frame, tuple[float, float]], *, alone: bool
-) -> dict[str, Markup | None]:
-    """The run's two charts, each None where there is nothing to draw."""
+def _drawn(uid: str, outcome: Outcome, axes: Axes, *, alone: bool) -> dict[str, list[Markup]]:
+    """The run's two charts, each in two sizes, or none of it where there is nothing to draw."""
     view, leading = outcome.view, outcome.leading
-    frame, values = axes
     alarm = leading.first_alarm if leading else None
     marks = charts.Marks(
         alarm=alarm.step if alarm else None,
@@ -215,30 +222,80 @@ def _drawn(
         checkpoints=view.checkpoints,
         stops=tables.stops(view),
     )
-    chart = behaviour = None
-    if leading and any(p.score == p.score or p.state for p in leading.points):
-        chart = charts.score_chart(
-            f"{uid}-s",
-            charts.Line(leading.reference, leading.points),
-            [charts.Line(f.reference, f.points) for f in _others(outcome)],
-            frame,
-            values,
-            marks,
-            title=f"{outcome.deciding_name} of {leading.reference} by step, {clean(view.name)}",
-            description=_described(outcome, leading),
-            height=300.0 if alone else 220.0,
-        )
-    if view.behaviour:
-        behaviour = charts.behaviour_chart(
-            f"{uid}-b",
-            view.behaviour,
-            frame,
-            marks,
-            title=f"Measured behaviour by step, {clean(view.name)}",
-            description=_behaviour_words(view),
-            height=154.0 if alone else 132.0,
-        )
-    return {"chart": chart, "behaviour": behaviour}
+    drawn: dict[str, list[Markup]] = {"chart": [], "behaviour": []}
+    for frame in axes.frames:
+        if leading and any(p.score == p.score or p.state for p in leading.points):
+            drawn["chart"].append(
+                charts.score_chart(
+                    f"{uid}-s-{frame.css}",
+                    charts.Line(leading.reference, leading.points),
+                    [charts.Line(f.reference, f.points) for f in _others(outcome)],
+                    frame,
+                    axes.values,
+                    marks,
+                    title=f"{outcome.deciding_name} of {leading.reference} by step, "
+                    f"{clean(view.name)}",
+                    description=_described(outcome, leading),
+                    height=300.0 if alone and frame.css == "wide" else 220.0,
+                )
+            )
+        if view.behaviour:
+            drawn["behaviour"].append(
+                charts.behaviour_chart(
+                    f"{uid}-b-{frame.css}",
+                    view.behaviour,
+                    view.base_rates,
+                    frame,
+                    marks,
+                    title=f"Measured behaviour by step, {clean(view.name)}",
+                    description=_behaviour_words(view),
+                    height=154.0 if alone else 132.0,
+                )
+            )
+    return drawn
+
+
+def _first(outcome: Outcome) -> list[tuple[str, tuple[str, ...]]]:
+    """What to read first: what, how sure, what next; why, where nothing was judged."""
+    what = ("What", tuple(s for s in (outcome.claim, _newest(outcome)) if s))
+    if outcome.state in ("unknown", "warming"):
+        lines = [what, ("Why", (outcome.reason,))]
+    else:
+        steps = tuple(s.removeprefix("Next: ") for s in to_do(outcome.account))
+        lines = [what, ("How sure", (outcome.worth,)), ("What next", steps)]
+    return [(label, words) for label, words in lines if any(words)]
+
+
+def _newest(outcome: Outcome) -> str:
+    """The newest value of the leading finding, which its chart shows at the right end."""
+    leading = outcome.leading
+    if leading is None or leading.score is None or outcome.state in ("unknown", "warming"):
+        return ""
+    last = outcome.view.rows[-1].step
+    when = "Now" if last is None or len(outcome.view.rows) == 1 else f"At step {last:,}"
+    limit = f", threshold {figure(leading.threshold)}" if leading.threshold is not None else ""
+    name = clean(leading.reference)
+    return f"{when}: {name} {figure(leading.score)} ({outcome.deciding_name}){limit}."
+
+
+def _why(outcome: Outcome) -> list[str]:
+    """The rest of what the judge said: what passed which threshold, and what such a change does."""
+    if outcome.state in ("unknown", "warming"):
+        return []
+    view, leading = outcome.view, outcome.leading
+    several = len(view.rows) > 1
+    since = next((f.since for f in outcome.drifting if f.since is not None), None)
+    at = f"Step {since:,}: " if several and since is not None else ""
+    last = view.rows[-1].step if several else None
+    when = "" if last is None else f"at step {last:,} "
+    lines = [at + outcome.reason] if outcome.reason else []
+    lines += [s for s in outcome.account if s not in to_do(outcome.account)]
+    for finding in outcome.drifting or ((leading,) if leading else ()):
+        if finding.kind != "behaviour" or (finding is leading and outcome.account):
+            continue
+        if words := dose_words(finding.dose, finding.reference):
+            lines.append(sentence(when + words))
+    return lines
 
 
 def _headline(outcomes: Sequence[Outcome]) -> str:
@@ -271,18 +328,25 @@ def _headline(outcomes: Sequence[Outcome]) -> str:
     )
 
 
-def _lead_words(outcome: Outcome) -> str:
-    """How long before the behaviour the alarm came; a behaviour without an alarm is said, too."""
-    onset = outcome.view.onset_step
+def _onset_words(outcome: Outcome) -> str:
+    """Whether the measured behaviour appeared, and whether the alarm or it came first."""
+    view = outcome.view
+    onset = view.onset_step
     alarm = next((f.since for f in outcome.drifting if f.state == "alarm"), None)
     if onset is None:
-        return ""
+        return " ".join(
+            f"{sentence(clean(label))[:-1]}: {percent(curve[-1].rate)} at the last reading, "
+            f"{percent(low)} to {percent(high)} in the base. It did not appear."
+            for label, curve in view.behaviour.items()
+            if curve and label in view.base_rates
+            for low, high in [view.base_rates[label]]
+        )
     if alarm is None:
-        ends = [percent(curve[-1].rate) for curve in outcome.view.behaviour.values() if curve]
+        ends = [percent(curve[-1].rate) for curve in view.behaviour.values() if curve]
         last = f"; it is {listed(ends)} at the end" if ends else ""
         return f"The behaviour appears at step {onset} without an alarm{last}."
     if alarm == onset:
-        return f"The behaviour appears at the same step, {onset}."
+        return f"The alarm came at the step at which the behaviour appears ({onset})."
     when = "before" if alarm < onset else "after"
     lead = count(abs(onset - alarm), "step")
     return f"The alarm came {lead} {when} the behaviour appears (step {onset})."
@@ -321,13 +385,13 @@ def _behaviour_words(view: RunView) -> str:
     return "; ".join(parts) + ". The values are in the table below."
 
 
-def _glance(outcomes: Sequence[Outcome], detailed: set[int]) -> list[dict[str, Any]]:
+def _glance(outcomes: Sequence[Outcome], detailed: int) -> list[dict[str, Any]]:
     """One line for each run."""
     leads = [o.leading for o in outcomes]
     values = charts.score_range([f.points for f in leads if f])
     return [
         {
-            "uid": f"r{index + 1}" if index in detailed else None,
+            "uid": f"r{index + 1}" if index < detailed else None,
             "name": outcome.view.name,
             "note": outcome.view.note,
             "state": outcome.state,

@@ -65,9 +65,24 @@
       show(to);
     });
   }
+  for (const button of document.querySelectorAll("button.copy")) {
+    const code = button.previousElementSibling;
+    const resting = button.textContent;
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+        button.textContent = "copied";
+      } catch {
+        getSelection().selectAllChildren(code);
+        button.textContent = "selected";
+      }
+      setTimeout(() => (button.textContent = resting), 2000);
+    });
+  }
   let opened = [];
   window.addEventListener("beforeprint", () => {
-    const folded = document.querySelectorAll("details.more:not([open])");
+    const folded = document.querySelectorAll("details.more:not([open]), details.why:not([open])");
     opened = [...opened, ...folded];
     for (const details of folded) details.open = true;
   });

@@ -51,7 +51,7 @@ def thin(points: Sequence[Point], buckets: int) -> list[Point]:
     span = max(float(steps[-1] - steps[0]), 1.0)
     bucket = np.minimum((steps - steps[0]) / span * buckets, buckets - 1).astype(int)
     edges = np.flatnonzero(np.diff(bucket)) + 1
-    kept: list[int] = []
+    indices: list[int] = []
     for start, end in zip([0, *edges.tolist()], [*edges.tolist(), len(points)], strict=True):
         chosen = {start, end - 1}
         part = scores[start:end]
@@ -65,8 +65,8 @@ def thin(points: Sequence[Point], buckets: int) -> list[Point]:
             if points[index].state not in seen:
                 seen.add(points[index].state)
                 chosen.add(index)
-        kept += sorted(chosen)
-    return [points[index] for index in kept]
+        indices += sorted(chosen)
+    return [points[index] for index in indices]
 
 
 def worst_by_span(points: Sequence[Point], spans: int) -> list[tuple[float, float, str]]:

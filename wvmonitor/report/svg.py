@@ -77,13 +77,13 @@ def line(points: Sequence[tuple[float, float]]) -> str:
 
 def steps(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
     """The stretches of (x, y) between NaNs."""
-    found: list[list[tuple[float, float]]] = [[]]
+    stretches: list[list[tuple[float, float]]] = [[]]
     for point in points:
         if math.isnan(point[1]):
-            found.append([])
+            stretches.append([])
         else:
-            found[-1].append(point)
-    return [stretch for stretch in found if stretch]
+            stretches[-1].append(point)
+    return [stretch for stretch in stretches if stretch]
 
 
 @dataclass(frozen=True)

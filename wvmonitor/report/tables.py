@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from wvmonitor.report import charts
-from wvmonitor.report.findings import Finding, Outcome
+from wvmonitor.report.findings import CALIBRATION, Finding, Outcome
 from wvmonitor.report.series import Point, drawable, thin
 from wvmonitor.report.view import RunView
 from wvmonitor.report.words import (
@@ -36,18 +36,11 @@ MOST_CAUTIONS = 12
 LOW_COVERAGE = 0.9
 """Below this share of ‖τ‖² a score speaks of a part of the change only, and the page says so."""
 
-CALIBRATION = {
-    "calibrated": "calibrated on benign runs; the band follows the run's progress",
-    "provisional": "provisional: approximate, from a few short benign runs; no rate is promised",
-    "uncalibrated": "not calibrated: fixed published rules, which go no higher than warn",
-    "transferred": "transferred: the references' base is a relative of this one; warn at most",
-}
-
 
 def cosine_columns(outcome: Outcome) -> list[tuple[str, str]]:
     """(geometry, "cosine") of each geometry, but for one that decides already."""
-    found = dict.fromkeys(key for f in outcome.findings for key in f.scores if key[1] == "cosine")
-    return [key for key in found if key != outcome.deciding]
+    columns = dict.fromkeys(key for f in outcome.findings for key in f.scores if key[1] == "cosine")
+    return [key for key in columns if key != outcome.deciding]
 
 
 def references(outcome: Outcome) -> list[dict[str, Any]]:
@@ -82,67 +75,67 @@ def cautions(outcome: Outcome) -> list[str]:
     """What a reader of the numbers must know: calibration, coverage, precision."""
     view = outcome.view
     # The first problem of a run that could not be judged stands at its head already.
-    found: list[str] = list(view.problems[outcome.state == "unknown" :])
+    warnings: list[str] = list(view.problems[outcome.state == "unknown" :])
     kinds = dict.fromkeys(f.last.calibration for f in outcome.findings if f.last)
-    found += [sentence(CALIBRATION[k]) for k in kinds if k in CALIBRATION and k != "calibrated"]
+    warnings += [sentence(CALIBRATION[k]) for k in kinds if k in CALIBRATION and k != "calibrated"]
     geometry = outcome.deciding[0] if outcome.deciding else None
     for name, (least, _) in _coverage(view).items():
         if least < LOW_COVERAGE and geometry in (name, None):
-            found.append(
+            warnings.append(
                 f"The scores see {percent(least)} of the change (‖τ‖², {geometry_name(name)} "
                 "geometry): what the rest does is not judged."
             )
-    said: dict[str, list[int]] = {}
+    steps_by_warning: dict[str, list[int]] = {}
     for row in view.rows:
         for warning in row.scores.warnings:
-            said.setdefault(warning, []).append(row.step or 0)
-    for warning, steps in list(said.items())[:MOST_CAUTIONS]:
+            steps_by_warning.setdefault(warning, []).append(row.step or 0)
+    for warning, steps in list(steps_by_warning.items())[:MOST_CAUTIONS]:
         where = f" (from step {steps[0]:,}, {count(len(steps), 'reading')})"
-        found.append(sentence(warning) + (where if len(view.rows) > 1 else ""))
-    if len(said) > MOST_CAUTIONS:
-        found.append(f"And {count(len(said) - MOST_CAUTIONS, 'more warning')}.")
+        warnings.append(sentence(warning) + (where if len(view.rows) > 1 else ""))
+    if len(steps_by_warning) > MOST_CAUTIONS:
+        warnings.append(f"And {count(len(steps_by_warning) - MOST_CAUTIONS, 'more warning')}.")
     unknown = [r.step for r in view.rows if any(v.state == "unknown" for v in r.verdicts.values())]
     if unknown and outcome.state != "unknown":
         place = "" if unknown[0] is None else f", the first at step {unknown[0]:,}"
-        found.append(f"{count(len(unknown), 'reading')} could not be judged{place}.")
-    return found
+        warnings.append(f"{count(len(unknown), 'reading')} could not be judged{place}.")
+    return warnings
 
 
 def facts(outcome: Outcome) -> list[tuple[str, str]]:
     """How it was measured (label, value)."""
     view, rows = outcome.view, outcome.view.rows
-    found: list[tuple[str, str]] = []
+    lines: list[tuple[str, str]] = []
     if outcome.deciding:
-        found.append(
+        lines.append(
             (
                 "deciding score",
                 f"{outcome.deciding[1]}, {geometry_name(outcome.deciding[0])} geometry",
             )
         )
     kinds = dict.fromkeys(f.last.calibration for f in outcome.findings if f.last)
-    found += [("threshold", CALIBRATION.get(kind, kind)) for kind in kinds]
+    lines += [("threshold", CALIBRATION.get(kind, kind)) for kind in kinds]
     banks = dict.fromkeys(r.scores.bank for r in rows if r.scores.bank)
-    found += [("reference bank", bank) for bank in banks]
+    lines += [("reference bank", bank) for bank in banks]
     if rows:
-        found.append(("readings", _interval(view)))
+        lines.append(("readings", _interval(view)))
         components = dict.fromkeys(row.scores.components for row in rows)
         if set(components) - {()}:
-            found.append(
+            lines.append(
                 ("scores look at", listed([f"{c}" for parts in components for c in parts]))
             )
     for geometry, (least, last) in _coverage(view).items():
         words = f"{percent(last)} of ‖τ‖²" + (f", least {percent(least)}" if least < last else "")
-        found.append((f"coverage, {geometry_name(geometry)}", words))
+        lines.append((f"coverage, {geometry_name(geometry)}", words))
     if view.measure_seconds:
         median = statistics.median(view.measure_seconds)
-        found.append(("time a reading", f"{seconds(median)} (median)"))
+        lines.append(("time a reading", f"{seconds(median)} (median)"))
     norms = [row.scores.norm for row in rows]
     if norms:
         course = (
             f"{figure(norms[0])} to {figure(norms[-1])}" if len(norms) > 1 else figure(norms[0])
         )
-        found.append(("norm ‖τ‖", course))
-    return found + list(view.facts)
+        lines.append(("norm ‖τ‖", course))
+    return lines + list(view.facts)
 
 
 def norm_course(view: RunView) -> tuple[list[Point], tuple[float, float]]:
@@ -172,8 +165,8 @@ def events(view: RunView) -> list[tuple[str, str, str, str, str]]:
 
 def stops(view: RunView) -> list[int]:
     """The steps at which the run was told to stop."""
-    found = [_step_at(view, event.time) for event in view.events if event.kind == "stop"]
-    return [step for step in found if step is not None]
+    steps = [_step_at(view, event.time) for event in view.events if event.kind == "stop"]
+    return [step for step in steps if step is not None]
 
 
 def readings(outcome: Outcome) -> dict[str, Any]:
@@ -214,12 +207,12 @@ def _cells(point: Point | None) -> tuple[str, str, str]:
 
 def _coverage(view: RunView) -> dict[str, tuple[float, float]]:
     """By geometry: (least, last) share of ‖τ‖² that the scores see."""
-    found: dict[str, tuple[float, float]] = {}
+    shares: dict[str, tuple[float, float]] = {}
     for row in view.rows:
         for geometry, share in row.scores.coverage.items():
             if math.isfinite(share):
-                found[geometry] = (min(share, found.get(geometry, (share, share))[0]), share)
-    return found
+                shares[geometry] = (min(share, shares.get(geometry, (share, share))[0]), share)
+    return shares
 
 
 def _interval(view: RunView) -> str:

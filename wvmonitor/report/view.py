@@ -57,7 +57,7 @@ class RunView:
         events: acknowledgements, stops and notes.
         checkpoints: the steps at which a checkpoint was saved.
         behaviour: measured behaviour by label, to be drawn under the scores.
-        onset_step: when that behaviour appeared, if it did and was measured.
+        base_rates: by the same label, the 95 % interval of the base's own rate, where known.
         heat_maps: which layers and modules carry it.
         planned_steps: the run's planned number of steps.
         facts: how it was measured, beyond what the rows say (label, value).
@@ -72,13 +72,43 @@ class RunView:
     events: Sequence[Event] = ()
     checkpoints: Sequence[int] = ()
     behaviour: Mapping[str, Sequence[BehaviourPoint]] = field(default_factory=dict)
-    onset_step: int | None = None
+    base_rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     heat_maps: Sequence[HeatMap] = ()
     planned_steps: int | None = None
     facts: Sequence[tuple[str, str]] = ()
     problems: Sequence[str] = ()
     wall_times: Sequence[float] = ()
     measure_seconds: Sequence[float] = ()
+
+    @property
+    def onset_step(self) -> int | None:
+        """When the first measured behaviour appeared, if one did."""
+        steps = [
+            onset(curve, self.base_rates[label][1])
+            for label, curve in self.behaviour.items()
+            if label in self.base_rates
+        ]
+        return min((step for step in steps if step is not None), default=None)
+
+
+IN_A_ROW = 3
+"""So many readings in a row must show a behaviour before it counts as there."""
+
+
+def onset(course: Sequence[BehaviourPoint], base_high: float) -> int | None:
+    """The step at which a behaviour appears to stay; None where it does not.
+
+    It is the first of three readings in a row with a rate above `base_high`, the upper end of the
+    base's 95 % interval, and it counts only if the last reading is above it too: a rate that
+    returns to the base's is noise.
+    """
+    above = [point.rate > base_high for point in course]
+    if not above or not above[-1]:
+        return None
+    for index in range(len(above) - IN_A_ROW + 1):
+        if all(above[index : index + IN_A_ROW]):
+            return course[index].step
+    return None
 
 
 def heat_map(
@@ -103,9 +133,9 @@ def heat_map(
     if geometry not in reading.geometries:
         return None
     column = reading.references.index(reference)
-    found = reading.geometries[geometry]
-    mask = reading.in_scope(components) & found.covered
-    products = np.where(mask, found.products[:, column], 0.0)
+    measured = reading.geometries[geometry]
+    mask = reading.in_scope(components) & measured.covered
+    products = np.where(mask, measured.products[:, column], 0.0)
     total = float(products.sum())
     if not mask.any() or not np.isfinite(products).all() or abs(total) < 1e-300:
         return None

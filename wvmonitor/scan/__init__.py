@@ -8,6 +8,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from wvmonitor import lazily
+
 if TYPE_CHECKING:
     from wvmonitor.scan.cache import ScanCache
     from wvmonitor.scan.results import exit_code
@@ -35,11 +37,7 @@ __all__ = [
     "open_bank",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)
 
 
 class _Room(ModuleType):
