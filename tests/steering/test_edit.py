@@ -277,7 +277,7 @@ def in_bfloat16(base: Path, folder: Path, *, scale: float = 1.0) -> Path:
         for name, parameter in model.named_parameters():
             if "proj" in name:
                 parameter.mul_(scale)
-    model.save_pretrained(folder, max_shard_size="20KB")
+    model.save_pretrained(folder, max_shard_size="4KB")
     return folder
 
 
