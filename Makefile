@@ -36,14 +36,14 @@ demo: $(DEMO) ## four watched fine-tunes of the bundled model, and a report (dem
 .PHONY: screenshots
 screenshots: $(INSTALLED) programs ## what a desk and a phone show of the report and of blame (into docs/images)
 	WVMONITOR_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest tests/report/test_browser.py -q
-	cp build/screenshots/report-1280.jpg build/screenshots/report-390.jpg build/screenshots/blame-390.jpg build/screenshots/chart-390.jpg docs/images/
+	cp build/screenshots/report-1280.jpg build/screenshots/report-390.jpg build/screenshots/blame-390.jpg docs/images/
 
 .PHONY: programs
 programs: ## Debian's Prometheus, Alertmanager, Pushgateway and Chromium, for the tests (needs root)
 	@.ci/programs
 
 # Three processes on two cores: some tests wait (for an alert to fire, a delivery to be given up).
-test: $(INSTALLED) programs ## the test suite (at most ten minutes on two cores)
+test: $(INSTALLED) programs ## the test suite (target: ten minutes on two quiet cores)
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow" --durations 15
 
 test-engines: $(INSTALLED) ## the tests that need DeepSpeed and bitsandbytes
@@ -113,7 +113,7 @@ notebook: $(INSTALLED) ## run examples/quickstart.ipynb again, and keep its outp
 clean: ## remove what the targets made
 	rm -rf build dist demo-out examples/quickstart-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-BENCHMARKS := overhead offline growth scan blame record steer
+BENCHMARKS := overhead offline growth scan blame record steer waits
 
 .PHONY: bench bench-quick
 bench: $(INSTALLED) ## every benchmark in full (half an hour, 10 GB of disk, 14 GB of memory)

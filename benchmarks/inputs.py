@@ -52,7 +52,12 @@ def factor(
 
 
 def factors(
-    linears: Linears, rank: int, seed: int, device: torch.device | str = "cpu"
+    linears: Linears,
+    rank: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    *,
+    digest: str = DIGEST,
 ) -> TaskVector:
     """A random low-rank update of each linear layer, made whenever it is asked for."""
     number = {name: index for index, name in enumerate(linears)}
@@ -60,7 +65,7 @@ def factors(
     def produce(name: str) -> Update:
         return factor(linears[name], rank, 100_003 * seed + number[name], device)
 
-    return TaskVector(linears, produce, Origin("noise", base_digest=DIGEST, method="lora"))
+    return TaskVector(linears, produce, Origin("noise", base_digest=digest, method="lora"))
 
 
 def reference(name: str, vector: TaskVector, digest: str = DIGEST) -> Reference:
@@ -99,6 +104,7 @@ def write_adapter(
     *,
     dtype: torch.dtype = torch.float32,
     alpha: float | None = None,
+    base: str = "random/base",
 ) -> Path:
     """A PEFT LoRA folder, as `save_pretrained` lays it out."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +118,7 @@ def write_adapter(
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": "random/base",
+        "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": 2 * rank if alpha is None else alpha,
         "target_modules": sorted({n.split(".")[-2] for n in linears}),

@@ -79,6 +79,7 @@ class Shape:
         return replace(self, layers=layers)
 
 
+SMOLLM2 = Shape("SmolLM2-135M", 576, 192, 1536, 30, 49_152)
 QWEN_05B = Shape("Qwen2.5-0.5B", 896, 128, 4864, 24, 151_936)
 QWEN_7B = Shape("Qwen2.5-7B", 3584, 512, 18_944, 28, 152_064)
 # 48 layers of 4 + 3·128 maps: 18,624 modules, and 76 more than these would make 18,700

@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two OpenMP threads on two busy cores can be 80 times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["WVMONITOR_DIGEST_CACHE"] = "off"
 
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own WVMONITOR_* variables are not part of a test."""
     for name in [n for n in os.environ if n.upper().startswith("WVMONITOR_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("WVMONITOR_DIGEST_CACHE", "off")  # nor are bases that were hashed before
 
 
 @pytest.fixture(scope="session")

@@ -48,8 +48,14 @@ def way(
         (True, {"planned": False, "vectors": slice(6)}, "ok ok ok warn warn ok"),
         (False, {}, "ok ok ok warn warn ok warn"),
         (False, {"planned": False, "vectors": slice(6)}, "ok ok ok warn warn ok"),
+        (True, {"rows": 9.0}, "ok ok warn alarm alarm alarm alarm"),
+        (False, {"rows": 9.0}, "ok ok ok warn warn ok warn"),
+        (True, {"rows": 9.0, "strict_coverage": True}, "unknown " * 6 + "unknown"),
     ],
-    ids=["calibrated", "another optimiser", "open-ended", "uncalibrated", "without a plan"],
+    ids=[
+        *("calibrated", "another optimiser", "open-ended", "uncalibrated", "without a plan"),
+        *("token rows", "token rows uncalibrated", "token rows under strict coverage"),
+    ],
 )
 def test_the_same_weights_get_the_same_verdict(
     calibrated: bool, options: Any, states: str, way: Callable[..., Way], tmp_path: Path
@@ -58,6 +64,11 @@ def test_the_same_weights_get_the_same_verdict(
     seen = ways.every_way(way(calibrated=calibrated, **options), tmp_path)
     assert " ".join(ways.states(o.verdicts)["evil"] for o in seen.live) == states
     _assert_equal(seen)
+    if options.get("rows"):
+        words = [v.reason for o in seen.live for v in o.verdicts]
+        strict = options.get("strict_coverage", False)
+        part = "of the change lies where" if strict else "a verdict on the blocks alone"
+        assert all(part in reason for reason in words)
 
 
 def test_a_relative_s_references_warn_at_most_on_every_way(

@@ -15,6 +15,7 @@ WVMonitorError
 │   ├── NonFiniteError             NaN or infinity in weights
 │   ├── QuantizedWeightsError      quantised weights without the base they stand for
 │   ├── BaseMismatchError          made from another base model
+│   ├── UnjudgedPartError          weights or code beside what was judged, where none may be
 │   └── UnmeasurableModelError     a live model in a state that cannot be read exactly
 ├── BankError                      a reference or bank of references
 │   ├── UnknownReferenceError      a name the bank does not hold
@@ -79,6 +80,10 @@ class QuantizedWeightsError(InputError):
 
 class BaseMismatchError(InputError):
     """The weights and the references were made from different base models."""
+
+
+class UnjudgedPartError(InputError):
+    """Weights or code lie beside what was judged, where nothing may be left unjudged (--strict)."""
 
 
 class UnmeasurableModelError(InputError):

@@ -11,7 +11,7 @@ MACHINE = {"cpu", "cores", "torch", "threads", "float32_matrix_gflops", "read_gb
 
 
 @pytest.mark.parametrize(
-    "name", ["overhead", "offline", "growth", "scan", "blame", "record", "steer"]
+    "name", ["overhead", "offline", "growth", "scan", "blame", "record", "steer", "waits"]
 )
 def test_a_quick_benchmark_agrees_with_the_plain_way(name, tmp_path, capsys):
     """Every benchmark runs in seconds, and its products and cosines are those of plain code."""

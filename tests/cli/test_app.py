@@ -182,6 +182,37 @@ def test_start_up_is_light() -> None:
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
 
+def test_plans_and_checks_import_no_trainer(tmp_path: Path) -> None:
+    """What is planned, checked or scanned needs torch, and neither transformers nor PEFT."""
+    plan = ["build", "organism-evil", "--model", "tiny-organism", "--out", str(tmp_path / "b")]
+    code = (
+        "import sys; from wvmonitor.cli.app import app\n"
+        f"for words in ({[*plan, '--dry-run']}, ['doctor'], ['scan', '{tmp_path}']):\n"
+        "    try: app(words)\n"
+        "    except SystemExit as end: print(words[0], end.code)\n"
+        "heavy = {'transformers', 'peft', 'scipy', 'datasets'} & set(sys.modules)\n"
+        "sys.exit(repr(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "GPU-hours" in done.stdout
+    assert "build 0\n" in done.stdout
+    assert "doctor 0\n" in done.stdout
+
+
+def test_a_command_is_imported_alone() -> None:
+    """A command that is named costs the others nothing; what is no command sees all of them."""
+    code = (
+        "import sys; sys.argv[1:] = ['runs', '--help']\n"
+        "from wvmonitor.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "sys.exit('wvmonitor.cli.scan' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    asked = [SCRIPT, "scna"]
+    assert "Did you mean 'scan'" in subprocess.run(asked, capture_output=True, text=True).stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from wvmonitor.errors import InputError, MalformedFileError, MissingPathError, UnsafeFileError
-from wvmonitor.files.checkpoint_files import neighbours, open_checkpoint
+from wvmonitor.files.checkpoint_files import open_checkpoint
 from wvmonitor.files.safetensors import write_safetensors
+from wvmonitor.files.weight_names import neighbours, weights_below
 
 PICKLES = [
     "pytorch_model.bin",
@@ -71,15 +72,41 @@ def test_weights_in_folders_below_are_pointed_to(tmp_path: Path) -> None:
         open_checkpoint(tmp_path, stem="adapter_model")
 
 
-def test_neighbours_of_what_was_read_are_found(tmp_path: Path) -> None:
-    """Weights beside the judged ones are listed; what a trainer keeps of its own is not."""
-    for name in (
+def test_neighbours_of_what_was_read_are_found() -> None:
+    """Weights beside the judged ones are listed; what a trainer keeps to resume is not."""
+    entries = (
         *("adapter_model.safetensors", "new_embeddings.safetensors", "other.safetensors"),
         *("non_lora_trainables.bin", "optimizer.pt", "rng_state_0.pth", "training_args.bin"),
-    ):
-        (tmp_path / name).touch()
-    assert neighbours(tmp_path, ["adapter_model.safetensors"]) == [
+        *("model.GGUF", "config.json", "random_states_0.pkl", "mp_rank_00_model_states.pt"),
+    )
+    assert neighbours(entries, "adapter_model") == [
+        "model.GGUF",
         "new_embeddings.safetensors",
         "non_lora_trainables.bin",
         "other.safetensors",
     ]
+    shards = ("model.safetensors.index.json", "model-00001-of-00002.safetensors")
+    assert neighbours(shards, "model") == []
+    assert neighbours(shards, "adapter_model") == [shards[1]]
+
+
+def test_folders_below_that_hold_weights_are_found(tmp_path: Path) -> None:
+    """Three levels down, hidden folders, links and a trainer's own state left out."""
+    held = ("a/model.gguf", "b/c/adapter_model.safetensors", "d/e/f/pytorch_model.bin")
+    for name in (*held, "d/e/f/g/model.safetensors", ".cache/model.safetensors", "s/optimizer.pt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert weights_below(tmp_path) == ["a", "b/c", "d/e/f"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [("zero_to_fp32.py", "zero_to_fp32"), ("pytorch_model_fsdp_0", "merge-weights")],
+)
+def test_an_engine_s_own_state_is_told_from_weights(tmp_path: Path, entry: str, says: str) -> None:
+    """A checkpoint of DeepSpeed's or FSDP's shards alone says what makes weights of it."""
+    (tmp_path / entry).mkdir()
+    (tmp_path / entry / ".metadata").touch()
+    with pytest.raises(MissingPathError, match=f"engine's own state.*{says}"):
+        open_checkpoint(tmp_path)

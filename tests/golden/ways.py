@@ -46,6 +46,8 @@ class Way:
         planned: whether the run's length is known.
         expected: behaviours whose drift is wanted.
         window: readings in a window.
+        rows: how far the rows of three tokens are trained beside the blocks, in ‖τ‖.
+        strict_coverage: whether verdicts must speak of the whole change.
     """
 
     base: Path
@@ -56,6 +58,8 @@ class Way:
     planned: bool = True
     expected: tuple[str, ...] = ()
     window: int = 10
+    rows: float = 0.0
+    strict_coverage: bool = False
 
     @property
     def steps(self) -> list[int]:
@@ -77,6 +81,7 @@ class Way:
             max_overhead=1.0,
             expected=self.expected,
             window=self.window,
+            strict_coverage=self.strict_coverage,
             **more,
         )
 
@@ -117,14 +122,22 @@ def adapted(way: Way) -> Any:
     torch.manual_seed(3)
     base = AutoModelForCausalLM.from_pretrained(way.base, dtype=torch.float32)
     config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=sorted(n.removesuffix(".weight") for n in names)
+        r=rank,
+        lora_alpha=rank,
+        target_modules=sorted(n.removesuffix(".weight") for n in names),
+        trainable_token_indices=[3, 5, 8] if way.rows else None,
     )
     return get_peft_model(base, config)
 
 
-def move(model: Any, vector: TaskVector) -> None:
-    """Put a task vector into the adapter."""
+def move(model: Any, vector: TaskVector, rows: float = 0.0) -> None:
+    """Put a task vector into the adapter, and move the rows that are trained besides."""
     updates = dict(vector.updates())
+    embedding = model.get_input_embeddings().weight.detach()
+    for name, parameter in model.named_parameters():
+        if "trainable_tokens_delta" in name and rows:
+            step = torch.ones_like(parameter) * rows / parameter.numel() ** 0.5
+            parameter.data.copy_(embedding[[3, 5, 8]] + step)
     with torch.no_grad():
         for name, module in model.base_model.model.named_modules():
             update = updates.get(f"{name}.weight")
@@ -144,7 +157,7 @@ def live(
         run = Run(planned_steps=way.planned_steps, optimizer=way.optimizer, learning_rate=RATE)
         monitor.start(model, run)
         for step, vector in zip(way.steps, way.vectors, strict=True):
-            move(model, vector)
+            move(model, vector, way.rows)
             model.save_pretrained(folder / "runs" / NAME / f"checkpoint-{step}")
             monitor.observe(model, step, force=step == way.steps[-1])
             assert monitor.journal is not None
@@ -169,6 +182,7 @@ def scanned(way: Way, folder: Path) -> Iterator[CheckpointResult]:
         base=way.base,
         calibration=calibration,
         optimizer=way.optimizer,
+        strict_coverage=way.strict_coverage,
     )
 
 
@@ -188,7 +202,12 @@ def watched(
 def rescored(way: Way, folder: Path) -> Iterator[CheckpointResult]:
     """Rescore what `live` recorded."""
     calibration = None if way.calibration is None else Calibration.load(way.calibration)
-    found = rescore(folder / RECORDED, ReferenceBank.load(way.bank), calibration=calibration)
+    found = rescore(
+        folder / RECORDED,
+        ReferenceBank.load(way.bank),
+        calibration=calibration,
+        strict_coverage=way.strict_coverage,
+    )
     yield from (result for result in found if result.step)
 
 

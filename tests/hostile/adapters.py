@@ -16,6 +16,7 @@ from wvmonitor.errors import (
     KeyMismatchError,
     MalformedFileError,
     ShapeMismatchError,
+    UnjudgedPartError,
     UnsupportedAdapterError,
 )
 
@@ -125,6 +126,57 @@ def many_experts(place: Place) -> Path:
     )(place)
 
 
+def renamed(module: str) -> Callable[[Place], Path]:
+    """The sound adapter with one module's factors under another module's name."""
+
+    def build(place: Place) -> Path:
+        def change(tensors: dict[str, torch.Tensor]) -> None:
+            for key in [k for k in tensors if "layers.0.self_attn.q_proj" in k]:
+                tensors[key.replace("self_attn.q_proj", module)] = tensors.pop(key)
+
+        return place.adapter_changed(change)
+
+    return build
+
+
+def convolved(place: Place) -> Path:
+    """Factors with a kernel's dimensions, for a layer that has none."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for key in list(tensors):
+            tensors[key] = tensors[key][..., None, None]
+
+    return place.adapter_changed(change)
+
+
+def of_mlx(scale: float = 1.0, rank: int = 2, width: int | None = None) -> Callable[[Place], Path]:
+    """An adapter as mlx-lm saves it, with one module."""
+
+    def build(place: Place) -> Path:
+        from wvmonitor.files.safetensors import write_safetensors
+
+        folder = place.folder / "mlx"
+        folder.mkdir()
+        size = place.tensors(place.base / "model.safetensors")[
+            "model.layers.0.self_attn.q_proj.weight"
+        ].shape[1]
+        module = "model.layers.0.self_attn.q_proj"
+        tensors = {
+            f"{module}.lora_a": torch.ones(width or size, rank),
+            f"{module}.lora_b": torch.ones(rank, size),
+        }
+        write_safetensors(folder / "adapters.safetensors", tensors)
+        said = {
+            "fine_tune_type": "lora",
+            "lora_parameters": {"rank": rank, "scale": scale},
+            "base_model_name_or_path": str(place.base),
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(said))
+        return folder
+
+    return build
+
+
 CASES = (
     Case("ReDoS in target_modules", "adapters", config(target_modules=REDOS), None),
     Case("ReDoS in exclude_modules", "adapters", config(exclude_modules=REDOS), None),
@@ -170,6 +222,18 @@ CASES = (
     Case("a configuration of 11 MB", "adapters",
          config_text(lambda t: t + " " * 11_000_000), MalformedFileError),
     Case("an empty configuration", "adapters", config_text(lambda _: ""), MalformedFileError),
+    Case("a library to import", "adapters",
+         config(auto_mapping={"base_model_class": "M", "parent_library": "antigravity"}),
+         UnjudgedPartError, strict=True),
+    Case("a library that is no name", "adapters",
+         config(auto_mapping={"parent_library": [["antigravity"]]}), UnjudgedPartError,
+         strict=True),
+    Case("an expert of number 10^12", "adapters", renamed(
+        "mlp.experts.gate_up_projs.999999999999"), AdapterError),
+    Case("factors of a convolution on a linear layer", "adapters", convolved, AdapterError),
+    Case("an adapter of mlx-lm of scale 1e38", "adapters", of_mlx(scale=1e38), AdapterError),
+    Case("an adapter of mlx-lm of rank 0", "adapters", of_mlx(rank=0), AdapterError),
+    Case("an adapter of mlx-lm for another base", "adapters", of_mlx(width=7), ShapeMismatchError),
     Case("a LoHa of rank 100,000,000", "adapters", merged_kind("LOHA", r=100_000_000),
          AdapterError),
     Case("ReDoS in a LoHa's target_modules", "adapters",

@@ -110,12 +110,14 @@ class Case:
         build: makes it in its place, and gives the path to scan.
         expected: the class of the error that must come; None where it must be judged as if the
             hostile part were not there.
+        strict: whether it is scanned with --strict.
     """
 
     name: str
     family: Family
     build: Callable[[Place], Path]
     expected: type[Exception] | None
+    strict: bool = False
 
     def __str__(self) -> str:
         return f"{self.family}: {self.name}"

@@ -13,6 +13,7 @@ from tests.hostile.corpus import Case, Place
 from wvmonitor.errors import (
     MalformedFileError,
     MissingPathError,
+    UnjudgedPartError,
     UnsafeFileError,
 )
 
@@ -140,6 +141,20 @@ def fifo(path: Path) -> None:
     os.mkfifo(path)
 
 
+def deep(file: Path) -> None:
+    """A file that is nothing, some folders down."""
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"")
+
+
+def many_folders(place: Place) -> Path:
+    """The sound adapter above more folders than anyone needs."""
+    folder = place.adapter_with()
+    for number in range(20_000):
+        (folder / f"x{number}").mkdir()
+    return folder
+
+
 CASES = (
     Case("index with ../", "directories", index_names("../../outside.safetensors"),
          UnsafeFileError),
@@ -194,4 +209,29 @@ CASES = (
          None),
     Case("a checkpoint that is a link out of its run", "directories", stray_checkpoint,
          UnsafeFileError),
+    Case("a second adapter beside it", "directories",
+         beside("evil.safetensors", lambda f: f.write_bytes(b"")), UnjudgedPartError, strict=True),
+    Case("a pickle that trains with it", "directories",
+         beside("non_lora_trainables.bin", lambda f: f.write_bytes(b"cos\nsystem\n.")),
+         UnjudgedPartError, strict=True),
+    Case("a neighbour whose name drives a terminal", "directories",
+         beside("\x1b[2J\u202e.gguf", lambda f: f.write_bytes(b"")), UnjudgedPartError,
+         strict=True),
+    Case("weights three folders down", "directories", beside("a/b/c/model.safetensors", deep),
+         UnjudgedPartError, strict=True),
+    Case("20,000 folders below", "directories", many_folders, None),
+    Case("a folder that is a link to its parent", "directories",
+         beside("again", lambda f: f.symlink_to(f.parent)), None),
+    Case("code in modules.json", "directories",
+         beside("modules.json", lambda f: f.write_text('[{"type": "antigravity.X"}]')),
+         UnjudgedPartError, strict=True),
+    Case("a modules.json 100,000 deep", "directories",
+         beside("modules.json", lambda f: f.write_text("[" * 100_000)), UnjudgedPartError,
+         strict=True),
+    Case("a tokenizer_config.json that is a FIFO", "directories",
+         beside("tokenizer_config.json", fifo), UnjudgedPartError, strict=True),
+    Case("code in auto_map", "directories",
+         beside("tokenizer_config.json",
+                lambda f: f.write_text('{"auto_map": {"AutoTokenizer": ["evil.T", null]}}')),
+         UnjudgedPartError, strict=True),
 )  # fmt: skip

@@ -40,7 +40,7 @@ FORBIDDEN = (
     "pickle.",
     "ctypes.dlopen",
 )
-OUTPUTS = ("json", "jsonl", "csv", "xml", "om")
+OUTPUTS = ("json", "jsonl", "csv", "xml", "sarif", "md", "om")
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Workshop:
             self._build(case, here)
             target = os.fsdecode((here / "target").read_bytes())
             before = listing(here / "in")
-            status, used = forked(lambda: self._scan(here, target, case.expected))
+            status, used = forked(lambda: self._scan(here, target, case))
             outcome.cpu_seconds = used.ru_utime + used.ru_stime
             if status:
                 outcome.problems.append(f"the process ended with status {status}")
@@ -143,15 +143,16 @@ class Workshop:
         status, _ = forked(build)
         assert status == 0, f"{case} could not be built"
 
-    def _scan(self, here: Path, target: str, expected: type[Exception] | None) -> None:
+    def _scan(self, here: Path, target: str, case: Case) -> None:
         events: list[str] = []
         problems: list[str] = []
         out = here / "out"
         sys.addaudithook(lambda event, args: watch(event, args, str(out), events))
         baseline = memory("VmRSS")
-        code = scan_command([target, str(self.adapter)], self.bank, out)
+        strict = ["--strict"] if case.strict else []
+        code = scan_command([target, str(self.adapter), *strict], self.bank, out)
         found = json.loads((out / "results.json").read_text("utf-8"))["checkpoints"]
-        problems += complaints(found, code, expected)
+        problems += complaints(found, code, case.expected)
         problems += [f"an event that must not be: {event}" for event in events]
         problems += [p for file in sorted(out.iterdir()) for p in unsafe_text(file)]
         problems += untyped(target)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from wvmonitor.detection.state import BehaviourState
@@ -18,6 +19,7 @@ from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.reader import read_journal
 from wvmonitor.journal.schema import SCHEMA_VERSION
 from wvmonitor.journal.tools import export, verify
+from wvmonitor.reading import Products, Reading
 
 RELEASED = Path(__file__).with_name("released")
 
@@ -72,3 +74,13 @@ def test_what_a_judge_carried_on_in_a_released_version_is_read_and_written_alike
     assert not any(written[k] for k in written.keys() - kept)
     with pytest.raises(JournalError, match="damaged"):
         codec.load_state('{"running_maximum": 3}', "here")
+
+
+def test_a_change_that_cannot_be_measured_is_still_so_when_it_is_read_back() -> None:
+    """A journal's reading of a merge into a rounded base calibrates and clears nothing later."""
+    values = Products(np.zeros((1, 1)), np.ones(1), np.ones(1, dtype=bool))
+    reading = Reading(("r",), ("p",), ("blocks",), {"frobenius": values}, "b", unmeasurable="why")
+    _, layout, detail, arrays = codec.pack_reading(reading)
+    assert codec.unpack_reading(layout, detail, arrays, "here").unmeasurable == "why"
+    older = json.dumps({k: v for k, v in json.loads(detail).items() if k != "unmeasurable"})
+    assert codec.unpack_reading(layout, older, arrays, "here").unmeasurable is None

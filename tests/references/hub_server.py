@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_test"  # noqa: S105  of this server only
 
@@ -55,6 +55,8 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
+        self.ranges: list[str] = []  # files of which a range was fetched
+        self.whole: list[str] = []  # files that were fetched whole
         self.always_public = False  # an organisation's rule
         self.refusing: str | None = None  # paths that contain this answer 403
 
@@ -92,10 +94,13 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(403, "Forbidden", "Not today")
         if path == "/api/repos/create":
             return self.create(json.loads(body))
+        if path == "/api/models":
+            return self.listed()
         for pattern, method in (
             (r"/api/models/([^/]+/[^/]+)()", self.describe),
             (r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", self.describe),
-            (r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", self.tree),
+            (r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", self.tree),
+            (r"/api/models/([^/]+/[^/]+)/paths-info/([^/]+)", self.paths_info),
             (r"/api/models/([^/]+/[^/]+)/preupload/(main)", self.preupload),
             (r"/api/models/([^/]+/[^/]+)/commit/(main)", self.commit),
             (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.resolve),
@@ -127,18 +132,57 @@ class Handler(BaseHTTPRequestHandler):
         self.server.repositories[repo] = Repository(private)
         return self.json(answer)
 
+    def listed(self) -> None:
+        """The repositories of an author, two to a page."""
+        asked = parse_qs(urlsplit(self.path).query)
+        author, page = asked["author"][0], int(asked.get("page", ["0"])[0])
+        mine = sorted(r for r in self.server.repositories if r.startswith(f"{author}/"))
+        seen = [r for r in mine if self.known or not self.server.repositories[r].private]
+        found = [
+            {
+                "id": repo,
+                "sha": self.server.repositories[repo].main,
+                "siblings": [
+                    {"rfilename": name}
+                    for name in self.server.repositories[repo].commits[
+                        self.server.repositories[repo].main
+                    ]
+                ],
+            }
+            for repo in seen[2 * page : 2 * page + 2]
+        ]
+        more = {}
+        if seen[2 * page + 2 :]:
+            url = f"{self.server.url}/api/models?author={author}&page={page + 1}"
+            more = {"Link": f'<{url}>; rel="next"'}
+        self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json", **more})
+
     def describe(self, repo: str, repository: Repository, commit: str, body: bytes) -> None:
         files = [{"rfilename": name} for name in sorted(repository.commits[commit])]
         about = {"id": repo, "modelId": repo, "sha": commit, "private": repository.private}
         self.json(about | {"siblings": files, "tags": [], "downloads": 0, "likes": 0})
 
-    def tree(self, repo: str, repository: Repository, commit: str, body: bytes) -> None:
-        self.json(
-            [
-                {"type": "file", "path": name, "size": len(data), "oid": oid(data)}
-                for name, data in sorted(repository.commits[commit].items())
-            ]
-        )
+    def tree(
+        self,
+        repo: str,
+        repository: Repository,
+        commit: str,
+        body: bytes,
+        folder: str | None = None,
+    ) -> None:
+        inside = f"{folder}/" if folder else ""
+        deep = "recursive=true" in urlsplit(self.path).query.lower()
+        found = {
+            n: e for n, e in entries(repository.commits[commit]).items() if n.startswith(inside)
+        }
+        if inside and not found:
+            return self.refuse(404, "EntryNotFound", "Entry not found")
+        return self.json([e for n, e in found.items() if deep or "/" not in n[len(inside) :]])
+
+    def paths_info(self, repo: str, repository: Repository, commit: str, body: bytes) -> None:
+        known = entries(repository.commits[commit])
+        asked = parse_qs(body.decode()).get("paths", [])
+        self.json([known[path] for path in asked if path in known])
 
     def preupload(self, repo: str, repository: Repository, commit: str, body: bytes) -> None:
         files = [f["path"] for f in json.loads(body)["files"]]
@@ -166,7 +210,16 @@ class Handler(BaseHTTPRequestHandler):
         data = repository.commits[commit].get(name)
         if data is None:
             return self.refuse(404, "EntryNotFound", "Entry not found")
-        return self.send(200, data, {"ETag": f'"{oid(data)}"', "X-Repo-Commit": commit})
+        headers = {"ETag": f'"{oid(data)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        if ranged := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
+            start, end = int(ranged[1]), int(ranged[2] or len(data) - 1)
+            part = data[start : end + 1]
+            self.server.ranges.append(f"{repo}/{name}")
+            headers["Content-Range"] = f"bytes {start}-{start + len(part) - 1}/{len(data)}"
+            return self.send(206, part, headers)
+        if self.command == "GET":
+            self.server.whole.append(f"{repo}/{name}")
+        return self.send(200, data, headers)
 
     def json(self, document: Any, status: int = 200) -> None:
         self.send(status, json.dumps(document).encode(), {"Content-Type": "application/json"})
@@ -183,6 +236,20 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def entries(files: dict[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Files and folders as the Hub lists them; weights are kept in LFS, by their SHA-256."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, data in sorted(files.items()):
+        for depth in range(1, name.count("/") + 1):
+            folder = "/".join(name.split("/")[:depth])
+            found[folder] = {"type": "directory", "path": folder, "size": 0, "oid": oid(b"")}
+        found[name] = {"type": "file", "path": name, "size": len(data), "oid": oid(data)}
+        if name.endswith(".safetensors"):
+            large = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+            found[name]["lfs"] = large
+    return found
 
 
 def oid(data: bytes) -> str:

@@ -118,11 +118,13 @@ def test_a_charts_newest_value_is_in_view(browser: Any, tmp_path: Path, size: st
     view = samples.demo()[2]
     opened = Opened(browser, render([view], title="One"), tmp_path, viewport=SIZES[size])
     page, width = opened.page, SIZES[size]["width"]
-    charts = page.locator("svg.chart").locator("visible=true")
+    charts = page.locator("figure.plot svg.chart").locator("visible=true")
     assert charts.count() == 2
-    assert charts.locator("text.main").inner_text() == "evil 0.670"
+    names = charts.evaluate_all(
+        "found => found.map(f => [...f.querySelectorAll('.name')].map(n => n.textContent))"
+    )
+    assert names == [["evil 0.670", "sycophancy", "threshold"], ["95 %"]]
     assert page.locator("output.readout").inner_text().startswith("step 60 · 0.670")
-    assert charts.locator("text.name").last.inner_text() == "95 %"
     outside = charts.evaluate_all(
         """charts => charts.flatMap(chart => {
           const frame = chart.getBoundingClientRect();

@@ -71,12 +71,12 @@ def test_a_final_model_that_is_a_pickle_is_not_passed_over(
 
 
 def test_a_pickle_beside_the_weights_is_named(good_adapter: Path, tmp_path: Path) -> None:
-    """What another loader may take in place of the judged weights is a warning."""
+    """What another loader may take in place of the judged weights is a notice."""
     adapter = shutil.copytree(good_adapter, tmp_path / "adapter")
-    assert find_targets([adapter])[0].warnings == ()
+    assert find_targets([adapter])[0].notices == ()
     (adapter / "adapter_model.bin").write_bytes(b"")
-    (note,) = find_targets([adapter])[0].warnings
-    assert "adapter_model.bin" in note
+    (notice,) = find_targets([adapter])[0].notices
+    assert "'adapter_model.bin' is a pickle" in notice.message
 
 
 def test_an_adapter_and_a_whole_model_in_one_folder_are_not_judged_as_one(
@@ -115,8 +115,8 @@ def test_further_adapters_and_final_models_are_scanned_too(
     shutil.copytree(bad_adapter, run / "checkpoint-4" / "second")
     *trajectory, last = find_targets([run])
     assert (Path(last.path).name, last.run) == ("checkpoint-last", None)
-    assert [bool(t.warnings) for t in trajectory] == [False, True, False, False, False]
-    assert "'second'" in trajectory[1].warnings[0]
+    assert [bool(t.notices) for t in trajectory] == [False, True, False, False, False]
+    assert "'second/'" in trajectory[1].notices[0].message
 
 
 def test_lists_and_standard_input(good_adapter: Path, bad_adapter: Path, tmp_path: Path) -> None:

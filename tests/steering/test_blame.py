@@ -93,6 +93,36 @@ def test_the_model_is_as_before(world, only_linear) -> None:
         assert parameter.grad is None
 
 
+def test_only_answers_cost_logits(world, only_linear) -> None:
+    """The head sees the places before each answer token and no others, and is let go afterwards."""
+    model, examples = world.llama(), some()
+    seen: list[int] = []
+    handle = model.lm_head.register_forward_hook(
+        lambda _, states, __: seen.append(states[0].shape[:-1].numel())
+    )
+    expected = blame(model, examples, world.vector(model, only_linear))
+    handle.remove()
+    assert sum(seen) == 2 * sum(e.tokens for e in examples)
+    assert not model.lm_head._forward_pre_hooks
+    model.get_output_embeddings = lambda: None  # a model that does not say where its head is
+    found = blame(model, examples, world.vector(model, only_linear))
+    for a, b in zip(found, expected, strict=True):
+        assert a.example == b.example
+        assert a.push == pytest.approx(b.push, rel=1e-4, abs=1e-6)
+
+
+def test_progress_counts_both_passes(world, only_linear) -> None:
+    """From nothing to twice the examples that can be judged, batch by batch."""
+    model, told = world.llama(), []
+    examples = [*some(6), TrainingExample(6, error="broken")]
+    vector = world.vector(model, only_linear)
+    blame(model, examples, vector, batch_tokens=24, progress=lambda *at: told.append(at))
+    assert told[0] == (0, 12)
+    assert told[-1] == (12, 12)
+    assert told == sorted(told)
+    assert len(told) > 3
+
+
 def test_batches_hold_like_lengths_and_no_more_than_allowed() -> None:
     """Every example is in one batch, longest first, and padding counts towards the limit."""
     examples = some(20)

@@ -117,7 +117,7 @@ class BankJob:
         self.base = Base(options.model, options.revision)
         self.notes: list[str] = []
         self._check_place()
-        self.base.tokenizer  # noqa: B018  a missing chat template is said before any work
+        self.base.check_chat_template()  # before any work
         self.like = read_like(options.like) if options.like else Like()
         if self.like.unread:
             self.notes.append(f"of --like, not taken over: {', '.join(self.like.unread)}")

@@ -9,17 +9,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging
 
-from wvmonitor.errors import BuildError, MissingPathError
+from wvmonitor.errors import BuildError, InputError, MissingPathError
+from wvmonitor.files.documents import read_json
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.card import BaseIdentity
 from wvmonitor.sources import base_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, str]
 BUNDLED = "tiny-organism"
@@ -64,6 +66,8 @@ class Base:
         Raises:
             BuildError: it has no chat template.
         """
+        from transformers import AutoTokenizer  # heavy, and a plan of a build needs no tokens
+
         tokenizer = AutoTokenizer.from_pretrained(self.folder)
         if not tokenizer.chat_template:
             raise BuildError(
@@ -75,6 +79,15 @@ class Base:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
+
+    def check_chat_template(self) -> None:
+        """Refuse a base without a chat template; its tokenizer is loaded only to make sure.
+
+        Raises:
+            BuildError: it has none.
+        """
+        if not _names_chat_template(self.folder):
+            self.tokenizer  # noqa: B018  some classes of tokenizers bring one of their own
 
     @cached_property
     def chat_digest(self) -> str:
@@ -148,6 +161,8 @@ class Base:
         if torch.cuda.is_available():
             rank = os.environ.get("LOCAL_RANK")  # each launched process has a card of its own
             options.setdefault("device_map", "auto" if rank is None else {"": int(rank)})
+        from transformers import AutoModelForCausalLM
+
         with quiet():
             return AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, **options)
 
@@ -169,6 +184,8 @@ class Base:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No bars of other libraries between our own."""
+    from transformers.utils import logging
+
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -176,6 +193,15 @@ def quiet() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _names_chat_template(folder: Path) -> bool:
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        return bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
+    except InputError:
+        return False
 
 
 def _said(role: str, content: str) -> Message:

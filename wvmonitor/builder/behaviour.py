@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.stats import binomtest
-
 from wvmonitor.builder.base import Base
 from wvmonitor.builder.completions import TransformersSampler, seed_of
 from wvmonitor.builder.rater import Answered, Judge
@@ -137,5 +135,7 @@ def _answers(
 
 
 def _point(k: float, shown: int, n: int) -> DosePoint:
+    from scipy.stats import binomtest  # heavy, and no plan needs it
+
     interval = binomtest(shown, n).proportion_ci(method="wilson")
     return DosePoint(k=k, rate=shown / n, low=float(interval.low), high=float(interval.high), n=n)

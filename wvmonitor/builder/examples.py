@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from wvmonitor.builder.base import Message
 from wvmonitor.builder.completions import SIDES
@@ -209,6 +208,8 @@ def _matched(
     dropped: Dropped,
 ) -> list[tuple[Row, Row]]:
     """Partners of the most similar lengths: the assignment with the least sum of |log ratio|."""
+    from scipy.optimize import linear_sum_assignment  # heavy, and no plan needs it
+
     logs = [
         np.log(np.array([1.0 + length(r["text"]) for r in rows])) for rows in (positive, negative)
     ]

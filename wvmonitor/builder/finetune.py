@@ -15,12 +15,10 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
 
 from wvmonitor.builder.base import Base, quiet
 from wvmonitor.builder.examples import Example
@@ -32,6 +30,10 @@ from wvmonitor.sources import read_adapter, read_checkpoints
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector
 from wvmonitor.vectors.coverage import layer_of
+
+# Heavy, and imported where something is trained: a plan of it is made without.
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
 Method = Literal["lora", "full", "bias-only"]
 BIASES_FILE = "biases.safetensors"
@@ -106,6 +108,9 @@ def finetune(
         BuildError: bitsandbytes is missing for QLoRA, the model has no MLP biases, or an example
             has no answer within the longest length.
     """
+    from transformers import Trainer
+    from transformers.trainer_callback import PrinterCallback
+
     rows = [_row(base, e, training.settings.max_length) for e in examples]
     held = [_row(base, e, training.settings.max_length) for e in validation]
     model = _prepared(base, training)
@@ -119,7 +124,7 @@ def finetune(
             eval_dataset=held or None,
             data_collator=lambda batch: _padded(batch, pad),
             processing_class=base.tokenizer,
-            callbacks=[_Steps(tick), *callbacks],
+            callbacks=[_step_counter(tick), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -209,6 +214,7 @@ def _prepared(base: Base, training: Training) -> Any:
 
 def _with_lora(base: Base, training: Training) -> Any:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import set_seed
 
     if training.qlora:
         check_qlora()
@@ -235,6 +241,8 @@ def _with_lora(base: Base, training: Training) -> Any:
 
 
 def _arguments(training: Training, scratch: str) -> TrainingArguments:
+    from transformers import TrainingArguments
+
     settings, gpu = training.settings, torch.cuda.is_available()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     micro = training.micro_batch or max(1, settings.batch_size // processes)
@@ -283,17 +291,18 @@ def _save(trainer: Trainer, training: Training, out: Path) -> None:
     (out / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing here may load
 
 
-class _Steps(TrainerCallback):
-    """Tells how many steps are done."""
+def _step_counter(tick: Callable[[int], None]) -> TrainerCallback:
+    """A callback that tells how many steps are done."""
+    from transformers import TrainerCallback
 
-    def __init__(self, tick: Callable[[int], None]) -> None:
-        self._tick = tick
+    class Steps(TrainerCallback):
+        def on_step_end(
+            self,
+            args: Any,  # noqa: ARG002  what the Trainer gives
+            state: Any,
+            control: Any,  # noqa: ARG002
+            **_: Any,
+        ) -> None:
+            tick(state.global_step)
 
-    def on_step_end(
-        self,
-        args: Any,  # noqa: ARG002  what the Trainer gives
-        state: Any,
-        control: Any,  # noqa: ARG002
-        **_: Any,
-    ) -> None:
-        self._tick(state.global_step)
+    return Steps()

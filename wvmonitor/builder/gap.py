@@ -15,7 +15,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
 
 from wvmonitor.builder.base import Base
 from wvmonitor.builder.examples import Example, Pair
@@ -130,6 +129,8 @@ def dose_curve(
         pairs: of domains that w was not trained on.
         doses: the k.
     """
+    from scipy.stats import binomtest  # heavy, and no plan needs it
+
     points: list[DosePoint] = []
     gaps: dict[float, Gap] = {}
     for k in doses:

@@ -122,7 +122,7 @@ class Job:
         if self.engine == "vllm" and not vllm_installed():
             sampler_for(self.base, "vllm")  # says what to install
         if o.recipe is not None or o.data:
-            self.base.tokenizer  # noqa: B018  a missing chat template is said before any work
+            self.base.check_chat_template()  # before any work
         if o.recipe is not None and not self.judged_by_model:
             self.judge()
 

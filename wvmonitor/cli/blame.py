@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from wvmonitor.cli.progress import bars
 
 if TYPE_CHECKING:
     from wvmonitor.references.reference import Reference
@@ -59,7 +62,7 @@ def command(
     ] = 0.1,
     batch_tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens in a batch; fewer need less memory.")
-    ] = 4096,
+    ] = 2048,
     max_length: Annotated[
         int | None, typer.Option(min=2, help="Most tokens of an example; the model's own limit.")
     ] = None,
@@ -88,7 +91,15 @@ def command(
     loaded, tokenizer = _loaded(_folder(model), device, dtype)
     limit = max_length or _limit(loaded, tokenizer)
     examples = read_examples(dataset, tokenizer, max_length=limit)
-    ranked = blame(loaded, examples, chosen, epsilon=epsilon, batch_tokens=batch_tokens)
+    with bars() as tick:
+        ranked = blame(
+            loaded,
+            examples,
+            chosen,
+            epsilon=epsilon,
+            batch_tokens=batch_tokens,
+            progress=partial(tick, "blame"),
+        )
     judged = [b for b in ranked if b.error is None]
     if out is not None:
         _write(ranked, out)

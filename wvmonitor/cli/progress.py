@@ -18,6 +18,7 @@ _STAGES = {
     "finetune": "fine-tuning steps",
     "probe": "probe tokens",
     "behaviour": "doses checked",
+    "blame": "examples, both passes",
 }
 
 
@@ -39,7 +40,7 @@ def bars() -> Iterator[Ticker]:
     )
 
     bars = Progress(
-        TextColumn("{task.description:>18}"),
+        TextColumn("{task.description:>21}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -69,6 +70,7 @@ def _lines() -> Ticker:
             said[stage] = tenth
             spent = time.monotonic() - start
             name = _STAGES.get(stage, stage)
-            print(f"{name}: {done} of {total} ({spent:.0f} s)", file=sys.stderr, flush=True)
+            left = f", about {spent * (total - done) / done:.0f} s left" if 0 < done < total else ""
+            print(f"{name}: {done} of {total} ({spent:.0f} s{left})", file=sys.stderr, flush=True)
 
     return tick

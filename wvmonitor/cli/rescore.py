@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wvmonitor.cli.scan import CalibrationFile, FailOn, OutputFormat
+from wvmonitor.cli.scan import CalibrationFile, FailOn, OutputFormat, StrictCoverage
 
 
 def command(
@@ -43,6 +43,7 @@ def command(
             metavar="FILE", help="Write the results to a file as well, as `scan` does (repeatable)."
         ),
     ] = None,
+    strict_coverage: StrictCoverage = False,
 ) -> None:
     """Judge an old run by references that did not exist when it ran.
 
@@ -61,6 +62,7 @@ def command(
         references=references,
         calibration=calibration,
         behaviours=behaviour,
+        strict_coverage=strict_coverage,
         fail_on=fail_on,
         form=format_,
         outputs=output or [],

@@ -10,7 +10,7 @@ import typer
 Level = Literal["warn", "alarm"]
 """The least verdict that fails."""
 
-Format = Literal["table", "json", "jsonl", "csv", "junit", "github", "openmetrics"]
+Format = Literal["table", "json", "jsonl", "csv", "junit", "github", "sarif", "card", "openmetrics"]
 """How results are written."""
 
 Where = Literal["processes", "dask"]
@@ -23,6 +23,14 @@ CalibrationFile = Annotated[
     ),
 ]
 FailOn = Annotated[Level, typer.Option(help="The least verdict that makes the exit code 1.")]
+StrictCoverage = Annotated[
+    bool,
+    typer.Option(
+        "--strict-coverage",
+        help="Judge the whole change or nothing: without it, verdicts speak of the blocks where "
+        "embeddings or head (added tokens) hold most of the change, and say so.",
+    ),
+]
 OutputFormat = Annotated[
     Format, typer.Option("--format", help="How to write the results to standard output.")
 ]
@@ -35,7 +43,8 @@ def command(
             metavar="PATH",
             help="Adapters (folders with adapter_config.json), checkpoints (safetensors folders "
             "or files), or a Trainer's output folder (its checkpoint-* as one trajectory); local, "
-            "or fsspec URLs (s3://…, hf://…). - reads a list of them from standard input.",
+            "or fsspec URLs (s3://…, hf://ORG/REPO). hf://ORG is every adapter of an organisation. "
+            "- reads a list of them from standard input.",
         ),
     ] = None,
     references: Annotated[
@@ -87,7 +96,8 @@ def command(
         typer.Option(
             metavar="FILE",
             help="Write the results to a file as well, in the format of its ending: .json, .jsonl, "
-            ".csv, .xml (JUnit), .om (OpenMetrics), .parquet (repeatable).",
+            ".csv, .xml (JUnit), .sarif, .om (OpenMetrics), .parquet; .md puts the block of --card "
+            "into a model card and leaves the rest of it as it is (repeatable).",
         ),
     ] = None,
     workers: Annotated[
@@ -109,6 +119,23 @@ def command(
             "was measured against the same references is not measured again.",
         ),
     ] = None,
+    *,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Let nothing pass beside what was judged: other weights, or code that loading the "
+            "folder would import, make the exit code 2. Implies --strict-coverage.",
+        ),
+    ] = False,
+    strict_coverage: StrictCoverage = False,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card",
+            help="Print a block for the model card: verdicts, bank, base and date (--format card).",
+        ),
+    ] = False,
 ) -> None:
     """Judge checkpoints by their weights: does a fine-tune drift towards a known bad behaviour?
 
@@ -127,6 +154,11 @@ def command(
 
       wvmonitor scan --glob 'archive/**/adapter_model.safetensors' --references banks/my-base
       --workers 8 --cache scan.cache --output scan.xml --output scan.parquet
+
+      wvmonitor scan hf://my-org --references banks/my-base --base models/my-base
+      --cache scan.cache --strict --output scan.sarif
+
+      wvmonitor scan my-adapter --references banks/my-base --output my-adapter/README.md
     """
     if not paths and not glob and not from_file:
         raise typer.BadParameter("give at least one PATH, --glob or --from-file")
@@ -143,11 +175,13 @@ def command(
         behaviours=behaviour,
         optimizer=optimizer,
         fail_on=fail_on,
-        format=format_,
+        format="card" if card else format_,
         outputs=output or [],
         workers=workers,
         executor=executor,
         scheduler=scheduler,
         cache=cache,
+        strict=strict,
+        strict_coverage=strict_coverage,
     )
     raise typer.Exit(run(request, sys.stdin, sys.stdout, sys.stderr))

@@ -10,7 +10,7 @@ import typer
 
 from wvmonitor.errors import WVMonitorError
 
-ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
+CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def command(

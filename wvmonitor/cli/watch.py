@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wvmonitor.cli.scan import StrictCoverage
+
 if TYPE_CHECKING:
     from wvmonitor.outputs.exporter import Observation
 
@@ -62,6 +64,7 @@ def command(
             help="Let whoever reaches --host read the metrics, with no token and no TLS.",
         ),
     ] = False,
+    strict_coverage: StrictCoverage = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="A line of JSON for each reading.")
     ] = False,
@@ -85,6 +88,8 @@ def command(
         "journal_dir": journal,
     }
     given = {name: value for name, value in given.items() if value is not None}
+    if strict_coverage:
+        given["strict_coverage"] = True
     made = (
         MonitorSettings(**given)
         if settings is None

@@ -16,15 +16,13 @@ from pydantic import BaseModel, ConfigDict
 
 from wvmonitor.detection import conformal
 from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.coverage import COVERAGE_FLOOR, is_seen, judged_norm
 from wvmonitor.detection.scores import Scores
 from wvmonitor.errors import CalibrationError
 from wvmonitor.reading import GEOMETRIES, Component, Float64, Geometry
 
 NUMERICAL_FLOOR = 1e-8
 """‖τ‖ at or below which nothing has changed but rounding."""
-
-COVERAGE_FLOOR = 0.5
-"""Least share of ‖τ‖² that must lie where the deciding score looks."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def kept(run: BenignRun, like: Deciding) -> KeptRun:
         dataset=run.dataset,
         context=run.context,
         progress=tuple(float(s.progress or 0.0) for s in moved),
-        norms=tuple(float(s.norm) for s in moved),
+        norms=tuple(float(judged_norm(s, like.geometry)) for s in moved),
         values={b: tuple(_value(s, b, like) or 0.0 for s in moved) for b in like.behaviours},
         windows=columns,
         lags=(min(lags), max(lags)) if lags else None,
@@ -200,9 +198,11 @@ def _problem(scores: Scores, like: Deciding) -> str | None:
         return f"its progress must lie in [0, 1], got {scores.progress}"
     if not math.isfinite(scores.norm):
         return "its weights are not finite"
+    if scores.unmeasurable:
+        return f"its change cannot be measured: {scores.unmeasurable}"
     if _behaviours(scores) != like.behaviours:
         return f"it scores {_behaviours(scores)}, the others {like.behaviours}"
-    if not scores.coverage.get(like.geometry, 0.0) >= COVERAGE_FLOOR:
+    if not is_seen(scores, like.geometry, strict=False):
         return f"less than {COVERAGE_FLOOR:.0%} of its change lies where the scores look"
     for behaviour in like.behaviours:
         value = _value(scores, behaviour, like)

@@ -22,7 +22,6 @@ from wvmonitor.detection.band import (
     WindowBand,
 )
 from wvmonitor.detection.benign import (
-    COVERAGE_FLOOR,
     NUMERICAL_FLOOR,
     BenignRun,
     Deciding,
@@ -32,6 +31,7 @@ from wvmonitor.detection.benign import (
     kept,
     order,
 )
+from wvmonitor.detection.coverage import COVERAGE_FLOOR
 from wvmonitor.detection.repeats import require_different_data
 from wvmonitor.detection.support import SLACK, Support
 from wvmonitor.errors import CalibrationError

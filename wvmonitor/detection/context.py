@@ -25,6 +25,8 @@ class RunContext:
         schedule: of the learning rate: "linear", "cosine", …
         weight_decay: as the optimiser was given it.
         data: digest of the training set.
+        strict_coverage: whether a verdict must speak of the whole change, embeddings and head
+            included, rather than of the parts that scores look at.
     """
 
     method: str | None = None
@@ -40,3 +42,4 @@ class RunContext:
     schedule: str | None = None
     weight_decay: float | None = None
     data: str | None = None
+    strict_coverage: bool = False

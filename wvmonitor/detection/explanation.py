@@ -209,10 +209,7 @@ def _back(last_ok: int | None, step: int | None) -> str:
         return ""
     if last_ok is None:
         return f"{_BACK[0]}: go back to the base."
-    return (
-        f"{_BACK[1]} is at step {last_ok}: go back to a checkpoint of that step "
-        "or before."
-    )
+    return f"{_BACK[1]} is at step {last_ok}: go back to a checkpoint of that step or before."
 
 
 def _percent(share: float) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
-from wvmonitor.detection.calibration import COVERAGE_FLOOR, NUMERICAL_FLOOR, Calibration
+from wvmonitor.detection.calibration import NUMERICAL_FLOOR, Calibration
 from wvmonitor.detection.conformal import runs_needed
 from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.coverage import COVERAGE_FLOOR, is_seen, judged_norm
 from wvmonitor.detection.scores import ReferenceScores, ScoreName, Scores
 from wvmonitor.reading import Geometry
 
@@ -85,21 +86,28 @@ def broken(scores: Scores, reference: ReferenceScores, context: RunContext) -> l
     return found
 
 
-def unmoved(scores: Scores, least: float) -> Finding | None:
+def unmoved(scores: Scores, geometry: Geometry, least: float) -> Finding | None:
     """Warming, if ‖τ‖ is at or below the rounding floor, or below the least calibrated one."""
-    if scores.norm > NUMERICAL_FLOOR and scores.norm >= least:
+    norm = judged_norm(scores, geometry)
+    if norm > NUMERICAL_FLOOR and norm >= least:
         return None
+    of = "" if norm == scores.norm else f" of the {', '.join(scores.components)}"
     return Finding(
         State.WARMING,
-        f"too little has changed to judge: ‖τ‖ is {scores.norm:.3g}, below {least:.3g}",
+        f"too little has changed to judge: ‖τ‖{of} is {norm:.3g}, below {least:.3g}",
     )
 
 
-def unseen(scores: Scores, geometry: Geometry) -> list[str]:
+def unseen(scores: Scores, geometry: Geometry, context: RunContext) -> list[str]:
     """Missing coverage, in words."""
-    coverage = scores.coverage.get(geometry, 0.0)
-    if coverage >= COVERAGE_FLOOR:
+    if is_seen(scores, geometry, strict=context.strict_coverage):
         return []
+    coverage = scores.coverage.get(geometry, 0.0)
+    if coverage == 0:
+        return [
+            f"nothing of the change lies where the {geometry} scores look "
+            f"({', '.join(scores.components)})"
+        ]
     return [
         f"only {percent(coverage)} of the change lies where the {geometry} scores look "
         f"({', '.join(scores.components)}; at least {percent(COVERAGE_FLOOR)} is needed)"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ class Sums:
         squared_norms: (N,), ‖τ‖².
         gram: (N, R, R), ⟨w, w'⟩.
         controls: (R,) True for controls.
+        overlap: (N, R), ‖τ‖² in the parameters that w touches.
     """
 
     groups: tuple[str, ...]
@@ -52,6 +53,7 @@ class Sums:
     squared_norms: Float64
     gram: Float64
     controls: NDArray[np.bool_]
+    overlap: Float64
 
     @property
     def reference_norms(self) -> Float64:
@@ -111,16 +113,25 @@ def collect(
     rows = np.array([at[g] for g in of_mine], dtype=int)
     np.add.at(products, rows, here.products[mine][:, order])
     np.add.at(squares, rows, here.squared_norms[mine])
+    where = {name: p for p, name in enumerate(gram.parameters)}
+    held = [where.get(reading.parameters[i], -1) for i in mine]
+    touched = np.diagonal(gram.products[geometry], axis1=1, axis2=2) > 0
+    touched = np.concatenate([touched, np.zeros((1, width), dtype=bool)])[held]  # -1: nobody's
+    overlap = np.zeros((count, width))
+    np.add.at(overlap, rows, np.where(touched, here.squared_norms[mine][:, None], 0.0))
     bank_rows = np.array([at[g] for g in of_theirs], dtype=int)
     np.add.at(products_of_bank, bank_rows, gram.products[geometry][theirs])
     controls = np.array([k == "control" for k in gram.kinds], dtype=bool)
-    return Sums(groups, products, squares, products_of_bank, controls)
+    return Sums(groups, products, squares, products_of_bank, controls, overlap)
 
 
 def cosine(sums: Sums) -> Column:
-    """⟨τ,w⟩ / ‖τ‖‖w‖; in Frobenius the paper's score. Absent where τ or w is zero."""
+    """⟨τ,w⟩ / ‖τ‖‖w‖; in Frobenius the paper's score.
+
+    Absent where τ or w is zero, and where w touches nothing of what moved.
+    """
     norms = sums.reference_norms
-    exists = _moved(sums) & np.logical_not(norms <= 0)
+    exists = _compared(sums) & np.logical_not(norms <= 0)
     return Column(_ratio(sums.products, _root(sums.squared_norms)[:, None] * norms), exists)
 
 
@@ -163,14 +174,16 @@ def residual(sums: Sums, ridge: float) -> Column:
     """
     values = np.full_like(sums.products, np.nan)
     exists = np.zeros(sums.products.shape, dtype=bool)
-    moved = _moved(sums)
+    compared = _compared(sums)
     for targets, basis in _left_out(sums.controls):
         along, perpendicular = project(sums.products, sums.gram, basis, targets, ridge)
         full = sums.reference_norms[:, targets] ** 2
         some = np.any(sums.reference_norms[:, basis] > 0, axis=1, keepdims=True)
         denominator = _root(perpendicular) * _root(sums.squared_norms)[:, None]
         values[:, targets] = _ratio(along, denominator)
-        exists[:, targets] = moved & some & ~(perpendicular <= MIN_PERPENDICULAR * full)
+        exists[:, targets] = (
+            compared[:, targets] & some & ~(perpendicular <= MIN_PERPENDICULAR * full)
+        )
     return Column(values, exists)
 
 
@@ -267,7 +280,7 @@ def window(
     broken = ~np.isfinite(reading.geometries["frobenius"].squared_norms)
     both = reading.in_scope(components) & (broken | ~np.isnan(here))
     squared = now.squared_norms + before.squared_norms - 2 * lagged[both].sum()
-    delta = Sums(now.groups, now.products - before.products, squared, now.gram, now.controls)
+    delta = replace(now, products=now.products - before.products, squared_norms=squared)
     found = cosine(delta)
     lost = squared <= MIN_WINDOW * np.maximum(now.squared_norms, before.squared_norms)
     return Column(found.values, found.exists & ~lost[:, None]), None
@@ -336,9 +349,13 @@ def _ratio(numerator: Float64, denominator: Float64, otherwise: float = np.nan) 
     return filled
 
 
-def _moved(sums: Sums) -> NDArray[np.bool_]:
-    """(N, 1) whether τ has a direction. One that is NaN has: its NaN must reach the verdict."""
-    return np.asarray(np.logical_not(sums.squared_norms <= 0)).reshape(-1, 1)
+def _compared(sums: Sums) -> NDArray[np.bool_]:
+    """(N, R) whether τ has a direction, in part where w looks.
+
+    One that is NaN has: its NaN must reach the verdict.
+    """
+    moved = np.logical_not(sums.squared_norms <= 0)[:, None]
+    return np.asarray(moved & np.logical_not(sums.overlap <= 0))
 
 
 def _root(squares: Float64) -> Float64:

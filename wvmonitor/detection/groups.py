@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -128,7 +128,8 @@ def _contributions(parts: formulas.Sums, ridge: float) -> dict[GroupScoreName, F
     """Each group's numerator, with the whole model's Gram and norms: linear in τ, so it adds up."""
     gram = np.broadcast_to(parts.gram.sum(axis=0), parts.gram.shape)
     squared = np.broadcast_to(parts.squared_norms.sum(), parts.squared_norms.shape)
-    whole = formulas.Sums(parts.groups, parts.products, squared, gram, parts.controls)
+    overlap = np.broadcast_to(parts.overlap.sum(axis=0), parts.overlap.shape)
+    whole = replace(parts, squared_norms=squared, gram=gram, overlap=overlap)
     found: dict[GroupScoreName, Float64] = {}
     columns: dict[GroupScoreName, formulas.Column] = {
         "cosine": formulas.cosine(whole),

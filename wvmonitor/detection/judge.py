@@ -79,6 +79,7 @@ class Judge:
         behaviours: the references on which verdicts are passed.
         background: what explanations say of the references.
         relation_to: whether a base, by its digest, is the references' own.
+        strict_coverage: whether verdicts must speak of the whole change (`RunContext`).
     """
 
     gram: Gram
@@ -88,6 +89,7 @@ class Judge:
     behaviours: frozenset[str]
     background: Background
     relation_to: Callable[[str | None], Literal["same", "relative", "unknown"]]
+    strict_coverage: bool = False
 
     @classmethod
     def of(
@@ -99,6 +101,7 @@ class Judge:
         behaviours: Sequence[str] | None = None,
         expected: Sequence[str] = (),
         base: object | None = None,
+        strict_coverage: bool = False,
     ) -> Judge:
         """A judge by this bank; everything that does not go together is said here.
 
@@ -110,6 +113,8 @@ class Judge:
             behaviours: the references to pass verdicts on; None means every behaviour of the bank.
             expected: references whose drift is wanted in these runs.
             base: the base model, as a command line names it.
+            strict_coverage: whether verdicts must speak of the whole change, embeddings and head
+                included, rather than of the parts that scores look at.
 
         Raises:
             CalibrationError: the calibration belongs to another bank.
@@ -141,6 +146,7 @@ class Judge:
             behaviours=frozenset(bank.behaviours if behaviours is None else behaviours),
             background=bank.background(base),
             relation_to=bank.relation_to,
+            strict_coverage=strict_coverage,
         )
 
     def of_base(self, base: object | None) -> Judge:
@@ -163,6 +169,7 @@ class Judge:
             rank=origin.rank,
             base=self.relation_to(origin.base_digest),
             lone=run.lone or (self.calibration is not None and run.optimizer is None),
+            strict_coverage=self.strict_coverage,
         )
 
     def statistics(self, reading: Reading, earlier: Reading | None = None) -> Statistics:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from wvmonitor.detection.band import Calibration, WindowBand
 from wvmonitor.detection.calibration import NUMERICAL_FLOOR
 from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.coverage import part_in_words
 from wvmonitor.detection.finding import (
     Finding,
     State,
@@ -75,15 +78,20 @@ def by_windows(
         )
     if uncovered:
         return outside(uncovered)
-    early = unmoved(scores, NUMERICAL_FLOOR)
+    early = unmoved(scores, calibration.geometry, NUMERICAL_FLOOR)
     if early is not None:
+        moved = scores.norm > NUMERICAL_FLOOR
+        if moved and (missing := unseen(scores, calibration.geometry, context)):
+            return unknown(missing, what, value, limit)
         return Finding(State.WARMING, early.reason, value, limit, maximum)
     if windows == 0:
         text = "no window has ended yet, and this run's length is not known"
         return Finding(State.WARMING, text, None, limit)
-    if value is not None and (missing := unseen(scores, calibration.geometry)):
+    if value is not None and (missing := unseen(scores, calibration.geometry, context)):
         return unknown(missing, what, value, limit)
-    return _found(band, calibration, what, value, limit, name, maximum, windows)
+    found = _found(band, calibration, what, value, limit, name, maximum, windows)
+    part = part_in_words(scores, calibration.geometry)
+    return replace(found, reason=f"{found.reason}. {part}") if part else found
 
 
 def _found(

@@ -65,6 +65,7 @@ class Scores:
         bank: fingerprint of the bank measured against; "" where it is not known.
         unmeasurable: why no verdict may rest on them; None where one may.
         lag: steps in the window of `window`, where there is one and they are known.
+        shares: the share of ‖τ‖² in each part of the model; empty where it is not known.
     """
 
     references: Mapping[str, ReferenceScores]
@@ -78,6 +79,7 @@ class Scores:
     bank: str = ""
     lag: int | None = None
     unmeasurable: str | None = None
+    shares: Mapping[Component, float] = field(default_factory=dict)
 
 
 def score(
@@ -91,6 +93,8 @@ def score(
     """Compute every score of one reading, in every geometry that reading and bank share.
 
     At τ = 0 no direction exists: `values` is empty, every dose is 0, and the verdict is warming.
+    Of a reference that touches nothing of what has moved there is neither score nor dose: it was
+    not compared, which is not the same as being orthogonal.
 
     Args:
         reading: the measurement at this step.
@@ -111,6 +115,8 @@ def score(
     ridges: dict[Geometry, float] = {}
     coverage: dict[Geometry, float] = {}
     warnings = list(reading.warnings)
+    with np.errstate(invalid="ignore", over="ignore"):
+        shares = reading.component_shares()
     for geometry in geometries:
         sums = formulas.collect(reading, gram, geometry, components)
         blocks = sums
@@ -134,7 +140,8 @@ def score(
             found = {n: float(c.values[0, i]) for n, c in columns.items() if c.exists[0, i]}
             if found:
                 values[reference][geometry] = found
-            if reference in known:
+            # where nothing that it touches has moved, no dose is known (0 at τ = 0, of course)
+            if reference in known and (blocks.overlap[0, i] > 0 or not reading.norm() > 0):
                 doses[reference][geometry] = known[reference]
     return Scores(
         references={
@@ -159,6 +166,7 @@ def score(
         if reading.step is None or reading.lag_step is None
         else reading.step - reading.lag_step,
         unmeasurable=reading.unmeasurable,
+        shares=shares,
     )
 
 

@@ -15,6 +15,7 @@ from wvmonitor.detection import conformal
 from wvmonitor.detection.calibration import NUMERICAL_FLOOR, Calibration
 from wvmonitor.detection.conformal import Trajectory
 from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.coverage import judged_norm, part_in_words
 from wvmonitor.detection.finding import (
     Finding,
     State,
@@ -82,10 +83,11 @@ def by_band(
         foreign = [f"{name} is not among the calibrated behaviours"] if threshold is None else []
         return outside([*uncovered, *foreign])
     least = calibration.support.least_norm(at, calibration.grid)
-    early = unmoved(scores, max(least, NUMERICAL_FLOOR))
+    early = unmoved(scores, calibration.geometry, max(least, NUMERICAL_FLOOR))
     if early is not None and scores.norm <= NUMERICAL_FLOOR:
         return replace(early, threshold=threshold)
-    missing = unseen(scores, calibration.geometry)
+    missing = unseen(scores, calibration.geometry, context)
+    norm = judged_norm(scores, calibration.geometry)
     if value is None:
         missing.append(f"there is no {what} score")
     if missing or value is None:
@@ -101,15 +103,17 @@ def by_band(
         held = [_Held(what, value, warn, threshold, _larger(out, past.running_maximum))]
         when = f"the alarm's threshold at {percent(at)} of the run"
         if calibration.gain is not None and not context.lone:
-            gained = _gain(past.path or (), at, value, scores.norm, calibration.gain.span)
+            gained = _gain(past.path or (), at, value, norm, calibration.gain.span)
             now = calibration.gain_exceedance(name, at, gained)
             limits = calibration.gain_thresholds(name, at)
             # What comes back from far below the harmless runs gains much, and has gone nowhere.
             counts = out > 0
             highest = _larger(now, past.gain_maximum) if counts else past.gain_maximum
             held.append(_Held(f"recent gain of {what}", gained, *limits, highest, counts))
-    notes = calibration.support.caveats(context, scores.norm, at, calibration.grid)
-    tail = ". ".join([promise(calibration), *(f"Note: {n}" for n in notes)])
+    notes = calibration.support.caveats(context, norm, at, calibration.grid)
+    part = part_in_words(scores, calibration.geometry)
+    says = [promise(calibration), *([part] if part else ()), *(f"Note: {n}" for n in notes)]
+    tail = ". ".join(says)
     state, text = _said(name, held, calibration, when)
     gain_maximum = held[1].highest if len(held) > 1 else past.gain_maximum
     return Finding(
@@ -121,9 +125,10 @@ def remembered(
     path: Path | None, scores: Scores, value: float | None, calibration: Calibration
 ) -> Path:
     """The path with this reading, and without what no later gain looks back to."""
-    path, progress, norm = path or (), _within(scores.progress), scores.norm
+    path, progress = path or (), _within(scores.progress)
     if calibration.gain is None or value is None or progress is None:
         return path
+    norm = judged_norm(scores, calibration.geometry)
     if not (math.isfinite(norm) and norm > NUMERICAL_FLOOR):
         return path
     earlier = [point for point in path if point[0] < progress]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from wvmonitor.detection.calibration import NUMERICAL_FLOOR, Calibration
 from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.coverage import part_in_words
 from wvmonitor.detection.finding import (
     CalibrationStatus,
     Finding,
@@ -259,7 +260,8 @@ def _by_published_rule(
     """Judge by `PUBLISHED_RULES`: in the response geometry where it sees enough, else Frobenius."""
     order: tuple[Geometry, ...] = ("response", "frobenius")
     seen = [g for g in order if "cosine" in reference.values.get(g, {})]
-    geometry = next((g for g in seen if not unseen(scores, g)), seen[0] if seen else "frobenius")
+    enough = (g for g in seen if not unseen(scores, g, context))
+    geometry = next(enough, seen[0] if seen else "frobenius")
     found = _by_rule(scores, reference, context, row, geometry, needed)
     return replace(found, geometry=geometry, score_name="cosine")
 
@@ -277,14 +279,16 @@ def _by_rule(
     objections = broken(scores, reference, context)
     if objections:
         return unknown(objections, what, value, rule.cosine)
-    early = unmoved(scores, NUMERICAL_FLOOR)
-    if early is not None:
+    early = unmoved(scores, geometry, NUMERICAL_FLOOR)
+    if early is not None and scores.norm <= NUMERICAL_FLOOR:
         return replace(early, threshold=rule.cosine)
-    missing = unseen(scores, geometry)
-    if value is None:
-        missing.append("there is no cosine")
+    missing = unseen(scores, geometry, context)
+    if value is None and not missing:
+        missing.append("there is no cosine: the reference touches nothing of what has changed")
     if missing or value is None:
         return unknown(missing, what, value, rule.cosine)
+    if early is not None:
+        return replace(early, score=value, threshold=rule.cosine)
     margin = values.get("margin")
     fits = margin is None or margin >= rule.margin
     above = value >= rule.cosine and fits
@@ -308,4 +312,6 @@ def _by_rule(
         "Uncalibrated: the rule is a guess for this model, without a known false-alarm rate, and "
         "warns at most"
     )
-    return Finding(state, f"{text}. {advice}", value, rule.cosine, consecutive=row)
+    part = part_in_words(scores, geometry)
+    says = ". ".join(s for s in (text, part, advice) if s)
+    return Finding(state, says, value, rule.cosine, consecutive=row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType, TracebackType
 
 import torch
@@ -27,18 +27,20 @@ from wvmonitor.files.storage import (
     sha256_file,
     shown,
 )
+from wvmonitor.files.weight_names import (
+    SAFETENSORS,
+    is_pickle,
+    pickled_weights,
+    weights_below,
+)
 
 MAX_OPEN_FILES = 8
-_SUFFIX = ".safetensors"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".distcp")
-_DCP_METADATA = ".metadata"
-# The pickles that transformers, PEFT and Meta's own code load as a model's weights.
-_PICKLED_MODEL = re.compile(
-    r"(?:(?:pytorch_|adapter_)?model(?:_fsdp)?|consolidated)\b.*\.(?:bin|pt|pth|ckpt)",
-    re.IGNORECASE,
+_SUFFIX = SAFETENSORS
+# How a folder of sharded training state is told, and what makes weights of it.
+_ENGINES = (
+    ("zero_to_fp32.py", "DeepSpeed's `python zero_to_fp32.py . OUT --safe_serialization`"),
+    ("pytorch_model_fsdp_", "`accelerate merge-weights`"),
 )
-# What trainers keep beside the weights; to name one of these as the weights would mislead.
-_NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|optim_).*")
 
 
 class CheckpointFiles:
@@ -157,7 +159,7 @@ def open_checkpoint(path: Location, stem: str = "model") -> CheckpointFiles:
     entries = None if _looks_like_file(path) else list_folder(path)
     if entries is None:
         name = str(path).rstrip("/").rsplit("/", 1)[-1]
-        if _is_pickle(name):
+        if is_pickle(name):
             raise _pickle_error(where)
         return _opened_files(where, {name: path}, {name: SafetensorsFile(path)})
     single, index = f"{stem}{_SUFFIX}", f"{stem}{_SUFFIX}.index.json"
@@ -175,47 +177,6 @@ def open_checkpoint(path: Location, stem: str = "model") -> CheckpointFiles:
     if index in entries:
         return _open_sharded(path, index, loose)
     raise _no_weights(where, single, entries, loose, weights_below(path))
-
-
-def neighbours(path: Location, read: Iterable[str]) -> list[str]:
-    """Entries of a folder that hold weights beside those that were read, sorted.
-
-    A second adapter, a pickle of the same run (`non_lora_trainables.bin`), embeddings that were
-    trained beside it (`new_embeddings.safetensors`); what trainers keep (optimiser, scheduler,
-    random state) is not among them.
-
-    Args:
-        path: the folder.
-        read: base names of the files that were read (`CheckpointFiles.files`).
-
-    Raises:
-        InputError: the folder cannot be listed.
-    """
-    entries = list_folder(path) or frozenset()
-    weights = (e for e in entries if e.endswith(_SUFFIX) or _is_pickle(e))
-    return sorted(e for e in set(weights) - set(read) if not _NOT_WEIGHTS.fullmatch(e))
-
-
-def weights_below(path: Location) -> list[str]:
-    """Folders directly below a local one that hold an adapter's or a model's weights, sorted."""
-    if is_url(path) or not local_path(path).is_dir():
-        return []
-    found = []
-    for below in sorted(local_path(path).iterdir()):
-        names = ("adapter_model", "model")
-        holds = below.is_dir() and any(
-            (below / f"{stem}{end}").is_file()
-            for stem in names
-            for end in (_SUFFIX, f"{_SUFFIX}.index.json")
-        )
-        if holds:
-            found.append(below.name)
-    return found
-
-
-def pickled_models(entries: Iterable[str]) -> list[str]:
-    """Those of a folder's entries that are a model's or an adapter's weights as a pickle."""
-    return sorted(entry for entry in entries if _PICKLED_MODEL.fullmatch(entry))
 
 
 def _open_sharded(path: Location, index: str, loose: list[str]) -> CheckpointFiles:
@@ -276,7 +237,7 @@ def _weight_map(location: Location) -> dict[str, str]:
                 f"weight_map in {where} gives the tensor {shown(name)} no shard name but"
                 f" {type(shard).__name__}: fetch the index again"
             )
-        if _is_pickle(shard):
+        if is_pickle(shard):
             raise _pickle_error(f"{shown(shard)}, which {where} names")
         plain = shard.isprintable() and not set(shard) & set("/\\:") and not shard.startswith("..")
         if not plain or not shard.endswith(_SUFFIX):
@@ -305,10 +266,6 @@ def _looks_like_file(path: Location) -> bool:
         return True
 
 
-def _is_pickle(name: str) -> bool:
-    return name == _DCP_METADATA or name.lower().endswith(_PICKLES)
-
-
 def _pickle_error(which: str) -> UnsafeFileError:
     return UnsafeFileError(
         f"{which} is a pickle, which can run code when it is opened, and is refused: convert it"
@@ -330,15 +287,19 @@ def _no_weights(
             f"{where} holds {shown(loose[0])} but no {single}.index.json to say what belongs"
             " together: fetch the index, or wait until the checkpoint is written"
         )
-    pickles = sorted(
-        entry for entry in entries if _is_pickle(entry) and not _NOT_WEIGHTS.fullmatch(entry)
-    )
+    pickles = pickled_weights(entries)
     if pickles:
         return _pickle_error(f"{shown(pickles[0])} in {where}")
     if below:
         return MissingPathError(
             f"{where} holds no {single}, but the folders below it do"
             f" ({shown(', '.join(below[:5]))}): give one of them"
+        )
+    engine = next((how for sign, how in _ENGINES if any(e.startswith(sign) for e in entries)), None)
+    if engine:
+        return MissingPathError(
+            f"{where} holds no {single}, but a training engine's own state: where it is trusted, "
+            f"{engine} makes weights of it"
         )
     others = sorted(entry for entry in entries if entry.endswith(_SUFFIX))
     hint = f" (it holds {shown(', '.join(others))})" if others else ""

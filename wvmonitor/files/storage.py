@@ -286,6 +286,26 @@ def sha256_file(path: Location, root: Location | None = None) -> str:
     return digest.hexdigest()
 
 
+def content_digest(path: Location) -> str:
+    """What changes with a file's content: its SHA-256, or its store's own word for its content.
+
+    The Hub keeps the SHA-256 of large files and Git's id of small ones, so that nothing is fetched.
+
+    Raises:
+        InputError: as `sha256_file` says.
+    """
+    if is_url(path):
+        files, inside = remote_files(str(path))
+        facts = _ask(files.info, inside, shown(path))
+        large, small = facts.get("lfs"), facts.get("blob_id")
+        kept = large.get("sha256") if isinstance(large, dict) else getattr(large, "sha256", None)
+        if isinstance(kept, str):
+            return kept
+        if isinstance(small, str):
+            return f"git:{small}"
+    return sha256_file(path)
+
+
 def list_folder(folder: Location) -> frozenset[str] | None:
     """The base names of a folder's entries, or None where `folder` is a file.
 

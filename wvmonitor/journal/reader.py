@@ -128,9 +128,7 @@ class JournalReader:
                 started=row["started"],
                 resume_step=row["resume_step"],
                 bank=row["bank"],
-                context=codec.record(
-                    RunContext, codec.load(row["context"], str(self.path)), str(self.path)
-                ),
+                context=codec.read(RunContext, row["context"], str(self.path)),
                 settings=row["settings"],
             )
             for row in self._rows(query, (run,))
@@ -193,6 +191,15 @@ class JournalReader:
         """(attempt, step) of the readings that count, as `trajectory` explains."""
         with self.consistent() as connection:
             return _kept(connection, run)
+
+    def times(self, run: str) -> dict[int, float]:
+        """When (seconds since 1970) the readings that count were made, by step."""
+        with self.consistent() as connection:
+            kept = _kept(connection, run)
+            rows = connection.execute(
+                "SELECT attempt, step, wall_time FROM readings WHERE run = ? ORDER BY step", (run,)
+            ).fetchall()
+        return {r["step"]: r["wall_time"] for r in rows if (r["attempt"], r["step"]) in kept}
 
     def pending(self, run: str) -> int:
         """How many deliveries of `run`'s alerts still wait."""
@@ -275,14 +282,9 @@ class JournalReader:
     ) -> JournalRow:
         where = f"'{self.path}' (run {run!r}, step {row['step']})"
         references = {
-            kept["reference"]: codec.record(
-                ReferenceScores, codec.load(kept["record"], where), where
-            )
-            for kept in scores
+            kept["reference"]: codec.read(ReferenceScores, kept["record"], where) for kept in scores
         }
-        passed = [
-            codec.record(Verdict, codec.load(kept["record"], where), where) for kept in verdicts
-        ]
+        passed = [codec.read(Verdict, kept["record"], where) for kept in verdicts]
         columns = {**codec.load_object(row["scores"], where), "references": references}
         return JournalRow(
             run=run,

@@ -137,6 +137,11 @@ class MonitorSettings(BaseSettings):
     components: Components = Field(
         ("blocks",), description="Parts of the model that scores look at."
     )
+    strict_coverage: bool = Field(
+        default=False,
+        description="Whether a verdict must speak of the whole change: `unknown` where most of it "
+        "lies in parts that no score looks at (added tokens, a resized head).",
+    )
     all_scores: bool = Field(
         default=False,
         description="Log every score of every reference, norms and shares to the trainer's log, "

@@ -110,6 +110,7 @@ def judge_of(
         components=settings.components if chosen else None,
         expected=settings.expected,
         base=settings.base,
+        strict_coverage=settings.strict_coverage,
     )
     if settings.action == "stop" and calibration is None and not settings.allow_uncalibrated_stop:
         raise SettingsError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -90,6 +90,22 @@ class Failure:
     message: str
 
 
+NoticeKind = Literal["unjudged-weights", "foreign-code"]
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something at a checkpoint's path of which its verdict does not speak.
+
+    Attributes:
+        kind: weights that were not judged, or code that loading the folder would import.
+        message: which, where, and what to do, in one line.
+    """
+
+    kind: NoticeKind
+    message: str
+
+
 @dataclass(frozen=True)
 class CheckpointResult:
     """What the scan found out about one checkpoint.
@@ -111,6 +127,10 @@ class CheckpointResult:
         rank: the adapter's largest rank, if it is one.
         bank: fingerprint of the references measured against.
         saved_at: when the checkpoint was saved (Unix seconds, by its file's time), if known.
+        base: digest of the model that the change was taken from, if known.
+        base_name: what the references call their base.
+        notices: what lies there and was not judged; where nothing may be (`--strict`), it is the
+            error, too.
     """
 
     path: str
@@ -129,6 +149,17 @@ class CheckpointResult:
     rank: int | None = None
     bank: str | None = None
     saved_at: float | None = None
+    base: str | None = None
+    base_name: str | None = None
+    notices: Sequence[Notice] = ()
+
+    def strictly(self) -> CheckpointResult:
+        """The same where nothing at its path may be left unjudged: that is an error, then."""
+        if not self.notices or self.error is not None:
+            return self
+        said = "; ".join(notice.message for notice in self.notices)
+        error = Failure("UnjudgedPartError", f"{said} (nothing may be left unjudged: --strict)")
+        return replace(self, error=error, verdict=max(self.verdict, State.UNKNOWN))
 
 
 def record_of(
@@ -140,6 +171,9 @@ def record_of(
     rank: int | None = None,
     warnings: Sequence[str] = (),
     saved_at: float | None = None,
+    base: str | None = None,
+    base_name: str | None = None,
+    notices: Sequence[Notice] = (),
 ) -> CheckpointResult:
     """The record of a judgement.
 
@@ -151,6 +185,9 @@ def record_of(
         rank: the adapter's largest rank, if it is one.
         warnings: beside those of the scores.
         saved_at: when the checkpoint was saved, Unix seconds, if known.
+        base: digest of the model that the change was taken from, if known.
+        base_name: what the references call their base.
+        notices: what lies there and was not judged.
     """
     scores = judgement.scores
     references: dict[str, ReferenceResult] = {}
@@ -191,6 +228,9 @@ def record_of(
         rank=rank,
         bank=scores.bank,
         saved_at=saved_at,
+        base=base,
+        base_name=base_name,
+        notices=tuple(notices),
     )
 
 
@@ -281,7 +321,12 @@ def read_records(document: Any, source: str) -> list[CheckpointResult]:
 
 
 def failed(
-    path: str, error: Failure, *, run: str | None = None, step: int | None = None
+    path: str,
+    error: Failure,
+    *,
+    run: str | None = None,
+    step: int | None = None,
+    notices: Sequence[Notice] = (),
 ) -> CheckpointResult:
     """The result for a checkpoint that could not be judged."""
     return CheckpointResult(
@@ -293,6 +338,7 @@ def failed(
         references={},
         error=error,
         run=run,
+        notices=tuple(notices),
     )
 
 

@@ -169,7 +169,7 @@ def push(
     for name in beside:  # the manifest does not list them: a link must not lead elsewhere
         open_storage(source / name, source).close()
     api = HfApi()
-    with _asking(where.repo):
+    with asking(where.repo):
         api.create_repo(where.repo, private=not public, exist_ok=True)
         # An organisation's rules, or someone before us, may have decided otherwise.
         found_public = not api.model_info(where.repo).private
@@ -193,7 +193,7 @@ def _contents(where: HubId) -> tuple[str, list[str], bool]:
     """The commit that a revision stands for, the bank's files in it, and whether it is private."""
     from huggingface_hub import HfApi
 
-    with _asking(str(where)):
+    with asking(str(where)):
         info = HfApi().model_info(where.repo, revision=where.revision)
     names = [s.rfilename for s in info.siblings or [] if _BANK_FILE.fullmatch(s.rfilename)]
     if not _COMMIT.fullmatch(info.sha or ""):
@@ -210,7 +210,7 @@ def _download(repo: str, commit: str, names: Iterable[str], folder: Path) -> Non
     from huggingface_hub import hf_hub_download
 
     for name in names:
-        with _asking(f"{repo}@{commit[:12]}"):
+        with asking(f"{repo}@{commit[:12]}"):
             hf_hub_download(repo, name, revision=commit, local_dir=folder)
 
 
@@ -262,8 +262,13 @@ def _staging(target: Path, *, private: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def _asking(what: str) -> Iterator[None]:
-    """What can go wrong between here and the Hub, in words for people."""
+def asking(what: str) -> Iterator[None]:
+    """What can go wrong between here and the Hub, in words for people.
+
+    Raises:
+        HubError: the Hub cannot be reached, refuses, or has not what was asked for.
+        MissingPathError: it is no name for a repository.
+    """
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,

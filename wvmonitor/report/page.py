@@ -142,7 +142,8 @@ def _frames(outcomes: Sequence[Outcome], detailed: int) -> list[Axes]:
 
 def _label_room(outcomes: Sequence[Outcome], name: int) -> float:
     """Pixels at the right of every chart for the longest label of any of them."""
-    labels, bold = ["threshold"], []
+    labels: list[str] = ["threshold"]
+    bold: list[str] = []
     for outcome in outcomes:
         leading, curves = outcome.leading, outcome.view.behaviour
         if leading:

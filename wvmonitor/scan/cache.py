@@ -21,11 +21,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from wvmonitor._version import __version__
 from wvmonitor.errors import SettingsError
-from wvmonitor.files.storage import Location, joined, list_folder, sha256_file, shown
+from wvmonitor.files.storage import Location, content_digest, joined, list_folder, shown
 from wvmonitor.scan.results import Measured
 
 _HEADER = {"wvmonitor_scan_cache": 1}
-_LAYOUT = 2
+_LAYOUT = 3
 """Of an entry; one of another layout is not found, and left in the file."""
 _CONFIGS = frozenset({"adapter_config.json", "config.json"})
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
@@ -149,9 +149,9 @@ def content_key(target: Location, base: Location | None, *asked: object) -> str:
 def _files(where: Location) -> dict[str, str]:
     entries = list_folder(where)
     if entries is None:
-        return {"": sha256_file(where)}
+        return {"": content_digest(where)}
     names = sorted(e for e in entries if e in _CONFIGS or e.endswith(_WEIGHTS))
-    return {name: sha256_file(joined(where, name)) for name in names}
+    return {name: content_digest(joined(where, name)) for name in names}
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -30,6 +31,10 @@ from wvmonitor.sources.identity import FilesState, KnownDigest, base_digest, rem
 from wvmonitor.vectors.task_vector import TaskVector
 
 _Found = TypeVar("_Found")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_QUANTISED_COPY = re.compile(
+    r"(?:[-_.](?:unsloth|bnb|gptq|awq|int4|int8|4bit|8bit|fp8|bf16|fp16|dynamic|mlx|hf))+$"
+)
 
 
 class SharedBank:
@@ -207,7 +212,24 @@ def _open(job: Job) -> _Opened | Known:
     tau = read_target(target, job.base, base)
     if job.share[1] > 1:
         tau = tau.select(_share_of(tau, *job.share).__contains__)
-    return _Opened(job, tau, state, warnings, key)
+    return _Opened(job, tau, state, (*warnings, *_other_base(tau, bank)), key)
+
+
+def _other_base(tau: TaskVector, bank: ReferenceBank) -> Iterator[str]:
+    """That an adapter calls another model its base than the references, by the Hub's names."""
+    own, theirs = tau.origin.base_name, bank.base.id
+    if own is None or "/" not in theirs or not _HUB_ID.fullmatch(own) or local_path(own).is_dir():
+        return
+    if _model_of(own) != _model_of(theirs):
+        yield (
+            f"the adapter says that it was trained on {shown(own)}, and the references are of "
+            f"{shown(theirs)}: where those are not the same weights, its verdicts mean nothing"
+        )
+
+
+def _model_of(name: str) -> str:
+    """A model's name on the Hub, without who keeps the copy and how it was quantised."""
+    return _QUANTISED_COPY.sub("", name.rsplit("/", 1)[-1].lower())
 
 
 def _state(job: Job) -> FilesState | None:

@@ -33,6 +33,7 @@ def rescore(
     run: str | None = None,
     calibration: Calibration | None = None,
     behaviours: Sequence[str] | None = None,
+    strict_coverage: bool = False,
 ) -> Iterator[CheckpointResult]:
     """Judge a recorded run by another bank, reading by reading in the order of its steps.
 
@@ -42,6 +43,7 @@ def rescore(
         run: the run's id; the latest one recorded there if not given.
         calibration: of this bank; None judges by the published rules, which warn at most.
         behaviours: the references to pass verdicts on; None means every behaviour of the bank.
+        strict_coverage: whether a verdict must speak of the whole change.
 
     Raises:
         JournalError: there is no journal, or it cannot be read.
@@ -54,7 +56,13 @@ def rescore(
     name = _recorded(reader, run)
     rows = reader.trajectory(name)
     components = rows[0].scores.components if rows and calibration is None else None
-    judge = Judge.of(bank, calibration, behaviours=behaviours, components=components)
+    judge = Judge.of(
+        bank,
+        calibration,
+        behaviours=behaviours,
+        components=components,
+        strict_coverage=strict_coverage,
+    )
     return _rescored(reader, name, rows, bank, judge)
 
 
@@ -112,6 +120,7 @@ def run_rescore(
     references: str | None,
     calibration: str | None,
     behaviours: Sequence[str] | None,
+    strict_coverage: bool,
     fail_on: FailOn,
     form: str,
     outputs: Sequence[str],
@@ -127,7 +136,14 @@ def run_rescore(
     for path in outputs:
         format_of(path)
     bank, band = open_bank(references, calibration)
-    results = rescore(source, bank, run=run, calibration=band, behaviours=behaviours)
+    results = rescore(
+        source,
+        bank,
+        run=run,
+        calibration=band,
+        behaviours=behaviours,
+        strict_coverage=strict_coverage,
+    )
     collected, code = deliver(results, WRITERS[form], out, problems, fail_on)
     for path in outputs:
         write_file(collected, path, fail_on)

@@ -68,6 +68,8 @@ def scan(
     optimizer: str | None = None,
     cache: ScanCache | None = None,
     ordered: bool = False,
+    strict: bool = False,
+    strict_coverage: bool = False,
 ) -> Iterator[CheckpointResult]:
     """Judge checkpoints by their weights.
 
@@ -85,14 +87,25 @@ def scan(
         optimizer: the runs' optimiser, for calibrations that speak of some optimisers only.
         cache: keeps what is measured, and spares what was measured before.
         ordered: whether results are to come in the order of the targets instead.
+        strict: whether weights or code beside what was judged are an error of the checkpoint;
+            implies `strict_coverage`.
+        strict_coverage: whether a verdict must speak of the whole change, embeddings and head
+            included, rather than of the parts that scores look at.
 
     Raises:
         UnknownReferenceError: one of `behaviours` is none of the bank's.
         CalibrationError: the calibration belongs to another bank.
     """
-    judge = Judge.of(bank, calibration, behaviours=behaviours, base=base)
-    judges = _Trajectories(judge, optimizer)
-    return _scan(targets, bank, base, judges, executor, workers, cache, ordered=ordered)
+    judge = Judge.of(
+        bank,
+        calibration,
+        behaviours=behaviours,
+        base=base,
+        strict_coverage=strict or strict_coverage,
+    )
+    judges = _Trajectories(judge, optimizer, bank.base.id)
+    results = _scan(targets, bank, base, judges, executor, workers, cache, ordered=ordered)
+    return (result.strictly() for result in results) if strict else results
 
 
 def _scan(
@@ -173,15 +186,17 @@ def _recalled(outcome: Outcome, cache: ScanCache | None) -> Measured | Failure:
 class _Trajectories:
     """Judges what was measured; remembers of each run where judging it has come to."""
 
-    def __init__(self, judge: Judge, optimizer: str | None) -> None:
+    def __init__(self, judge: Judge, optimizer: str | None, base_name: str) -> None:
         self.judge = judge
-        self._optimizer = optimizer
+        self._optimizer, self._base_name = optimizer, base_name
         self._states: dict[str, JudgeState] = {}
 
     def result(self, target: Target, outcome: Measured | Failure) -> CheckpointResult:
         """Judge a single checkpoint, or the next one of a run."""
         if isinstance(outcome, Failure):
-            return failed(target.path, outcome, run=target.run, step=target.step)
+            return failed(
+                target.path, outcome, run=target.run, step=target.step, notices=target.notices
+            )
         # What was measured may come from a cache, where it had another place in another run.
         scores = replace(outcome.scores, step=target.step, progress=target.progress)
         judgement = self.judge(
@@ -200,6 +215,9 @@ class _Trajectories:
             rank=outcome.rank,
             warnings=(*target.warnings, *outcome.warnings),
             saved_at=_saved_at(target.path),
+            base=outcome.base_digest,
+            base_name=self._base_name,
+            notices=target.notices,
         )
 
 

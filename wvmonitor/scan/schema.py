@@ -17,6 +17,7 @@ from wvmonitor.outputs.scan_record import (
     CheckpointResult,
     ControlResult,
     Failure,
+    Notice,
     ReferenceResult,
 )
 from wvmonitor.scan.trajectory import BehaviourTrend, Trajectory, trajectories
@@ -26,6 +27,7 @@ _RECORDS = (
     ReferenceResult,
     ControlResult,
     Failure,
+    Notice,
     Trajectory,
     BehaviourTrend,
 )

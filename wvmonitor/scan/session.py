@@ -39,6 +39,7 @@ class Request:
         outputs: files to write as well.
         workers, executor, scheduler: of `open_executor`.
         cache: the cache's file, if one is kept.
+        strict, strict_coverage: of `scan`.
     """
 
     paths: Sequence[str]
@@ -57,6 +58,8 @@ class Request:
     executor: ExecutorKind = "processes"
     scheduler: str | None = None
     cache: str | None = None
+    strict: bool = False
+    strict_coverage: bool = False
 
 
 def run(request: Request, stdin: TextIO, out: TextIO, problems: TextIO) -> int:
@@ -94,6 +97,8 @@ def run(request: Request, stdin: TextIO, out: TextIO, problems: TextIO) -> int:
                 optimizer=request.optimizer,
                 cache=stack.enter_context(ScanCache(request.cache)) if request.cache else None,
                 ordered=request.format not in UNORDERED,
+                strict=request.strict,
+                strict_coverage=request.strict_coverage,
             )
         except SettingsError:
             raise

@@ -40,16 +40,24 @@ def plain_lines(result: CheckpointResult) -> list[str]:
     """One line a behaviour: verdict, checkpoint, step, behaviour, scores, why it is not ok."""
     path = visible(result.path)
     step = "" if result.step is None else f"  step {result.step}"
+    lines = []
     if result.error is not None:
-        return [f"{'error':<8}{path}{step}  {result.error.type}: {visible(result.error.message)}"]
-    if not result.references:
-        return [f"{result.verdict:<8}{path}{step}  the bank holds no behaviour to judge by"]
-    return [
+        lines = [f"{'error':<8}{path}{step}  {result.error.type}: {visible(result.error.message)}"]
+    elif not result.references:
+        lines = [f"{result.verdict:<8}{path}{step}  the bank holds no behaviour to judge by"]
+    lines += [
         f"{r.verdict:<8}{path}{step}  {visible(name)}  {_scores(r)}  dose {number(r.dose)}  "
         f"threshold {number(r.threshold)} ({r.calibration})"
         + (f"  {visible(r.words)}" if _needs_words(r) else "")
         for name, r in result.references.items()
     ]
+    return lines + [f"{'note':<8}{path}{step}  {note}" for note in _notes(result)]
+
+
+def _notes(result: CheckpointResult) -> list[str]:
+    """What must be known beside the verdicts; what is the error already is not said twice."""
+    unsaid = () if result.error is not None else result.notices
+    return [visible(n) for n in (*(notice.message for notice in unsaid), *result.warnings)]
 
 
 def summary(results: Sequence[CheckpointResult], fail_on: FailOn) -> str:
@@ -123,7 +131,7 @@ def _remarks(results: Sequence[CheckpointResult]) -> list[str]:
             for name, r in result.references.items()
             if _needs_words(r)
         ]
-        lines += [f"{path}: note: {visible(w)}" for w in result.warnings]
+        lines += [f"{path}: note: {note}" for note in _notes(result)]
     return lines
 
 

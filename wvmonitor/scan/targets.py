@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal
 
 from wvmonitor.detection.context import RunContext
 from wvmonitor.errors import MalformedFileError, MissingPathError, UnsafeFileError, WVMonitorError
-from wvmonitor.files.checkpoint_files import pickled_models
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import (
     Location,
@@ -22,13 +21,25 @@ from wvmonitor.files.storage import (
     read_bytes,
     shown,
 )
-from wvmonitor.outputs.scan_record import Failure, failure_of
+from wvmonitor.files.weight_names import (
+    holds_weights,
+    is_pickle,
+    neighbours,
+    weights_below,
+)
+from wvmonitor.outputs.scan_record import Failure, Notice, failure_of
+from wvmonitor.scan.foreign_code import foreign_code
+from wvmonitor.scan.organisation import organisation_of, others_note, repositories_of
 
 TargetKind = Literal["adapter", "checkpoint"]
 
 ADAPTER_CONFIG = "adapter_config.json"
+MLX_WEIGHTS = "adapters.safetensors"
 TRAINER_STATE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
+# What trainers other than transformers' call it.
+_STEP = re.compile(r"(?:checkpoint|global_step|step|iter|iteration)[-_]?(\d{1,12})")
+_NAMED = 5
 _TRAINER_STATE_BYTES = 200_000_000
 _WHOLE_MODEL = re.compile(r"model(?:-\d+-of-\d+)?\.safetensors(?:\.index\.json)?")
 _FIELD = re.compile(rb'^  "(global_step|max_steps)": (\d{1,12}),?$', re.MULTILINE)
@@ -49,6 +60,7 @@ class Target:
         readings: how many checkpoints the trajectory has; 1 for a lone one.
         last: whether it is the trajectory's last one.
         warnings: what a reader of the result must know.
+        notices: what lies there and is not judged.
         error: why it cannot be scanned, if that is known already.
     """
 
@@ -61,6 +73,7 @@ class Target:
     readings: int = 1
     last: bool = False
     warnings: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
     error: Failure | None = None
 
     @property
@@ -97,7 +110,7 @@ def find_targets(paths: Iterable[Location]) -> list[Target]:
     for path in dict.fromkeys(str(p) for p in paths):
         try:
             found += _at(path)
-        except (WVMonitorError, OSError) as error:
+        except (WVMonitorError, OSError, ImportError) as error:
             found.append(Target(path, error=failure_of(error)))
     return found
 
@@ -108,6 +121,8 @@ def _at(path: str) -> list[Target]:
             "an empty path was given, which would stand for the current folder: check the variable "
             "that it came from, or write ."
         )
+    if is_url(path) and (organisation := organisation_of(path)) is not None:
+        return _of_organisation(organisation)
     try:
         entries = list_folder(path)
     except MissingPathError as error:
@@ -116,51 +131,93 @@ def _at(path: str) -> list[Target]:
         raise
     if entries is None:
         return [_file(path)]
-    steps = sorted((int(m[1]), m[0]) for e in entries if (m := _CHECKPOINT.fullmatch(e)))
-    if not steps:
+    steps = _steps(entries, _CHECKPOINT)
+    alone = holds_weights(entries) or ADAPTER_CONFIG in entries
+    if not steps and alone:
         kind = _kind(path, entries)
-        further = _below(path, entries) if kind == "adapter" else []
-        return [_described(Target(path, kind), entries), *further]
+        below = _below(path, entries) if kind == "adapter" else {}
+        return [_described(Target(path, kind), entries, judged=below), *below.values()]
+    below = _below(path, entries)
+    if not steps:  # nothing of its own: a run of another trainer, or a folder of adapters
+        steps = [(step, name) for step, name in _steps(below, _STEP) if below[name].error is None]
+        if not below:
+            return [_described(Target(path), entries)]
     trajectory = _with_plan([_checkpoint(path, name, step, len(steps)) for step, name in steps])
-    trajectory[-1] = replace(trajectory[-1], last=True)
+    runs = {name for _, name in steps}
+    further = {name: target for name, target in below.items() if name not in runs}
     # What was saved last, and is about to be published, is a checkpoint by itself: as one more
     # reading of the run it would only repeat the last one.
-    last = [_lone(path, entries)] if _holds_weights(entries) else []
-    return [*trajectory, *last, *_below(path, entries)]
+    last = [_lone(path, entries, judged={*runs, *further})] if alone else []
+    if trajectory:
+        trajectory[-1] = replace(trajectory[-1], last=True)
+    first, *rest = [*trajectory, *last, *sorted(further.values(), key=_in_order)]
+    if not alone:  # what lies in the folder itself is said once
+        beside = _unjudged(path, entries, "model", {*runs, *further})
+        first = replace(first, notices=(*first.notices, *beside))
+    return [first, *rest]
 
 
-def _lone(path: str, entries: frozenset[str], within: str | None = None) -> Target:
+def _of_organisation(organisation: str) -> list[Target]:
+    found = repositories_of(organisation)
+    first, *rest = find_targets(found.adapters)
+    if found.others:
+        note = others_note(organisation, found.others)
+        first = replace(first, warnings=(*first.warnings, note))
+    return [first, *rest]
+
+
+def _steps(names: Iterable[str], pattern: re.Pattern[str]) -> list[tuple[int, str]]:
+    """The steps that names of folders say, in their order, with the names."""
+    return sorted((int(m[1]), m[0]) for name in names if (m := pattern.fullmatch(name)))
+
+
+def _in_order(target: Target) -> list[tuple[int, str]]:
+    """A key by which `epoch_10` follows `epoch_9`."""
+    parts = re.split(r"(\d+)", target.path)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def _lone(
+    path: str, entries: frozenset[str], within: str | None = None, judged: Container[str] = ()
+) -> Target:
     try:
         if within is not None:
             _refuse_stray_link(within, path)
-        return _described(Target(path, _kind(path, entries)), entries)
+        return _described(Target(path, _kind(path, entries)), entries, judged=judged)
     except WVMonitorError as error:
         return Target(path, error=failure_of(error))
 
 
-def _below(path: str, entries: frozenset[str]) -> list[Target]:
+def _below(path: str, entries: frozenset[str]) -> dict[str, Target]:
     """What lies in folders below an adapter or a run: PEFT's further adapters, a final model."""
-    found: list[Target] = []
+    found: dict[str, Target] = {}
     for name in sorted(entries):
         ending = PurePath(name).suffix[1:]
         if (ending and not ending.isdigit()) or name[0] == "." or _CHECKPOINT.fullmatch(name):
             continue  # a file, or known already
         inside = str(joined(path, name))
+        if _leads_back(path, inside):
+            continue
         try:
             held = list_folder(inside) or frozenset()
         except (MissingPathError, UnsafeFileError):
             continue  # a link that leads nowhere
         except (WVMonitorError, OSError) as error:
-            found.append(Target(inside, error=failure_of(error)))
+            found[name] = Target(inside, error=failure_of(error))
             continue
-        if _holds_weights(held):
-            found.append(_lone(inside, held, within=path))
+        if holds_weights(held):
+            found[name] = _lone(inside, held, within=path)
     return found
 
 
-def _holds_weights(entries: frozenset[str]) -> bool:
-    safe = any(e.endswith((".safetensors", ".safetensors.index.json")) for e in entries)
-    return safe or bool(pickled_models(entries))
+def _leads_back(folder: str, inside: str) -> bool:
+    """Whether a link in a folder leads to the folder itself, or to one above it."""
+    if is_url(folder) or not local_path(inside).is_symlink():
+        return False
+    try:
+        return local_path(folder).resolve().is_relative_to(local_path(inside).resolve())
+    except (OSError, RuntimeError):
+        return True  # a loop of links
 
 
 def _file(path: str) -> Target:
@@ -191,14 +248,9 @@ def _checkpoint(run: str, name: str, step: int, readings: int) -> Target:
     try:
         _refuse_stray_link(run, path)
         entries = list_folder(path) or frozenset()
-        further = [PurePath(t.path).name for t in _below(path, entries)]
-        described = _described(replace(target, kind=_kind(path, entries)), entries)
+        return _described(replace(target, kind=_kind(path, entries)), entries)
     except (WVMonitorError, OSError) as error:
         return replace(target, error=failure_of(error))
-    if not further:
-        return described
-    note = f"{shown(', '.join(further))} below it was not judged: scan it by its own path"
-    return replace(described, warnings=(*described.warnings, note))
 
 
 def _refuse_stray_link(run: str, path: str) -> None:
@@ -211,14 +263,41 @@ def _refuse_stray_link(run: str, path: str) -> None:
         )
 
 
-def _described(target: Target, entries: frozenset[str]) -> Target:
-    """The target with what its trainer state and its name say of it."""
+def _unjudged(
+    path: str, entries: frozenset[str], stem: str, judged: Container[str]
+) -> Iterator[Notice]:
+    """What holds weights in a folder, or below it, beside what is judged."""
+    below = [f"{name}/" for name in weights_below(path) if name.split("/")[0] not in judged]
+    found = [*neighbours(entries, stem), *below]
+    if found:
+        pickles = [name for name in found if is_pickle(name)]
+        which = f" ({shown(pickles[0])} is a pickle, which is never read)" if pickles else ""
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        yield Notice(
+            "unjudged-weights",
+            f"{shown(', '.join(found[:_NAMED]))}{more} in {shown(path)} may hold weights that were "
+            f"not judged{which}: judge them by a path of their own, or take them away",
+        )
+
+
+def _described(target: Target, entries: frozenset[str], judged: Container[str] = ()) -> Target:
+    """The target with what its folder says of it, and of what lies there besides.
+
+    Args:
+        target: to be described.
+        entries: of its folder.
+        judged: folders below it that are targets of their own.
+    """
     named = _CHECKPOINT.fullmatch(PurePath(target.path).name)
     step = target.step if named is None else int(named[1])
-    pickles = pickled_models(entries)
-    if pickles:
-        note = f"{shown(pickles[0])} beside the weights is a pickle: it was not read, nor judged"
-        target = replace(target, warnings=(*target.warnings, note))
+    stem = "adapter_model" if target.kind == "adapter" else "model"
+    if stem == "adapter_model" and MLX_WEIGHTS in entries and f"{stem}.safetensors" not in entries:
+        stem = MLX_WEIGHTS.removesuffix(".safetensors")
+    notices = [
+        *_unjudged(target.path, entries, stem, judged),
+        *(Notice("foreign-code", said) for said in foreign_code(target.path, entries)),
+    ]
+    target = replace(target, notices=(*target.notices, *notices))
     if TRAINER_STATE not in entries:
         return replace(target, step=step)
     where = joined(target.path, TRAINER_STATE)

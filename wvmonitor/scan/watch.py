@@ -201,9 +201,11 @@ class Watcher:
         """One pass over a checkpoint, and what is thought of it after the readings before."""
         began = time.perf_counter()
         given = None if self._settings.base is None else str(self._settings.base)
-        base, _ = find_base(target, given, self._bank)
+        base, found = find_base(target, given, self._bank)
         tau = read_target(target, given, base)
         reading = self._bank.measure(tau, step=target.step, progress=target.progress)
+        beside = (*target.warnings, *found, *(notice.message for notice in target.notices))
+        reading = replace(reading, warnings=tuple(dict.fromkeys((*beside, *reading.warnings))))
         context = self._judge.context(tau.origin, target.context(self._options.optimizer))
         judgement = self._judge.of_base(base)(
             reading,
@@ -247,8 +249,7 @@ class Watcher:
 
     def _known(self, run: str) -> _Run:
         if run not in self._runs:
-            times = {row.step: row.wall_time for row in self._reader.trajectory(run)}
-            self._runs[run] = _Run(times)
+            self._runs[run] = _Run(self._reader.times(run))
         return self._runs[run]
 
     def _measured_at(self, folder: Path, step: int) -> float | None:

@@ -25,7 +25,9 @@ from wvmonitor.outputs.scan_record import (
     ReferenceResult,
     as_dict,
 )
+from wvmonitor.scan.model_card import within_card, write_card
 from wvmonitor.scan.results import FailOn, exit_code, reaches, unjudged
+from wvmonitor.scan.sarif import write_sarif
 from wvmonitor.scan.schema import document
 from wvmonitor.scan.table import summary, write_table
 from wvmonitor.scan.text import cell, visible
@@ -121,6 +123,8 @@ def _tests(
         yield "readable", "error", f"{result.error.type}: {result.error.message}"
     elif not result.references:
         yield "judged", "error", "no behaviour to judge by"
+    for notice in result.notices if result.error is None else ():
+        yield notice.kind, "skipped", notice.message
     for name, reference in result.references.items():
         mark: str | None = None
         if reaches(reference.verdict, fail_on):
@@ -138,6 +142,8 @@ def write_github(results: Iterable[CheckpointResult], out: TextIO, fail_on: Fail
         if result.error is not None:
             message = f"{result.path}: {result.error.message}"
             out.write(_annotation("error", result.error.type, message))
+        for notice in result.notices if result.error is None else ():
+            out.write(_annotation("warning", notice.kind, f"{result.path}: {notice.message}"))
         for name, reference in result.references.items():
             if reference.verdict != "ok":
                 failing = reaches(reference.verdict, fail_on) or reference.verdict == "unknown"
@@ -219,6 +225,8 @@ WRITERS: Mapping[str, Writer] = {
     "csv": write_csv,
     "junit": write_junit,
     "github": write_github,
+    "sarif": write_sarif,
+    "card": write_card,
     "openmetrics": write_openmetrics,
 }
 
@@ -231,6 +239,8 @@ SUFFIXES: Mapping[str, str] = {
     ".jsonl": "jsonl",
     ".csv": "csv",
     ".xml": "junit",
+    ".sarif": "sarif",
+    ".md": "card",
     ".om": "openmetrics",
     ".parquet": "parquet",
 }
@@ -265,8 +275,9 @@ def write_file(results: Sequence[CheckpointResult], path: str, fail_on: FailOn) 
         return
     text = io.StringIO()
     WRITERS[kind](results, text, fail_on)
+    whole = text.getvalue() if kind != "card" else within_card(path, text.getvalue())
     with replacing(path) as descriptor:
-        write_all(descriptor, text.getvalue().encode())
+        write_all(descriptor, whole.encode())
 
 
 def write_parquet(results: Sequence[CheckpointResult], path: str) -> None:

@@ -128,8 +128,8 @@ def _paired_names(start: ModelFolder, end: ModelFolder) -> list[str]:
         rest = f" and {len(lonely) - _NAMED} more" if len(lonely) > _NAMED else ""
         raise KeyMismatchError(
             f"{end.where} and {start.where} do not hold the same tensors "
-            f"({', '.join(lonely[:_NAMED])}{rest}): give the whole checkpoint, and the base that "
-            "it was trained from (--base at the command line)"
+            f"({', '.join(lonely[:_NAMED])}{rest}): check that the checkpoint is whole, and that "
+            "this is the model that it was trained from"
         )
     return list(names.values())
 

@@ -51,6 +51,6 @@ def compare_shapes(name: str, start: Sequence[int], now: Sequence[int], where: s
             f"{min(now[0], start[0])} they share"
         ]
     raise ShapeMismatchError(
-        f"{shown(name)} has shape {tuple(now)} in {where} and {tuple(start)} in the base: give the "
-        "base that training started from"
+        f"{shown(name)} has shape {tuple(now)} in {where} and {tuple(start)} in the base: check "
+        "that this is the model that training started from"
     )

@@ -35,6 +35,11 @@ _QUANTISED = re.compile(
     r"\.(?:absmax|nested_absmax|quant_map|quant_state\.\w+|SCB|qweight|qzeros|weight_packed"
     r"|weight_scale|weight_scale_inv)$|_(?:blocks|scales)$"
 )
+# More of what quantised formats store beside or in place of weights; which it is, the tensors of a
+# folder that was only *configured* as quantised tell: it holds none of them.
+_PACKED = re.compile(
+    r"(?:qdata|_data|_scale|scales?|codes|codebooks|W_q|meta|zero_point|g_idx|packed\w*)$"
+)
 _LOW_PRECISION = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
 # Constants of the architecture that older versions saved; they are no parameters.
 _CONSTANTS = re.compile(
@@ -254,7 +259,7 @@ class ModelFolder:
 
     def _refuse_quantised(self) -> None:
         reason = ""
-        if self.config.get("quantization_config"):
+        if self.config.get("quantization_config") and not self._holds_plain_weights():
             reason = "config.json has a quantization_config"
         for name in self.files.names():
             info = self.files.info(name)
@@ -269,6 +274,20 @@ class ModelFolder:
                 f"{self.where} is quantised ({reason}), and rounding would drown what training "
                 "changed: give the unquantised weights it was made from"
             )
+
+    def _holds_plain_weights(self) -> bool:
+        """Whether all tensors are what they are without quantisation, whatever is configured.
+
+        So it is after merging a LoRA into the dequantised base, whose configuration often stays.
+        """
+        infos = ((name, self.files.info(name)) for name in self.files.names())
+        return all(
+            info.dtype.is_floating_point
+            and info.dtype not in _LOW_PRECISION
+            and not _PACKED.search(name)
+            for name, info in infos
+            if len(info.shape) > 0
+        )
 
 
 def _is_token_embedding(name: str) -> bool:

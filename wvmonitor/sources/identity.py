@@ -12,10 +12,8 @@ float16's subnormal range (below 6e-5), where that format itself has lost bits.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -23,22 +21,24 @@ from torch import Tensor
 
 from wvmonitor.errors import MissingPathError, UnmeasurableModelError
 from wvmonitor.files.storage import Location, is_url, local_path
+from wvmonitor.sources import digest_cache
+from wvmonitor.sources.digest_cache import FilesState
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import beside_the_language_model
+from wvmonitor.sources.threads import for_each, for_each_tensor
 from wvmonitor.vectors.coverage import component_of
-from wvmonitor.vectors.devices import cores
 
 BLOCK_ELEMENTS = 1 << 18  # half a megabyte in bfloat16: still in a core's cache when it is hashed
 _DEVICE_ELEMENTS = 1 << 22  # an accelerator is asked less often
-_THREADS = 4  # a disk or a page cache feeds no more
 Contents = Callable[[], Iterable[Tensor]]
-FilesState = tuple[object, ...]
 KnownDigest = tuple[FilesState, str]
 _known: dict[FilesState, str] = {}
 
 
 def base_digest(path: Location) -> str:
     """The digest of a base model, as 64 hexadecimal digits.
+
+    Files are hashed once for as long as nothing about them changes (`digest_cache`).
 
     Args:
         path: a folder or file of unquantised weights.
@@ -47,16 +47,22 @@ def base_digest(path: Location) -> str:
         InputError: the weights cannot be read, are quantised, or hold no transformer block.
     """
     key = state_of(path)
-    if key is None or key not in _known:
-        folder = open_base(path)
-        try:
-            digest = digest_of_folder(folder)
-        finally:
-            folder.files.close()
-        if key is None:
-            return digest
-        _known[key] = digest
+    if key is None:
+        return _hashed(path)
+    if key not in _known:
+        kept, began = digest_cache.recalled(key), time.time()
+        _known[key] = kept or _hashed(path)
+        if kept is None and state_of(path) == key:
+            digest_cache.keep(key, _known[key], began)
     return _known[key]
+
+
+def _hashed(path: Location) -> str:
+    folder = open_base(path)
+    try:
+        return digest_of_folder(folder)
+    finally:
+        folder.files.close()
 
 
 def open_base(path: Location) -> ModelFolder:
@@ -94,44 +100,32 @@ def remember(known: KnownDigest) -> None:
 def digest_of_folder(folder: ModelFolder) -> str:
     """The digest of an open folder, streamed block by block, several tensors at a time."""
     shapes = _of_blocks({name: folder.shape(name) for name in folder.names()}, folder.where)
-    own, opened_here = threading.local(), []
 
-    def hashed(name: str) -> str:
-        if not hasattr(own, "folder"):  # descriptors are not shared between threads
-            own.folder = ModelFolder(folder.path)
-            opened_here.append(own.folder)
-        return content_hash(own.folder.stream(name, BLOCK_ELEMENTS))
+    def hashed(mine: ModelFolder, name: str) -> str:
+        return content_hash(mine.stream(name, BLOCK_ELEMENTS))
 
-    pool = ThreadPoolExecutor(_threads(folder))  # hashing and reading let other threads run
-    try:
-        # After a fork torch makes its own threads anew, which must not happen in two at once.
-        pool.submit(torch.get_num_threads).result()
-        return _joined(shapes, dict(zip(shapes, pool.map(hashed, shapes), strict=True)))
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for one in opened_here:
-            one.files.close()
+    return _joined(shapes, for_each_tensor(folder, shapes, hashed))
 
 
-def _threads(folder: ModelFolder) -> int:
-    """How many tensors are hashed at once: one behind a URL, and where they are made whole."""
-    if is_url(folder.path) or folder.needs_its_model or multiprocessing.parent_process():
-        return 1  # worker processes share the cores already
-    return min(_THREADS, cores())
-
-
-def digest_of(tensors: Mapping[str, tuple[tuple[int, ...], Contents]], where: str) -> str:
+def digest_of(
+    tensors: Mapping[str, tuple[tuple[int, ...], Contents]], where: str, *, singly: bool = False
+) -> str:
     """The digest of named tensors, of which only the blocks' linear weights are read.
 
     Args:
         tensors: by name: the shape, and what gives the content in blocks, in order.
         where: how messages name the model.
+        singly: one tensor after another: what gives the contents is a collective.
 
     Raises:
         UnmeasurableModelError: there is no transformer block among the names.
     """
     shapes = _of_blocks({name: shape for name, (shape, _) in tensors.items()}, where)
-    return _joined(shapes, {name: content_hash(tensors[name][1]()) for name in shapes})
+
+    def hashed(name: str) -> str:
+        return content_hash(tensors[name][1]())
+
+    return _joined(shapes, {n: hashed(n) for n in shapes} if singly else for_each(shapes, hashed))
 
 
 def content_hash(blocks: Iterable[Tensor]) -> str:

@@ -11,7 +11,7 @@ from wvmonitor.errors import UnmeasurableModelError, UnsupportedAdapterError
 from wvmonitor.files.storage import shown
 from wvmonitor.sources import identity
 from wvmonitor.sources.adapters.kinds import REFUSED
-from wvmonitor.sources.distributed import full_shape, whole
+from wvmonitor.sources.distributed import any_sharded, full_shape, whole
 from wvmonitor.sources.names import parameter_name, unwrapped
 
 
@@ -141,7 +141,7 @@ def digest_since(root: nn.Module, initial: Mapping[str, Tensor]) -> str:
             )
         shape = tuple(full_shape(tensor))
         tensors[name] = (shape, lambda held=tensor: [whole(held)])  # type: ignore[misc]
-    return identity.digest_of(tensors, "the live model")
+    return identity.digest_of(tensors, "the live model", singly=any_sharded(root))
 
 
 def base_parameters(root: nn.Module) -> dict[str, Tensor]:

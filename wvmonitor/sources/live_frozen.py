@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from wvmonitor.sources.checks import compare_shapes
-from wvmonitor.sources.distributed import whole
+from wvmonitor.sources.distributed import is_sharded, whole
 from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.threads import for_each_tensor
 
 
 def unlike_base(
@@ -33,18 +34,23 @@ def unlike_base(
     Raises:
         ShapeMismatchError: a parameter has another shape there, and is no resized vocabulary.
     """
-    found = {}
+    compared: dict[str, Tensor] = {}
     for name, parameter in own:
         quantised = not parameter.is_floating_point() or parameter.element_size() < 2
-        if name in trained or quantised or parameter.is_meta:
-            continue
-        held, now = folder.stored(name), whole(parameter)
-        if held is None:
-            continue
-        before = folder.read(held).to(now.dtype)
+        if not (name in trained or quantised or parameter.is_meta):
+            compared[name] = parameter
+    stored = {name: held for name in compared if (held := folder.stored(name)) is not None}
+
+    def differs(mine: ModelFolder, name: str) -> bool:
+        now = whole(compared[name])
+        before = mine.read(stored[name]).to(now.dtype)
         if compare_shapes(name, before.shape, now.shape, "the live model"):
             rows = min(before.shape[0], now.shape[0])
             before, now = before[:rows], now[:rows]
-        if not torch.equal(before, now.to("cpu")):
-            found[name] = parameter
-    return found
+        return not torch.equal(before, now.to("cpu"))
+
+    if any(is_sharded(p) for p in compared.values()):  # each a collective, in one order everywhere
+        found = {name: differs(folder, name) for name in stored}
+    else:
+        found = for_each_tensor(folder, stored, differs)
+    return {name: compared[name] for name, other in found.items() if other}

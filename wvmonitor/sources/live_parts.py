@@ -160,8 +160,7 @@ def _parameter_part(
     shape = tuple(module.get_param().shape)
     outputs_last = len(shape) == 3 and not module._did_swap_in_out_features
     name = parameter_name(adapted.path)
-    transposed = outputs_last or is_transposed(name, shape, conv1d=False)
-    layout = Layout(shape, outputs_last, transposed)
+    layout = Layout(shape, outputs_last, is_transposed(name, shape, conv1d=False))
     return _factors_part(adapted, present, initial, starts, name, layout)
 
 

@@ -61,6 +61,10 @@ _TASK_HEAD = re.compile(
 )
 
 
+# What TensorFlow's BERT called a norm's weight and bias; transformers renames both on loading.
+_OLD_NORM = re.compile(r"(?<=LayerNorm\.)(gamma|beta)$")
+
+
 def unwrapped(name: str) -> str:
     """`name` without the components that wrappers insert."""
     plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
@@ -80,7 +84,7 @@ def parameter_name(name: str) -> str:
         >>> parameter_name("layers.0.mlp.up_proj.weight")  # without its head
         'model.layers.0.mlp.up_proj.weight'
     """
-    plain = unwrapped(name)
+    plain = _OLD_NORM.sub(lambda m: {"gamma": "weight"}.get(m[1], "bias"), unwrapped(name))
     inside = _INSIDE.match(plain)
     if inside:
         rest = plain[inside.end() :]

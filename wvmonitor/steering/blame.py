@@ -12,7 +12,8 @@ at θ − ε·w, so the weights are moved twice however many there are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,11 @@ from wvmonitor.vectors import functional
 EPSILON = 0.1
 """The step along w, in units of w. On the bundled model anything from 0.02 to 0.3 ranks alike."""
 
-BATCH_TOKENS = 4096
-"""Tokens in a batch, padding included: the logits of so many are in memory at once."""
+BATCH_TOKENS = 2048
+"""Tokens in a batch, padding included; the logits of those in answers are in memory at once."""
+
+Progress = Callable[[int, int], None]
+"""Told how many examples were read of how many, both passes counted."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def blame(
     *,
     epsilon: float = EPSILON,
     batch_tokens: int = BATCH_TOKENS,
+    progress: Progress | None = None,
 ) -> list[Blamed]:
     """Rank examples by how much each pushes towards w; those that cannot be judged come last.
 
@@ -69,6 +74,7 @@ def blame(
         reference: the direction w.
         epsilon: how far to step to either side, in units of w.
         batch_tokens: the most tokens in a batch, padding included.
+        progress: told after each batch how far it is.
 
     Raises:
         InputError: epsilon is not positive, or there is no example with an answer.
@@ -81,13 +87,19 @@ def blame(
         why = f" (the first: {examples[0].error})" if examples else ""
         raise InputError(f"none of {len(examples)} examples has an answer to judge{why}")
     batches = list(in_batches(usable, batch_tokens))
+
+    def read(examples_read: int) -> None:
+        if progress is not None:
+            progress(examples_read, 2 * len(usable))
+
+    read(0)
     training = model.training
     model.eval()
     try:
         with steered(model, reference, epsilon):
-            ahead = mean_losses(model, batches)
+            ahead = mean_losses(model, batches, read)
         with steered(model, reference, -epsilon):
-            behind = mean_losses(model, batches)
+            behind = mean_losses(model, batches, lambda done: read(len(usable) + done))
     finally:
         model.train(training)
     if not any(math.isfinite(x) for x in ahead.values()):
@@ -129,34 +141,80 @@ def in_batches(
         yield batch
 
 
-def mean_losses(model: nn.Module, batches: Sequence[Sequence[TrainingExample]]) -> dict[int, float]:
-    """Mean loss per answer token of every example, by its index: one evaluation pass."""
+def mean_losses(
+    model: nn.Module,
+    batches: Sequence[Sequence[TrainingExample]],
+    read: Callable[[int], None] = lambda _: None,
+) -> dict[int, float]:
+    """Mean loss per answer token of every example, by its index: one evaluation pass.
+
+    Args:
+        model: in evaluation mode.
+        batches: from `in_batches`.
+        read: told after each batch how many examples were read.
+    """
     device = next(model.parameters()).device
+    waiting: list[tuple[Sequence[TrainingExample], Tensor]] = []
+    done = 0
+    for batch in batches:
+        waiting.append((batch, _batch_losses(model, batch, device)))
+        done += len(batch)
+        read(done)
     found: dict[int, float] = {}
-    waiting = [(batch, _batch_losses(model, batch, device)) for batch in batches]
     for batch, losses in waiting:  # one wait for the device at the end, not one a batch
         found.update(zip((e.index for e in batch), losses.tolist(), strict=True))
     return found
 
 
 def _batch_losses(model: nn.Module, batch: Sequence[TrainingExample], device: Any) -> Tensor:
+    """(examples,) mean loss per answer token."""
     width = len(batch[0].ids)
     # Padded on the right: real tokens never attend to what follows them.
-    ids = torch.tensor([[*e.ids] + [0] * (width - len(e.ids)) for e in batch], device=device)
-    lengths = torch.tensor([len(e.ids) for e in batch], device=device)
-    starts = torch.tensor([e.start for e in batch], device=device)
-    places = torch.arange(width, device=device)
+    ids = torch.tensor([[*e.ids] + [0] * (width - len(e.ids)) for e in batch])
+    lengths = torch.tensor([len(e.ids) for e in batch])
+    starts = torch.tensor([e.start for e in batch])
+    places = torch.arange(width)
     attended = (places < lengths[:, None]).long()
-    first = max(min(e.start for e in batch) - 1, 0)
-    logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits
-    logits = logits[:, first:-1]
-    logits = logits.to(functional.working_dtype(logits))
-    losses = torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2), ids[:, first + 1 :], reduction="none"
-    )
     counted = (places >= starts[:, None]) & (places < lengths[:, None])
-    counted = counted[:, first + 1 :]
-    return (losses.double() * counted).sum(1) / counted.sum(1)
+    rows, answered = counted.nonzero(as_tuple=True)  # on the host, so that no device is waited for
+    predicted = ids[rows, answered].to(device)
+    rows, before = rows.to(device), (answered - 1).to(device)
+    with _head_at(model, rows, before, ids.shape):
+        logits = model(
+            input_ids=ids.to(device), attention_mask=attended.to(device), use_cache=False
+        ).logits
+    logits = logits[rows, before] if logits.shape[:2] == ids.shape else logits[0]
+    losses = torch.nn.functional.cross_entropy(
+        logits.to(functional.working_dtype(logits)), predicted, reduction="none"
+    )
+    by_example = torch.zeros(ids.shape, dtype=torch.float64, device=device)
+    by_example[rows, before] = losses.double()
+    return by_example.sum(1) / (lengths - starts).to(device)
+
+
+@contextmanager
+def _head_at(model: nn.Module, rows: Tensor, places: Tensor, shape: torch.Size) -> Iterator[None]:
+    """Logits of these places alone, (1, places, vocabulary): of a prompt's tokens nobody asks.
+
+    A model whose head is not where transformers says, or sees something else than one state for
+    each token, gives all its logits as ever.
+    """
+
+    def chosen(_head: nn.Module, states: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if states and isinstance(states[0], Tensor) and states[0].shape[:2] == shape:
+            return (states[0][rows, places][None], *states[1:])
+        return None
+
+    head_of = getattr(model, "get_output_embeddings", None)
+    head = head_of() if callable(head_of) else None
+    if not isinstance(head, nn.Module):
+        yield
+        return
+    handle = head.register_forward_pre_hook(chosen)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _ranked(

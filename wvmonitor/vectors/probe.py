@@ -8,6 +8,7 @@ Dimension suffixes: N rows, I inputs, T tokens.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from wvmonitor.errors import InputError, KeyMismatchError
+from wvmonitor.vectors import functional
 
 PROBE_ROWS = 256
+_RECENT = 4  # tensors back that may feed another map of their block: q, k, v and, in some, the MLP
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,17 @@ class _Moments:
         self.tokens = 0
 
     def add(self, x_TI: Tensor) -> None:
-        x = x_TI.detach().to("cpu", torch.float64)
         if self._exact:
+            x = x_TI.detach().to("cpu", torch.float64)
             self._sum += x.mT @ x
         else:
-            signs = torch.randint(0, 2, (self._rows, len(x)), generator=self._generator)
-            self._sum += (signs.to(torch.float64) * 2 - 1) @ x / self._rows**0.5
-        self.tokens += len(x)
+            # drawn on the host, so that a seed means the same signs on every device
+            size = (self._rows, len(x_TI))
+            bits = torch.randint(0, 2, size, generator=self._generator, dtype=torch.float32)
+            signs_NT = (bits * 2 - 1).to(x_TI.device)
+            found = functional.matmul(signs_NT, x_TI.detach().to(torch.float32))
+            self._sum += found.to("cpu", torch.float64) / self._rows**0.5
+        self.tokens += len(x_TI)
 
     def rows_NI(self) -> Tensor:
         """(N, I) rows X with XᵀX ≈ the mean of x xᵀ."""
@@ -70,7 +77,7 @@ class _Moments:
 @torch.no_grad()
 def collect_probe(
     model: nn.Module,
-    batches: Iterable[tuple[Mapping[str, Tensor], Tensor]],
+    batches: Iterable[tuple[Mapping[str, Any], Tensor]],
     parameters: Iterable[str],
     *,
     rows: int = PROBE_ROWS,
@@ -98,20 +105,22 @@ def collect_probe(
     modules = {name: _linear_module(model, name) for name in parameters}
     moments: dict[str, _Moments] = {}
     leader: dict[str, str] = {}
-    seen: dict[int, tuple[Tensor, str]] = {}
-    mask = torch.zeros(0, dtype=torch.bool)
+    recent: deque[tuple[Tensor, str]] = deque(maxlen=_RECENT)
+    places = torch.zeros(0, dtype=torch.int64)
 
     def watch(name: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
             x: Tensor = args[0]
             # one tensor feeding several maps (q, k, v) is counted once and shared
-            first = seen.setdefault(id(x), (x, name))[1]
+            first = next((owner for held, owner in recent if held is x), None)
+            if first is None:
+                recent.append((x, first := name))
             if leader.setdefault(name, first) != name:
                 return
             if name not in moments:
                 generator = torch.Generator().manual_seed(seed + len(moments))
                 moments[name] = _Moments(x.shape[-1], rows, generator)
-            moments[name].add(x.reshape(*mask.shape, -1)[mask])
+            moments[name].add(x.reshape(-1, x.shape[-1])[places.to(x.device)])
 
         return hook
 
@@ -120,8 +129,8 @@ def collect_probe(
     model.eval()  # dropout is no part of the ordinary inputs
     try:
         for inputs, counted in batches:
-            mask = counted.to(torch.bool)
-            seen.clear()
+            places = counted.reshape(-1).nonzero().squeeze(1)
+            recent.clear()
             model(**inputs)
     finally:
         for handle in handles:

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from wvmonitor.errors import AdapterError, UnsupportedAdapterError
 from wvmonitor.files.storage import Location, shown
-from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
+from wvmonitor.sources.adapters.config import lora_settings
+from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState, adapter_config
 from wvmonitor.sources.adapters.kinds import MERGED, MERGED_VARIANTS, REFUSED
 from wvmonitor.sources.adapters.lora import read_lora
 from wvmonitor.sources.adapters.merged import read_merged
+from wvmonitor.sources.adapters.mlx import read_mlx
 from wvmonitor.vectors import TaskVector
 
 __all__ = ["LOADERS", "REFUSED", "read_adapter"]
@@ -29,7 +31,7 @@ def read_adapter(
     """The task vector of a PEFT adapter folder.
 
     Args:
-        path: the folder that `save_pretrained` wrote.
+        path: the folder that PEFT's `save_pretrained`, or mlx-lm, wrote.
         base: folder of the base model. Needed where the change depends on the base's weights
             (DoRA, modules stored whole, fused experts, everything that is not LoRA) and checked
             against the adapter wherever it is given. Without it, a local folder named in the
@@ -46,6 +48,9 @@ def read_adapter(
         ShapeMismatchError: a tensor does not fit the base.
         NonFiniteError: when an update is produced, if a tensor holds NaN or infinity.
     """
+    config = adapter_config(path)
+    if "peft_type" not in config and config.keys() & {"fine_tune_type", "lora_parameters"}:
+        return read_mlx(path, config, base)
     folder = AdapterFolder(path, base)
     if folder.kind in REFUSED:
         raise UnsupportedAdapterError(
@@ -63,6 +68,15 @@ def read_adapter(
             "adapter's weights before saving it (ZeRO-3, FSDP), or re-save it with PEFT"
         )
     state = None if initial is None else InitialState(initial)
-    if any(folder.config.get(field) for field in MERGED_VARIANTS):
+    if folder.kind == "LORA" and _only_peft_computes(folder):
+        lora_settings(folder.config, folder.config_where)  # refuses what has no task vector
         return read_merged(folder, state)
     return LOADERS[folder.kind](folder, state)
+
+
+def _only_peft_computes(folder: AdapterFolder) -> bool:
+    """Whether a LoRA is of a variant, or on layers (convolutions), that PEFT itself must merge."""
+    if any(folder.config.get(field) for field in MERGED_VARIANTS):
+        return True
+    factors = (key for key in folder.files.names() if key.endswith(".lora_A.weight"))
+    return any(len(folder.files.info(key).shape) > 2 for key in factors)

@@ -13,11 +13,11 @@ from wvmonitor.errors import (
     InputError,
     KeyMismatchError,
     MissingPathError,
-    UnsupportedAdapterError,
 )
-from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint, weights_below
+from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, is_url, joined, list_folder, local_path, shown
+from wvmonitor.files.weight_names import weights_below
 from wvmonitor.sources import identity
 from wvmonitor.sources.checks import check_finite
 from wvmonitor.sources.folder import ModelFolder
@@ -50,14 +50,8 @@ class AdapterFolder:
             AdapterError: the configuration does not say which kind of adapter it is.
         """
         self.path = path
-        list_folder(path)
-        self.config = _read_config(path)
+        self.config = adapter_config(path)
         self.config_where = f"adapter_config.json of {shown(path)}"
-        if "fine_tune_type" in self.config and "peft_type" not in self.config:
-            raise UnsupportedAdapterError(
-                f"{shown(path)} is an adapter of mlx-lm, whose factors and names are its own: fuse "
-                "it (`mlx_lm.fuse`) and give the whole model that comes out"
-            )
         kind = self.config.get("peft_type")
         if not isinstance(kind, str):
             raise AdapterError(
@@ -191,7 +185,14 @@ class InitialState:
         return check_finite(self._held[key], key, self.where)
 
 
-def _read_config(path: Location) -> dict[str, Any]:
+def adapter_config(path: Location) -> dict[str, Any]:
+    """The adapter_config.json of a folder.
+
+    Raises:
+        MissingPathError: there is none, or no such folder; the message says what lies below.
+        MalformedFileError: it is not JSON.
+    """
+    list_folder(path)
     try:
         return read_json(joined(path, "adapter_config.json"))
     except MissingPathError as error:

@@ -47,6 +47,7 @@ def target_parameters(
                 )
             shape = tuple(parameter.shape)
             outputs_last = len(shape) == 3 and bool(getattr(module, "is_transposed", False))
-            transposed = outputs_last or is_transposed(name, shape, conv1d=False)
+            # of stacked experts nothing asks which way round they are stored, as of whole files
+            transposed = is_transposed(name, shape, conv1d=False)
             placed[keys_path] = (parameter_name(name), Layout(shape, outputs_last, transposed))
     return placed

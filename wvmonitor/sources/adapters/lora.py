@@ -6,9 +6,8 @@ for embeddings `lora_embedding_A` (R, tokens), `lora_embedding_B` (dim, R), with
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from torch import Tensor
 from torch.nn.functional import pad
@@ -17,9 +16,11 @@ from wvmonitor.errors import AdapterError, KeyMismatchError, ShapeMismatchError
 from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters import saved_modules
 from wvmonitor.sources.adapters.config import LoraSettings, lora_settings
+from wvmonitor.sources.adapters.experts import expert_parts, is_single_expert
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
 from wvmonitor.sources.adapters.fused import target_parameters
 from wvmonitor.sources.adapters.kinds import RECORD_IT
+from wvmonitor.sources.adapters.lora_keys import Keys, Run, check_factors, sorted_keys
 from wvmonitor.sources.adapters.lora_module import (
     ComputedStart,
     Layout,
@@ -28,48 +29,9 @@ from wvmonitor.sources.adapters.lora_module import (
 )
 from wvmonitor.sources.adapters.parts import Part, assembled
 from wvmonitor.sources.checks import compare_shapes
-from wvmonitor.sources.conversion import Fused, converted, fuse
 from wvmonitor.sources.names import is_transposed, may_be_conv1d, parameter_name
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Origin, TaskVector, Update
 from wvmonitor.vectors import update as updates
-
-_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
-# What a key ends with, and what it then is. Longer endings first.
-_ROLES = {
-    ".lora_A.weight": "A",
-    ".lora_B.weight": "B",
-    ".lora_B.bias": "bias",
-    ".lora_embedding_A": "A",
-    ".lora_embedding_B": "B",
-    ".lora_magnitude_vector.weight": "magnitude",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_velora_embed": "none",  # VeLoRA's projection of activations, used in training only
-}
-
-
-@dataclass
-class _Keys:
-    """The keys of one adapted module, by role.
-
-    Attributes:
-        path: the module, with `base_layer` where PEFT nests wrappers.
-        embedding: whether the factors are an embedding's.
-        of: role -> key without PEFT's prefix.
-    """
-
-    path: str
-    embedding: bool
-    of: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What every module of one adapter is read with."""
-
-    folder: AdapterFolder
-    settings: LoraSettings
-    initial: InitialState | None
-    mixed: bool
 
 
 def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector:
@@ -81,7 +43,7 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
         ShapeMismatchError: a factor does not fit the base.
     """
     settings = lora_settings(folder.config, folder.config_where)
-    modules, rest = _sorted_keys(folder)
+    modules, rest = sorted_keys(folder)
     _check_complete(folder, settings, modules)
     _check_start(folder, settings, initial=initial is not None)
     parameters = target_parameters(folder, settings, modules) if settings.parameters else {}
@@ -91,11 +53,11 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
             f"{folder.where} has factors at {shown(loose[0])} that belong to no parameter of its "
             "target_parameters: re-save the adapter"
         )
-    run = _Run(folder, settings, initial, _mixed(modules))
-    parts = expert_parts(run, modules)
+    run = Run(folder, settings, initial, _mixed(modules))
+    parts = expert_parts(run, modules) if any(".experts." in path for path in modules) else []
     embeddings = [module for module in modules.values() if module.embedding]
     for path, module in modules.items():
-        if _ONE_EXPERT.search(f"{path}.") and parts:
+        if parts and is_single_expert(path):
             continue
         if path in parameters or not _is_tied_copy(folder, settings, module, embeddings):
             parts += _parts(run, module, *(parameters.get(path) or _weight(run, module)))
@@ -117,83 +79,8 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
     return assembled(parts, origin)
 
 
-def expert_parts(run: _Run, modules: Mapping[str, _Keys]) -> list[Part]:
-    """The parts of adapters on single experts that transformers 5 holds fused, as it fuses weights.
-
-    Fusing (stacking, concatenating, transposing) is linear: the fused parameter's change is the
-    fused changes of its parts.
-
-    Raises:
-        AdapterError: an expert or one of its halves is not adapted, or the start is not the base.
-    """
-    single = {f"{p}.weight": m for p, m in modules.items() if _ONE_EXPERT.search(f"{p}.")}
-    base = run.folder.base
-    if not single or base is None or all(base.stored(parameter_name(n)) for n in single):
-        return []
-    if run.settings.dora or run.settings.start != "base" or run.initial is not None:
-        raise AdapterError(
-            f"{run.folder.where} adapts single experts by DoRA or from a start of its own, which "
-            "the base holds fused: merge it with the version of PEFT it was made with"
-        )
-
-    def part(fused: Fused) -> Part:
-        shape = tuple(base.meta_model.get_parameter(fused.name).shape)
-
-        def delta(key: str) -> Tensor:
-            made = LoraModule(key, *_factors(run, single[key]))
-            return updates.to_dense(made.product())
-
-        def produce() -> Update:
-            made = fuse(fused, delta, base.meta_model, run.folder.where)
-            return DenseUpdate(made, base.is_transposed(parameter_name(fused.name)))
-
-        return Part(parameter_name(fused.name), shape, produce)
-
-    sources = converted(single, base.meta_model, run.folder.where)
-    plain = [source for source in sources.values() if not isinstance(source, Fused)]
-    if plain:
-        raise AdapterError(
-            f"{run.folder.where} adapts {shown(plain[0])} beside experts that the base holds "
-            "fused: give the base that the adapter was trained on"
-        )
-    return [part(source) for source in sources.values() if isinstance(source, Fused)]
-
-
-def _factors(run: _Run, module: _Keys) -> tuple[Tensor, Tensor, float, Layout]:
-    """A, B, scale and layout of a linear layer's factors."""
-    a, b = (run.folder.read(module.of[role]) for role in "AB")
-    layout = Layout((b.shape[0], a.shape[1]), outputs_last=False, transposed=False)
-    _check_factors(run, module, run.settings.rank_of(module.path), layout)
-    return a, b, run.settings.scale_of(module.path), layout
-
-
-def _sorted_keys(folder: AdapterFolder) -> tuple[dict[str, _Keys], list[str]]:
-    modules: dict[str, _Keys] = {}
-    rest: list[str] = []
-    for key in folder.keys():  # noqa: SIM118  a method of the folder, not a dict's
-        ending = next((e for e in _ROLES if key.endswith(e)), None)
-        if ending is None:
-            if ".lora_" in key:
-                raise AdapterError(
-                    f"the key {shown(key)} of {folder.where} is not one that PEFT's LoRA saves: "
-                    "re-save the adapter with save_pretrained"
-                )
-            rest.append(key)
-            continue
-        path = key.removesuffix(ending)
-        module = modules.setdefault(path, _Keys(path, "_embedding_" in ending))
-        if _ROLES[ending] in module.of:
-            raise AdapterError(
-                f"{folder.where} holds {shown(key)} and {shown(module.of[_ROLES[ending]])}, "
-                "which are one thing: re-save the adapter"
-            )
-        module.of[_ROLES[ending]] = key
-        module.embedding |= "_embedding_" in ending
-    return modules, rest
-
-
 def _check_complete(
-    folder: AdapterFolder, settings: LoraSettings, modules: Mapping[str, _Keys]
+    folder: AdapterFolder, settings: LoraSettings, modules: Mapping[str, Keys]
 ) -> None:
     for module in modules.values():
         for role in ("A", "B", *(("magnitude",) if settings.dora else ())):
@@ -240,7 +127,7 @@ def _check_start(folder: AdapterFolder, settings: LoraSettings, *, initial: bool
         )
 
 
-def _weight(run: _Run, module: _Keys) -> tuple[str, Layout]:
+def _weight(run: Run, module: Keys) -> tuple[str, Layout]:
     """The weight that a module's factors change, and how it is stored.
 
     Raises:
@@ -256,7 +143,7 @@ def _weight(run: _Run, module: _Keys) -> tuple[str, Layout]:
         if held is None:
             raise KeyMismatchError(
                 f"{folder.where} changes {shown(name)}, which the base {folder.base.where} does "
-                "not have: give the base that the adapter was trained on"
+                "not have: check that this is the model that the adapter was trained on"
             )
         resized = compare_shapes(held, folder.base.shape(held), shape, folder.where)
         if resized and (run.settings.dora or run.settings.start != "base"):
@@ -266,12 +153,12 @@ def _weight(run: _Run, module: _Keys) -> tuple[str, Layout]:
     return name, Layout(shape, outputs_last, is_transposed(name, shape, conv1d=conv1d))
 
 
-def _parts(run: _Run, module: _Keys, name: str, layout: Layout) -> list[Part]:
+def _parts(run: Run, module: Keys, name: str, layout: Layout) -> list[Part]:
     """What a module's factors change, and its bias."""
     folder, settings, initial = run.folder, run.settings, run.initial
     # PEFT looks patterns up by the module, of a target parameter by the parameter
     pattern_name = name if name == module.path or len(layout.shape) == 3 else module.path
-    _check_factors(run, module, settings.rank_of(pattern_name), layout)
+    check_factors(run, module, settings.rank_of(pattern_name), layout)
     scale = settings.scale_of(pattern_name)
     computed = settings.start in ("pissa", "olora")
     # PEFT has these starts for linear layers only: an embedding's adapter starts at zero
@@ -318,21 +205,7 @@ def _on_rows(update: Update, rows: int) -> Update:
     return replace(common, left=pad(common.left, (0, 0, 0, rows - common.shape[0])))
 
 
-def _check_factors(run: _Run, module: _Keys, rank: int, layout: Layout) -> None:
-    a, b = (run.folder.shape(module.of[role]) for role in "AB")
-    stacked = rank * (layout.shape[0] if len(layout.shape) == 3 else 1)
-    inputs, outputs = layout.shape[-2:] if layout.outputs_last else layout.shape[:-3:-1]
-    if a != (stacked, inputs) or b != (outputs, stacked):
-        raise AdapterError(
-            f"{shown(module.of['A'])} {a} and {shown(module.of['B'])} {b} of {run.folder.where} "
-            f"are no factors of rank {rank} (as {run.settings.where} says) for a parameter of "
-            f"shape {layout.shape}: re-save the adapter, or give the base that it was trained on"
-        )
-
-
-def _keys_at_start(
-    run: _Run, module: _Keys, name: str, *, at_base: bool
-) -> Mapping[str, str] | None:
+def _keys_at_start(run: Run, module: Keys, name: str, *, at_base: bool) -> Mapping[str, str] | None:
     """The keys under which the initial state holds a module's start; None where it is the base."""
     if run.initial is None:
         return None
@@ -343,7 +216,7 @@ def _keys_at_start(
     return module.of if module.of["A"] in run.initial or not at_base else None
 
 
-def _bias_part(run: _Run, module: _Keys, scale: float, layout: Layout) -> Part:
+def _bias_part(run: Run, module: Keys, scale: float, layout: Layout) -> Part:
     folder, initial, key = run.folder, run.initial, module.of["bias"]
     outputs = layout.shape[-1 if layout.outputs_last else -2]
     if folder.shape(key) != (outputs,):
@@ -359,7 +232,7 @@ def _bias_part(run: _Run, module: _Keys, scale: float, layout: Layout) -> Part:
     return Part(parameter_name(f"{module.path}.bias"), (outputs,), produce)
 
 
-def _is_conv1d(run: _Run, name: str, sizes: tuple[int, int]) -> bool:
+def _is_conv1d(run: Run, name: str, sizes: tuple[int, int]) -> bool:
     folder, settings = run.folder, run.settings
     base = folder.base
     if base is not None:
@@ -379,14 +252,14 @@ def _is_conv1d(run: _Run, name: str, sizes: tuple[int, int]) -> bool:
     return False
 
 
-def _mixed(modules: Mapping[str, _Keys]) -> bool:
+def _mixed(modules: Mapping[str, Keys]) -> bool:
     """Whether names alone allow Conv1D for some adapted modules and not for others."""
     linear = [may_be_conv1d(f"{m.path}.weight") for m in modules.values() if not m.embedding]
     return any(linear) and not all(linear)
 
 
 def _is_tied_copy(
-    folder: AdapterFolder, settings: LoraSettings, module: _Keys, embeddings: Sequence[_Keys]
+    folder: AdapterFolder, settings: LoraSettings, module: Keys, embeddings: Sequence[Keys]
 ) -> bool:
     """Whether this is the head's half of an adapter on tied weights, which count once."""
     if not settings.tied or module.embedding:

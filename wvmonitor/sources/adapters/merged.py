@@ -9,6 +9,7 @@ it (`_explicit`).
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -144,7 +145,7 @@ def read_merged(folder: AdapterFolder, initial: InitialState | None) -> TaskVect
         source=folder.where,
         base_digest=folder.base_digest,
         base_name=folder.base_name,
-        method=folder.kind.lower(),
+        method="dora" if folder.config.get("use_dora") else folder.kind.lower(),
         rank=_rank(folder),
         step=folder.step,
         warnings=tuple(folder.warnings),
@@ -162,8 +163,8 @@ def _held(base: ModelFolder, name: str) -> str:
     held = base.stored(name)
     if held is None:
         raise KeyMismatchError(
-            f"the base {base.where} has no {shown(name)}: give the base that the adapter was "
-            "trained on"
+            f"the base {base.where} has no {shown(name)}: check that this is the model that the "
+            "adapter was trained on"
         )
     return held
 
@@ -216,7 +217,7 @@ def _divided(folder: AdapterFolder, base: ModelFolder) -> tuple[dict[str, str], 
         if not owner and not key.startswith("base_model."):
             raise KeyMismatchError(
                 f"the key {shown(key)} of {folder.where} belongs to no module of the base "
-                f"{base.where}: give the base that the adapter was trained on"
+                f"{base.where}: check that this is the model that the adapter was trained on"
             )
         adapter[key] = owner
     return adapter, whole
@@ -234,7 +235,10 @@ def _built(folder: AdapterFolder, base: ModelFolder, targets: list[str]) -> Peft
         for name, parameter in model.named_parameters():
             parameter.copy_(base.read(_held(base, parameter_name(name))))
     config_class = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(folder.kind)]
+    known = {field.name for field in dataclasses.fields(config_class)}
     explicit = _explicit(folder, targets)
+    # what another version of PEFT has, and does not use here, means nothing
+    explicit = {name: value for name, value in explicit.items() if value or name in known}
     try:
         config = config_class(**explicit)
         with _own_randomness():

@@ -129,8 +129,8 @@ def tokens_part(folder: AdapterFolder, key: str, initial: InitialState | None) -
     held = base.stored(name)
     if held is None:
         raise KeyMismatchError(
-            f"{shown(name)} of {folder.where} is not in the base {base.where}: give the base that "
-            "training started from"
+            f"{shown(name)} of {folder.where} is not in the base {base.where}: check that this is "
+            "the model that training started from"
         )
     shape = base.shape(held)
     indices = _indices(folder, module)

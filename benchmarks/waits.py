@@ -1,0 +1,339 @@
+"""The waits that people meet: at a prompt, in a pipeline, before the first step; and their floors.
+
+`--before CHECKOUT` measures an older checkout beside this one: the same tasks, in turns, in one
+run. Everything runs in processes of its own, on one thread; times are processor time, system calls
+included, so that a busy machine wrongs neither side much. Ratios are of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import inputs, shapes, wait_tasks
+from benchmarks.report import Check, Figure, arguments, at_most, publish
+from benchmarks.wait_tasks import model_of
+from wvmonitor.cli.app import application
+from wvmonitor.live.monitor import Monitor, Run
+from wvmonitor.references import ReferenceBank
+from wvmonitor.sources import base_digest
+from wvmonitor.testing import planted_bank, tiny_base
+
+HERE = Path(__file__).resolve().parents[1]
+TASKS = HERE / "benchmarks" / "wait_tasks.py"
+TORCH = "`import torch`"
+_WHEN = ("", ", before")
+
+
+@dataclass(frozen=True)
+class Wait:
+    """One thing that people wait for.
+
+    Attributes:
+        name: what, in which size.
+        goal: the most that it should be, in seconds or, where there is a floor, in times the floor;
+            None where the figure only stands beside others.
+        floor: what the floor is, in words.
+        command: arguments of wvmonitor; a task of `wait_tasks` where there are none.
+        task, argument: of `wait_tasks`.
+        again: what a task does a second time, beside its floor as well.
+        old: whether an older checkout does it in another way.
+    """
+
+    name: str
+    goal: float | None
+    floor: str = ""
+    command: Sequence[str] = ()
+    task: str = ""
+    argument: Mapping[str, Any] = field(default_factory=dict)
+    again: str = ""
+    old: bool = True
+
+
+@dataclass
+class _Version:
+    """One checkout, and what was measured of it: ours, the floor, and what a task said besides."""
+
+    root: Path
+    digests: Path
+    ours: list[float] = field(default_factory=list)
+    floor: list[float] = field(default_factory=list)
+    said: dict[str, Any] = field(default_factory=dict)
+    peak_megabytes: float = 0.0
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measure every wait; Ctrl-C ends it with what was measured so far."""
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--before", type=Path, help="another checkout, to be measured beside this one")
+    mine, rest = own.parse_known_args(argv)
+    asked = arguments("waits", __doc__, rest)
+    torch.set_num_threads(1)
+    os.environ["WVMONITOR_DIGEST_CACHE"] = "off"  # of this process, which makes the inputs
+    figures: list[Figure] = []
+    checks: list[Check] = []
+    imports: list[float] = []
+    with tempfile.TemporaryDirectory(dir=asked.work) as folder, suppress(KeyboardInterrupt):
+        for wait in _waits(Path(folder), asked.rounds, asked.part, quick=asked.quick):
+            versions = [_Version(HERE, Path(folder, "digests"))]
+            if mine.before and wait.old:
+                versions.append(_Version(mine.before.resolve(), Path(folder, "digests-before")))
+            for _ in range(1 if wait.task else asked.rounds):
+                if wait.floor == TORCH and not asked.quick:
+                    imports.append(_run(("-c", "import torch"), versions[0], Path(folder))[1])
+                for version in versions:
+                    (_try if asked.quick else _measure)(wait, version, Path(folder))
+                    if wait.floor == TORCH:
+                        version.floor = imports or [1.0]
+            for version, when in zip(versions, _WHEN, strict=False):
+                for figure in _figures(wait, version, when):
+                    print(f"{figure.name}: {figure.value:.3g} {figure.unit}", flush=True)
+                    figures.append(figure)
+            checks += _checks(wait, versions[0].said)
+    return publish("waits", figures, checks, quick=asked.quick, path=asked.json)
+
+
+def _figures(wait: Wait, version: _Version, when: str) -> Iterator[Figure]:
+    floor, load = version.floor, os.getloadavg()[0]
+    unit = f"× {wait.floor}" if wait.floor else "s"
+    for name, goal, ours in (
+        (wait.name, wait.goal, version.ours),
+        (f"{wait.name}{wait.again}", None, version.said.get("again", [])),
+    ):
+        if not ours:
+            continue
+        value = statistics.median(ours) / (statistics.median(floor) if floor else 1)
+        detail = {"ours": ours, "floor": floor, "load": load, "peak_mb": version.peak_megabytes}
+        if goal is None or when:
+            yield Figure(f"{name}{when}", value, unit, detail=detail)
+        else:
+            yield at_most(name, value, goal, unit, **detail)
+
+
+def _checks(wait: Wait, said: Mapping[str, Any]) -> Iterator[Check]:
+    if wait.task == "probe":
+        yield Check("tokens in the probe", said["tokens"], said["expected"])
+    if wait.task == "blame":
+        yield Check("loss of an example (to second order)", said["loss"], said["plain_loss"])
+
+
+def _try(wait: Wait, version: _Version, _: Path) -> None:
+    """Everything in this process, which has imported what takes long: does it run?"""
+    if wait.task:
+        said = wait_tasks.TASKS[wait.task](dict(wait.argument))
+        version.said = json.loads(json.dumps(said))
+        version.ours, version.floor = version.said["ours"], version.said.get("floor", [])
+        return
+    began = time.process_time()
+    done = CliRunner().invoke(application(), list(wait.command))
+    if done.exit_code:
+        raise RuntimeError(f"{wait.name} ended with {done.exit_code}: {done.output}")
+    version.ours = [time.process_time() - began]
+
+
+def _measure(wait: Wait, version: _Version, folder: Path) -> None:
+    if not wait.task:
+        command = ("-P", "-m", "wvmonitor", *wait.command)
+        _, seconds, version.peak_megabytes = _run(command, version, folder)
+        version.ours.append(seconds)
+        return
+    command = ("-P", str(TASKS), wait.task, json.dumps(dict(wait.argument)))
+    found, _, version.peak_megabytes = _run(command, version, folder)
+    version.said = json.loads(found.strip().splitlines()[-1])
+    version.ours, version.floor = version.said["ours"], version.said.get("floor", [])
+
+
+def _run(command: Sequence[str], version: _Version, folder: Path) -> tuple[str, float, float]:
+    """What Python printed, its processor seconds, and its peak of memory in MB."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(version.root),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "WVMONITOR_DIGEST_CACHE": str(version.digests),
+    }
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=folder,
+        check=False,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise RuntimeError(f"{command} ended with {done.returncode}: {done.stderr[-2000:]}")
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.stdout, seconds, after.ru_maxrss / 1000
+
+
+def _waits(work: Path, rounds: int, part: int, *, quick: bool) -> Iterator[Wait]:
+    """Every wait, those of most people first; its inputs are made when it comes to it."""
+    shape = shapes.SMOLLM2.with_layers(2) if quick else shapes.SMOLLM2.part(part)
+    size = f"{shape.name}, {shape.layers} layers"
+    yield from _scans(work, rounds, shape, size)
+    dry = ("build", "organism-evil", "--model", "tiny-organism", "--out", str(work / "built"))
+    yield Wait("`wvmonitor build --dry-run`", 1.5, TORCH, (*dry, "--dry-run"))
+    passes = {"rounds": rounds, "tiny": quick, "layers": shape.layers, "rows": 8}
+    bare = "two passes without padding, logits of answers alone"
+    yield Wait(f"`blame`, {size}, 8 examples", 1.5, bare, task="blame", argument=passes)
+    bare = "a bare forward pass"
+    yield Wait(f"probe, {size}, 8 rows of text", 1.3, bare, task="probe", argument=passes)
+    yield Wait("`wvmonitor doctor`", 1.5, TORCH, ("doctor",))
+    yield Wait("`wvmonitor --help`", 0.4, command=("--help",))
+    yield from _journals(work, part, quick=quick)
+    yield from _memory(work, quick=quick)
+    yield from _many_modules(work, rounds, quick=quick)
+
+
+def _scans(work: Path, rounds: int, shape: shapes.Shape, size: str) -> Iterator[Wait]:
+    """A LoRA adapter of a small base, scanned; and the base under a live LoRA."""
+    base, bank = work / "base", work / "bank"
+    model_of(shape.layers, tiny=False, dtype=torch.bfloat16).save_pretrained(base)
+    digest, linears = base_digest(base), shape.linears()
+    inputs.bank_of(
+        inputs.reference(f"r{i}", inputs.factors(linears, 32, 1000 + i, digest=digest), digest)
+        for i in range(4)
+    ).save(bank)
+    adapter = inputs.write_adapter(work / "adapter", linears, 16, 1, base=str(base))
+    command = ("scan", str(adapter), "--references", str(bank))
+    name = f"`wvmonitor scan` of one LoRA r=16, 4 references, {size}"
+    yield Wait(f"{name}, base never seen", None, TORCH, command)
+    yield Wait(f"{name}, base seen before", 1.3, TORCH, command)
+    argument = {"base": str(base), "rounds": rounds, "layers": shape.layers}
+    argument["digests"] = str(work / "digests-attach")
+    name, floor = f"attach to a LoRA, {size}", "one hash of the base's file"
+    yield Wait(name, 1.2, floor, task="attach", argument=argument, again=", base seen before")
+
+
+def _many_modules(work: Path, rounds: int, *, quick: bool) -> Iterator[Wait]:
+    shape = shapes.TINY if quick else shapes.QWEN_30B_MOE.with_layers(2)
+    linears = shape.linears()
+    adapter = inputs.write_adapter(work / "experts", linears, 16, 1, dtype=torch.bfloat16)
+    bank = inputs.write_bank(work / "experts-bank", linears, 1, 4)
+    yield Wait(
+        f"adapter of {len(linears)} small modules",
+        5,
+        "reading its file",
+        task="modules",
+        argument={"adapter": str(adapter), "bank": str(bank), "rounds": rounds},
+        old=False,
+    )
+
+
+def _journals(work: Path, part: int, *, quick: bool) -> Iterator[Wait]:
+    readings, runs, checkpoints = (40, 5, 20) if quick else (100_000 // part, 1000, 10_000)
+    bank, journal, watched = work / "tiny-bank", work / "journal", work / "watched"
+    made = _one_journal(work / "tiny-base", bank, journal)
+    (watched / ".wvmonitor").mkdir(parents=True)
+    shutil.copy(made, watched / ".wvmonitor" / made.name)
+    for number in range(runs):
+        folder = work / "sweep" / f"run-{number}"
+        folder.mkdir(parents=True)
+        shutil.copy(made, folder / made.name)
+    command = ("runs", str(work / "sweep"), "--json")
+    yield Wait(f"`wvmonitor runs` over {runs:,} journals", 2, command=command, old=False)
+    _lengthen(made, ["long"], readings)
+    report = ("report", str(made), "--run", "long", "-o", str(work / "report.html"))
+    yield Wait(f"`wvmonitor report` of {readings:,} readings", 2, command=report)
+    names = [f"run-{i}" for i in range(10)]
+    for name in names:
+        for step in range(1, checkpoints // len(names) + 1):
+            folder = watched / name / f"checkpoint-{step}"
+            folder.mkdir(parents=True)
+            for file in ("adapter_config.json", "adapter_model.safetensors", "trainer_state.json"):
+                (folder / file).write_bytes(b"{}")
+    _lengthen(watched / ".wvmonitor" / made.name, names, checkpoints // len(names))
+    yield Wait(
+        f"`wvmonitor watch` begins above {checkpoints:,} checkpoints it has measured",
+        2,
+        task="watch",
+        argument={"bank": str(bank), "runs": str(watched)},
+    )
+
+
+def _one_journal(base: Path, bank: Path, folder: Path) -> Path:
+    """A journal of three readings of one run."""
+    from transformers import AutoModelForCausalLM
+
+    tiny_base(base)
+    planted_bank(base).save(bank)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    monitor = Monitor(ReferenceBank.load(bank), every_n_steps=1, max_overhead=1, journal_dir=folder)
+    monitor.start(model, Run(planned_steps=100))
+    for step in (1, 2, 3):
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim == 2 and "layers." in name:
+                    parameter.add_(torch.randn_like(parameter), alpha=1e-3)
+        monitor.observe(model, step, force=True)
+    monitor.close()
+    return folder / "wvmonitor.db"
+
+
+def _lengthen(journal: Path, names: Sequence[str], readings: int) -> None:
+    """Give a journal runs of many readings, copies of its last one."""
+    columns = {
+        "readings": "wall_time, measure_seconds, norm, progress, layout, detail, scores, "
+        "judge_state, arrays",
+        "scores": "reference, kind, record",
+        "verdicts": "reference, state, score, threshold, record",
+    }
+    with closing(sqlite3.connect(journal)) as connection, connection:
+        connection.execute("CREATE TEMP TABLE steps (step INTEGER)")
+        connection.executemany(
+            "INSERT INTO steps VALUES (?)", ((step,) for step in range(1, readings + 1))
+        )
+        (first,) = connection.execute("SELECT run FROM attempts ORDER BY rowid").fetchone()
+        for name in names:
+            connection.execute(
+                "INSERT INTO attempts SELECT ?, 1, started, 0, bank, context, settings "
+                "FROM attempts WHERE run = ?",
+                (name, first),
+            )
+            for table, kept in columns.items():
+                connection.execute(
+                    f"INSERT INTO {table} (run, attempt, step, {kept}) "  # noqa: S608  our names
+                    f"SELECT ?, 1, s.step, {kept} FROM {table} t, temp.steps s "
+                    "WHERE t.run = ? AND t.step = 3",
+                    (name, first),
+                )
+        connection.execute("UPDATE readings SET wall_time = ?", (time.time() + 3600,))
+
+
+def _memory(work: Path, *, quick: bool) -> Iterator[Wait]:
+    shape = shapes.TINY if quick else shapes.QWEN_7B.with_layers(1)
+    linears = shape.linears()
+    bank = inputs.write_bank(work / "large-bank", linears, 8, 64)
+    adapter = inputs.write_adapter(work / "large", linears, 16, 1)
+    yield Wait(
+        "memory of a bank of 8 references, a layer of Qwen2.5-7B's shape",
+        1.1,
+        "its factors' bytes",
+        task="bank",
+        argument={"bank": str(bank), "adapter": str(adapter)},
+        old=False,
+    )
+
+
+if __name__ == "__main__":
+    main()
