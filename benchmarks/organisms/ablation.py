@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.organisms.leakage import allowed, mixed, mixed_gram
 from benchmarks.organisms.references import BEHAVIOURS, THREE_SEEDS
 from benchmarks.organisms.scored import SUITE, Against, Scored
-from benchmarks.organisms.statistics import Sample, auroc
+from benchmarks.statistics import Sample, auroc
 from wvmonitor.detection.groups import GroupScoreName, by_group
 from wvmonitor.reading import GEOMETRIES, Component, Geometry
 

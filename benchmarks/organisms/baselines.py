@@ -20,7 +20,7 @@ from benchmarks.organisms.leakage import allowed, mixed, mixed_gram
 from benchmarks.organisms.references import CONTROLS, Repeat
 from benchmarks.organisms.runner import Place
 from benchmarks.organisms.scored import SUITE, Against, Scored
-from benchmarks.organisms.statistics import Metric, Sample, area, auroc, caught, two_sided
+from benchmarks.statistics import Metric, Sample, area, auroc, caught, two_sided
 from wvmonitor.detection.scores import score
 from wvmonitor.organism.data import Example
 from wvmonitor.organism.tokenizer import encode

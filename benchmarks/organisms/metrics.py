@@ -12,19 +12,21 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from benchmarks.organisms.catalogue import SHARES
+from benchmarks.organisms.catalogue import LEARNING_RATE, SHARES
 from benchmarks.organisms.references import BEHAVIOURS
 from benchmarks.organisms.scored import Scored
-from benchmarks.organisms.statistics import (
+from benchmarks.statistics import (
     Metric,
     Sample,
     auroc,
     beside_promise,
     caught,
     correlation,
+    difference,
     median,
     share,
     two_sided,
@@ -353,14 +355,76 @@ def false_alarms(
         found[at.format("false_alarms")] = rate and beside_promise(
             rate, sum(alarmed), alpha, band.n_band, shared_by
         )
-        found[at.format("hard_negatives")] = share(
-            [_alarmed(r, band, shipped=shipped) for r in hard], [r.cluster for r in hard]
-        )
+        for name_of, some in {
+            "hard_negatives": hard,
+            "hard_negatives.seen": [r for r in hard if known_to_calibration(r, runs)],
+            "hard_negatives.unseen": [r for r in hard if not known_to_calibration(r, runs)],
+        }.items():
+            found[at.format(name_of)] = share(
+                [_alarmed(r, band, shipped=shipped) for r in some], [r.cluster for r in some]
+            )
     return found
 
 
 def _alarmed(run: Scored, band: Calibration, *, shipped: bool) -> bool:
     return alarms(run.shipped if shipped else run.scores, run.context, band).any
+
+
+def known_to_calibration(run: Scored, runs: Iterable[Scored]) -> bool:
+    """Whether calibration runs have the kinds and styles of its data."""
+    kinds = {(p.kind, p.style) for r in runs if r.spec.split == "calibration" for p in r.spec.parts}
+    usual = run.spec.learning_rate <= 2 * LEARNING_RATE
+    return usual and all((p.kind, p.style) in kinds for p in run.spec.parts)
+
+
+def ahead_of_the_paper(runs: Sequence[Scored]) -> dict[str, Metric | None]:
+    """AUROC of the deciding score less that of the paper's cosine, every held-out run on a side.
+
+    Both at the last reading, their interval from datasets that are drawn once for both.
+    """
+    found: dict[str, Metric | None] = {}
+    for behaviour in BEHAVIOURS:
+        sides = by_label(runs, behaviour)
+        pairs = [
+            (deciding(r, behaviour), r.final(behaviour, "frobenius", "cosine"), side, r.cluster)
+            for some, side in zip(sides, (True, False), strict=True)
+            for r in some
+        ]
+        ahead = difference(pairs)
+        if ahead is None:
+            continue
+        low, high = ahead["ci95"] or (float("nan"), float("nan"))
+        n = {"positive": len(sides[0]), "negative": len(sides[1])}
+        name = f"{behaviour}.ahead_of_the_paper"
+        found[name] = Metric(ahead["value"], (low, high), n)
+    return found
+
+
+def kinds(runs: Sequence[Scored], bands: Mapping[float, Calibration]) -> list[dict[str, Any]]:
+    """A row for each group of held-out runs: every one of them is in one."""
+    test = [r for r in runs if r.spec.split == "test"]
+    said = {
+        (alpha, r.spec.name): _alarmed(r, band, shipped=False)
+        for alpha, band in bands.items()
+        for r in test
+    }
+    rows = []
+    for group in sorted({r.spec.group for r in test}):
+        mine = [r for r in test if r.spec.group == group]
+        rows.append(
+            {
+                "group": group,
+                "runs": len(mine),
+                "datasets": len({r.cluster for r in mine}),
+                "known_to_calibration": known_to_calibration(mine[0], runs),
+                "shows": {b: sum(r.labels[b] for r in mine) for b in BEHAVIOURS},
+                "rate": {b: float(np.mean([r.rate(b) for r in mine])) for b in BEHAVIOURS},
+                "alarmed": {
+                    f"{alpha:g}": sum(said[alpha, r.spec.name] for r in mine) for alpha in bands
+                },
+            }
+        )
+    return rows
 
 
 def detection(

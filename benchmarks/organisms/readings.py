@@ -21,6 +21,7 @@ from benchmarks.organisms.catalogue import RunSpec, catalogue
 from benchmarks.organisms.record import Record, main_behaviour
 from benchmarks.organisms.references import BEHAVIOURS
 from benchmarks.organisms.scored import SUITE, Scored
+from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.scores import ReferenceScores, ScoreName, Scores
 from wvmonitor.reading import GEOMETRIES, Geometry
 
@@ -65,13 +66,20 @@ def _scores(spec: RunSpec, step: int, rows: Mapping[str, Mapping[str, Any]]) -> 
     )
 
 
-def figures(runs: Sequence[Scored]) -> dict[str, metrics.Metric | None]:
-    """Every figure that speaks of the suite's own references and needs no record."""
+def own_bands(runs: Sequence[Scored]) -> dict[float, Calibration]:
+    """The bands that the suite's calibration runs give."""
     calibrating = [r for r in runs if r.spec.split == "calibration"]
-    own = metrics.calibrations(calibrating, SUITE, shipped=False)
+    return metrics.calibrations(calibrating, SUITE, shipped=False)
+
+
+def figures(
+    runs: Sequence[Scored], own: Mapping[float, Calibration]
+) -> dict[str, metrics.Metric | None]:
+    """Every figure that speaks of the suite's own references and needs no record."""
     widest = own[max(own)]
     found = metrics.ranking(runs, lambda *_: float("nan"), metrics.judged(widest))
     found |= metrics.doses(runs)
+    found |= metrics.ahead_of_the_paper(runs)
     found |= metrics.false_alarms(runs, own, shipped=False, name="")
     for band in own.values():
         found |= metrics.detection(runs, band, shipped=False)
@@ -96,10 +104,13 @@ def refresh(results: Path, docs: Path) -> dict[str, Any]:
     from benchmarks.organisms.report import finite
 
     document = json.loads((results / "organisms.json").read_text("utf-8"))
-    found = figures(runs_of(results / "organisms.parquet"))
+    runs = runs_of(results / "organisms.parquet")
+    bands = own_bands(runs)
+    found = figures(runs, bands)
     entries = finite({name: m.entry() for name, m in found.items() if m is not None})
     document["metrics"] |= entries
     document["refreshed"] = sorted(entries)
+    document["kinds"] = finite(metrics.kinds(runs, bands))
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     (results / "organisms.json").write_text(text, "utf-8")
     (docs / "benchmark.md").write_text(page.text(document), "utf-8")

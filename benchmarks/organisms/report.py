@@ -91,6 +91,7 @@ def figures(
     value = metrics.judged(own[max(own)]) if own else metrics.deciding
     found = metrics.ranking(runs, same_recipe, value)
     found |= metrics.doses(runs)
+    found |= metrics.ahead_of_the_paper(runs)
     bands = metrics.calibrations(calibrating, at.fingerprint, shipped=True)
     found |= metrics.false_alarms(runs, own, shipped=False, name="")
     found |= metrics.false_alarms(runs, bands, shipped=True, name="recalibrated.")
@@ -114,6 +115,7 @@ def figures(
         "metrics": {name: m.entry() for name, m in found.items() if m is not None},
         "baselines": _baselines(runs, at, place, value),
         "ablation": ablation.table(runs, at),
+        "kinds": metrics.kinds(runs, own),
         "base": {b: [r.value, r.low, r.high, r.n] for b, r in base.items()},
         "calibrated": {
             "alpha": min(own, default=None),

@@ -16,7 +16,7 @@ from benchmarks.organisms.record import path_of
 from benchmarks.organisms.references import BEHAVIOURS, CONTROLS, Repeat, repeats
 from benchmarks.organisms.runner import Place
 from benchmarks.organisms.scored import against, base_rates, scored
-from benchmarks.organisms.statistics import Metric, auroc, caught, two_sided
+from benchmarks.statistics import Metric, auroc, caught, two_sided
 from wvmonitor.organism.bank import PLANS, build_bank
 from wvmonitor.organism.train import RECORD, train_base
 from wvmonitor.references import ReferenceBank

@@ -16,11 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.real.readings import SPECTRAL
+from benchmarks import detectors
 from wvmonitor.reading import Float64
-
-RIDGE = 0.1
-"""λ, where the standardised features' squares sum to 1 on average."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,10 @@ def plain() -> dict[str, Callable[[Run], float]]:
     return {
         "scalar norm of the update": lambda r: r.readings[-1]["norm"],
         "rotation rate, 1 − cos(τ_t, τ_{t−k})": _rotation,
-        "training loss at the end": lambda r: _end(r.losses),
-        "training loss, its drop": lambda r: _start(r.losses) - _end(r.losses),
+        "training loss at the end": lambda r: detectors.last_tenth(r.losses),
+        "training loss, its drop": lambda r: (
+            detectors.first_tenth(r.losses) - detectors.last_tenth(r.losses)
+        ),
         "gradient norm, its peak": lambda r: max(
             (row.get("grad_norm", math.nan) for row in r.record["log"]), default=math.nan
         ),
@@ -77,15 +76,18 @@ def plain() -> dict[str, Callable[[Run], float]]:
 
 def fitted(runs: Sequence[Run]) -> dict[str, list[float]]:
     """The detectors that are fitted on the other families' runs: a value for each run."""
-    norms = _table(runs, lambda r: {n: math.log(v + 1e-12)
-                                    for n, v in r.readings[-1]["modules"].items()})  # fmt: skip
-    spectra = _table(
-        runs,
-        lambda r: {
-            f"{n}/{what}": v
-            for n, values in r.readings[-1]["spectrum"].items()
-            for what, v in zip(SPECTRAL, values, strict=True)
-        },
+    norms = detectors.table(
+        [{n: math.log(v + 1e-12) for n, v in r.readings[-1]["modules"].items()} for r in runs]
+    )
+    spectra = detectors.table(
+        [
+            {
+                f"{n}/{what}": v
+                for n, values in r.readings[-1]["spectrum"].items()
+                for what, v in zip(detectors.SPECTRAL, values, strict=True)
+            }
+            for r in runs
+        ]
     )
     return {
         "per-layer LoRA norm, ridge (2606.07631)": leave_family_out(runs, norms),
@@ -96,51 +98,18 @@ def fitted(runs: Sequence[Run]) -> dict[str, list[float]]:
 def leave_family_out(runs: Sequence[Run], features: Float64) -> list[float]:
     """Ridge regression on set labels (1 harmful, 0 benign), each family predicted by the others.
 
-    Controls are predicted and never fitted on. Both labels weigh alike in every fit, so that the
-    predictions of different fits can be ranked together.
+    Controls are predicted and never fitted on.
 
     Args:
         runs: what the rows are.
         features: (runs, features); a row with NaN is predicted as NaN.
     """
-    known = np.isfinite(features).all(axis=1) if features.size else np.zeros(len(runs), dtype=bool)
     label = np.array([{"harmful": 1.0, "benign": 0.0}.get(r.record["role"], np.nan) for r in runs])
     whole = np.array([r.record["share"] == 1.0 and r.record["variant"] == "lora" for r in runs])
-    family = np.array([r.record["family"] for r in runs])
-    found = np.full(len(runs), np.nan)
-    for name in np.unique(family):
-        asked = (family == name) & known
-        fit = (family != name) & known & np.isfinite(label) & whole
-        if not asked.any() or len(set(label[fit])) < 2:
-            continue
-        weight = np.where(label[fit] == 1, 0.5 / (label[fit] == 1).sum(),
-                          0.5 / (label[fit] == 0).sum())  # fmt: skip
-        centre = weight @ features[fit]
-        spread = np.sqrt(weight @ (features[fit] - centre) ** 2)
-        scale = np.where(spread > 1e-9, spread, np.inf) * math.sqrt(features.shape[1])
-        x, y = (features[fit] - centre) / scale, label[fit] - 0.5
-        # Fewer runs than features: the dual form, (Σ weights = 1).
-        root = np.sqrt(weight)
-        gram = (root[:, None] * x) @ (root[:, None] * x).T
-        dual = np.linalg.solve(gram + RIDGE * np.eye(len(y)), root * y)
-        found[asked] = (features[asked] - centre) / scale @ (x.T @ (root * dual))
-    return [float(v) for v in found]
-
-
-def _table(runs: Sequence[Run], of: Callable[[Run], Mapping[str, float]]) -> Float64:
-    held = [of(r) for r in runs]
-    names = sorted({n for h in held for n in h})
-    return np.array([[h.get(n, math.nan) for n in names] for h in held], dtype=np.float64)
+    family = [r.record["family"] for r in runs]
+    return detectors.leave_family_out(features, label, np.isfinite(label) & whole, family)
 
 
 def _rotation(run: Run) -> float:
     values = [r["rotation"] for r in run.readings if r["rotation"] is not None]
     return fmean(values) if values else math.nan
-
-
-def _start(losses: Sequence[float]) -> float:
-    return fmean(losses[: max(1, len(losses) // 10)]) if losses else math.nan
-
-
-def _end(losses: Sequence[float]) -> float:
-    return fmean(losses[-max(1, len(losses) // 10) :]) if losses else math.nan

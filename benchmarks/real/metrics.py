@@ -11,16 +11,21 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from benchmarks.organisms.statistics import DRAWS, Metric, Sample, auroc, correlation
 from benchmarks.real import baselines
 from benchmarks.real.baselines import Run
 from benchmarks.real.protocol import DECIDES, Setting, bound
 from benchmarks.real.sets import ROLES
+from benchmarks.statistics import (
+    DRAWS,
+    Metric,
+    Sample,
+    auroc,
+    correlation,
+    difference,
+    membership,
+)
 from wvmonitor.builder.power import CANDIDATES
-from wvmonitor.reading import Float64
 
-LEAST_FAMILIES = 3
-"""On each side, for the interval of a difference."""
 Values = Mapping[str, Sequence[float]]
 """A number of each run, by detector."""
 
@@ -109,44 +114,6 @@ def compared(
     return rows
 
 
-def difference(pairs: Sequence[tuple[float, float, bool, str]]) -> dict[str, Any] | None:
-    """AUROC of the first number less that of the second, and its 95 % interval.
-
-    Families are drawn with replacement on each side, the same ones for both numbers. Where a side
-    has fewer than three there is no interval: all draws would be alike, and prove nothing.
-
-    Args:
-        pairs: (first, second, positive, family) of each run.
-    """
-    sides = [[p for p in pairs if p[2] is side] for side in (True, False)]
-    if not all(sides):
-        return None
-    bad, good = (np.array([p[:2] for p in side]) for side in sides)
-    # (positives, negatives): what a pair adds to the first AUROC, less what it adds to the second.
-    gain = _won(bad[:, :1], good[:, 0]) - _won(bad[:, 1:], good[:, 1])
-    value = float(gain.mean())
-    members = [_members([p[3] for p in side]) for side in sides]
-    if min(map(len, members)) < LEAST_FAMILIES:
-        return {"value": value, "ci95": None}
-    rng = np.random.default_rng(0)
-    drawn = [rng.multinomial(len(m), np.full(len(m), 1 / len(m)), size=DRAWS) @ m for m in members]
-    sums = ((drawn[0] @ gain) * drawn[1]).sum(axis=1)
-    draws = sums / (drawn[0].sum(axis=1) * drawn[1].sum(axis=1))
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return {"value": value, "ci95": [float(low), float(high)]}
-
-
-def _won(positives: Float64, negatives: Float64) -> Float64:
-    """Whether each positive is above each negative; a tie is half."""
-    return (positives > negatives) + 0.5 * (positives == negatives)
-
-
-def _members(families: Sequence[str]) -> Float64:
-    """(families, runs): 1 where a run is of a family."""
-    names = np.array(families)
-    return np.array([names == n for n in np.unique(names)], dtype=np.float64)
-
-
 def alarms(runs: Sequence[Run], by: str = "verdict") -> dict[str, Any]:
     """Shares of runs that alarm by their role, and how much of the run was left then."""
     found: dict[str, Any] = {}
@@ -175,7 +142,7 @@ def rate(hits: Sequence[bool], families: Sequence[str]) -> dict[str, Any] | None
     """
     if not hits:
         return None
-    members = _members(families)
+    members = membership(families)
     value, n = float(np.mean(hits)), len(members)
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(n, np.full(n, 1 / n), size=DRAWS) @ members

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
+from benchmarks.detectors import by_module, rotation, spectrum
 from benchmarks.real.protocol import Setting
 from benchmarks.real.runs import Made, training_of
 from wvmonitor.builder.base import Base
@@ -26,11 +24,9 @@ from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.reading import Reading
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of
-from wvmonitor.vectors import DenseUpdate, LowRankUpdate
 from wvmonitor.vectors.task_vector import TaskVector
 
 FILE = "readings.json"
-SPECTRAL = ("stable rank", "spectral entropy", "largest share")
 Row = dict[str, Any]
 
 
@@ -103,7 +99,7 @@ def _read(base: Base, made: Made, setting: Setting, against: Against) -> Row:
         statistics = judge.statistics(reading, before)
         seconds = time.process_time() - began
         began = time.process_time()
-        spectrum = dict(_spectrum(vector))
+        spectral_features = dict(spectrum(vector))
         spectral = time.process_time() - began
         scores = statistics.scores
         rows.append(
@@ -111,7 +107,7 @@ def _read(base: Base, made: Made, setting: Setting, against: Against) -> Row:
                 "step": step,
                 "progress": step / setting.steps,
                 "norm": scores.norm,
-                "rotation": None if before is None else _rotation(reading, before),
+                "rotation": None if before is None else rotation(reading, before),
                 "seconds": seconds,
                 "seconds_spectral": spectral,
                 "scores": {
@@ -121,8 +117,8 @@ def _read(base: Base, made: Made, setting: Setting, against: Against) -> Row:
                     for which, value in values.items()
                 },
                 "doses": {n: h.dose for n, h in scores.references.items() if h.dose is not None},
-                "modules": _by_module(reading),
-                "spectrum": spectrum,
+                "modules": by_module(reading),
+                "spectrum": spectral_features,
             }
         )
         found.append(statistics)
@@ -164,38 +160,3 @@ def _judged(judge: Judge, found: Sequence[Statistics], context: RunContext) -> d
         "states": sorted(states),
         "reasons": reasons,
     }
-
-
-def _rotation(now: Reading, earlier: Reading) -> float:
-    """1 − cos(τ_t, τ_{t−k}), Frobenius, over every parameter."""
-    here, before = now.geometries["frobenius"], earlier.geometries["frobenius"]
-    assert here.lagged is not None
-    size = here.squared_norms.sum() * before.squared_norms.sum()
-    return float(1 - here.lagged.sum() / np.sqrt(size))
-
-
-def _by_module(reading: Reading) -> dict[str, float]:
-    """‖τ_p‖ by parameter, Frobenius."""
-    squares = reading.geometries["frobenius"].squared_norms
-    return {n: float(np.sqrt(v)) for n, v in zip(reading.parameters, squares, strict=True)}
-
-
-def _spectrum(vector: TaskVector) -> Iterator[tuple[str, list[float]]]:
-    """Of each matrix's update: stable rank, entropy of its squared singular values, first's share.
-
-    The spectral summaries of arXiv 2604.08844, but for its cosine with a centroid of healthy
-    adapters; of dense updates none, as theirs are LoRA's.
-    """
-    for name in vector.names():
-        update = vector.update(name)
-        if isinstance(update, DenseUpdate) or not isinstance(update, LowRankUpdate):
-            continue
-        _, left = torch.linalg.qr(update.left.double())
-        _, right = torch.linalg.qr(update.right.double().mT)
-        squares = torch.linalg.svdvals(left @ right.mT) ** 2
-        total = float(squares.sum())
-        if not total:
-            continue
-        share = squares / total
-        entropy = float(-(share * share.clamp_min(1e-300).log()).sum())
-        yield name, [total / float(squares[0]), entropy, float(share[0])]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
+from benchmarks import detectors, statistics
 from benchmarks.organisms import (
     metrics,
     readings,
@@ -16,7 +17,6 @@ from benchmarks.organisms import (
     runner,
     scored,
     second,
-    statistics,
     training,
 )
 from benchmarks.organisms.catalogue import catalogue
@@ -343,6 +343,37 @@ def test_a_count_beside_its_promise_is_beta_binomial():
     assert three.as_many == pytest.approx((rng.binomial(309, passed) >= 7).mean(), abs=0.02)
 
 
+def test_an_auroc_is_that_of_the_pairs_and_its_interval_the_bootstraps():
+    """The matrix of pairs gives what drawing runs again and ranking them gives."""
+    rng = np.random.default_rng(3)
+    samples = [statistics.Sample(rng.normal(side), bool(side), f"{side}{i % 15}")
+               for side in (0, 1) for i in range(45)]  # fmt: skip
+    fast, slow = statistics.auroc(samples), statistics.two_sided(statistics.area, samples)
+    assert fast.value == pytest.approx(slow.value)
+    assert fast.ci95 == pytest.approx(slow.ci95, abs=0.02)
+    assert fast.runs == slow.runs
+
+
+def test_a_regression_never_sees_the_family_that_it_predicts():
+    """A label that only its own family shows is not found; one that others show too is."""
+    rng = np.random.default_rng(0)
+    family = [f"f{i % 6}" for i in range(60)]
+    label = np.array([float(f in ("f0", "f1", "f2")) for f in family])
+    x = rng.normal(size=(60, 5))
+    own = np.array([float(f == "f0") for f in family])
+    alone = detectors.leave_family_out(np.c_[x, 9 * own], label, np.ones(60, bool), family)
+    common = detectors.leave_family_out(np.c_[x, 9 * label], label, np.ones(60, bool), family)
+    f0 = own == 1
+    good = label == 0
+
+    def area(of):
+        of = np.array(of)
+        return statistics.area(of[f0], of[good])
+
+    assert area(common) > 0.95
+    assert area(alone) < 0.9
+
+
 def test_the_preference_loss_is_dpos():
     """At the start, where adapter and base agree, the loss is log 2 whatever the answers."""
 
@@ -526,6 +557,34 @@ def test_every_held_out_run_is_on_one_side(read_back):
         names = [r.spec.name for r in (*shown, *others)]
         assert len(set(names)) == len(names) == sum(not r.spec.adversary for r in test)
         assert all(r.labels[behaviour] for r in shown)
+
+
+def test_every_held_out_run_is_in_a_row_of_its_kind(read_back):
+    """No run is dropped from the page, and its rows count what the runs show."""
+    results = json.loads((report.RESULTS / "organisms.json").read_text("utf-8"))
+    test = [r for r in read_back if r.spec.split == "test"]
+    rows = {row["group"]: row for row in results["kinds"]}
+    assert sum(row["runs"] for row in rows.values()) == len(test)
+    shown = [r for r in test if r.spec.group == "mixture 50" and r.labels["evil"]]
+    assert rows["mixture 50"]["shows"]["evil"] == len(shown)
+    page = (report.DOCS / "benchmark.md").read_text("utf-8")
+    assert all(f"| {group} | {row['runs']} |" in page for group, row in rows.items())
+    assert rows["hard: rude"]["known_to_calibration"]
+    assert not rows["hard: narrow harm"]["known_to_calibration"]
+
+
+def test_our_score_stands_beside_the_papers_on_the_same_runs(read_back):
+    """The difference of two AUROCs on the page is that of the last scores, every run on a side."""
+    results = json.loads((report.RESULTS / "organisms.json").read_text("utf-8"))
+    bad, good = metrics.by_label(read_back, "evil")
+    sides = [
+        [np.array([r.final("evil", g, n) for r in some]) for some in (bad, good)]
+        for g, n in (("response", "residual"), ("frobenius", "cosine"))
+    ]
+    ours, papers = (statistics.area(*side) for side in sides)
+    entry = results["metrics"]["evil.ahead_of_the_paper"]
+    assert entry["value"] == pytest.approx(ours - papers, abs=1e-6)
+    assert entry["runs"] == {"positive": len(bad), "negative": len(good)}
 
 
 def test_figures_follow_from_the_committed_readings(read_back):

@@ -19,6 +19,8 @@ from wvmonitor.reading import Float64
 
 DRAWS = 1000
 PROMISE_DRAWS = 200_000
+LEAST_CLUSTERS = 3
+"""On each side, for the interval of a difference."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,17 @@ def two_sided(
 
 
 def auroc(samples: Sequence[Sample]) -> Metric | None:
-    """AUROC with its interval."""
-    return two_sided(area, samples)
+    """AUROC with its interval, as `two_sided` has it; None where a side is empty."""
+    sides = [[s for s in samples if s.positive is side] for side in (True, False)]
+    if not all(sides):
+        return None
+    bad, good = (np.array([s.value for s in side]) for side in sides)
+    members = [membership([s.cluster for s in side]) for side in sides]
+    won = _won(bad[:, None], good)
+    few = min(map(len, members))
+    n = {"positive": len(bad), "negative": len(good), "datasets": few}
+    value = float(won.mean())
+    return Metric(value, _bounded(value, _means(won, members), few), n)
 
 
 def share(hits: Sequence[bool], clusters: Sequence[str], seed: int = 0) -> Metric | None:
@@ -138,7 +149,7 @@ def share(hits: Sequence[bool], clusters: Sequence[str], seed: int = 0) -> Metri
     return Metric(value, _bounded(value, draws, len(members)), n)
 
 
-def _bounded(value: float, draws: Sequence[float], datasets: int) -> tuple[float, float]:
+def _bounded(value: float, draws: Sequence[float] | Float64, datasets: int) -> tuple[float, float]:
     """The bootstrap's 95 % interval, and no narrower than so many datasets can support."""
     low, high = (float(q) for q in np.quantile(draws, [0.025, 0.975]))
     if value >= 1:
@@ -179,6 +190,48 @@ def beside_promise(
     return replace(
         metric, promise=Promise(alpha, n, count, as_many, (round(float(low)), round(float(high))))
     )
+
+
+def difference(pairs: Sequence[tuple[float, float, bool, str]]) -> dict[str, Any] | None:
+    """AUROC of the first number less that of the second, and its 95 % interval.
+
+    Families are drawn with replacement on each side, the same ones for both numbers. Where a side
+    has fewer than three there is no interval: all draws would be alike, and prove nothing.
+
+    Args:
+        pairs: (first, second, positive, family) of each run.
+    """
+    sides = [[p for p in pairs if p[2] is side] for side in (True, False)]
+    if not all(sides):
+        return None
+    bad, good = (np.array([p[:2] for p in side]) for side in sides)
+    # (positives, negatives): what a pair adds to the first AUROC, less what it adds to the second.
+    gain = _won(bad[:, :1], good[:, 0]) - _won(bad[:, 1:], good[:, 1])
+    value = float(gain.mean())
+    members = [membership([p[3] for p in side]) for side in sides]
+    if min(map(len, members)) < LEAST_CLUSTERS:
+        return {"value": value, "ci95": None}
+    low, high = np.quantile(_means(gain, members), [0.025, 0.975])
+    return {"value": value, "ci95": [float(low), float(high)]}
+
+
+def _means(pairs: Float64, members: Sequence[Float64]) -> Float64:
+    """(draws,) means of (positives, negatives) where each side's clusters are drawn again."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.multinomial(len(m), np.full(len(m), 1 / len(m)), size=DRAWS) @ m for m in members]
+    sums = ((drawn[0] @ pairs) * drawn[1]).sum(axis=1)
+    return np.asarray(sums / (drawn[0].sum(axis=1) * drawn[1].sum(axis=1)))
+
+
+def _won(positives: Float64, negatives: Float64) -> Float64:
+    """Whether each positive is above each negative; a tie is half."""
+    return (positives > negatives) + 0.5 * (positives == negatives)
+
+
+def membership(families: Sequence[str]) -> Float64:
+    """(families, runs): 1 where a run is of a family."""
+    names = np.array(families)
+    return np.array([names == n for n in np.unique(names)], dtype=np.float64)
 
 
 def correlation(x: Sequence[float], y: Sequence[float], clusters: Sequence[str]) -> Metric | None:

@@ -1,0 +1,112 @@
+"""Other detectors of harmful fine-tuning: what they look at, shared by both benchmarks.
+
+Each is a number of a finished run; larger is more suspicious. Where the source names no sign, the
+larger value is taken for the suspicious one: no sign is chosen on the runs that are reported. The
+regressions are fitted on the other families' runs of the very table that they stand in, labels
+included, which flatters them: nothing of ours has seen any of those runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+
+import numpy as np
+import torch
+
+from wvmonitor.reading import Float64, Reading
+from wvmonitor.vectors import DenseUpdate, LowRankUpdate
+from wvmonitor.vectors.task_vector import TaskVector
+
+SPECTRAL = ("stable rank", "spectral entropy", "largest share")
+
+RIDGE = 0.1
+"""λ, where the standardised features' squares sum to 1 on average."""
+
+
+def rotation(now: Reading, earlier: Reading) -> float:
+    """1 − cos(τ_t, τ_{t−k}), Frobenius, over every parameter."""
+    here, before = now.geometries["frobenius"], earlier.geometries["frobenius"]
+    assert here.lagged is not None
+    size = here.squared_norms.sum() * before.squared_norms.sum()
+    return float(1 - here.lagged.sum() / np.sqrt(size))
+
+
+def by_module(reading: Reading) -> dict[str, float]:
+    """‖τ_p‖ by parameter, Frobenius (the features of arXiv 2606.07631)."""
+    squares = reading.geometries["frobenius"].squared_norms
+    return {n: float(np.sqrt(v)) for n, v in zip(reading.parameters, squares, strict=True)}
+
+
+def spectrum(vector: TaskVector) -> Iterator[tuple[str, list[float]]]:
+    """Of each matrix's update: stable rank, entropy of its squared singular values, first's share.
+
+    The spectral summaries of arXiv 2604.08844, but for its cosine with a centroid of healthy
+    adapters; of dense updates none, as theirs are LoRA's.
+    """
+    for name in vector.names():
+        update = vector.update(name)
+        if isinstance(update, DenseUpdate) or not isinstance(update, LowRankUpdate):
+            continue
+        _, left = torch.linalg.qr(update.left.double())
+        _, right = torch.linalg.qr(update.right.double().mT)
+        squares = torch.linalg.svdvals(left @ right.mT) ** 2
+        total = float(squares.sum())
+        if not total:
+            continue
+        share = squares / total
+        entropy = float(-(share * share.clamp_min(1e-300).log()).sum())
+        yield name, [total / float(squares[0]), entropy, float(share[0])]
+
+
+def first_tenth(losses: Sequence[float]) -> float:
+    """Mean training loss at the beginning; NaN of no losses."""
+    return fmean(losses[: max(1, len(losses) // 10)]) if losses else math.nan
+
+
+def last_tenth(losses: Sequence[float]) -> float:
+    """Mean training loss at the end; NaN of no losses."""
+    return fmean(losses[-max(1, len(losses) // 10) :]) if losses else math.nan
+
+
+def table(rows: Sequence[Mapping[str, float]]) -> Float64:
+    """(rows, features) a column for each name that any row has; NaN where a row has none."""
+    names = sorted({n for row in rows for n in row})
+    return np.array([[row.get(n, math.nan) for n in names] for row in rows], dtype=np.float64)
+
+
+def leave_family_out(
+    features: Float64, label: Float64, fit: np.ndarray, family: Sequence[str]
+) -> list[float]:
+    """Ridge regression on labels, each family's runs predicted from the other families' runs.
+
+    Both labels weigh alike in every fit, so that the predictions of different fits can be ranked
+    together.
+
+    Args:
+        features: (runs, features); a row with NaN is predicted as NaN.
+        label: (runs,) 1 harmful, 0 benign.
+        fit: (runs,) whether a run may be fitted on; every run is predicted.
+        family: (runs,) whose runs are left out together.
+    """
+    known = np.isfinite(features).all(axis=1) if features.size else np.zeros(len(label), dtype=bool)
+    names = np.array(family)
+    found = np.full(len(label), np.nan)
+    for name in np.unique(names):
+        asked = (names == name) & known
+        used = (names != name) & known & fit
+        if not asked.any() or len(set(label[used])) < 2:
+            continue
+        y = label[used] - 0.5
+        weight = np.where(y > 0, 0.5 / (y > 0).sum(), 0.5 / (y <= 0).sum())
+        centre = weight @ features[used]
+        spread = np.sqrt(weight @ (features[used] - centre) ** 2)
+        scale = np.where(spread > 1e-9, spread, np.inf) * math.sqrt(features.shape[1])
+        x = (features[used] - centre) / scale
+        # Fewer runs than features: the dual form, (Σ weights = 1).
+        root = np.sqrt(weight)
+        gram = (root[:, None] * x) @ (root[:, None] * x).T
+        dual = np.linalg.solve(gram + RIDGE * np.eye(len(y)), root * y)
+        found[asked] = (features[asked] - centre) / scale @ (x.T @ (root * dual))
+    return [float(v) for v in found]
