@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from scipy.stats import t as student
 
+from benchmarks.detectors import RIDGE
 from benchmarks.real import __main__ as command
 from benchmarks.real import bank, baselines, metrics, page, protocol, readings, report, runs, sets
 from benchmarks.real.baselines import Run
@@ -200,7 +201,7 @@ def test_the_ridge_never_sees_the_family_that_it_predicts():
         spread = np.sqrt(w @ (x[fit] - centre) ** 2)[:4]
         z = ((x - centre)[:, :4] / spread) / math.sqrt(5)
         primal = np.linalg.solve(
-            z[fit].T @ (w[:, None] * z[fit]) + baselines.RIDGE * np.eye(4),
+            z[fit].T @ (w[:, None] * z[fit]) + RIDGE * np.eye(4),
             z[fit].T @ (w * (y - 0.5)),
         )
         assert found[i] == pytest.approx(z[i] @ primal)
