@@ -302,7 +302,8 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
             values = [interval([columns[c](r) for r in runs]) for c in columns]
             first = [cell.task] if several else []
             lines.append(f"| {' | '.join([*first, cell.treatment, str(len(runs)), *values])} |")
-        return [*lines, ""]
+        ran = len(lines) > 2
+        return [*lines, ""] if ran else ["Not run yet on this bank.", ""]
 
     harm: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "harm, trained domain": lambda r: r.get("trained"),
@@ -315,6 +316,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
         "harm elsewhere": lambda r: r["elsewhere"],
         "dose out: elsewhere": lambda r: r.get("repaired", {}).get("elsewhere"),
         "dose out: trained domain": lambda r: r.get("repaired", {}).get("trained"),
+        "held-out loss": lambda r: r["loss"],
         "dose out: held-out loss": lambda r: r.get("repaired", {}).get("loss"),
     }
     plain = by_cell.get("dose | bad medical advice | 0 × evil", [])
