@@ -189,8 +189,8 @@ def _plan(
             terms.setdefault(key, (name, []))[1].append(update)
     for name, updates in terms.values():
         copies = {id(holder.parameter) for holder in live[name]}
-        held = {(id(h.module), h.attribute): h for key in copies for h in by_memory[key]}
-        yield name, list(held.values()), functools.reduce(updates_.add, updates)
+        sharers = {(id(h.module), h.attribute): h for key in copies for h in by_memory[key]}
+        yield name, list(sharers.values()), functools.reduce(updates_.add, updates)
 
 
 def _check(name: str, held: list[Holder], vector: TaskVector) -> None:
