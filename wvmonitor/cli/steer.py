@@ -44,9 +44,7 @@ def command(
     float32: Annotated[bool, typer.Option("--float32", help="Write the model in float32.")] = False,
     lossy: Annotated[
         bool,
-        typer.Option(
-            "--lossy", help="Keep the model's dtype, whatever it rounds away."
-        ),
+        typer.Option("--lossy", help="Keep the model's dtype, whatever it rounds away."),
     ] = False,
     rank: Annotated[
         int | None, typer.Option(min=1, help="Largest rank of an adapter that is written.")
