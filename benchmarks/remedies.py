@@ -338,9 +338,9 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
     back = by_cell.get(f"alarm | bad medical advice | {_GO_BACK}", [])
     if back and all(row["last_step"] < STEPS for row in back):
         text += [
-            "These runs alarmed before any checkpoint that was ok had been saved, so that there was "
-            "nothing to go back to, and they stopped: what going on from there does is not measured "
-            "here (`tests/integrations/test_remedies.py` shows that it happens).",
+            "These runs alarmed before any checkpoint that was ok had been saved, so that there "
+            "was nothing to go back to, and they stopped: what going on from there does is not "
+            "measured here (`tests/integrations/test_remedies.py` shows that it happens).",
             "",
         ]
     if removed:
