@@ -4,7 +4,7 @@ python -m benchmarks.real.learning --steps 60 --rate 5e-4 --rank 16
 
 Trains both sides of harmful advice alike, and asks each for the gap on pairs that it was trained on
 and on those of the held-out domains. What counts is the difference of the sides: what both learn,
-such as the author's style, is in neither. One row is added to benchmarks/results/real-learning.json.
+such as the author's style, is in neither. A row is added to benchmarks/results/real-learning.json.
 """
 
 from __future__ import annotations

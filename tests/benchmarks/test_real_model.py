@@ -296,7 +296,7 @@ def test_an_interrupted_run_is_made_again_whole(bench, monkeypatch, tmp_path):
 
 
 def test_a_kept_run_is_asked_again_without_being_trained_again(bench, monkeypatch):
-    """New questions are asked of the last adapter, and their gaps are those of the trained model."""
+    """New questions are asked of the last adapter; their gaps are the trained model's."""
     held, made = bench
     fewer = dataclasses.replace(held.asked, pairs={n: p[:1] for n, p in held.asked.pairs.items()})
     whole = runs.after(held.base, held.work, made[0], held.asked)
