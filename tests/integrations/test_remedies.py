@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -170,26 +169,27 @@ def test_after_an_error_the_model_is_the_bare_one(
     assert all(torch.equal(t, before[n]) for n, t in weights(run.model).items())
 
 
-def test_the_cell_that_is_run_again_holds_k_w_once(
+def test_a_callback_that_hears_of_no_error_does_not_inoculate(
     tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
 ) -> None:
-    """In `callbacks=[...]` nobody hears of an error: the next run of the model replaces k·w."""
-    model, losses = lora(tiny_base), []
-    for number, callbacks in enumerate(([At(2, out_of_memory)], [])):
-        watch = WVMonitorCallback(tiny_bank_folder, inoculate={"evil": K})
-        run = trainer(
-            tiny_base,
-            tmp_path / str(number),
-            model=model,
-            callbacks=[watch, *callbacks],
-            learning_rate=0.0,
-            logging_steps=1,
-        )
-        with contextlib.suppress(RuntimeError):
-            run.train()
-        losses.append([row["loss"] for row in run.state.log_history if "loss" in row])
-    assert losses[0]
-    assert losses[1][: len(losses[0])] == losses[0]
+    """In `callbacks=[...]` k·w would stay in the model after an error: it is refused."""
+    watch = WVMonitorCallback(tiny_bank_folder, inoculate={"evil": K})
+    run = trainer(tiny_base, tmp_path, callbacks=[watch])
+    with pytest.raises(SettingsError, match=r"use WVMonitorCallback\.attach"):
+        run.train()
+
+
+def test_a_second_monitor_that_takes_the_inoculation_out_ends_the_run(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """Two monitors on one trainer: the run does not go on unprotected, with a record that lies."""
+    run = trainer(tiny_base, tmp_path / "run")
+    WVMonitorCallback.attach(run, tiny_bank_folder, journal_dir=tmp_path / "b")
+    WVMonitorCallback.attach(
+        run, tiny_bank_folder, journal_dir=tmp_path / "a", inoculate={"evil": K}
+    )
+    with pytest.raises(MonitorFailedError, match="another monitor"):
+        run.train()
 
 
 def test_a_resumed_run_goes_on_inoculated(
@@ -323,7 +323,7 @@ def test_what_alarms_again_after_going_back_is_stopped(
     run.train()
     assert run.state.global_step < 12
     reader = JournalReader(tmp_path)
-    assert "alarmed again after going back" in (reader.stop_latched(reader.runs()[0]) or "")
+    assert "alarmed although inoculated against it" in (reader.stop_latched(reader.runs()[0]) or "")
     assert len(events(tmp_path, "rollback")) == 1
 
 

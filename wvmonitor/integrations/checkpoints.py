@@ -7,15 +7,18 @@ run's own output goes.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from wvmonitor.errors import InputError
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
 from wvmonitor.journal.schema import FILE_NAME
@@ -29,6 +32,7 @@ SIDECAR = "wvmonitor.json"
 INITIAL = "wvmonitor.safetensors"
 """Beside a checkpoint's weights: how its adapter started, where that was not at the base."""
 
+_STATE = "trainer_state.json"
 KEPT = "wvmonitor-kept"
 """In a run's output folder: the checkpoints that `save_total_limit` must not take."""
 
@@ -41,13 +45,11 @@ class Left:
         run: the run's id, if it is said.
         initial: how its adapter started; None where the base alone tells it.
         journal: the journal of the run that saved it, where it lies in its usual place.
-        inoculated: k of each reference that rode along when it was saved.
     """
 
     run: str | None = None
     initial: dict[str, Tensor] | None = None
     journal: Path | None = None
-    inoculated: Mapping[str, float] = field(default_factory=dict)
 
 
 def leave(
@@ -65,19 +67,37 @@ def left_in(folder: Path | None) -> Left:
     if folder is None:
         return Left()
     said = read_json(folder / SIDECAR) if (folder / SIDECAR).is_file() else {}
-    run, riding = said.get("run"), said.get("inoculated")
+    run = said.get("run")
     initial = None
     if (folder / INITIAL).is_file():
         with SafetensorsFile(folder / INITIAL) as file:
             initial = {name: file.read(name) for name in file.tensors}
     # a trial of a hyperparameter search has a folder of its own in that of the run
-    places = (folder.resolve().parent / FILE_NAME, folder.resolve().parents[1] / FILE_NAME)
+    places = [place / FILE_NAME for place in list(folder.resolve().parents)[:2]]
     return Left(
         run=run if isinstance(run, str) else None,
         initial=initial,
         journal=next((place for place in places if place.is_file()), None),
-        inoculated=riding if isinstance(riding, dict) else {},
     )
+
+
+def riding_in(folder: Path | None) -> dict[str, float]:
+    """What rode along when a checkpoint was saved, with its k; nothing where nobody says."""
+    riding = _said_in(folder).get("inoculated") if folder is not None else None
+    if not isinstance(riding, dict):
+        return {}
+    return {name: float(k) for name, k in riding.items() if isinstance(k, int | float)}
+
+
+def _said_in(folder: Path) -> dict[str, Any]:
+    """The record beside a checkpoint's weights; a damaged one must not end a training."""
+    if not (folder / SIDECAR).is_file():
+        return {}
+    try:
+        return read_json(folder / SIDECAR)
+    except (InputError, OSError) as error:
+        logger.error("what '%s' says of its run is not known: %s", folder, error)  # noqa: TRY400
+        return {}
 
 
 class KeptCheckpoints:
@@ -111,33 +131,42 @@ class KeptCheckpoints:
             logger.warning("out of reach of save_total_limit: '%s'", kept)
         elif all(verdict.state in ("ok", "warming") for verdict in last.verdicts):
             self._ok = checkpoint
+            kept = self._folder / "ok" / checkpoint.name
+            if kept.is_dir() and not _same(kept, checkpoint):  # an earlier run's
+                shutil.rmtree(kept)
             try:
-                _linked(checkpoint, self._folder / "ok" / checkpoint.name)
+                _linked(checkpoint, kept)
             except OSError:
                 return  # no hard links here: it is copied once an alarm asks for it
             for older in (self._folder / "ok").iterdir():
                 if older.name != checkpoint.name:
                     shutil.rmtree(older)
 
-    def last_ok(self) -> Path | None:
-        """The last checkpoint that was ok: where the Trainer saved it, or what was kept of it."""
-        kept = [p for p in (self._folder / "ok").glob("checkpoint-*") if _is_whole(p)]
-        newest = max(kept, key=step_of, default=self._ok)
+    def last_ok(self, run: str, step: int) -> Path | None:
+        """The last checkpoint that was ok: where the Trainer saved it, or what was kept of it.
+
+        Args:
+            run: whose it must be: a folder may hold those of earlier runs.
+            step: the latest that it may be of.
+        """
+        kept = [p for p in (self._folder / "ok").glob("checkpoint-*") if _is_whole(p, run)]
+        newest = max((p for p in kept if step_of(p) <= step), key=step_of, default=self._ok)
         if newest is None:
             return None
         own = self._folder.parent / newest.name
-        return next((p for p in (own, newest) if _is_whole(p)), None)
+        return next((p for p in (own, newest) if _is_whole(p, run)), None)
 
-    def set_aside_after(self, step: int) -> list[Path]:
-        """Move checkpoints of later steps out of the way of whoever resumes from the last one."""
-        later = [p for p in self._folder.parent.glob("checkpoint-*") if step_of(p) > step]
+    def set_aside_after(self, step: int, run: str) -> list[Path]:
+        """Move a run's later checkpoints out of the way of whoever resumes from the last one."""
+        found = self._folder.parent.glob("checkpoint-*")
+        later = [p for p in found if step_of(p) > step and _is_whole(p, run)]
         for checkpoint in later:
             kept = self._folder / "alarm" / checkpoint.name
-            if kept.exists():  # the same files, by other links
+            if _same(kept, checkpoint):
                 shutil.rmtree(checkpoint)
             else:
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                checkpoint.rename(kept)
+                checkpoint.rename(_free(kept))
         return later
 
     def hold(self) -> None:
@@ -148,7 +177,8 @@ class KeptCheckpoints:
 
     def _aside(self, checkpoint: Path, why: str) -> Path:
         kept = self._folder / why / checkpoint.name
-        if not kept.is_dir():
+        if not _same(kept, checkpoint):
+            kept = _free(kept)
             try:
                 _linked(checkpoint, kept)
             except OSError:
@@ -162,9 +192,21 @@ def step_of(checkpoint: Path) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was saved to its end: the Trainer writes its own state last."""
-    return (checkpoint / "trainer_state.json").is_file()
+def _is_whole(checkpoint: Path, run: str) -> bool:
+    """Whether a checkpoint of a run was saved to its end: the Trainer writes its own state last."""
+    return (checkpoint / _STATE).is_file() and _said_in(checkpoint).get("run") == run
+
+
+def _same(kept: Path, checkpoint: Path) -> bool:
+    """Whether two folders are links to the same checkpoint."""
+    one, other = kept / _STATE, checkpoint / _STATE
+    return one.is_file() and other.is_file() and one.samefile(other)
+
+
+def _free(place: Path) -> Path:
+    """The place, or one beside it where an earlier run's checkpoint has it."""
+    numbered = (place.with_name(f"{place.name}.{n}") for n in itertools.count(2))
+    return next(p for p in itertools.chain([place], numbered) if not p.exists())
 
 
 def _linked(checkpoint: Path, kept: Path) -> None:

@@ -43,7 +43,8 @@ def way_back(monitor: Monitor, kept: KeptCheckpoints | None, step: int) -> WayBa
         kept: the run's kept checkpoints, on rank 0.
         step: of the alarm.
     """
-    found = from_first(lambda: (kept.last_ok() if kept else None, monitor.alarmed))
+    run = monitor.run_name
+    found = from_first(lambda: (kept.last_ok(run, step) if kept else None, monitor.alarmed))
     checkpoint, behaviours = found
     if checkpoint is not None:
         return WayBack(checkpoint, step, behaviours)
@@ -69,7 +70,8 @@ def go_back(trainer: Trainer, monitor: Monitor, way: WayBack, **kwargs: Any) -> 
         What `train()` returns; None where the run stops there.
     """
     if trainer.is_world_process_zero():
-        KeptCheckpoints.of(way.checkpoint).set_aside_after(step_of(way.checkpoint))
+        kept = KeptCheckpoints.of(way.checkpoint)
+        kept.set_aside_after(step_of(way.checkpoint), monitor.run_name)
     trainer.accelerator.wait_for_everyone()
     if monitor.settings.after_rollback == "stop":
         trainer._load_from_checkpoint(str(way.checkpoint))
@@ -104,9 +106,19 @@ def check_trainer(trainer: Trainer | None, monitor: Monitor) -> None:
             raise SettingsError(
                 "on_alarm='rollback' goes back to a checkpoint, and save_strategy='no' saves none"
             )
+        if trainer.args.save_only_model:
+            raise SettingsError(
+                "on_alarm='rollback' restores optimiser and schedule, and save_only_model=True "
+                "saves neither"
+            )
     remedy = settings.inoculate or settings.on_alarm in ("inoculate", "rollback")
-    if trainer is None or not remedy:
+    if not remedy:
         return
+    if trainer is None:
+        raise SettingsError(
+            "inoculation asked for in callbacks=[...] would stay in the model after an error, and "
+            "cannot see a reference model: use WVMonitorCallback.attach(trainer, ...)"
+        )
     if getattr(trainer, "ref_model", None) is not None:
         raise SettingsError(
             "inoculation would be in the trained model and not in this trainer's reference model, "

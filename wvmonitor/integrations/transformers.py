@@ -22,7 +22,7 @@ from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from wvmonitor.errors import SettingsError
-from wvmonitor.integrations.checkpoints import KeptCheckpoints, Left, leave, left_in
+from wvmonitor.integrations.checkpoints import KeptCheckpoints, Left, leave, left_in, riding_in
 from wvmonitor.integrations.decision import latched, together
 from wvmonitor.integrations.going_back import WayBack, check_trainer, go_back, told, way_back
 from wvmonitor.integrations.starting_point import StartingPoint
@@ -238,7 +238,7 @@ class WVMonitorCallback(TrainerCallback):
         check_trainer(self._trainer, self.monitor)
         resumed = state.global_step > 0
         at = self._resumed_checkpoint
-        before = from_first(lambda: left_in(at(args, state)).inoculated) if resumed else {}
+        before = from_first(lambda: riding_in(at(args, state))) if resumed else {}
         self.monitor.remedies.begin(model, before)
 
     @property

@@ -98,7 +98,7 @@ class Actions:
         logger.warning("%s alarms although the run is inoculated against it", names[0])
         if self._remedy == "inoculate":
             return Decision("save", reason, names)
-        return Decision("stop", f"alarmed again after going back: {reason}", names)
+        return Decision("stop", f"alarmed although inoculated against it: {reason}", names)
 
     def _reaches(self, verdict: Verdict) -> bool:
         # an uncalibrated monitor never says more than warn: told to act all the same, warn it is

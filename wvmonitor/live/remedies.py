@@ -34,7 +34,8 @@ class Remedies:
     Attributes:
         amounts: k of each reference that rides along, or will once the run begins.
         pending: what more is to ride along once training begins again.
-        unchecked: whether nobody has seen yet that every layer takes part.
+        unchecked: whether nobody has seen yet that every layer takes part, since k·w was put in
+            or another monitor took it out.
     """
 
     def __init__(self, settings: MonitorSettings, bank: ReferenceBank) -> None:
@@ -50,6 +51,7 @@ class Remedies:
         self._bank = bank
         self._active: Inoculation | None = None
         self._model: Any = None
+        self._displaced = False
         self.unchecked = False
 
     def begin(self, model: Any, before: Mapping[str, float] | None = None) -> None:
@@ -66,6 +68,7 @@ class Remedies:
         if self._active is not None and self._model is model:
             return
         self.end()
+        self._displaced = False
         if kept := {n: k for n, k in (before or {}).items() if n not in self._wanted}:
             logger.warning(
                 "the checkpoint was trained with %s riding along: so it goes on", words(kept)
@@ -82,7 +85,7 @@ class Remedies:
         base = without_wrappers(self._model)
         other = _riding.get(base)
         if other is not None and other is not self:
-            other.end()
+            other.displace()
         if self.amounts:
             _riding[base] = self
             self._active = Inoculation(
@@ -97,9 +100,16 @@ class Remedies:
         Raises:
             MonitorFailedError: some did not: training would go on unprotected there.
         """
-        if self._active is None or not self.unchecked:
+        if not self.unchecked:
             return
         self.unchecked = False
+        if self._displaced:
+            raise MonitorFailedError(
+                "another monitor that began on this model took the inoculation out: ask for it in "
+                "the one that begins last, or use one monitor"
+            )
+        if self._active is None:
+            return
         if unseen := self._active.unseen():
             self.end()
             raise MonitorFailedError(
@@ -140,6 +150,11 @@ class Remedies:
         """How much of each reference is to ride along from an alarm on."""
         doses = {name: self._bank[name].card.dose_showing(SHOWN) for name in names}
         return {name: WHOLE if k is None else k for name, k in doses.items()}
+
+    def displace(self) -> None:
+        """Take k·w out for another monitor's run; a run that still goes on finds out at `check`."""
+        self._displaced = self.unchecked = self._active is not None
+        self.end()
 
     def end(self) -> None:
         """Take k·w out of the model; what was trained is as it is saved."""

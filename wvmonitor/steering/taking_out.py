@@ -93,7 +93,10 @@ def _factors(adapter: Any) -> tuple[Tensor, Tensor, float] | None:
     """A, B and s of the active adapter of a linear layer, where it is trained in one piece."""
     for name in adapter.active_adapters if adapter is not None else ():
         if name in adapter.lora_A:
-            a, b = adapter.lora_A[name].weight, adapter.lora_B[name].weight
+            a = getattr(adapter.lora_A[name], "weight", None)
+            b = getattr(adapter.lora_B[name], "weight", None)
+            if a is None or b is None:  # AdaLoRA trains no plain B·A
+                return None
             if a.requires_grad and b.requires_grad and not (is_sharded(a) or is_sharded(b)):
                 return a, b, float(adapter.scaling[name])
     return None
