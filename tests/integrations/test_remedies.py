@@ -184,10 +184,10 @@ def test_a_second_monitor_that_takes_the_inoculation_out_ends_the_run(
 ) -> None:
     """Two monitors on one trainer: the run does not go on unprotected, with a record that lies."""
     run = trainer(tiny_base, tmp_path / "run")
-    WVMonitorCallback.attach(run, tiny_bank_folder, journal_dir=tmp_path / "b")
-    WVMonitorCallback.attach(
-        run, tiny_bank_folder, journal_dir=tmp_path / "a", inoculate={"evil": K}
-    )
+    asked = {"journal_dir": tmp_path / "a", "inoculate": {"evil": K}}
+    first = WVMonitorCallback.attach(run, tiny_bank_folder, **asked)
+    run.add_callback(WVMonitorCallback(tiny_bank_folder, journal_dir=tmp_path / "b"))
+    assert first in run.callback_handler.callbacks
     with pytest.raises(MonitorFailedError, match="another monitor"):
         run.train()
 

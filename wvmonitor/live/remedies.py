@@ -153,7 +153,8 @@ class Remedies:
 
     def displace(self) -> None:
         """Take k·w out for another monitor's run; a run that still goes on finds out at `check`."""
-        self._displaced = self.unchecked = self._active is not None
+        if self._active is not None:
+            self._displaced = self.unchecked = True
         self.end()
 
     def end(self) -> None:
