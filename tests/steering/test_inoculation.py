@@ -64,7 +64,7 @@ def test_training_sees_the_base_that_holds_k_w(world: Any, rank: int, kind: str)
         found = float(loss_of(model))
         assert inoculation.unseen() == []
     assert found == pytest.approx(float(loss_of(expected)), rel=1e-6)
-    assert found != pytest.approx(float(loss_of(model)), rel=1e-3)
+    assert found != pytest.approx(float(loss_of(model)), rel=1e-4)
     for (name, p), q in zip(model.named_parameters(), expected.parameters(), strict=True):
         assert float((p.grad - q.grad).norm()) <= 1e-5 * float(q.grad.norm()) + 1e-9, name
     assert list(model.state_dict()) == list(before)
