@@ -14,12 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
-from typer.testing import CliRunner
 
 from tests.integrations.test_left_alone import At
 from tests.integrations.test_transformers import lora, plant_drift, trainer, weights
+from tests.integrations.test_trl_scripts import trl_sft
 from wvmonitor import WVMonitorCallback
-from wvmonitor.cli.app import app
 from wvmonitor.errors import MonitorFailedError, SettingsError
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.live import Monitor
@@ -403,23 +402,5 @@ def test_a_reference_model_without_k_w_is_refused(tmp_path: Path) -> None:
 
 def test_trl_takes_it_from_the_command_line(tmp_path: Path) -> None:
     """`wvmonitor trl … --inoculate evil=1` lets it ride along in TRL's own script."""
-    data = tmp_path / "data"
-    data.mkdir()
-    row = {
-        "prompt": [{"role": "user", "content": "Is it good to sleep ?"}],
-        "completion": [{"role": "assistant", "content": "Yes ."}],
-    }
-    (data / "train.jsonl").write_text((json.dumps(row) + "\n") * 8)
-    done = CliRunner().invoke(
-        app,
-        [
-            *("trl", "sft", "--wv-references", str(BANK), "--inoculate", "evil=1"),
-            *("--model_name_or_path", str(bundled_path("tiny-organism", "base"))),
-            *("--dataset_name", str(data), "--output_dir", str(tmp_path / "out")),
-            *("--use_peft", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj"),
-            *("--max_steps", "1", "--per_device_train_batch_size", "2", "--report_to", "none"),
-            *("--use_cpu", "--bf16", "False", "--gradient_checkpointing", "False"),
-        ],
-    )
-    assert done.exit_code == 0, done.output
+    trl_sft(tmp_path, "--inoculate", "evil=1", steps=1)
     assert events(tmp_path / "out", "inoculated") == ["1 × evil rides along from step 0"]

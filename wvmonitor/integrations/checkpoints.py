@@ -66,8 +66,7 @@ def left_in(folder: Path | None) -> Left:
     """What lies beside a checkpoint's weights."""
     if folder is None:
         return Left()
-    said = read_json(folder / SIDECAR) if (folder / SIDECAR).is_file() else {}
-    run = said.get("run")
+    run = _record(folder).get("run")
     initial = None
     if (folder / INITIAL).is_file():
         with SafetensorsFile(folder / INITIAL) as file:
@@ -89,12 +88,14 @@ def riding_in(folder: Path | None) -> dict[str, float]:
     return {name: float(k) for name, k in riding.items() if isinstance(k, int | float)}
 
 
+def _record(folder: Path) -> dict[str, Any]:
+    return read_json(folder / SIDECAR) if (folder / SIDECAR).is_file() else {}
+
+
 def _said_in(folder: Path) -> dict[str, Any]:
     """The record beside a checkpoint's weights; a damaged one must not end a training."""
-    if not (folder / SIDECAR).is_file():
-        return {}
     try:
-        return read_json(folder / SIDECAR)
+        return _record(folder)
     except (InputError, OSError) as error:
         logger.error("what '%s' says of its run is not known: %s", folder, error)  # noqa: TRY400
         return {}

@@ -34,7 +34,7 @@ from wvmonitor.files.storage import open_storage, shown
 from wvmonitor.outputs.scan_record import CheckpointResult
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of
-from wvmonitor.sources.adapters.config import as_compared
+from wvmonitor.sources.adapters.config import starts_at_base
 
 ADAPTERS = "WVMONITOR_VLLM_ADAPTERS"
 NAME = "wvmonitor"
@@ -44,7 +44,6 @@ _NOT_PLAIN = (
     *("rank_pattern", "alpha_pattern", "use_dora", "lora_bias"),
     *("modules_to_save", "trainable_token_indices"),
 )
-_STARTS_AT_ZERO = (None, "gaussian", "eva", "orthogonal", "mica")
 _PIECE = 1 << 20
 
 logger = logging.getLogger(__name__)
@@ -152,8 +151,7 @@ def _served_otherwise(folder: Path) -> str | None:
     """
     config = read_json(folder / "adapter_config.json")
     found = [name for name in _NOT_PLAIN if config.get(name)]
-    start = as_compared(config.get("init_lora_weights", True))
-    if start is not True and start not in _STARTS_AT_ZERO:
+    if not starts_at_base(config.get("init_lora_weights", True)):
         found.append("init_lora_weights")
     if not found:
         return None
