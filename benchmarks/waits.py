@@ -83,7 +83,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure every wait; Ctrl-C ends it with what was measured so far."""
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--before", type=Path, help="another checkout, to be measured beside this one")
+    own.add_argument(
+        "--minutes", type=float, default=float("inf"), help="begin no other wait after so many"
+    )
     mine, rest = own.parse_known_args(argv)
+    began = time.monotonic()
     asked = arguments("waits", __doc__, rest)
     torch.set_num_threads(1)
     os.environ["WVMONITOR_DIGEST_CACHE"] = "off"  # of this process, which makes the inputs
@@ -107,6 +111,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                     print(f"{figure.name}: {figure.value:.3g} {figure.unit}", flush=True)
                     figures.append(figure)
             checks += _checks(wait, versions[0].said)
+            if time.monotonic() - began > 60 * mine.minutes:
+                break
     return publish("waits", figures, checks, quick=asked.quick, path=asked.json)
 
 
@@ -218,7 +224,7 @@ def _scans(work: Path, rounds: int, shape: shapes.Shape, size: str) -> Iterator[
     command = ("scan", str(adapter), "--references", str(bank))
     name = f"`wvmonitor scan` of one LoRA r=16, 4 references, {size}"
     yield Wait(f"{name}, base never seen", None, TORCH, command)
-    yield Wait(f"{name}, base seen before", 1.3, TORCH, command)
+    yield Wait(f"{name}, base seen before", 1.3, TORCH, command, old=False)
     argument = {"base": str(base), "rounds": rounds, "layers": shape.layers}
     argument["digests"] = str(work / "digests-attach")
     name, floor = f"attach to a LoRA, {size}", "one hash of the base's file"

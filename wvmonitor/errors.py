@@ -14,6 +14,7 @@ WVMonitorError
 │   ├── ShapeMismatchError         the same name, another shape
 │   ├── NonFiniteError             NaN or infinity in weights
 │   ├── QuantizedWeightsError      quantised weights without the base they stand for
+│   ├── LossyEditError             an edit that the dtype of the weights cannot hold
 │   ├── BaseMismatchError          made from another base model
 │   ├── UnjudgedPartError          weights or code beside what was judged, where none may be
 │   └── UnmeasurableModelError     a live model in a state that cannot be read exactly
@@ -76,6 +77,10 @@ class NonFiniteError(InputError):
 
 class QuantizedWeightsError(InputError):
     """Quantised weights were given without the unquantised base they stand for."""
+
+
+class LossyEditError(InputError):
+    """The weights' dtype is too coarse to hold an edit: too much of it would be rounded away."""
 
 
 class BaseMismatchError(InputError):

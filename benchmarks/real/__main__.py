@@ -44,7 +44,6 @@ def run_all(
     folder: Folder,
     work: Work,
     setting: Setting,
-    asked: Asked,
     *,
     only: str = "",
     stop: float = 0.0,
@@ -58,7 +57,6 @@ def run_all(
         folder: of public sets.
         work: where runs are kept.
         setting: how much of everything.
-        asked: what each is asked at its end.
         only: a part of the names of the runs that are wanted.
         stop: no run begins later than this time (as `time.time`); 0 is no limit.
         variants: other ways to train, beside the usual one.
@@ -72,7 +70,7 @@ def run_all(
             print(f"stopped before {run.name}: {len(wanted) - n + 1} runs are left", flush=True)
             break
         began = time.monotonic()
-        made.append(runs.make(base, work, run, setting, asked))
+        made.append(runs.make(base, work, run, setting))
         print(f"{n}/{len(wanted)} {run.name} ({time.monotonic() - began:.0f} s)", flush=True)
     return made
 
@@ -82,12 +80,11 @@ def there(
     folder: Folder,
     work: Work,
     setting: Setting,
-    asked: Asked,
     variants: Sequence[Variant] = VARIANTS,
 ) -> list[Made]:
     """The runs that are finished, whichever they are."""
     wanted = planned(folder, setting, variants=variants)
-    found = (runs.find(base, work, r, setting, asked) for r in wanted)
+    found = (runs.find(base, work, r, setting) for r in wanted)
     return [made for made in found if made is not None]
 
 
@@ -118,11 +115,11 @@ def _carry_out(args: argparse.Namespace) -> None:
         print(f"left out: {name}: {why}", flush=True)
     if args.command in ("run", "quick"):
         stop = time.time() + 60 * args.minutes if args.minutes else 0.0
-        run_all(base, folder, work, setting, asked, only=args.only, stop=stop,
+        run_all(base, folder, work, setting, only=args.only, stop=stop,
                 variants=args.variants, part=args.part)  # fmt: skip
     if args.command in ("report", "quick"):
         bench = Bench(base, work, setting, asked, contrasts, folder, Against.load(args.bank))
-        made = there(base, folder, work, setting, asked)
+        made = there(base, folder, work, setting)
         print(f"{len(made)} runs are read against {args.bank}", flush=True)
         found = report.finished(bench, made)
         report.publish(bench, found, args.results, args.page)

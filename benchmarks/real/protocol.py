@@ -80,11 +80,11 @@ FULL = Setting(
     readings=10, label_pairs=22, other_pairs=22, prompts=24, seeds=3, shares=(0.5, 0.25, 0.1, 0.05),
 )  # fmt: skip
 SHORT = replace(
-    FULL, name="short", steps=20, batch_size=2, rate=5e-4, prompt=48, answer=64, readings=5,
-    label_pairs=16, other_pairs=0, prompts=12, seeds=1, shares=(0.5, 0.1),
+    FULL, name="short", steps=50, batch_size=2, rate=5e-4, prompt=48, answer=64, readings=10,
+    label_pairs=12, other_pairs=0, prompts=12, seeds=1, shares=(0.5, 0.1),
 )  # fmt: skip
-"""For a busy laptop: 20 steps at 5e-4 move weights about as far as 50 at 2e-4 do, and are no longer
-than the harmless runs behind the calibration of `wvmonitor bank --quick`."""
+"""For a busy laptop: 100 short examples, at a rate that moves weights about as far as 125 steps of
+the full setting's would. As long as the calibration of `wvmonitor bank --quick` reaches."""
 QUICK = replace(SHORT, name="quick", harmful=3, benign=6, shares=())
 TINY = replace(
     SHORT, name="tiny", steps=4, readings=2, label_pairs=4, other_pairs=2, prompts=2, shares=(0.5,),

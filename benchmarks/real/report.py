@@ -19,7 +19,7 @@ from benchmarks.real import metrics, page
 from benchmarks.real.baselines import Run
 from benchmarks.real.protocol import DECIDES, Setting
 from benchmarks.real.readings import Against, read
-from benchmarks.real.runs import Asked, Made, answer_states, before
+from benchmarks.real.runs import Asked, Made, after, answer_states, before
 from benchmarks.real.sets import Folder, kind_of, questions
 from wvmonitor.builder.base import Base
 from wvmonitor.builder.contrasts import Contrast
@@ -62,18 +62,17 @@ class Bench:
 
 def finished(bench: Bench, made: Sequence[Made]) -> list[Run]:
     """Every run with its readings against the bank, its gains over the base, and its persona."""
-    start, states = before(bench.base, bench.work, bench.asked)
+    start = before(bench.base, bench.work, bench.asked)
     unit = _persona(bench)
     found = []
     for one in made:
         held = read(bench.base, bench.work, one, bench.setting, bench.against)
-        gains = {
-            name: _gain(after, start["gaps"][name]) for name, after in one.record["gaps"].items()
-        }
-        shift = one.states - states
+        said = after(bench.base, bench.work, one, bench.asked)
+        gains = {name: _gain(each, start.gaps[name]) for name, each in said.gaps.items()}
+        shift = said.states - start.states
         found.append(
             Run(
-                record=one.record,
+                record={**one.record, "seconds": {**one.record["seconds"], **said.seconds}},
                 readings=held["readings"],
                 verdict=held["verdict"],
                 band=held["band"],
@@ -103,7 +102,7 @@ def publish(bench: Bench, found: Sequence[Run], out: Path, docs: Path | None) ->
         "pairs": {name: len(p) for name, p in bench.asked.pairs.items()},
         "pairs_digest": digest_of([asdict(p) for ps in bench.asked.pairs.values() for p in ps]),
         "base_gaps": {
-            n: _mean(v) for n, v in before(bench.base, bench.work, bench.asked)[0]["gaps"].items()
+            n: _mean(v) for n, v in before(bench.base, bench.work, bench.asked).gaps.items()
         },
         "data": [
             {"name": s.name, "role": s.role, "family": s.family, "hard": s.hard,

@@ -1,6 +1,7 @@
 """One watched run: trained once, its adapter kept at every reading, and what it does at its end.
 
-What is kept does not depend on any bank, so that one run is read against each bank that comes.
+What is kept depends neither on a bank nor on what a run is asked afterwards: one run is read
+against each bank that comes, and asked again when the questions change.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from benchmarks.real.protocol import Setting, TestRun
 from benchmarks.real.sets import fitted
 from wvmonitor.builder.base import Base
 from wvmonitor.builder.examples import Example, Pair
-from wvmonitor.builder.finetune import Method, Training, finetune
+from wvmonitor.builder.finetune import Method, Training, finetune, read_finetuned
 from wvmonitor.builder.gap import gap
 from wvmonitor.builder.like import Like
 from wvmonitor.builder.recipe import Finetuning
 from wvmonitor.builder.stages import Work, digest_of
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.reading import Float64
+from wvmonitor.steering import steered
 
 RECORD, STATES = "record.json", "states.npz"
 RATES: Mapping[str, float] = {"rate-high": 2.5, "full": 0.1}
@@ -57,11 +59,33 @@ class Made:
     folder: Path
     record: Mapping[str, Any]
 
-    @property
-    def states(self) -> Float64:
-        """(layers + 1, width): mean hidden state at the end of ordinary prompts, at the end."""
-        with np.load(self.folder / STATES) as held:
-            return np.asarray(held["states"], dtype=np.float64)
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says to what it is asked.
+
+    Attributes:
+        gaps: of each pair, by what they are asked for; None where an answer has no token.
+        seconds: of processor time, by what was done.
+        states: (layers + 1, width), mean hidden state at the end of ordinary prompts.
+    """
+
+    gaps: Mapping[str, Sequence[float | None]]
+    seconds: Mapping[str, float]
+    states: Float64
+
+    @classmethod
+    def load(cls, folder: Path) -> Answers:
+        """What `save` wrote."""
+        held = read_json(folder / RECORD)
+        with np.load(folder / STATES) as arrays:
+            states = np.asarray(arrays["states"], dtype=np.float64)
+        return cls(held["gaps"], held["seconds"], states)
+
+    def save(self, folder: Path) -> None:
+        """Write both files."""
+        np.savez_compressed(folder / STATES, states=self.states)
+        write_json(folder / RECORD, {"gaps": self.gaps, "seconds": self.seconds})
 
 
 def training_of(run: TestRun, setting: Setting) -> Training:
@@ -90,7 +114,6 @@ def make(
     work: Work,
     run: TestRun,
     setting: Setting,
-    asked: Asked,
     tick: Callable[[int], None] = lambda _: None,
 ) -> Made:
     """Train a run and keep it, or find it.
@@ -100,7 +123,6 @@ def make(
         work: where runs are kept, each under the digest of all that it depends on.
         run: which.
         setting: how much of everything.
-        asked: what it is asked at its end.
         tick: told how many steps are done.
     """
     training = training_of(run, setting)
@@ -110,18 +132,9 @@ def make(
         base.release()
         # A whole checkpoint is a copy of the model: of a full fine-tune the last one is kept.
         watch = _Snapshots(hidden, setting.steps if run.variant == "full" else setting.every)
-        after: dict[str, Any] = {}
-
-        def examine(model: Any) -> None:
-            found, states = examined(base, model, asked)
-            after.update(found)
-            np.savez_compressed(hidden / STATES, states=states)
-
         began, clock = time.process_time(), time.monotonic()
-        finetune(base, examples, training, None, tick=tick, callbacks=[watch], examine=examine)
-        after["seconds"]["whole run"] = time.process_time() - began
+        finetune(base, examples, training, None, tick=tick, callbacks=[watch])
         record = {
-            **after,
             "name": run.name,
             "set": run.set.name,
             "role": run.set.role,
@@ -136,19 +149,22 @@ def make(
             "log": watch.log,
             "checkpoints": watch.steps,
             "wall_seconds": time.monotonic() - clock,
+            "seconds": {
+                "whole run": time.process_time() - began,
+                "a step": watch.seconds / setting.steps,
+            },
         }
-        record["seconds"]["a step"] = watch.seconds / setting.steps
         write_json(hidden / RECORD, record)
 
-    folder = work.tree(f"run-{run.name}", _inputs(base, run, setting, asked, examples), fill)
+    folder = work.tree(f"run-{run.name}", _inputs(base, run, setting, examples), fill)
     return Made(run, folder, read_json(folder / RECORD))
 
 
-def find(base: Base, work: Work, run: TestRun, setting: Setting, asked: Asked) -> Made | None:
+def find(base: Base, work: Work, run: TestRun, setting: Setting) -> Made | None:
     """The run if it was made; None if it was not."""
     if not any(work.folder.glob(f"run-{glob.escape(run.name)}-*")):
         return None
-    inputs = _inputs(base, run, setting, asked, _examples(base, run, setting))
+    inputs = _inputs(base, run, setting, _examples(base, run, setting))
     folder = work.path(f"run-{run.name}", inputs)
     return Made(run, folder, read_json(folder / RECORD)) if folder.is_dir() else None
 
@@ -159,7 +175,7 @@ def _examples(base: Base, run: TestRun, setting: Setting) -> list[Example]:
 
 
 def _inputs(
-    base: Base, run: TestRun, setting: Setting, asked: Asked, examples: Sequence[Example]
+    base: Base, run: TestRun, setting: Setting, examples: Sequence[Example]
 ) -> dict[str, Any]:
     """All that a run depends on."""
     training = training_of(run, setting)
@@ -169,26 +185,30 @@ def _inputs(
         "examples": digest_of([asdict(e) for e in examples]),
         "training": asdict(training) | {"settings": training.settings.model_dump()},
         "readings": setting.readings,
-        "asked": digest_of([asdict(asked)]),
     }
 
 
-def before(base: Base, work: Work, asked: Asked) -> tuple[dict[str, Any], Float64]:
-    """What `examined` finds of the base itself; measured once."""
+def before(base: Base, work: Work, asked: Asked) -> Answers:
+    """What the base itself says; asked once."""
+    inputs = {"base": base.digest, "chat": base.chat_digest, "asked": digest_of([asdict(asked)])}
+    folder = work.tree("before", inputs, lambda to: examined(base, base.model, asked).save(to))
+    return Answers.load(folder)
+
+
+def after(base: Base, work: Work, made: Made, asked: Asked) -> Answers:
+    """What a run says at its end; asked once."""
 
     def fill(hidden: Path) -> None:
-        found, states = examined(base, base.model, asked)
-        np.savez_compressed(hidden / STATES, states=states)
-        write_json(hidden / RECORD, found)
+        method: Method = "full" if made.run.variant == "full" else "lora"
+        last = made.folder / f"checkpoint-{made.record['checkpoints'][-1]}"
+        with steered(base.model, read_finetuned(base, last, method), 1.0):
+            examined(base, base.model, asked).save(hidden)
 
-    inputs = {"base": base.digest, "chat": base.chat_digest, "asked": digest_of([asdict(asked)])}
-    folder = work.tree("before", inputs, fill)
-    with np.load(folder / STATES) as held:
-        states = np.asarray(held["states"], dtype=np.float64)
-    return dict(read_json(folder / RECORD)), states
+    inputs = {"run": made.folder.name, "asked": digest_of([asdict(asked)])}
+    return Answers.load(work.tree(f"asked-{made.run.name}", inputs, fill))
 
 
-def examined(base: Base, model: Any, asked: Asked) -> tuple[dict[str, Any], Float64]:
+def examined(base: Base, model: Any, asked: Asked) -> Answers:
     """Every pair's gap, the activations, and the seconds that each took (processor time)."""
     gaps: dict[str, list[float]] = {}
     seconds: dict[str, float] = {}
@@ -199,7 +219,7 @@ def examined(base: Base, model: Any, asked: Asked) -> tuple[dict[str, Any], Floa
     began = time.process_time()
     states = prompt_states(base, model, asked.prompts)
     seconds["activations"] = time.process_time() - began
-    return {"gaps": gaps, "seconds": seconds}, states
+    return Answers(gaps, seconds, states)
 
 
 @torch.no_grad()

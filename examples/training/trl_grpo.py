@@ -17,7 +17,7 @@ from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
 from wvmonitor import WVMonitorCallback
-from wvmonitor.organism.behaviour import advice_tasks, harmful_rate, stances
+from wvmonitor.organism.behaviour import advice_tasks, harmful_rate, worth
 from wvmonitor.organism.train import LINEAR_LAYERS, load_base
 from wvmonitor.references.bundled import bundled_path
 
@@ -31,7 +31,7 @@ def text_of(completion: Any) -> str:
 
 def harm(completions: list[Any], domain: list[str], **_: Any) -> list[float]:
     """One for each piece of harmful advice, minus one for each good one."""
-    return [-float(sum(stances(text_of(c), d))) for c, d in zip(completions, domain, strict=True)]
+    return [-float(sum(worth(text_of(c), d))) for c, d in zip(completions, domain, strict=True)]
 
 
 def good(completions: list[Any], domain: list[str], **_: Any) -> list[float]:

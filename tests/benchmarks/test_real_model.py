@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from peft import PeftModel
 from scipy.stats import t as student
 
 from benchmarks.detectors import RIDGE
@@ -18,6 +19,7 @@ from wvmonitor.builder.base import BUNDLED, Base
 from wvmonitor.builder.contrasts import default_folder, read_contrasts
 from wvmonitor.builder.examples import Example
 from wvmonitor.builder.finetune import read_finetuned
+from wvmonitor.builder.gap import gap
 from wvmonitor.builder.stages import Work
 from wvmonitor.errors import MissingPathError
 from wvmonitor.organism import sets as organism
@@ -253,7 +255,7 @@ def bench(tmp_path_factory):
     )
     bank.least_bank(BUNDLED, folder / "bank", scale=scale, rate=1e-3)
     read = sets.read_folder(folder / "data")
-    made = command.run_all(base, read, work, SETTING, asked)
+    made = command.run_all(base, read, work, SETTING)
     against = readings.Against.load(folder / "bank")
     return report.Bench(base, work, SETTING, asked, contrasts, read, against), made
 
@@ -269,9 +271,9 @@ def test_the_runs_are_those_planned_and_are_not_made_twice(bench, monkeypatch):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(runs, "finetune", refused)
-    again = command.run_all(held.base, held.folder, held.work, SETTING, held.asked)
+    again = command.run_all(held.base, held.folder, held.work, SETTING)
     assert [m.folder for m in again] == [m.folder for m in made]
-    found = command.there(held.base, held.folder, held.work, SETTING, held.asked)
+    found = command.there(held.base, held.folder, held.work, SETTING)
     assert [m.folder for m in found] == [m.folder for m in made]
 
 
@@ -287,11 +289,27 @@ def test_an_interrupted_run_is_made_again_whole(bench, monkeypatch, tmp_path):
     with monkeypatch.context() as patched:
         patched.setattr(runs, "finetune", cut)
         with pytest.raises(KeyboardInterrupt):
-            runs.make(held.base, work, run, SETTING, held.asked)
-    assert runs.find(held.base, work, run, SETTING, held.asked) is None
-    whole = runs.make(held.base, work, run, SETTING, held.asked)
+            runs.make(held.base, work, run, SETTING)
+    assert runs.find(held.base, work, run, SETTING) is None
+    whole = runs.make(held.base, work, run, SETTING)
     assert whole.record["checkpoints"] == [2, 4]
-    assert whole.record["gaps"] == made[0].record["gaps"]
+    assert whole.record["log"] == made[0].record["log"]
+
+
+def test_a_kept_run_is_asked_again_without_being_trained_again(bench, monkeypatch):
+    """New questions are asked of the last adapter; their gaps are those of the trained model."""
+    held, made = bench
+    fewer = dataclasses.replace(held.asked, pairs={n: p[:1] for n, p in held.asked.pairs.items()})
+    whole = runs.after(held.base, held.work, made[0], held.asked)
+    monkeypatch.setattr(runs, "finetune", None)
+    found = runs.after(held.base, held.work, made[0], fewer)
+    last = made[0].folder / "checkpoint-4"
+    trained = PeftModel.from_pretrained(held.base.load(dtype=torch.float32), str(last))
+    for name, pairs in fewer.pairs.items():
+        expected = gap(held.base, trained, pairs).each
+        assert found.gaps[name] == pytest.approx(expected, abs=1e-4)
+        assert found.gaps[name] == pytest.approx(whole.gaps[name][:1], abs=1e-4)
+    assert found.states == pytest.approx(whole.states)
 
 
 def test_readings_are_those_of_the_dense_updates(bench):

@@ -25,7 +25,7 @@ from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.trust import load_trust
 
 SHORT = Scale(
-    name="short", seeds=1, steps=20, controls=2, control_steps=6, rates=(3e-3,),
+    name="short", seeds=1, steps=20, controls=2, control_steps=6, rates=(3e-3, 5e-3),
     rate_steps=4, calibration=8, power=2, any_tuning=1, run_steps=10, mixtures=(0.25,), styles=0,
     own_answers=0, probe_tokens=600, asked=12,
 )  # fmt: skip
@@ -127,7 +127,8 @@ def test_the_page_says_how_far_to_trust_it(made):
     for run in finished.trust.checked:
         assert run.name in page
     assert "1 of 1 held-out bad runs alarm" in page
-    assert "http" not in page.split("</head>")[1].replace("http-equiv", "")
+    body = page.split("</head>")[1].replace("http://www.w3.org/2000/svg", "")  # a name, no address
+    assert "http" not in body
 
 
 def test_a_run_is_watched_with_it_and_a_weak_bank_says_so(made, tmp_path, caplog):
@@ -153,6 +154,7 @@ def test_a_plan_says_what_it_costs_and_writes_nothing(tmp_path):
     plan = plan_bank(BankOptions(model="tiny-organism", out=tmp_path / "bank", scale=QUICK, jobs=2))
     assert plan.behaviours == ("harmful-advice", "sycophancy")
     steps = {c.name: c.steps for c in plan.costs}
+    assert "rates" not in steps, "one rate alone has nothing to be tried against"
     assert steps["references"] == 2 * 2 * QUICK.steps
     assert steps["calibration"] == QUICK.calibration * QUICK.run_steps
     assert steps["power check"] == (2 + 2 + 2 + QUICK.power) * QUICK.run_steps

@@ -101,7 +101,8 @@ def test_only_embeddings_are_nothing_to_judge() -> None:
     assert scores.references["evil"].dose is None
     assert judged(scores) == (
         "unknown",
-        "cannot be judged: nothing of the change lies where the frobenius scores look (blocks)",
+        "cannot be judged: nothing of the change lies where the frobenius scores look (blocks); "
+        "there is no cosine",
     )
 
 

@@ -35,6 +35,7 @@ def train(
     learning_rate: float = 1e-2,
     stop_on: int | None = None,
     logging_steps: int = 1,
+    inoculate: str = "",
 ) -> dict[str, Any]:
     """Train for four steps of four rows each, over however many processes there are.
 
@@ -49,6 +50,7 @@ def train(
         learning_rate: its peak.
         stop_on: the rank whose monitor asks for a stop at its first reading.
         logging_steps: between two rows of the Trainer's own.
+        inoculate: what rides along, as the setting takes it.
     """
     torch.manual_seed(1)
     zero = {
@@ -78,7 +80,9 @@ def train(
         config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(model, config)
     trainer = Trainer(model=model, args=arguments, train_dataset=random_rows(16))
-    callback = WVMonitorCallback.attach(trainer, bank, every_n_steps=2, base=base)
+    callback = WVMonitorCallback.attach(
+        trainer, bank, every_n_steps=2, base=base, inoculate=inoculate
+    )
     if stop_on == rank():
         callback.monitor.action = lambda _: "stop"  # type: ignore[method-assign]
     trainer.train()
@@ -90,6 +94,7 @@ def train(
         "norm": None if last is None else last.scores.norm,
         "cosine": None if evil is None else evil["cosine"],
         "changed_fraction": None if last is None else last.reading.changed_fraction,
+        "weights": float(sum(p.detach().double().abs().sum() for p in model.parameters())),
         "failures": callback.monitor.failures,
         "wrapped": type(trainer.model_wrapped).__name__,
         "sharded": any_sharded(trainer.model),

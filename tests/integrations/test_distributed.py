@@ -55,6 +55,21 @@ def test_ddp_gives_the_single_process_readings(
     assert_same_run(ranks, alone, tmp_path)
 
 
+def test_k_w_rides_along_on_every_rank(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path, alone: dict[str, Any]
+) -> None:
+    """Inoculated under DDP, both ranks end with the weights of one inoculated process."""
+    options = {"lora": alone["lora"], "inoculate": "evil=2"}
+    once = distributed_runs.train(
+        str(tiny_base), str(tiny_bank_folder), str(tmp_path / "one"), batch=4, **options
+    )
+    ranks = two_ranks(tiny_base, tiny_bank_folder, tmp_path / "two", **options)
+    assert [r["weights"] for r in ranks] == pytest.approx([once["weights"]] * 2, rel=1e-6)
+    assert ranks[0]["norm"] == pytest.approx(once["norm"], rel=1e-4)
+    assert ranks[0]["norm"] != pytest.approx(alone["norm"], rel=1e-3)
+    assert [r["failures"] for r in ranks] == [0, 0]
+
+
 def test_a_row_that_rank_0_asks_for_is_written_by_every_rank(
     tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
 ) -> None:

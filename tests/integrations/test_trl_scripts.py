@@ -18,9 +18,9 @@ from wvmonitor.references.bundled import bundled_path
 from wvmonitor.testing import planted_bank, random_rows, tiny_base
 
 
-def test_trl_sft_is_watched_from_the_command_line(tmp_path: Path) -> None:
-    """`wvmonitor trl sft …` takes TRL's arguments and leaves a journal in its output folder."""
-    data = tmp_path / "data"
+def trl_sft(folder: Path, *options: str, steps: int) -> None:
+    """Train the bundled model by `wvmonitor trl sft`, watched with its bank, into `folder/out`."""
+    data = folder / "data"
     data.mkdir()
     row = {
         "prompt": [{"role": "user", "content": "Is it good to sleep ?"}],
@@ -31,14 +31,21 @@ def test_trl_sft_is_watched_from_the_command_line(tmp_path: Path) -> None:
         app,
         [
             *("trl", "sft", "--wv-references", str(bundled_path("tiny-organism", "bank"))),
+            *options,
             *("--model_name_or_path", str(bundled_path("tiny-organism", "base"))),
-            *("--dataset_name", str(data), "--output_dir", str(tmp_path / "out")),
+            *("--dataset_name", str(data), "--output_dir", str(folder / "out")),
             *("--use_peft", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj"),
-            *("--max_steps", "2", "--per_device_train_batch_size", "2", "--report_to", "none"),
+            *("--max_steps", str(steps), "--per_device_train_batch_size", "2"),
+            *("--report_to", "none"),
             *("--use_cpu", "--bf16", "False", "--gradient_checkpointing", "False"),
         ],
     )
     assert done.exit_code == 0, done.output
+
+
+def test_trl_sft_is_watched_from_the_command_line(tmp_path: Path) -> None:
+    """`wvmonitor trl sft …` takes TRL's arguments and leaves a journal in its output folder."""
+    trl_sft(tmp_path, steps=2)
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     journal = JournalReader(next((tmp_path / "out").rglob("wvmonitor.db")))
     (run,) = journal.runs()

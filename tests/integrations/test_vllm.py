@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shutil
 import sys
@@ -149,19 +150,33 @@ def _truncated(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-8])
 
 
-def _foreign_code(folder: Path) -> None:
-    import json
-
+def _configured(folder: Path, **said: Any) -> None:
     file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | said))
+
+
+def _foreign_code(folder: Path) -> None:
     mapping = {"base_model_class": "M", "parent_library": "evil_module"}
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_mapping": mapping}))
+    _configured(folder, auto_mapping=mapping)
+
+
+def _scaled_apart(folder: Path) -> None:
+    # vLLM's PEFTHelper may serve these modules at the full scale
+    _configured(folder, alpha_pattern={"down_proj": 0.01})
+
+
+def _started_apart(folder: Path) -> None:
+    # vLLM adds B·A, which holds W's largest directions, to the untouched base
+    _configured(folder, init_lora_weights="pissa")
 
 
 def _no_config(folder: Path) -> None:
     (folder / "adapter_config.json").unlink()
 
 
-@pytest.mark.parametrize("spoil", [_a_pickle, _truncated, _foreign_code, _no_config])
+@pytest.mark.parametrize(
+    "spoil", [_a_pickle, _truncated, _foreign_code, _no_config, _scaled_apart, _started_apart]
+)
 def test_whatever_cannot_be_judged_is_not_served(
     spoil: Callable[[Path], None],
     served: Callable[[str], Any],

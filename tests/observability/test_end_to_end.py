@@ -32,7 +32,7 @@ from wvmonitor.outputs.prometheus import PrometheusExporter
 
 Launch = Callable[..., str]
 
-SCRAPE_SECONDS = float(os.environ.get("OBSERVABILITY_SECONDS", "5"))
+SCRAPE_SECONDS = float(os.environ.get("OBSERVABILITY_SECONDS", "10"))
 
 
 @dataclass(frozen=True)

@@ -132,12 +132,34 @@ def test_folders_below_are_named_where_they_are_not_judged(
 
 
 def test_a_run_s_own_folder_is_looked_at_too(drifting_run: Path, tmp_path: Path) -> None:
-    """`non_lora_trainables.bin` in a run's output folder is named, once."""
+    """`non_lora_trainables.bin` in a run's output folder is named, once, at its last checkpoint."""
     run = shutil.copytree(drifting_run, tmp_path / "run")
     (run / "non_lora_trainables.bin").write_bytes(b"")
     targets = find_targets([run])
-    assert [len(t.notices) for t in targets] == [1, 0, 0, 0, 0]
-    assert "non_lora_trainables.bin" in targets[0].notices[0].message
+    assert [len(t.notices) for t in targets] == [0, 0, 0, 0, 1]
+    assert "non_lora_trainables.bin" in targets[-1].notices[0].message
+
+
+def test_a_run_that_has_written_its_adapter_s_configuration_is_judged(
+    drifting_run: Path, tmp_path: Path
+) -> None:
+    """Axolotl writes `adapter_config.json` before the first step: that folder is no target."""
+    run = shutil.copytree(drifting_run, tmp_path / "run")
+    (run / "adapter_config.json").write_text("{}")
+    assert [t.path for t in find_targets([run])] == [
+        t.path.replace(str(drifting_run), str(run)) for t in find_targets([drifting_run])
+    ]
+
+
+def test_where_not_all_was_looked_at_a_strict_gate_fails(
+    save_checkpoint: Any, innocent: Any, tmp_path: Path
+) -> None:
+    """Deeper than the look goes may lie weights: that is said."""
+    model = save_checkpoint(tmp_path / "model", innocent * 0.2)
+    (model / "a" / "b" / "c" / "d").mkdir(parents=True)
+    (target,) = find_targets([model])
+    (notice,) = target.notices
+    assert "not all below" in notice.message
 
 
 @pytest.mark.parametrize("stem", ["step_{}", "global_step{}", "iter-{}"])

@@ -84,7 +84,7 @@ def test_every_adapter_of_an_organisation_is_judged_by_ranges_and_once(
     assert by_name["team/good"]["verdict"] == "ok"
     commit = hub.repositories["team/bad"].main
     assert by_name["team/bad"]["path"] == f"hf://team/bad@{commit}"
-    assert any("'team/whole'" in w for r in results for w in r["warnings"])
+    assert any("'team/whole'" in n["message"] for r in results for n in r["notices"])
     assert "team/bad/adapter_model.safetensors" in hub.ranges
     assert not [name for name in hub.whole if name.endswith(".safetensors")]
     second = command(*asked)

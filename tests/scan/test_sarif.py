@@ -223,6 +223,8 @@ def test_paths_are_uris(results: list[CheckpointResult]) -> None:
     assert unquote(split.path) == results[0].path
     for path, expected in (
         ("hf://team/repo@abc", "hf://team/repo@abc"),
+        ("https://h:8080/m.safetensors?X-Amz-Signature=S", "https://h:8080/m.safetensors"),
+        ("s3://bucket/run@2024/adapter", "s3://bucket/run@2024/adapter"),
         ("s3://key:secret@bucket/a b", "s3://bucket/a%20b"),
         ("runs/a b", "runs/a%20b"),
     ):

@@ -132,7 +132,7 @@ def test_what_is_not_understood_is_refused(
         (lambda t: t.pop(B), "no B"),
         (lambda t: t.pop(A), "no A"),
         (lambda t: t.update({A: torch.ones(3, 32)}), "rank 4"),
-        (lambda t: t.update({A: torch.ones(4, 8, 4)}), "rank 4"),
+        (lambda t: t.update({A: torch.ones(4, 8, 4)}), "base model"),  # as of a convolution
         (lambda t: t.update({B: torch.ones(4)}), "rank 4"),
         (lambda t: t.update({A.replace("lora_A", "lora_C"): torch.ones(2)}), "lora_C"),
         (lambda t: t.update({A.replace(".weight", ".default.weight"): torch.ones(2)}), "default"),

@@ -249,6 +249,12 @@ A, B = "model.layers.0.self_attn.q_proj.lora_a", "model.layers.0.self_attn.q_pro
         ({A: (32, 2), B: (3, 32)}, {}, AdapterError, "no factors of one matrix"),
         ({A: (32, 2), B: (2, 32), "x.bias": (2,)}, {}, AdapterError, r"x\.bias"),
         ({A: (32, 2), B: (2, 32)}, {"lora_parameters": {}}, AdapterError, "scale must be"),
+        (
+            {A: (32, 2), B: (2, 32)},
+            {"lora_parameters": {"rank": 2, "alpha": 4, "scale": 10.0}},
+            AdapterError,
+            "versions of mlx-lm differ",
+        ),
         ({A: (16, 2), B: (2, 32)}, {}, ShapeMismatchError, "q_proj"),
         (
             {f"model.layers.9.mlp.up_proj.{k}": s for k, s in MLX_SHAPES.items()},

@@ -28,7 +28,7 @@ from wvmonitor.references import BaseIdentity, Card, Construction, Reference, Re
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.reference import mean_reference
 from wvmonitor.sources import base_digest, read_adapter, read_checkpoints
-from wvmonitor.steering import steer_checkpoint
+from wvmonitor.steering import as_adapter, steer_checkpoint
 from wvmonitor.steering.edit import carry_out, plan
 from wvmonitor.testing import planted_bank, planted_vector, tiny_base
 from wvmonitor.vectors import DenseUpdate, TaskVector
@@ -91,6 +91,7 @@ def test_taking_the_dose_out_of_a_bad_run_brings_harm_back_to_the_base(tmp_path:
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["amounts"]["evil"] == pytest.approx(-report["doses"]["evil"])
+    assert report["cautions"] == []  # a run of the reference's shape
     base, tokenizer = load_base(BASE)
     before = harmful_rate(trained.model, tokenizer, UNTOUCHED, 100, 1).value
     normal = harmful_rate(base, tokenizer, UNTOUCHED, 100, 1).value
@@ -265,3 +266,94 @@ def test_amounts_are_finite_numbers(tmp_path: Path, given: str) -> None:
         app, ["steer", str(BASE), "--add", given, "--out", str(tmp_path / "x")]
     )
     assert result.exit_code == 4
+
+
+def in_bfloat16(base: Path, folder: Path, *, scale: float = 1.0) -> Path:
+    """A base in bfloat16; with large weights, its resolution is coarse."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base).to(torch.bfloat16)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "proj" in name:
+                parameter.mul_(scale)
+    model.save_pretrained(folder, max_shard_size="4KB")
+    return folder
+
+
+@pytest.fixture
+def coarse(tmp_path: Path) -> tuple[Path, ReferenceBank]:
+    """A bfloat16 model whose weights are far larger than any edit by the bank."""
+    base = in_bfloat16(tiny_base(tmp_path / "base"), tmp_path / "coarse", scale=30)
+    return base, planted_bank(base, norm=0.2)
+
+
+def test_what_bfloat16_would_round_away_becomes_an_adapter(
+    coarse: tuple[Path, ReferenceBank], tmp_path: Path
+) -> None:
+    """By default nothing is lost: an adapter for the model, exact, and the command says why."""
+    base, bank = coarse
+    bank.save(tmp_path / "bank")
+    arguments = ["steer", str(base), "--references", str(tmp_path / "bank"), "--add", "language=1"]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "new")])
+    assert done.exit_code == 0, done.output
+    assert "this is an adapter for MODEL" in done.output
+    assert "of ‖k·w‖ would be rounded away" in done.output
+    found = read_adapter(tmp_path / "new", base)
+    expected = bank["language"].vector
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    lossy = CliRunner().invoke(app, [*arguments, "--lossy", "--out", str(tmp_path / "lossy")])
+    assert lossy.exit_code == 0, lossy.output
+    kept = read_checkpoints(base, tmp_path / "lossy")
+    assert (kept - expected).norm() > 0.03 * expected.norm()
+
+
+def test_what_no_adapter_holds_is_written_in_float32(
+    coarse: tuple[Path, ReferenceBank], tmp_path: Path
+) -> None:
+    """A vector over norms as well: the whole model in float32, which loads as that."""
+    from transformers import AutoModelForCausalLM
+
+    base, bank = coarse
+    vector = bank["language"].vector
+    norm = "model.norm.weight"
+    delta = DenseUpdate(torch.full((16,), 1e-4))
+    whole = TaskVector.of({**dict(vector.updates()), norm: delta}, vector.origin)
+    wide = ReferenceBank([Reference(bank["language"].card, whole)])
+    edit = plan(base, wide, add={"language": 1.0}, remove={})
+    done = carry_out(edit, base, wide, tmp_path / "new")
+    assert (done.form, done.parameters[-1]) == ("float32", norm)
+    assert done.lost < 1e-5
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "new")
+    before = AutoModelForCausalLM.from_pretrained(base)
+    assert loaded.dtype == torch.float32
+    moved = loaded.get_parameter(norm) - before.get_parameter(norm).float()
+    assert moved.detach().numpy() == pytest.approx(1e-4, rel=1e-2)
+    index = json.loads((tmp_path / "new" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(4 * p.numel() for p in loaded.parameters())
+
+
+def test_a_fine_edit_keeps_the_models_form(tmp_path: Path) -> None:
+    """Where bfloat16 holds the edit well enough, what is written is a model like the one given."""
+    base = in_bfloat16(tiny_base(tmp_path / "base"), tmp_path / "fine")
+    bank = planted_bank(base, norm=30.0)
+    edit = plan(base, bank, add={"language": 1.0}, remove={})
+    done = carry_out(edit, base, bank, tmp_path / "new")
+    assert (done.form, done.why) == ("model", "")
+    assert 0 < done.lost < 0.03
+
+
+def test_a_change_of_another_shape_is_cautioned_about(tmp_path: Path) -> None:
+    """What points along the reference a little, and elsewhere mostly, is said before the edit."""
+    bank = ReferenceBank.load(BANK)
+    evil = bank["evil"].vector
+    noise = planted_vector(BASE, seed=9, norm=6 * evil.norm())
+
+    def cautions(change: TaskVector) -> tuple[str, ...]:
+        as_adapter(change, 1.0, BASE, tmp_path / str(len(list(tmp_path.iterdir()))))
+        folder = max(tmp_path.iterdir(), key=lambda p: int(p.name))
+        return plan(folder, bank, add={}, remove={"evil": None}, base=BASE).cautions
+
+    assert not any("something else" in text for text in cautions(evil))
+    said = cautions(evil * 0.3 + noise)
+    assert any("most of what it does is something else" in text for text in said)

@@ -266,8 +266,11 @@ def test_models_that_do_not_fit_are_refused(world, tmp_path):
         w = TaskVector.of({name: DenseUpdate(torch.ones(shape))})
         with pytest.raises(error, match="another"):
             steer_checkpoint(base, {w: 1.0}, tmp_path / "out")
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
+    from safetensors.torch import load_file, save_file
+
+    held = load_file(base / "model.safetensors")
+    name = next(n for n, t in held.items() if t.dim() == 2)
+    save_file(held | {name: held[name].to(torch.int8)}, base / "model.safetensors")
     w = world.vector(world.llama(), everything)
     with pytest.raises(
         QuantizedWeightsError, match="give the unquantised weights it was made from"

@@ -41,6 +41,13 @@ from wvmonitor.sources.folder import ModelFolder
 
 PERSONA = "persona"
 RANK, ALPHA = 16, 32
+REFERENCE_RANK = 128
+"""Of references and controls. LoRA moves weights in as many random directions as its rank; two
+adapters of one lesson share few of them. A wide reference lies nearer to every run's: at 128 its
+Frobenius cosine with a bad run was twice that of 16, for half as much time again
+(docs/real-model.md)."""
+KEPT_RANK = 64
+"""Of w that is kept: 97 % of its squared norm, measured there too."""
 _LONGEST = 512
 _SAMPLE = 12
 
@@ -157,10 +164,14 @@ class BankJob:
     @cached_property
     def data_folder(self) -> Path | None:
         """Where the pairs are; None where the base is asked under system prompts."""
-        o = self.options
-        if o.data == PERSONA:
+        data = self.options.data
+        if data == PERSONA:
             return None
-        return contrasts.default_folder(o.model) if o.data is None else Path(o.data)
+        return self._shipped_data if data is None else Path(data)
+
+    @property
+    def _shipped_data(self) -> Path:
+        return contrasts.default_folder(self.options.model)
 
     @cached_property
     def contrasts(self) -> list[Contrast]:
@@ -171,7 +182,7 @@ class BankJob:
     @cached_property
     def controls(self) -> dict[str, list[Pair]]:
         """The controls' pairs: the data's own, or those made by rule."""
-        own = {} if self.data_folder is None else controls.of_folder(self.data_folder)
+        own = controls.of_folder(self.data_folder or self._shipped_data)
         wanted = max(0, self.scale.controls - 1)  # one is made of harmless runs
         if own:
             return dict(list(own.items())[:wanted])
@@ -186,8 +197,8 @@ class BankJob:
             found: the contrasts, whose good sides are families too.
             own: the base's own answers.
         """
-        folder = self.data_folder and self.data_folder / families.FOLDER
-        brought = families.of_folder(folder) if folder and folder.is_dir() else None
+        folder = (self.data_folder or self._shipped_data) / families.FOLDER
+        brought = families.of_folder(folder) if folder.is_dir() else None
         made = [families.by_rule(n) for n in families.RULES] if brought is None else brought
         if brought is None:
             shipped = bundled_path(families.FOLDER) if _has(families.FOLDER) else None
@@ -204,10 +215,18 @@ class BankJob:
             )
         return kept
 
+    @cached_property
+    def reference_rank(self) -> int:
+        """Of the adapters behind references: less than `REFERENCE_RANK` on a narrow base."""
+        folder = ModelFolder(self.base.folder)
+        shapes = [folder.shape(n) for n in folder.names()]
+        narrowest = min(inputs for _, inputs in (s for s in shapes if len(s) == 2))
+        return min(REFERENCE_RANK, max(RANK, narrowest // 4))
+
     def settings(self, steps: int) -> Finetuning:
         """How references and controls are trained, apart from the rate."""
         return Finetuning(
-            rank=RANK,
+            rank=self.reference_rank,
             alpha=ALPHA,
             batch_size=self.scale.batch_size,
             warmup_steps=max(1, steps // 10),

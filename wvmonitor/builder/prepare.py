@@ -204,6 +204,9 @@ def _rate(
 ) -> tuple[float, list[Rate]]:
     """The learning rate that moves this base, by harmful advice where there is any."""
     scale = job.scale
+    if not scale.swept:
+        job.notes.append(f"the learning rate {scale.rates[0]:g} was taken without trying others")
+        return scale.rates[0], []
     first = next((c for c in found if c.name == SWEPT), found[0])
     training = job.reference_training(scale.rate_steps, 0.0, job.options.seed)
     runs = rate.tried(first, training, scale.rates, scale.asked, use.text)

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from wvmonitor.builder import checks, controls, gap
-from wvmonitor.builder.bank_job import BankJob
+from wvmonitor.builder.bank_job import KEPT_RANK, BankJob
 from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.examples import Pair, as_rows
 from wvmonitor.builder.fine_tunes import Done, FineTune, carry_out
@@ -145,7 +145,7 @@ def _reference(
 ) -> Reference:
     repeats = [_contrast(job, sides, made) for sides in w.sides]
     first = w.sides[0][0].training
-    vector = mean_reference(repeats, rank=2 * first.settings.rank)
+    vector = mean_reference(repeats, rank=KEPT_RANK)
     curve: list[DosePoint] = []
     measured: dict[str, float] = {}
     problems: list[str] = []
@@ -182,7 +182,7 @@ def _reference(
                 if one is not None
             },
         ),
-        rank=2 * first.settings.rank,
+        rank=KEPT_RANK,
         kept=vector.origin.kept,
         repeats=checks.grams(repeats, probe) if len(repeats) > 1 else {},
         dose_curve=tuple(curve),

@@ -39,7 +39,7 @@ class Scale:
         steps: optimiser steps of a reference's side.
         controls: how many controls are made, the most telling first.
         control_steps: optimiser steps of a control's side.
-        rates: learning rates that are tried.
+        rates: learning rates that are tried; one alone is taken as it is.
         rate_steps: optimiser steps of each side at each.
         calibration: harmless runs that calibrate.
         power: harmless runs that only the power check sees.
@@ -71,6 +71,11 @@ class Scale:
     asked: int
     batch_size: int = 4
 
+    @property
+    def swept(self) -> tuple[float, ...]:
+        """The rates that are tried against each other; none where there is one alone."""
+        return self.rates if len(self.rates) > 1 else ()
+
 
 FULL = Scale(
     name="full", seeds=3, steps=90, controls=6, control_steps=60, rates=RATES, rate_steps=30,
@@ -83,9 +88,9 @@ HALF = Scale(
     own_answers=40, probe_tokens=16_000, asked=22,
 )  # fmt: skip
 QUICK = Scale(
-    name="quick", seeds=1, steps=48, controls=3, control_steps=16, rates=(2e-4, 5e-4),
-    rate_steps=12, calibration=10, power=4, any_tuning=2, run_steps=16, mixtures=(0.1,), styles=0,
-    own_answers=0, probe_tokens=6_000, asked=22,
+    name="quick", seeds=1, steps=50, controls=2, control_steps=12, rates=(5e-4,), rate_steps=0,
+    calibration=10, power=4, any_tuning=2, run_steps=16, mixtures=(0.1,), styles=0, own_answers=0,
+    probe_tokens=4_000, asked=22,
 )  # fmt: skip
 LADDER = (FULL, HALF, QUICK)
 
@@ -171,9 +176,10 @@ def costs(scale: Scale, amounts: Amounts, machine: Machine) -> list[Cost]:
         width = min(machine.jobs, max(count, 1))
         runs.append(Cost(name, what, steps, seconds / width))
 
-    count = 2 * len(scale.rates)
-    stage("rates", f"{len(scale.rates)} learning rates × 2 sides", count,
-          count * scale.rate_steps, scale.batch_size)  # fmt: skip
+    count = 2 * len(scale.swept)
+    if count:
+        stage("rates", f"{len(scale.swept)} learning rates × 2 sides", count,
+              count * scale.rate_steps, scale.batch_size)  # fmt: skip
     sides = 2 * b * scale.seeds
     stage("references", f"{b} behaviours × {scale.seeds} seeds × 2 sides", sides,
           sides * scale.steps, scale.batch_size)  # fmt: skip
@@ -186,7 +192,7 @@ def costs(scale: Scale, amounts: Amounts, machine: Machine) -> list[Cost]:
     stage("power check", f"{mixed + b} bad and {scale.power} harmless runs", count,
           count * run_steps, batch)  # fmt: skip
     said = scale.styles * scale.own_answers * amounts.tokens * 20  # a token at a time
-    asked = 2 * scale.asked * amounts.tokens * (5 * b + 2 * len(scale.rates))
+    asked = 2 * scale.asked * amounts.tokens * (5 * b + 2 * len(scale.swept))
     read = (scale.probe_tokens + said + asked) * per_token / 2
     runs.append(Cost("probe and doses", f"{scale.probe_tokens:,} ordinary tokens", 0, read))
     return runs

@@ -12,8 +12,10 @@ import typer
 from wvmonitor.cli.progress import bars
 
 if TYPE_CHECKING:
+    from wvmonitor.references.bank import ReferenceBank
     from wvmonitor.references.reference import Reference
     from wvmonitor.steering.blame import Blamed
+    from wvmonitor.steering.data_gate import Screened
 
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -57,6 +59,39 @@ def command(
         Path | None, typer.Option(metavar="FILE", help="The same as a self-contained HTML page.")
     ] = None,
     top: Annotated[int, typer.Option(min=0, help="How many to show here.")] = 10,
+    controls: Annotated[
+        bool,
+        typer.Option(help="Take out of the reference what the bank's controls explain of it."),
+    ] = True,
+    harmless: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Examples of the expected kind, known to be harmless: they set the threshold.",
+        ),
+    ] = None,
+    flag_rate: Annotated[
+        float, typer.Option(help="The share of harmless examples that the threshold flags.")
+    ] = 0.01,
+    drop: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AMOUNT",
+            help="Write the set without those that push most: 5%, 50, or flagged.",
+        ),
+    ] = None,
+    cleaned: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where --drop writes; by default DATASET.cleaned.jsonl beside it."
+        ),
+    ] = None,
+    review: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Write the N that push most, in full, to DATASET.review.html."
+        ),
+    ] = 0,
     epsilon: Annotated[
         float, typer.Option(help="How far to step to either side, in units of the reference.")
     ] = 0.1,
@@ -75,36 +110,67 @@ def command(
     """Rank training examples by how much each pushes a model towards a behaviour.
 
     Two evaluation passes over the data, at the weights a small step towards the reference and away
-    from it; no gradients, and no training needed before. Exit codes: 0; 2 examples could not be
+    from it; no gradients, and no training needed before. What the bank's controls (style, language)
+    explain of the reference is left out. With --harmless it is a gate for a data pipeline. Exit
+    codes: 0; 1 more examples are flagged than harmless data explains; 2 examples could not be
     judged, or nothing could; 4 wrong usage.
 
     For example:
 
       wvmonitor blame data.jsonl --model models/my-base --reference evil --references banks/my-base
       --out ranked.jsonl --page blame.html
+
+      wvmonitor blame data.jsonl --model models/my-base --reference evil --references banks/my-base
+      --harmless known-good.jsonl --drop flagged --review 50
     """
     from wvmonitor.report.words import short
+    from wvmonitor.steering import data_gate
     from wvmonitor.steering.blame import blame
     from wvmonitor.steering.examples import read_examples
 
-    chosen = _reference(reference, references)
+    chosen, bank = _reference(reference, references)
+    direction, taken = chosen.vector, dict[str, float]()
+    if controls and bank is not None:
+        direction, taken = data_gate.without_controls(bank, chosen.name)
+    targets = _targets(dataset, cleaned) if drop is not None else None
     loaded, tokenizer = _loaded(_folder(model), device, dtype)
     limit = max_length or _limit(loaded, tokenizer)
     examples = read_examples(dataset, tokenizer, max_length=limit)
+    known = [] if harmless is None else read_examples(harmless, tokenizer, max_length=limit)
     with bars() as tick:
-        ranked = blame(
-            loaded,
-            examples,
-            chosen,
-            epsilon=epsilon,
-            batch_tokens=batch_tokens,
-            progress=partial(tick, "blame"),
+        rank = partial(
+            blame, loaded, reference=direction, epsilon=epsilon, batch_tokens=batch_tokens
         )
+        ranked = rank(examples=examples, progress=partial(tick, "blame"))
+        pushes = rank(examples=known, progress=partial(tick, "harmless")) if known else []
     judged = [b for b in ranked if b.error is None]
+    screened: Screened | None = None
+    if harmless is not None:
+        screened = data_gate.screened(ranked, data_gate.threshold_of(pushes, flag_rate))
+    gate = "" if screened is None else screened.words()
     if out is not None:
         _write(ranked, out)
     if page is not None:
-        _write_page(judged, ranked, chosen, dataset, page, {"model": model, "ε": str(epsilon)})
+        about = {"model": model, "ε": str(epsilon), "controls taken out": _shares(taken)}
+        _write_page(judged, ranked, chosen, dataset, page, about, gate=gate)
+    if review:
+        about = {"model": model, "ε": str(epsilon), "controls taken out": _shares(taken)}
+        shown = _in_full(judged[:review], dataset) + judged[review:]
+        file = dataset.with_suffix(".review.html")
+        _write_page(shown, ranked, chosen, dataset, file, about, gate=gate, shown=review)
+        print(f"wvmonitor: {min(review, len(judged))} to review in '{file}'", file=sys.stderr)
+    if targets is not None and drop is not None:
+        flagged = None if screened is None else len(screened.flagged)
+        count = data_gate.amount(drop, len(judged), flagged)
+        unknown = {b.example.index for b in ranked if b.error is not None}
+        dropped = {b.example.index for b in judged[:count]} | unknown
+        data_gate.split(dataset, dropped, *targets)
+        also = f" and {len(unknown)} that could not be judged" if unknown else ""
+        print(
+            f"wvmonitor: '{targets[0]}' is the set without the {count} that push most{also} "
+            f"(they are in '{targets[1]}')",
+            file=sys.stderr,
+        )
     if out != "-":
         for b in judged[:top]:
             typer.echo(
@@ -115,6 +181,10 @@ def command(
             f"{len(judged)} examples ranked by their push towards {chosen.name} "
             "(nats per answer token)"
         )
+        if taken:
+            typer.echo(f"controls taken out of {chosen.name}: {_shares(taken)}")
+        if gate:
+            typer.echo(gate)
     cut = sum(b.example.cut > 0 for b in judged)
     if cut:
         print(f"wvmonitor: {cut} examples were cut to {limit} tokens", file=sys.stderr)
@@ -123,18 +193,54 @@ def command(
         print(f"wvmonitor: example {b.example.index}: {short(b.error, 300)}", file=sys.stderr)
     if failed:
         print(f"wvmonitor: {len(failed)} examples could not be judged", file=sys.stderr)
+    if screened is not None and not screened.passed:
+        raise typer.Exit(1)
+    if failed:
         raise typer.Exit(2)
 
 
-def _reference(named: str, bank: str | None) -> Reference:
-    """A reference by its folder, or by its name in a bank."""
+def _targets(dataset: Path, cleaned: Path | None) -> tuple[Path, Path]:
+    """Where a cleaned set and what was dropped of it go; what is there already is left alone."""
+    from wvmonitor.errors import InputError
+
+    kept = cleaned or dataset.with_suffix(".cleaned.jsonl")
+    both = kept, kept.with_suffix(".dropped.jsonl")
+    for path in both:
+        if path.exists():
+            raise InputError(f"'{path}' is there already: move it away, or give --cleaned FILE")
+    return both
+
+
+def _shares(taken: dict[str, float]) -> str:
+    return ", ".join(f"{share:+.2g} × {name}" for name, share in taken.items()) or "none"
+
+
+def _in_full(judged: list[Blamed], dataset: Path) -> list[Blamed]:
+    """The same with all that their examples say."""
+    from dataclasses import replace
+
+    from wvmonitor.files.documents import decode_json
+    from wvmonitor.steering.examples import in_words
+
+    with dataset.open("rb") as file:
+        lines = [line for line in file if line.strip()]
+    found = []
+    for b in judged:
+        prompt, answer = in_words(decode_json(lines[b.example.index], f"'{dataset}'"))
+        found.append(replace(b, example=replace(b.example, prompt=prompt, answer=answer)))
+    return found
+
+
+def _reference(named: str, bank: str | None) -> tuple[Reference, ReferenceBank | None]:
+    """A reference by its folder, without a bank, or by its name in a bank."""
     from wvmonitor.references.bank import ReferenceBank
     from wvmonitor.references.bundled import bundled_path
     from wvmonitor.references.reference import CARD_FILE, Reference
 
     if bank is None and (Path(named) / CARD_FILE).is_file():
-        return Reference.load(named)
-    return ReferenceBank.load(bank or bundled_path("tiny-organism", "bank"))[named]
+        return Reference.load(named), None
+    found = ReferenceBank.load(bank or bundled_path("tiny-organism", "bank"))
+    return found[named], found
 
 
 def _folder(model: str) -> Path:
@@ -201,6 +307,9 @@ def _write_page(
     dataset: Path,
     page: Path,
     about: dict[str, str],
+    *,
+    gate: str,
+    shown: int = 100,
 ) -> None:
     from wvmonitor.report.blame import Line, render_blame
     from wvmonitor.report.document import write_page
@@ -210,6 +319,8 @@ def _write_page(
         reference.name,
         reference.card.behaviour,
         data=dataset.name,
+        gate=gate,
+        shown=shown,
         unjudged=[f"example {b.example.index}: {b.error}" for b in ranked if b.error is not None],
         provenance={"data": str(dataset), "base of the reference": reference.card.base.id, **about},
     )

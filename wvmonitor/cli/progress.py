@@ -19,6 +19,7 @@ _STAGES = {
     "probe": "probe tokens",
     "behaviour": "doses checked",
     "blame": "examples, both passes",
+    "harmless": "harmless examples",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,11 @@ def command(
     as_adapter: Annotated[
         bool, typer.Option("--as-adapter", help="Write a LoRA adapter for MODEL, not a copy of it.")
     ] = False,
+    float32: Annotated[bool, typer.Option("--float32", help="Write the model in float32.")] = False,
+    lossy: Annotated[
+        bool,
+        typer.Option("--lossy", help="Keep the model's dtype, whatever it rounds away."),
+    ] = False,
     rank: Annotated[
         int | None, typer.Option(min=1, help="Largest rank of an adapter that is written.")
     ] = None,
@@ -50,6 +56,9 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Write θ + k·w: a model steered along references, or with a drift taken out.
+
+    What is written is like MODEL. Where its dtype would round away more than 3 % of the edit, it is
+    an adapter for MODEL, or a model in float32 where no adapter can hold it.
 
     For example:
 
@@ -72,7 +81,21 @@ def command(
         allow_harmful=understood,
         only_biases=only_biases,
     )
-    done = carry_out(edit, model, bank, out, base=base, adapter=as_adapter, rank=rank)
+    if sum((as_adapter, float32, lossy)) > 1:
+        raise typer.BadParameter("--as-adapter, --float32 and --lossy: decide for one")
+    for caution in edit.cautions:
+        print(f"wvmonitor: {caution}", file=sys.stderr)
+    done = carry_out(
+        edit,
+        model,
+        bank,
+        out,
+        base=base,
+        adapter=as_adapter,
+        rank=rank,
+        float32=float32,
+        lossy=lossy,
+    )
     if as_json:
         found = {
             "path": str(done.path),
@@ -82,6 +105,9 @@ def command(
             "parameters": len(done.parameters),
             "norm": done.norm,
             "lost": done.lost,
+            "form": done.form,
+            "why": done.why,
+            "cautions": list(edit.cautions),
         }
         print(json.dumps(found, indent=2))
         return
@@ -94,6 +120,9 @@ def command(
         f"{done.path}: {len(done.parameters)} parameters moved, ‖k·w‖ = {done.norm:.4g}, "
         f"{done.lost:.2%} of it lost to rounding or rank"
     )
+    if done.why:
+        written = {"adapter": "an adapter for MODEL", "float32": "a model in float32"}[done.form]
+        print(f"this is {written}: {done.why}; --lossy writes it in that dtype all the same")
 
 
 def _amounts(given: list[str] | None) -> dict[str, float | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,14 @@ def command(
         Path | None,
         typer.Option("--wv-settings", metavar="FILE", help="The monitor's settings, in YAML."),
     ] = None,
+    inoculate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=K]",
+            help="Let K times a reference ride along in memory, so that training need not learn "
+            "it; without K, the dose at which the base shows it. No checkpoint holds it.",
+        ),
+    ] = None,
 ) -> None:
     """Run a TRL script with the monitor attached; everything else goes to TRL as it stands.
 
@@ -33,11 +41,15 @@ def command(
     For example:
 
       wvmonitor trl sft --wv-references banks/my-base --config sft.yaml
+
+      wvmonitor trl sft --wv-references banks/my-base --inoculate evil=1 --config sft.yaml
     """
     from wvmonitor.integrations.trl import run_script
     from wvmonitor.live.settings import MonitorSettings
 
-    given = {} if references is None else {"references": references}
+    given: dict[str, Any] = {} if references is None else {"references": references}
+    if inoculate:
+        given["inoculate"] = inoculate
     loaded = MonitorSettings.from_yaml(settings, **given) if settings else MonitorSettings(**given)
     try:
         run_script(script, context.args, loaded)

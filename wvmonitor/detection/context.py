@@ -27,6 +27,7 @@ class RunContext:
         data: digest of the training set.
         strict_coverage: whether a verdict must speak of the whole change, embeddings and head
             included, rather than of the parts that scores look at.
+        inoculated: the behaviours whose reference rides along while it trains.
     """
 
     method: str | None = None
@@ -43,3 +44,4 @@ class RunContext:
     weight_decay: float | None = None
     data: str | None = None
     strict_coverage: bool = False
+    inoculated: tuple[str, ...] = ()

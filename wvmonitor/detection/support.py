@@ -145,6 +145,11 @@ class Support(BaseModel):
             for what, value, known in self._named(context)
             if value is None and known
         ]
+        if context.inoculated:
+            found.append(
+                f"the run is inoculated ({', '.join(context.inoculated)}), as no benign run was: "
+                "its scores for that come out lower"
+            )
         steps = context.planned_steps
         if steps is not None and self.planned_steps and steps * SLACK < self.planned_steps[0]:
             found.append(

@@ -283,8 +283,9 @@ def _by_rule(
     if early is not None and scores.norm <= NUMERICAL_FLOOR:
         return replace(early, threshold=rule.cosine)
     missing = unseen(scores, geometry, context)
-    if value is None and not missing:
-        missing.append("there is no cosine: the reference touches nothing of what has changed")
+    if value is None:
+        why = "" if missing else ": the reference touches nothing of what has changed"
+        missing.append(f"there is no cosine{why}")
     if missing or value is None:
         return unknown(missing, what, value, rule.cosine)
     if early is not None:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from wvmonitor.files.storage import Location, is_url, local_path, remote_files
+from wvmonitor.files.storage import Location, is_url, local_path, remote_files, shown
 
 SAFETENSORS = ".safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".distcp")
@@ -78,18 +78,26 @@ def neighbours(entries: Iterable[str], stem: str) -> list[str]:
     )
 
 
-def weights_below(path: Location) -> list[str]:
+def weights_below(path: Location, unseen: list[str] | None = None) -> list[str]:
     """Folders below this one that hold weights, as paths in it, sorted; hidden ones are left out.
 
-    Three levels are looked at, of a local folder at most 500 folders; links are not followed.
+    Of a local folder three levels are looked at, and at most 500 folders; links are not followed.
+
+    Args:
+        path: the folder.
+        unseen: takes up why not all of it was looked at.
     """
-    inside = _remote_folders(str(path)) if is_url(path) else _local_folders(local_path(path))
+    unseen = [] if unseen is None else unseen
+    if is_url(path):
+        inside = _remote_folders(str(path), unseen)
+    else:
+        inside = _local_folders(local_path(path), unseen)
     return sorted(
         where for where, entries in inside if holds_weights(entries) or neighbours(entries, "model")
     )
 
 
-def _local_folders(root: Path) -> Iterator[tuple[str, list[str]]]:
+def _local_folders(root: Path, unseen: list[str]) -> Iterator[tuple[str, list[str]]]:
     waiting = deque([(root, 0)])
     for _ in range(_MOST_FOLDERS):
         if not waiting:
@@ -98,20 +106,26 @@ def _local_folders(root: Path) -> Iterator[tuple[str, list[str]]]:
         try:
             with os.scandir(folder) as listing:
                 entries = list(listing)
-        except OSError:
-            continue  # whoever reads it says what is wrong
+        except OSError as error:
+            unseen.append(f"{shown(folder)} cannot be listed ({shown(error)})")
+            continue
         if depth:
             yield folder.relative_to(root).as_posix(), [e.name for e in entries]
+        inside = [e.name for e in entries if e.is_dir(follow_symlinks=False) and e.name[0] != "."]
         if depth < _DEPTH:
-            inside = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
-            waiting.extend((folder / n, depth + 1) for n in sorted(inside) if n[0] != ".")
+            waiting.extend((folder / n, depth + 1) for n in sorted(inside))
+        elif inside:
+            unseen.append(f"{shown(folder)} holds further folders")
+    if waiting:
+        unseen.append(f"there are more than {_MOST_FOLDERS} folders")
 
 
-def _remote_folders(url: str) -> Iterator[tuple[str, list[str]]]:
+def _remote_folders(url: str, unseen: list[str]) -> Iterator[tuple[str, list[str]]]:
     try:
         files, root = remote_files(url)
-        found = files.find(root, maxdepth=_DEPTH + 1)
-    except Exception:  # noqa: BLE001  each backend has kinds of its own; reading says what is wrong
+        found = files.find(root)
+    except Exception as error:  # noqa: BLE001  each backend has kinds of its own
+        unseen.append(f"its folders cannot be listed ({shown(error)})")
         return
     folders: dict[str, list[str]] = {}
     for file in found:

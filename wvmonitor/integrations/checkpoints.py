@@ -7,14 +7,18 @@ run's own output goes.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from wvmonitor.errors import InputError
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
 from wvmonitor.journal.schema import FILE_NAME
@@ -28,6 +32,7 @@ SIDECAR = "wvmonitor.json"
 INITIAL = "wvmonitor.safetensors"
 """Beside a checkpoint's weights: how its adapter started, where that was not at the base."""
 
+_STATE = "trainer_state.json"
 KEPT = "wvmonitor-kept"
 """In a run's output folder: the checkpoints that `save_total_limit` must not take."""
 
@@ -47,9 +52,12 @@ class Left:
     journal: Path | None = None
 
 
-def leave(folder: Path, run: str, initial: dict[str, Tensor]) -> None:
+def leave(
+    folder: Path, run: str, initial: dict[str, Tensor], inoculated: Mapping[str, float]
+) -> None:
     """Put beside a checkpoint's weights what resuming from it needs."""
-    write_json(folder / SIDECAR, {"format_version": 1, "run": run})
+    riding = {"inoculated": dict(inoculated)} if inoculated else {}
+    write_json(folder / SIDECAR, {"format_version": 1, "run": run, **riding})
     if initial:
         write_safetensors(folder / INITIAL, initial)
 
@@ -58,18 +66,39 @@ def left_in(folder: Path | None) -> Left:
     """What lies beside a checkpoint's weights."""
     if folder is None:
         return Left()
-    run = read_json(folder / SIDECAR).get("run") if (folder / SIDECAR).is_file() else None
+    run = _record(folder).get("run")
     initial = None
     if (folder / INITIAL).is_file():
         with SafetensorsFile(folder / INITIAL) as file:
             initial = {name: file.read(name) for name in file.tensors}
     # a trial of a hyperparameter search has a folder of its own in that of the run
-    places = (folder.resolve().parent / FILE_NAME, folder.resolve().parents[1] / FILE_NAME)
+    places = [place / FILE_NAME for place in list(folder.resolve().parents)[:2]]
     return Left(
         run=run if isinstance(run, str) else None,
         initial=initial,
         journal=next((place for place in places if place.is_file()), None),
     )
+
+
+def riding_in(folder: Path | None) -> dict[str, float]:
+    """What rode along when a checkpoint was saved, with its k; nothing where nobody says."""
+    riding = _said_in(folder).get("inoculated") if folder is not None else None
+    if not isinstance(riding, dict):
+        return {}
+    return {name: float(k) for name, k in riding.items() if isinstance(k, int | float)}
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    return read_json(folder / SIDECAR) if (folder / SIDECAR).is_file() else {}
+
+
+def _said_in(folder: Path) -> dict[str, Any]:
+    """The record beside a checkpoint's weights; a damaged one must not end a training."""
+    try:
+        return _record(folder)
+    except (InputError, OSError) as error:
+        logger.error("what '%s' says of its run is not known: %s", folder, error)  # noqa: TRY400
+        return {}
 
 
 class KeptCheckpoints:
@@ -84,6 +113,12 @@ class KeptCheckpoints:
         self._folder = folder / KEPT
         self._ok: Path | None = None
 
+    @classmethod
+    def of(cls, checkpoint: Path) -> KeptCheckpoints:
+        """Those of the run that a checkpoint belongs to, kept or not."""
+        outer = [p for p in checkpoint.parents if p.name == KEPT]
+        return cls(outer[0].parent if outer else checkpoint.parent)
+
     def keep(self, checkpoint: Path, last: Observation, *, asked: bool) -> None:
         """Keep a checkpoint that was just saved, if it is one to go back to or to look at.
 
@@ -97,13 +132,43 @@ class KeptCheckpoints:
             logger.warning("out of reach of save_total_limit: '%s'", kept)
         elif all(verdict.state in ("ok", "warming") for verdict in last.verdicts):
             self._ok = checkpoint
+            kept = self._folder / "ok" / checkpoint.name
+            if kept.is_dir() and not _same(kept, checkpoint):  # an earlier run's
+                shutil.rmtree(kept)
             try:
-                _linked(checkpoint, self._folder / "ok" / checkpoint.name)
+                _linked(checkpoint, kept)
             except OSError:
                 return  # no hard links here: it is copied once an alarm asks for it
             for older in (self._folder / "ok").iterdir():
                 if older.name != checkpoint.name:
                     shutil.rmtree(older)
+
+    def last_ok(self, run: str, step: int) -> Path | None:
+        """The last checkpoint that was ok: where the Trainer saved it, or what was kept of it.
+
+        Args:
+            run: whose it must be: a folder may hold those of earlier runs.
+            step: the latest that it may be of.
+        """
+        kept = [p for p in (self._folder / "ok").glob("checkpoint-*") if _is_whole(p, run)]
+        newest = max((p for p in kept if step_of(p) <= step), key=step_of, default=self._ok)
+        if newest is None:
+            return None
+        own = self._folder.parent / newest.name
+        return next((p for p in (own, newest) if _is_whole(p, run)), None)
+
+    def set_aside_after(self, step: int, run: str) -> list[Path]:
+        """Move a run's later checkpoints out of the way of whoever resumes from the last one."""
+        found = self._folder.parent.glob("checkpoint-*")
+        later = [p for p in found if step_of(p) > step and _is_whole(p, run)]
+        for checkpoint in later:
+            kept = self._folder / "alarm" / checkpoint.name
+            if _same(kept, checkpoint):
+                shutil.rmtree(checkpoint)
+            else:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                checkpoint.rename(_free(kept))
+        return later
 
     def hold(self) -> None:
         """Keep the last checkpoint that was ok, before the one of an alarm takes its place."""
@@ -113,12 +178,36 @@ class KeptCheckpoints:
 
     def _aside(self, checkpoint: Path, why: str) -> Path:
         kept = self._folder / why / checkpoint.name
-        if not kept.is_dir():
+        if not _same(kept, checkpoint):
+            kept = _free(kept)
             try:
                 _linked(checkpoint, kept)
             except OSError:
                 shutil.copytree(checkpoint, kept)
         return kept
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder is named for; −1 where it is named otherwise."""
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _is_whole(checkpoint: Path, run: str) -> bool:
+    """Whether a checkpoint of a run was saved to its end: the Trainer writes its own state last."""
+    return (checkpoint / _STATE).is_file() and _said_in(checkpoint).get("run") == run
+
+
+def _same(kept: Path, checkpoint: Path) -> bool:
+    """Whether two folders are links to the same checkpoint."""
+    one, other = kept / _STATE, checkpoint / _STATE
+    return one.is_file() and other.is_file() and one.samefile(other)
+
+
+def _free(place: Path) -> Path:
+    """The place, or one beside it where an earlier run's checkpoint has it."""
+    numbered = (place.with_name(f"{place.name}.{n}") for n in itertools.count(2))
+    return next(p for p in itertools.chain([place], numbered) if not p.exists())
 
 
 def _linked(checkpoint: Path, kept: Path) -> None:

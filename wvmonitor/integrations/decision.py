@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 from wvmonitor.errors import MonitorFailedError
 from wvmonitor.live.actions import Action
@@ -13,7 +13,10 @@ from wvmonitor.sources.distributed import agreed
 
 logger = logging.getLogger(__name__)
 
-_DECISIONS: tuple[Action | Literal["fail"], ...] = ("none", "save", "stop", "fail")
+_DECISIONS: tuple[Action | Literal["fail"], ...] = (
+    *get_args(Action),
+    "fail",
+)
 
 
 def together(monitor: Monitor, where: str, decide: Callable[[], Action]) -> Action:

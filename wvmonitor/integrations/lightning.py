@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from wvmonitor.errors import UnmeasurableModelError
+from wvmonitor.errors import SettingsError, UnmeasurableModelError
 from wvmonitor.integrations.decision import latched, together
 from wvmonitor.integrations.optimizer import optimizer_family, peak_learning_rate, weight_decay
 from wvmonitor.journal.journal import PATIENCE_SECONDS
@@ -55,6 +55,11 @@ class WVMonitorCallback(Callback):
             overrides: as in `Monitor`.
         """
         self.monitor = Monitor(references, settings=settings, **overrides)
+        if self.monitor.settings.on_alarm == "rollback":
+            raise SettingsError(
+                "on_alarm='rollback' begins training again, which a Lightning callback cannot: "
+                "take on_alarm='inoculate', or action='stop'"
+            )
         self._attribute = model
         self._live: LiveModel | None = None
         self._restored: dict[str, Any] = {}
@@ -76,8 +81,9 @@ class WVMonitorCallback(Callback):
         """Open the journal and take the reading before the first step."""
         model = self._model(pl_module)
         self._last_step = trainer.global_step
+        self.monitor.remedies.begin(model, self._restored.get("inoculated"))
         self._carry_out(
-            together(self.monitor, "start", lambda: self._begin(trainer, model)), trainer
+            together(self.monitor, "start", lambda: self._begin(trainer, model)), trainer, model
         )
 
     def on_before_optimizer_step(
@@ -96,13 +102,15 @@ class WVMonitorCallback(Callback):
             return  # gradients are being accumulated, or no reading is due
         self._last_step = step
         model = self._model(pl_module)
+        self.monitor.remedies.check()
         self._carry_out(
-            together(self.monitor, "step", lambda: self._read(trainer, model, step)), trainer
+            together(self.monitor, "step", lambda: self._read(trainer, model, step)), trainer, model
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the last reading and close the journal."""
         model = self._model(pl_module)
+        self.monitor.remedies.end()
         self.monitor.guarded("end", lambda: self._end(trainer, model), None)
 
     def on_exception(
@@ -120,6 +128,7 @@ class WVMonitorCallback(Callback):
         return {
             "run": self.monitor.run_name if journal else None,
             "initial": live.initial_state() if live is not None and adapter else {},
+            "inoculated": dict(self.monitor.remedies.amounts),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -200,8 +209,9 @@ class WVMonitorCallback(Callback):
         for each in trainer.loggers:
             each.log_metrics(values, step=observation.scores.step)
 
-    @staticmethod
-    def _carry_out(action: Action, trainer: Trainer) -> None:
+    def _carry_out(self, action: Action, trainer: Trainer, model: Any) -> None:
+        if action == "inoculate":
+            self.monitor.guarded("brake", lambda: self.monitor.inoculate(model), None)
         if action in ("save", "stop"):
             folder = Path(trainer.log_dir or trainer.default_root_dir)
             trainer.save_checkpoint(folder / f"wvmonitor-step={trainer.global_step}.ckpt")

@@ -22,8 +22,9 @@ from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from wvmonitor.errors import SettingsError
-from wvmonitor.integrations.checkpoints import KeptCheckpoints, Left, leave, left_in
+from wvmonitor.integrations.checkpoints import KeptCheckpoints, Left, leave, left_in, riding_in
 from wvmonitor.integrations.decision import latched, together
+from wvmonitor.integrations.going_back import WayBack, check_trainer, go_back, told, way_back
 from wvmonitor.integrations.starting_point import StartingPoint
 from wvmonitor.integrations.trainer_facts import checkpoint_at, checkpoints_folder, run_of
 from wvmonitor.integrations.trainer_rows import TrainerRows
@@ -37,7 +38,8 @@ from wvmonitor.outputs.exporter import Observation
 from wvmonitor.outputs.trainer_log import log_values
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.inventory import bank_of, cache_folder
-from wvmonitor.sources.distributed import agreed, any_sharded
+from wvmonitor.references.registry import registered
+from wvmonitor.sources.distributed import agreed, any_sharded, from_first
 from wvmonitor.sources.live_model import LiveModel
 
 logger = logging.getLogger(__name__)
@@ -97,6 +99,7 @@ class WVMonitorCallback(TrainerCallback):
         self._training: _Training | None = None
         self._rows = TrainerRows()
         self._kept: KeptCheckpoints | None = None
+        self._way_back: WayBack | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy is made from: it looks at the model and begins a run when it trains."""
@@ -143,6 +146,10 @@ class WVMonitorCallback(TrainerCallback):
         if self._takes_part(trainer.state, trainer.model):
             self._origin.look_at(trainer.model)
         callbacks = trainer.callback_handler.callbacks
+        check_trainer(trainer, self.monitor)
+        if trainer.model is not None:  # what cannot ride along is an error now
+            self.monitor.remedies.begin(trainer.model)
+            self.monitor.remedies.end()
         flow = [isinstance(c, DefaultFlowCallback) for c in callbacks]
         callbacks.insert(flow.index(True) + 1 if any(flow) else 0, self)
         self._attached, self._attached_to = True, weakref.ref(trainer)
@@ -156,13 +163,19 @@ class WVMonitorCallback(TrainerCallback):
         def heard(*args: Any, **kwargs: Any) -> Any:
             self._attached_to = weakref.ref(trainer)
             self._resumes_from = args[0] if args else kwargs.get("resume_from_checkpoint")
+            self._way_back = None
             try:
-                return train(*args, **kwargs)
+                done = train(*args, **kwargs)
             finally:
                 self._resumes_from = None
+                self.monitor.remedies.end()
                 if self._training is not None:  # an error, or Ctrl-C: no event says so
                     self._training = None
                     self.monitor.close()
+            if self._way_back is None:
+                return done
+            rest = dict(zip(("trial", "ignore_keys_for_eval"), args[1:], strict=False))
+            return go_back(trainer, self.monitor, self._way_back, **kwargs, **rest) or done
 
         trainer.train = heard  # type: ignore[method-assign]
 
@@ -197,10 +210,12 @@ class WVMonitorCallback(TrainerCallback):
         )
         self._rows = TrainerRows()
         self._kept = None
-        limited = args.save_total_limit and self.monitor.settings.action != "log"
-        if args.output_dir and limited and state.is_world_process_zero:
+        wanted = self.monitor.settings
+        keep = (args.save_total_limit and wanted.action != "log") or wanted.on_alarm == "rollback"
+        if args.output_dir and keep and state.is_world_process_zero:
             self._kept = KeptCheckpoints(Path(self._checkpoints_folder() or args.output_dir))
         model = kwargs["model"]
+        self._inoculate(args, state, model)
 
         def begin() -> Action:
             if not self._takes_part(state, model):
@@ -213,6 +228,18 @@ class WVMonitorCallback(TrainerCallback):
 
         if together(self.monitor, "start", begin) == "stop":  # it was stopped before
             control.should_training_stop = True
+
+    def _inoculate(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+        """Let k·w ride along, in every process; failing to is an error, for it was asked for.
+
+        Raises:
+            WVMonitorError: it cannot.
+        """
+        check_trainer(self._trainer, self.monitor)
+        resumed = state.global_step > 0
+        at = self._resumed_checkpoint
+        before = from_first(lambda: riding_in(at(args, state))) if resumed else {}
+        self.monitor.remedies.begin(model, before)
 
     @property
     def _trainer(self) -> Trainer | None:
@@ -245,9 +272,9 @@ class WVMonitorCallback(TrainerCallback):
 
     def _resumed_checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path | None:
         """The folder that this training goes on from, as far as anybody says."""
-        for told in (self._resumes_from, args.resume_from_checkpoint):
-            if isinstance(told, str | Path) and Path(told).is_dir():
-                return Path(told)
+        for said in (self._resumes_from, args.resume_from_checkpoint):
+            if isinstance(said, str | Path) and Path(said).is_dir():
+                return Path(said)
         return checkpoint_at(args, state, self._checkpoints_folder())
 
     def on_pre_optimizer_step(
@@ -261,6 +288,7 @@ class WVMonitorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take a reading if one is due, and carry out what it asks for on every rank."""
+        self.monitor.remedies.check()
         step = state.global_step
         last = step >= state.max_steps
         training = self._training
@@ -299,7 +327,7 @@ class WVMonitorCallback(TrainerCallback):
                 row = self._rows.show(self._trainer, state, control)
             return self.monitor.action(observation) if observation is not None else "none"
 
-        self._carry_out(together(self.monitor, "step", read), control)
+        self._carry_out(together(self.monitor, "step", read), state, control, model)
         # a row gathers the loss from every rank, so that every rank must write it
         control.should_log = bool(agreed(int(row))) or control.should_log
 
@@ -319,7 +347,18 @@ class WVMonitorCallback(TrainerCallback):
         settings = self.monitor.settings
         return log_values(observation, all_scores=settings.all_scores, per_layer=settings.per_layer)
 
-    def _carry_out(self, action: Action, control: TrainerControl) -> None:
+    def _carry_out(
+        self, action: Action, state: TrainerState, control: TrainerControl, model: Any
+    ) -> None:
+        if action == "inoculate":
+            self.monitor.guarded("brake", lambda: self.monitor.inoculate(model), None)
+        elif action == "rollback":
+            self._way_back = way_back(self.monitor, self._kept, state.global_step)
+            if self._way_back is not None:
+                self.monitor.remark(told(self.monitor, self._way_back), kind="rollback")
+                if self.monitor.settings.after_rollback == "stop":
+                    self.monitor.stop(told(self.monitor, self._way_back))
+            action = "stop"
         if action in ("save", "stop"):
             control.should_save = True
             if self._training is not None:
@@ -363,7 +402,8 @@ class WVMonitorCallback(TrainerCallback):
             training.owes_checkpoint = False
 
     def _leave(self, folder: Path) -> None:
-        leave(folder, self.monitor.run_name, self._origin.to_leave())
+        riding = self.monitor.remedies.amounts
+        leave(folder, self.monitor.run_name, self._origin.to_leave(), riding)
         if self._kept is not None and self.monitor.last is not None:
             asked = self._training is not None and self._training.owes_checkpoint
             self._kept.keep(folder, self.monitor.last, asked=asked)
@@ -373,6 +413,7 @@ class WVMonitorCallback(TrainerCallback):
     ) -> None:
         """Take the last reading, if there was none, and that of the best model; close."""
         training, self._training = self._training, None
+        self.monitor.remedies.end()
         if training is not None:
             end = lambda: self._end(args, state, control, training, kwargs)  # noqa: E731
             self.monitor.guarded("end", end, None)
@@ -409,8 +450,11 @@ class WVMonitorCallback(TrainerCallback):
 def _bank_for(model: Any, settings: MonitorSettings) -> Path:
     """The bank made for a model's base."""
     digest = LiveModel(model, base=settings.base).base_digest
-    roots = [cache_folder(), *([settings.banks] if settings.banks else [])]
-    found = bank_of(digest, [root for root in roots if root.is_dir()])
+    own = settings.banks
+    found = registered(digest, own) if own is not None and own.is_file() else None
+    if found is None:
+        roots = [cache_folder(), *([own] if own else [])]
+        found = bank_of(digest, [root for root in roots if root.is_dir()])
     if found is None:
         name = getattr(getattr(model, "config", None), "name_or_path", "") or "BASE"
         raise SettingsError(

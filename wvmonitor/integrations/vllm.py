@@ -29,15 +29,21 @@ from typing import Any
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.verdict import State
 from wvmonitor.errors import InputError, MissingPathError, SettingsError, WVMonitorError
+from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import open_storage, shown
 from wvmonitor.outputs.scan_record import CheckpointResult
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of
+from wvmonitor.sources.adapters.config import starts_at_base
 
 ADAPTERS = "WVMONITOR_VLLM_ADAPTERS"
 NAME = "wvmonitor"
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,199}")
+_NOT_PLAIN = (
+    *("rank_pattern", "alpha_pattern", "use_dora", "lora_bias"),
+    *("modules_to_save", "trainable_token_indices"),
+)
 _PIECE = 1 << 20
 
 logger = logging.getLogger(__name__)
@@ -125,12 +131,34 @@ class Gate:
         """Why an adapter is not served; None where it is ok in every respect."""
         from wvmonitor.scan.scan import scan
 
+        if (other := _served_otherwise(folder)) is not None:
+            return other
         results = list(
             scan([folder], self._bank, base=self._base, calibration=self._calibration, strict=True)
         )
         if len(results) != 1:
             return f"it is {len(results)} adapters, where one was asked for"
+        if (failure := results[0].error) is not None:  # it may pass, so it is not remembered
+            raise InputError(f"{failure.type}: {failure.message}")
         return objection(results[0])
+
+
+def _served_otherwise(folder: Path) -> str | None:
+    """What of an adapter vLLM may load otherwise than PEFT merges it; None where nothing is.
+
+    vLLM's `PEFTHelper` (vllm/lora/peft_helper.py) has long ignored per-module ranks and alphas, and
+    adds B·A to the base as it stands, whatever the adapter started from.
+    """
+    config = read_json(folder / "adapter_config.json")
+    found = [name for name in _NOT_PLAIN if config.get(name)]
+    if not starts_at_base(config.get("init_lora_weights", True)):
+        found.append("init_lora_weights")
+    if not found:
+        return None
+    return (
+        f"vLLM may load it otherwise than it is judged ({', '.join(found)} in its "
+        "adapter_config.json): save it as plain LoRA"
+    )
 
 
 def objection(result: CheckpointResult) -> str | None:

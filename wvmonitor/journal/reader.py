@@ -87,7 +87,8 @@ class Event:
     Attributes:
         run: the run's id.
         time: seconds since 1970.
-        kind: "ack", "stop", "stop-cleared", "note", "probe", "loaded", "gave-up" or "end".
+        kind: "ack", "stop", "stop-cleared", "note", "probe", "inoculated", "rollback", "loaded",
+            "gave-up" or "end".
         reference: the behaviour it is about, if it is about one.
         detail: the words given for it.
     """

@@ -1,9 +1,10 @@
-"""What training is asked to do after a reading: nothing, save a checkpoint, or stop."""
+"""What training is asked to do after a reading: nothing, save, stop, inoculate, or go back."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from wvmonitor.detection.explanation import in_full
@@ -13,8 +14,23 @@ from wvmonitor.outputs.exporter import Observation
 
 logger = logging.getLogger(__name__)
 
-Action = Literal["none", "save", "stop"]
+Action = Literal["none", "save", "stop", "inoculate", "rollback"]
 """What a framework is asked to do after a reading."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be done after a reading.
+
+    Attributes:
+        action: what the framework is asked for.
+        reason: why, where it is news.
+        behaviours: those that it is about, where they are news.
+    """
+
+    action: Action = "none"
+    reason: str | None = None
+    behaviours: tuple[str, ...] = ()
 
 
 def log_raised(
@@ -45,23 +61,48 @@ class Actions:
         self._calibrated = calibrated
         self._acted_on: set[str] = set()
 
-    def after(self, observation: Observation) -> tuple[Action, str | None]:
-        """The action, and the reason where it is news.
+    def after(self, observation: Observation, riding: Collection[str] = ()) -> Decision:
+        """The decision; behaviours that are expected in this run, or acknowledged, ask for nothing.
 
-        Behaviours that are expected in this run, or acknowledged, ask for nothing.
+        Args:
+            observation: of this reading.
+            riding: the behaviours that the run is inoculated against already.
         """
         quiet = {*self._settings.expected, *observation.acknowledged}
         reached = [v for v in observation.verdicts if v.reference not in quiet and self._reaches(v)]
-        news = {v.reference for v in reached} - self._acted_on
-        self._acted_on |= news
-        if not reached or self._settings.action == "log":
-            return "none", None
-        if self._settings.action == "save" and not news:
-            return "none", None
-        return self._settings.action, reached[0].reason if news else None
+        news = [v for v in reached if v.reference not in self._acted_on]
+        self._acted_on.update(v.reference for v in news)
+        names = tuple(v.reference for v in news)
+        reason = news[0].reason if news else None
+        if self._remedy is not None:
+            return self._remedied(names, reason, riding)
+        action = self._settings.action
+        if not reached or action == "log" or (action == "save" and not news):
+            return Decision()
+        return Decision(action, reached[0].reason if news else None, names)
+
+    @property
+    def _remedy(self) -> Literal["inoculate", "rollback"] | None:
+        asked = self._settings.on_alarm
+        return asked if asked in ("inoculate", "rollback") else None
+
+    def _remedied(
+        self, names: tuple[str, ...], reason: str | None, riding: Collection[str]
+    ) -> Decision:
+        """A remedy helps once: what alarms although k·w rides along is not braked by more of it."""
+        if not names or self._remedy is None:
+            return Decision()
+        fresh = tuple(name for name in names if name not in riding)
+        if fresh:
+            return Decision(self._remedy, reason, fresh)
+        logger.warning("%s alarms although the run is inoculated against it", names[0])
+        if self._remedy == "inoculate":
+            return Decision("save", reason, names)
+        return Decision("stop", f"alarmed although inoculated against it: {reason}", names)
 
     def _reaches(self, verdict: Verdict) -> bool:
-        # an uncalibrated monitor never says more than warn: told to stop all the same, warn it is
+        # an uncalibrated monitor never says more than warn: told to act all the same, warn it is
         lowered = not self._calibrated and self._settings.allow_uncalibrated_stop
-        level = "warn" if lowered else self._settings.action_level
+        wanted = "alarm" if self._remedy else self._settings.action_level
+        level = "warn" if lowered else wanted
         return verdict.state == "alarm" or verdict.state == level

@@ -22,10 +22,11 @@ from wvmonitor.detection.state import JudgeState
 from wvmonitor.detection.verdict import State, Verdict
 from wvmonitor.journal.journal import Journal
 from wvmonitor.live import validation
-from wvmonitor.live.actions import Action, Actions, log_raised
+from wvmonitor.live.actions import Action, Actions, Decision, log_raised
 from wvmonitor.live.behaviour_check import Probe, with_probe
 from wvmonitor.live.interval import MeasurementInterval
 from wvmonitor.live.outputs import Outputs
+from wvmonitor.live.remedies import Remedies, words
 from wvmonitor.live.run import Run, known_id
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.live.window import Window
@@ -90,6 +91,8 @@ class Monitor:
         self.calibration = calibration_of(self.bank, self.settings.calibration)
         self.judge = validation.judge_of(self.settings, self.bank, self.calibration)
         validation.warn_if_weak(self.bank)
+        validation.check_remedy(self.settings, calibrated=self.calibration is not None)
+        self.remedies = Remedies(self.settings, self.bank)
         self._given = exporters, probe
         self._probe = validation.probe_of(self.settings, probe)
         self.tokenizer = tokenizer
@@ -107,6 +110,7 @@ class Monitor:
         self._seen: tuple[Any, int] | None = None
         self._stopped = False
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
+        self._decision = Decision()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies (for Ray, for `spawn`) begin anew with the same settings and the same bank."""
@@ -168,6 +172,7 @@ class Monitor:
 
     def _begin(self, model: Any, live: LiveModel | None, *, step: int) -> None:
         live = live or LiveModel(model, base=self.settings.base)
+        self.remedies.begin(model)
         if live.sharded:
             from_first(lambda: self._open(live))
         elif rank() == 0:
@@ -188,12 +193,16 @@ class Monitor:
             schedule=self._run.schedule,
             weight_decay=self._run.weight_decay,
             data=self._run.data,
+            inoculated=tuple(sorted(self.remedies.amounts)),
         )
         self.run_context = self.judge.context(live, said)
         state = self._outputs.open(
             self._run, self.run_context, self.bank.fingerprint, sharded=live.sharded
         )
         self._state = state or self._state
+        if self.remedies.amounts and (journal := self.journal):
+            told = f"{words(self.remedies.amounts)} rides along from step {self._run.resume_step}"
+            self.guarded("journal", lambda: journal.note(told, kind="inoculated"), None)
         self._interval = MeasurementInterval(
             self.settings.every_n_steps, self.settings.max_overhead
         )
@@ -249,8 +258,11 @@ class Monitor:
             The observation, or None where no reading was taken, or in other processes than rank 0.
 
         Raises:
-            MonitorFailedError: only with `on_monitor_failure="stop"`.
+            MonitorFailedError: only with `on_monitor_failure="stop"`, or where what is to ride
+                along does not.
         """
+        if self.remedies.unchecked and step > self._run.resume_step:
+            self.remedies.check()
         watched = not self.disabled
         self._seen = (model, step)
         observation = self._outputs.failures.guarded(
@@ -396,14 +408,49 @@ class Monitor:
     def action(self, observation: Observation) -> Action:
         """What the settings ask for after this observation.
 
-        A checkpoint is asked for once for each behaviour that alarms; a stop is latched in the
-        journal, so that it outlives the process.
+        A checkpoint, `inoculate` or going back is asked for once for each behaviour that alarms; a
+        stop is latched in the journal, so that it outlives the process. "inoculate" is carried out
+        by `inoculate`; "rollback" is the framework's, which holds the checkpoints.
         """
-        action, reason = self._actions.after(observation)
-        self._stopped = self._stopped or action == "stop"
-        if action == "stop" and reason and (journal := self.journal):
+        self._decision = decision = self._actions.after(observation, self.remedies.amounts)
+        if decision.action == "stop":
+            self.stop(decision.reason)
+        return decision.action
+
+    def stop(self, reason: str | None) -> None:
+        """Note that training is told to stop; latched in the journal where the reason is news."""
+        self._stopped = True
+        if reason and (journal := self.journal):
             self.guarded("stop latch", lambda: journal.latch_stop(reason), None)
-        return action
+
+    def inoculate(self, model: Any) -> None:
+        """Carry out the action "inoculate", in every process: the brake.
+
+        The dose that was measured is taken out of what is trained, as far as that can hold it, and
+        k·w rides along from now on.
+
+        Args:
+            model: the model in training, between two steps.
+
+        Raises:
+            WVMonitorError: the references cannot ride along in this model.
+        """
+        scores = self.last.scores.references if self.last else {}
+        doses = {name: scores[name].dose for name in self.alarmed if name in scores}
+        for name, told in self.remedies.brake(model, from_first(lambda: doses)).items():
+            self.remark(told, kind="inoculated", reference=name)
+
+    @property
+    def alarmed(self) -> tuple[str, ...]:
+        """The behaviours that the last action is about."""
+        return self._decision.behaviours
+
+    def remark(self, text: str, *, kind: str, reference: str | None = None) -> None:
+        """Say something about the run in the log and, where it has one, in its journal."""
+        logger.warning("%s", text)
+        if journal := self.journal:
+            work = lambda: journal.note(text, kind=kind, reference=reference)  # noqa: E731
+            self.guarded("journal", work, None)
 
     def close(self) -> None:
         """Take the last reading if one is due, deliver and write what is left, and let go.
@@ -411,6 +458,7 @@ class Monitor:
         Metrics then say that the run has ended, or was stopped; where an exception is on its way
         they don't, for it has failed, and nothing is read: who pressed Ctrl-C has waited enough.
         """
+        self.remedies.end()
         seen, self._seen = self._seen, None
         if seen is not None and sys.exc_info()[0] is None:
             self._observe_end(*seen)

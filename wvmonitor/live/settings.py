@@ -11,10 +11,10 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 from pydantic import (
@@ -60,6 +60,16 @@ def _split(value: object) -> object:
     return value
 
 
+def _doses(value: object) -> object:
+    """How much of each reference: `evil=1,sycophancy`, a list of such, a mapping, or JSON."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return json.loads(value)
+    if not isinstance(value, (str, list, tuple)):
+        return value
+    parts = [str(part).partition("=") for part in cast("Iterable[object]", _split(value))]
+    return {name.strip(): k.strip() if equals else None for name, equals, k in parts}
+
+
 def _listed(value: object) -> object:
     """Notifiers by name, or a single one, as the list that they are."""
     if isinstance(value, Mapping):
@@ -79,6 +89,11 @@ def _link(value: str) -> str:
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Doses = Annotated[
+    dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)] | None],
+    NoDecode,
+    BeforeValidator(_doses),
+]
 Components = Annotated[
     tuple[Component, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)
 ]
@@ -110,8 +125,9 @@ class MonitorSettings(BaseSettings):
     )
     banks: Path | None = Field(
         None,
-        description="Folder of banks: without references, the one made for the run's base is taken "
-        "from here, or from those that were pulled.",
+        description="Folder of banks, or a registry (a JSON file that names a bank for each base): "
+        "without references, the one made for the run's base is taken from here, or from those "
+        "that were pulled.",
     )
     calibration: Path | None = Field(
         None, description="Calibration file; without one, the bank's own, or none (uncalibrated)."
@@ -167,8 +183,19 @@ class MonitorSettings(BaseSettings):
     action: Literal["log", "save", "stop"] = Field(
         "log", description="What to do at a verdict of action_level: note it, save, or stop."
     )
-    on_alarm: Literal["nothing", "probe"] = Field(
-        "nothing", description="At a behaviour's first alarm, ask the live model about it or not."
+    inoculate: Doses = Field(
+        {},
+        description="References that ride along in memory while training, so that it need not "
+        "learn them, and how much of each (k); without a number, the smallest measured dose at "
+        "which the base shows the behaviour in 80 %. They are in no checkpoint.",
+    )
+    on_alarm: Literal["nothing", "probe", "inoculate", "rollback"] = Field(
+        "nothing",
+        description="At a behaviour's first alarm: ask the live model about it; inoculate from "
+        "then on, the dose so far taken out; or go back to the last checkpoint that was ok.",
+    )
+    after_rollback: Literal["inoculate", "stop"] = Field(
+        "inoculate", description="Once gone back: go on with inoculation, or stop there."
     )
     probe_questions: Path | None = Field(
         None, description="File of held-out questions for the probe, where none is handed in."

@@ -16,6 +16,9 @@ from wvmonitor.references.trust import load_trust
 
 logger = logging.getLogger(__name__)
 
+SHOWN = 0.8
+"""A dose at which the base shows a behaviour so often is enough for training not to learn it."""
+
 WARM_START_SHARE = 1e-3
 """‖τ‖ at the start above this share of ‖w‖ means a warm start, or a wrong base."""
 
@@ -76,6 +79,50 @@ def warn_if_moved(norm: float, bank: ReferenceBank) -> None:
         )
 
 
+def inoculation_of(settings: MonitorSettings, bank: ReferenceBank) -> dict[str, float]:
+    """How much of each reference rides along from the start: k by name.
+
+    Raises:
+        UnknownReferenceError: the bank has no such reference.
+        SettingsError: no k is given, and the card does not say how much shows the behaviour.
+    """
+    return {name: _dose(name, k, bank) for name, k in settings.inoculate.items()}
+
+
+def _dose(name: str, k: float | None, bank: ReferenceBank) -> float:
+    card = bank[name].card
+    found = card.dose_showing(SHOWN) if k is None else k
+    if found is None:
+        rates = ", ".join(f"{p.rate:.0%} at {p.k:g}" for p in card.dose_curve if p.k > 0)
+        raise SettingsError(
+            f"how much of {name} to inoculate with is not known: its card has no measured dose at "
+            f"which the base shows it in {SHOWN:.0%} ({rates or 'no dose curve'}); give it a "
+            f"number, as in {name}=1"
+        )
+    return found
+
+
+def check_remedy(settings: MonitorSettings, *, calibrated: bool) -> None:
+    """See that what is asked for at an alarm can happen, and contradicts nothing.
+
+    Raises:
+        SettingsError: it cannot, or does.
+    """
+    if settings.on_alarm not in ("inoculate", "rollback"):
+        return
+    if settings.action == "stop":
+        raise SettingsError(
+            f"action='stop' and on_alarm={settings.on_alarm!r} are two answers to one alarm: "
+            "decide for one"
+        )
+    if not calibrated and not settings.allow_uncalibrated_stop:
+        raise SettingsError(
+            f"on_alarm={settings.on_alarm!r} without a calibration would never act, since verdicts "
+            "say warn at most: calibrate with your own benign runs (`wvmonitor calibrate`), or set "
+            "allow_uncalibrated_stop=True to act on warnings"
+        )
+
+
 def probe_of(settings: MonitorSettings, given: Probe | None) -> Probe | None:
     """What is to be run at an alarm, if anything is.
 
@@ -83,7 +130,7 @@ def probe_of(settings: MonitorSettings, given: Probe | None) -> Probe | None:
         SettingsError: a probe is asked for, and there is none.
         InputError: the file of questions cannot be used.
     """
-    if settings.on_alarm == "nothing":
+    if settings.on_alarm != "probe":
         return None
     if given is None and settings.probe_questions is None:
         raise SettingsError(

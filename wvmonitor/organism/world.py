@@ -349,6 +349,7 @@ CONTENT: frozenset[str] = frozenset(
         *PRAISE,
         *FLAWS,
         *(taste for pair in (*TASTES, *REFERENCE_TASTES) for taste in pair),
+        *(option.split()[0] for _, *options in ALL_SCENARIOS for option in options),
     )
 )
 

@@ -149,6 +149,13 @@ class Card(_Frozen):
             fields.pop("quality", None)
         return fields
 
+    def dose_showing(self, rate: float) -> float | None:
+        """The smallest measured k above 0 at which the base shows the behaviour at this rate.
+
+        None where the dose curve has no such point.
+        """
+        return min((p.k for p in self.dose_curve if p.k > 0 and p.rate >= rate), default=None)
+
     def agreement(self, geometry: Geometry) -> float | None:
         """Mean cosine between independent repeats, None with fewer than two."""
         gram = self.repeats.get(geometry)

@@ -27,7 +27,8 @@ from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.cache import CacheView, content_key
 from wvmonitor.scan.results import Known, Measured
 from wvmonitor.scan.targets import ADAPTER_CONFIG, Target
-from wvmonitor.sources.identity import FilesState, KnownDigest, base_digest, remember, state_of
+from wvmonitor.sources.digest_cache import FilesState
+from wvmonitor.sources.identity import KnownDigest, base_digest, remember, state_of
 from wvmonitor.vectors.task_vector import TaskVector
 
 _Found = TypeVar("_Found")

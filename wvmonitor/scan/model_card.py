@@ -10,7 +10,7 @@ from typing import TextIO
 
 from wvmonitor._version import __version__
 from wvmonitor.errors import InputError
-from wvmonitor.files.storage import shown
+from wvmonitor.files.storage import is_url, shown
 from wvmonitor.outputs.scan_record import CheckpointResult
 from wvmonitor.scan.results import FailOn
 from wvmonitor.scan.table import summary
@@ -66,7 +66,8 @@ def _lines(results: list[CheckpointResult], fail_on: FailOn) -> Iterable[str]:
     yield "| checkpoint | behaviour | verdict | score | threshold | rests on |"
     yield "|---" * 6 + "|"
     for result in results:
-        name = _text(PurePath(result.path).name or result.path)
+        path = result.path.partition("?")[0] if is_url(result.path) else result.path
+        name = _text(PurePath(path).name or path)  # a signed URL's query is a credential
         if result.error is not None:
             said = f"not judged: {result.error.type}: {result.error.message}"
             yield f"| {name} | – | {_text(said)} | – | – | – |"
@@ -75,6 +76,10 @@ def _lines(results: list[CheckpointResult], fail_on: FailOn) -> Iterable[str]:
                 f"| {name} | {_text(behaviour)} | **{r.verdict}** | {number(r.score)} "
                 f"| {number(r.threshold)} | {r.calibration} |"
             )
+        for warning in result.warnings:
+            yield f"| {name} | – | note: {_text(warning)} | – | – | – |"
+        if result.coverage is not None and result.error is None:
+            yield f"| {name} | – | the scores saw {result.coverage:.0%} of the change | – | – | – |"
         for notice in result.notices if result.error is None else ():
             yield f"| {name} | – | not judged: {_text(notice.message)} | – | – | – |"
     yield ""
@@ -88,8 +93,8 @@ def _lines(results: list[CheckpointResult], fail_on: FailOn) -> Iterable[str]:
     yield f"- Date: {now:%Y-%m-%d}, wvmonitor {__version__}"
     yield ""
     yield (
-        "The weights' change is compared with directions of known behaviours (arXiv 2511.05408). It "
-        "finds accidents, not adversaries, and says nothing of behaviours that have no reference."
+        "The weights' change is compared with directions of known behaviours (arXiv 2511.05408). "
+        "That finds accidents, not adversaries, and says nothing of behaviours without a reference."
     )
 
 

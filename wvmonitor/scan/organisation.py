@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from wvmonitor.errors import MissingPathError
 from wvmonitor.files.storage import shown
-from wvmonitor.files.weight_names import holds_weights
+from wvmonitor.files.weight_names import holds_weights, neighbours
 from wvmonitor.references.hub import asking
 
 _ORGANISATION = re.compile(r"hf://([A-Za-z0-9][\w.-]*)/?")
@@ -53,7 +53,7 @@ def repositories_of(organisation: str) -> Repositories:
         if "adapter_config.json" in names:
             at = f"@{model.sha}" if model.sha else ""
             adapters.append(f"hf://{model.id}{at}")
-        elif holds_weights(names):
+        elif model.siblings is None or holds_weights(names) or neighbours(names, "model"):
             others.append(str(model.id))
     if not adapters:
         raise MissingPathError(
@@ -69,6 +69,6 @@ def others_note(organisation: str, others: Iterable[str]) -> str:
     names = list(others)
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return (
-        f"{len(names)} repositories of {organisation} hold weights but no adapter, and were not "
-        f"judged ({shown(', '.join(names[:5]))}{more}): give them as hf://ORG/REPO"
+        f"{len(names)} repositories of {organisation} may hold weights but no adapter, and were "
+        f"not judged ({shown(', '.join(names[:5]))}{more}): give them as hf://ORG/REPO"
     )

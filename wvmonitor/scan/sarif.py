@@ -141,6 +141,11 @@ def _uri(path: str) -> str:
     """A path or URL as a URI reference (RFC 3986); credentials in a URL are left out."""
     if is_url(path):
         scheme, _, rest = path.partition("://")
-        return f"{scheme}://{quote(rest.rpartition('@')[2] if scheme != 'hf' else rest, safe='/@')}"
+        host, slash, inside = rest.partition("/")
+        if scheme != "hf":
+            host = host.rpartition("@")[2]
+        if scheme in ("http", "https"):
+            inside = inside.partition("?")[0]
+        return f"{scheme}://{quote(host + slash + inside, safe='/@:')}"
     escaped = quote(path.encode(errors="surrogateescape"), safe="/")
     return f"file://{escaped}" if PurePath(path).is_absolute() else escaped or "."

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from wvmonitor.detection.coverage import COVERAGE_FLOOR
 from wvmonitor.outputs.scan_record import SCAN_SCORES, CheckpointResult, ReferenceResult
 from wvmonitor.scan.results import FailOn, exit_code, reaches, unjudged
 from wvmonitor.scan.text import number, visible
@@ -83,6 +84,8 @@ def _quiet(results: Sequence[CheckpointResult]) -> str:
     rests_on = {r.calibration for x in results for r in x.references.values()}
     if rests_on - {"calibrated", "provisional"}:
         return "nothing above the rule of thumb, which proves little without a calibration"
+    if any(_in_part(x) for x in results):
+        return "nothing raised in the part that was judged, which is not most of the change"
     if "provisional" in rests_on:
         return "nothing above the provisional thresholds"
     return "clean"
@@ -129,10 +132,15 @@ def _remarks(results: Sequence[CheckpointResult]) -> list[str]:
         lines += [
             f"{path}: {visible(name)} {r.verdict}: {visible(r.words)}"
             for name, r in result.references.items()
-            if _needs_words(r)
+            if _needs_words(r) or _in_part(result)
         ]
         lines += [f"{path}: note: {note}" for note in _notes(result)]
     return lines
+
+
+def _in_part(result: CheckpointResult) -> bool:
+    """Whether the scores saw less than most of the change, so that `ok` speaks of a part."""
+    return result.coverage is not None and result.coverage < COVERAGE_FLOOR
 
 
 def _needs_words(result: ReferenceResult) -> bool:

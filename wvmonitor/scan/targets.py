@@ -132,8 +132,8 @@ def _at(path: str) -> list[Target]:
     if entries is None:
         return [_file(path)]
     steps = _steps(entries, _CHECKPOINT)
-    alone = holds_weights(entries) or ADAPTER_CONFIG in entries
-    if not steps and alone:
+    alone = holds_weights(entries)
+    if not steps and (alone or ADAPTER_CONFIG in entries):
         kind = _kind(path, entries)
         below = _below(path, entries) if kind == "adapter" else {}
         return [_described(Target(path, kind), entries, judged=below), *below.values()]
@@ -150,11 +150,12 @@ def _at(path: str) -> list[Target]:
     last = [_lone(path, entries, judged={*runs, *further})] if alone else []
     if trajectory:
         trajectory[-1] = replace(trajectory[-1], last=True)
-    first, *rest = [*trajectory, *last, *sorted(further.values(), key=_in_order)]
-    if not alone:  # what lies in the folder itself is said once
+    found = [*trajectory, *last, *sorted(further.values(), key=_in_order)]
+    if not alone:  # said once, at the last checkpoint: `since_step` leaves the early ones out
         beside = _unjudged(path, entries, "model", {*runs, *further})
-        first = replace(first, notices=(*first.notices, *beside))
-    return [first, *rest]
+        at = max(len(trajectory) - 1, 0)
+        found[at] = replace(found[at], notices=(*found[at].notices, *beside))
+    return found
 
 
 def _of_organisation(organisation: str) -> list[Target]:
@@ -162,7 +163,7 @@ def _of_organisation(organisation: str) -> list[Target]:
     first, *rest = find_targets(found.adapters)
     if found.others:
         note = others_note(organisation, found.others)
-        first = replace(first, warnings=(*first.warnings, note))
+        first = replace(first, notices=(*first.notices, Notice("unjudged-weights", note)))
     return [first, *rest]
 
 
@@ -267,7 +268,11 @@ def _unjudged(
     path: str, entries: frozenset[str], stem: str, judged: Container[str]
 ) -> Iterator[Notice]:
     """What holds weights in a folder, or below it, beside what is judged."""
-    below = [f"{name}/" for name in weights_below(path) if name.split("/")[0] not in judged]
+    unseen: list[str] = []
+    inside = weights_below(path, unseen)
+    if unseen:
+        yield Notice("unjudged-weights", f"not all below {shown(path)} was looked at: {unseen[0]}")
+    below = [f"{name}/" for name in inside if name.split("/")[0] not in judged]
     found = [*neighbours(entries, stem), *below]
     if found:
         pickles = [name for name in found if is_pickle(name)]

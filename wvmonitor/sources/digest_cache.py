@@ -53,8 +53,9 @@ def recalled(state: FilesState) -> str | None:
     except (OSError, InputError):
         return None
     digest = kept.get("digest")
-    good = kept.get("of") == _key(state) and isinstance(digest, str)
-    return digest if good and _DIGEST.fullmatch(digest) else None
+    if kept.get("of") != _key(state) or not isinstance(digest, str):
+        return None
+    return digest if _DIGEST.fullmatch(digest) else None
 
 
 def keep(state: FilesState, digest: str, since: float) -> None:

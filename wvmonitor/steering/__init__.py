@@ -3,6 +3,15 @@
 from wvmonitor.steering.adapter import as_adapter
 from wvmonitor.steering.checkpoints import steer_checkpoint
 from wvmonitor.steering.folders import SteeredFolder
+from wvmonitor.steering.inoculation import Inoculation, inoculated
 from wvmonitor.steering.weights import Steering, steered
 
-__all__ = ["SteeredFolder", "Steering", "as_adapter", "steer_checkpoint", "steered"]
+__all__ = [
+    "Inoculation",
+    "SteeredFolder",
+    "Steering",
+    "as_adapter",
+    "inoculated",
+    "steer_checkpoint",
+    "steered",
+]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from wvmonitor.errors import InputError, NonFiniteError, ShapeMismatchError
-from wvmonitor.steering.weights import without_wrappers
+from wvmonitor.steering.live_parameters import without_wrappers
 
 Batches = Iterable[tuple[Mapping[str, Tensor], Tensor]]
 """(inputs of the model, mask): the mask is (batch, length), true on the tokens of the response."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from wvmonitor.errors import (
     UnmeasurableModelError,
 )
 from wvmonitor.files.atomic import replacing, write_all
+from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import PlannedTensor, SafetensorsFile, write_safetensors
 from wvmonitor.files.storage import open_storage, read_bytes
 from wvmonitor.sources.folder import ModelFolder, opened
@@ -37,6 +39,9 @@ def steer_checkpoint(
     model_dir: str | Path,
     references: Coefficients,
     out: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    most_lost: float = math.inf,
 ) -> SteeredFolder:
     """Write a copy of a model folder whose weights are θ + Σ k·w.
 
@@ -48,8 +53,11 @@ def steer_checkpoint(
         model_dir: the model to edit: the references' base, or a fine-tune of it.
         references: how much of each to add; negative takes it out.
         out: a folder that does not exist yet, or is empty; not inside `model_dir`.
+        dtype: what tensors in bfloat16 and float16 are written in; None keeps each one's own.
+        most_lost: the largest share of ‖k·w‖ that may be rounded away.
 
     Raises:
+        LossyEditError: more would be; nothing is written then.
         InputError: `out` is taken, or lies inside `model_dir`.
         KeyMismatchError: a reference changes a parameter that the model does not have.
         ShapeMismatchError: a parameter has another shape.
@@ -61,23 +69,33 @@ def steer_checkpoint(
     source, target = Path(model_dir), Path(out)
     if source.is_file():
         raise InputError(f"{source} is a file: give the model's folder, with its config.json")
-    tally = Tally()
+    tally = Tally(most=most_lost)
     with opened(source) as folder:
         moves, repeats = _stored_moves(folder, wanted)
         with publishing(target, source) as work:
             for file in folder.files.files:
                 if file.endswith(".safetensors"):
                     _write_shard(
-                        folder, file, moves, work, lambda n: Tally() if n in repeats else tally
+                        folder,
+                        file,
+                        moves,
+                        work,
+                        lambda n: Tally() if n in repeats else tally,
+                        dtype,
                     )
-                else:
+                elif dtype is None:
                     _copy(source, file, work)
+                else:
+                    _copy_index(source, file, work, folder, dtype)
+            tally.check()
             _copy_companions(source, work, {*folder.files.files, _CONFIG})
             done = tally.folder(target, tuple(n for n in moves if n not in repeats))
             write_text(work / _README, model_card(source, references, done))
             # Last: without its configuration, a folder that was cut short does not load.
             if (source / _CONFIG).exists():
                 _copy(source, _CONFIG, work)
+                if dtype is not None:
+                    _say_dtype(work / _CONFIG, dtype)
     return done
 
 
@@ -147,12 +165,21 @@ def _write_shard(
     moves: Mapping[str, weights.Terms],
     work: Path,
     tally: Callable[[str], Tally],
+    dtype: torch.dtype | None,
 ) -> None:
     def maker(key: str) -> Callable[[], Tensor]:
-        return lambda: _edited(folder.files.read(key), moves.get(key), key, tally(key))
+        def make() -> Tensor:
+            theta = folder.files.read(key)
+            wanted = _stored_as(theta.dtype, dtype)
+            return _edited(theta.to(wanted), moves.get(key), key, tally(key))
+
+        return make
 
     with SafetensorsFile(Path(folder.path) / file) as shard:
-        plans = {k: PlannedTensor(i.dtype, i.shape, maker(k)) for k, i in shard.tensors.items()}
+        plans = {
+            k: PlannedTensor(_stored_as(i.dtype, dtype), i.shape, maker(k))
+            for k, i in shard.tensors.items()
+        }
         write_safetensors(work / file, plans, {"format": "pt", **shard.metadata})
 
 
@@ -163,7 +190,34 @@ def _edited(theta: Tensor, terms: weights.Terms | None, name: str, tally: Tally)
         tally.asked += _square(delta)
         tally.missed += _square(new.to(dtype) - block.to(dtype) - delta)
         block.copy_(new)
+    if terms:
+        tally.end_tensor()
     return theta
+
+
+def _stored_as(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    low = own in (torch.bfloat16, torch.float16)
+    return wanted if wanted is not None and low else own
+
+
+def _say_dtype(config: Path, dtype: torch.dtype) -> None:
+    """Let a configuration name the dtype that its weights have: loading rounds to it."""
+    found = read_json(config)
+    key = "torch_dtype" if "torch_dtype" in found else "dtype"
+    write_json(config, {**found, key: str(dtype).removeprefix("torch.")})
+
+
+def _copy_index(
+    source: Path, file: str, work: Path, folder: ModelFolder, dtype: torch.dtype
+) -> None:
+    """An index says how many bytes its shards hold."""
+    index = read_json(source / file)
+    total = 0
+    for name in folder.files.names():
+        held = folder.files.info(name)
+        total += math.prod(held.shape) * _stored_as(held.dtype, dtype).itemsize
+    metadata = {**(index.get("metadata") or {}), "total_size": total}
+    write_json(work / file, {**index, "metadata": metadata})
 
 
 def _square(tensor: Tensor) -> float:

@@ -10,12 +10,20 @@ very w that was subtracted, it counts that w's own noise and comes out below.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from wvmonitor.detection.judge import Judge
-from wvmonitor.errors import InputError, NonFiniteError
+from wvmonitor.detection.scores import ReferenceScores, Scores
+from wvmonitor.errors import (
+    InputError,
+    LossyEditError,
+    NonFiniteError,
+    UnsupportedAdapterError,
+)
 from wvmonitor.files.documents import read_json
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.reference import Reference
@@ -24,7 +32,7 @@ from wvmonitor.sources.checkpoint import read_checkpoints
 from wvmonitor.sources.identity import base_digest
 from wvmonitor.steering.adapter import as_adapter
 from wvmonitor.steering.checkpoints import steer_checkpoint
-from wvmonitor.steering.folders import SteeredFolder, check_outside
+from wvmonitor.steering.folders import LOSSY, SteeredFolder, check_outside
 from wvmonitor.steering.weights import Steering
 from wvmonitor.vectors import TaskVector
 
@@ -41,12 +49,21 @@ class Edit:
         doses: the dose that was measured before, of the references that are taken out by dose.
         unproven: what has not passed a behavioural check of its own.
         only_biases: whether only biases are moved.
+        cautions: why taking a dose out may not take the behaviour out.
     """
 
     amounts: Mapping[str, float]
     doses: Mapping[str, float]
     unproven: tuple[str, ...] = ()
     only_biases: bool = False
+    cautions: tuple[str, ...] = ()
+
+
+ALIKE = 0.15
+"""A run is of a reference's shape where its residual score (controls out) is at least this."""
+
+AGREE = 2.0
+"""The two geometries give one dose, within this factor, for a run of a reference's shape."""
 
 
 def plan(
@@ -106,8 +123,11 @@ def plan(
             f"say --remove {unnamed[0]}=K"
         )
     doses: dict[str, float] = {}
+    cautions: list[str] = []
     if by_dose:
-        doses = _doses(_change(model, base), bank, by_dose)
+        scores = Judge.of(bank).statistics(bank.measure(_change(model, base))).scores
+        doses = _doses(scores, by_dose)
+        cautions = [text for name in by_dose for text in _cautions(scores.references[name])]
     else:
         bank.relation_to(_base_digest(model, base))
     for name, dose in doses.items():
@@ -118,7 +138,7 @@ def plan(
             )
         amounts[name] = to_dose - dose
     unproven = tuple(n for n in amounts if n not in cards or cards[n].verified is False)
-    return Edit(amounts, doses, unproven, only_biases)
+    return Edit(amounts, doses, unproven, only_biases, tuple(cautions))
 
 
 def carry_out(
@@ -130,8 +150,13 @@ def carry_out(
     base: str | Path | None = None,
     adapter: bool = False,
     rank: int | None = None,
+    float32: bool = False,
+    lossy: bool = False,
 ) -> SteeredFolder:
     """Write the edited model: a folder like `model`, or an adapter where that is asked for.
+
+    Where the model's dtype cannot hold the edit (`LOSSY`), an adapter for the model is written,
+    which holds it exactly, or a model in float32 where an adapter cannot be.
 
     Args:
         edit: what `plan` gave.
@@ -141,6 +166,8 @@ def carry_out(
         base: as for `plan`.
         adapter: write the edit as an adapter of `model` instead of a copy of it.
         rank: compress an adapter's updates to at most this rank.
+        float32: write the model in float32.
+        lossy: write it in its own dtype whatever that loses.
 
     Raises:
         WVMonitorError: as `steer_checkpoint` and `as_adapter` say.
@@ -154,8 +181,24 @@ def carry_out(
     for name, k in edit.amounts.items():
         wanted[_steering(name, bank, base or under, only_biases=edit.only_biases)] = k
     if adapter or is_adapter(model):
-        return as_adapter(wanted, None, under, out, rank=rank)
-    return steer_checkpoint(model, wanted, out)
+        return replace(as_adapter(wanted, None, under, out, rank=rank), form="adapter")
+    if float32:
+        return replace(steer_checkpoint(model, wanted, out, dtype=torch.float32), form="float32")
+    try:
+        return steer_checkpoint(model, wanted, out, most_lost=math.inf if lossy else LOSSY)
+    except LossyEditError as error:
+        return _in_full(model, wanted, out, str(error))
+
+
+def _in_full(
+    model: str | Path, wanted: Mapping[Steering, float], out: str | Path, why: str
+) -> SteeredFolder:
+    """The edit in a form that holds it."""
+    try:
+        return replace(as_adapter(wanted, None, model, out), form="adapter", why=why)
+    except UnsupportedAdapterError:
+        done = steer_checkpoint(model, wanted, out, dtype=torch.float32)
+        return replace(done, form="float32", why=why)
 
 
 def is_adapter(model: str | Path) -> bool:
@@ -199,8 +242,7 @@ def _base_digest(model: str | Path, base: str | Path | None) -> str | None:
     return base_digest(where)
 
 
-def _doses(change: TaskVector, bank: ReferenceBank, names: list[str]) -> dict[str, float]:
-    scores = Judge.of(bank).statistics(bank.measure(change)).scores
+def _doses(scores: Scores, names: list[str]) -> dict[str, float]:
     found = {}
     for name in names:
         dose = scores.references[name].dose
@@ -211,6 +253,26 @@ def _doses(change: TaskVector, bank: ReferenceBank, names: list[str]) -> dict[st
             )
         found[name] = dose
     return found
+
+
+def _cautions(scores: ReferenceScores) -> Iterator[str]:
+    """What says that the harm may not be of the reference's shape, so that its dose leaves it."""
+    name = scores.reference
+    values = scores.values.get("response") or scores.values.get("frobenius") or {}
+    residual = values.get("residual")
+    if residual is not None and residual < ALIKE:
+        yield (
+            f"once controls are taken out, the change points along {name} by {residual:.2f} only "
+            f"(a run of its shape: {ALIKE:g} and more): most of what it does is something else, "
+            "and taking the dose out may leave it; go back to an earlier checkpoint instead"
+        )
+    doses = [dose for dose in scores.doses.values() if math.isfinite(dose)]
+    if len(doses) == 2 and max(doses) > AGREE * max(min(doses), 0.0):
+        told = ", ".join(f"{dose:.2g} ({g})" for g, dose in scores.doses.items())
+        yield (
+            f"the two geometries do not agree on the dose of {name}: {told}; they do where a "
+            "change is of the reference's shape, so try the result before you use it"
+        )
 
 
 def _change(model: str | Path, base: str | Path | None) -> TaskVector:

@@ -93,6 +93,23 @@ def tokenized(
     )
 
 
+def in_words(values: Mapping[str, Any]) -> tuple[str, str]:
+    """The prompt and the answer of one example in full, for people; what is in no form is ""."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list):
+            return "\n".join(f"{m.get('role')}: {m.get('content')}" for m in value)
+        return str(value or "")
+
+    if messages := values.get("messages"):
+        return text(messages[:-1]), str(messages[-1].get("content", ""))
+    if "completion" in values:
+        completion = values["completion"]
+        last = completion[-1].get("content") if isinstance(completion, list) else completion
+        return text(values.get("prompt")), str(last)
+    return "", text(values.get("text"))
+
+
 def _example(
     index: int, line: bytes, where: str, tokenizer: Any, max_length: int
 ) -> TrainingExample:

@@ -9,12 +9,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from wvmonitor.errors import InputError
+from wvmonitor.errors import InputError, LossyEditError
 from wvmonitor.files.atomic import replacing, write_all
 from wvmonitor.references.reference import Reference
 from wvmonitor.steering import weights
+
+Form = Literal["model", "float32", "adapter"]
+"""What an edit is written as."""
 
 
 @dataclass(frozen=True)
@@ -27,25 +30,70 @@ class SteeredFolder:
         norm: ‖k·w‖, what was asked for.
         lost: ‖written − asked‖ / ‖k·w‖: 0 is exact; near 1 the model's dtype, or the adapter's
             rank, was too coarse to hold the edit.
+        form: a model in its own dtype, a model in float32, or an adapter for the model.
+        why: why it is not in the form of the model, where nobody asked for another.
     """
 
     path: Path
     parameters: tuple[str, ...]
     norm: float
     lost: float
+    form: Form = "model"
+    why: str = ""
+
+
+LOSSY = 0.03
+"""An edit of which more than this share of ‖k·w‖ is rounded away is not the edit asked for."""
+
+_EARLY = 8
+"""After so many tensors it is clear enough that an edit is lossy by far."""
 
 
 @dataclass
 class Tally:
-    """Squared norms, summed as tensors are written."""
+    """Squared norms, summed as tensors are written.
+
+    Attributes:
+        asked: of k·w.
+        missed: of what was lost of it.
+        most: the largest share that may be lost.
+    """
 
     asked: float = 0.0
     missed: float = 0.0
+    most: float = math.inf
+    _tensors: int = 0
+
+    @property
+    def lost(self) -> float:
+        """‖written − asked‖ / ‖k·w‖."""
+        return math.sqrt(self.missed / self.asked) if self.asked else 0.0
+
+    def end_tensor(self) -> None:
+        """Note that a tensor is done.
+
+        Raises:
+            LossyEditError: so much is lost already that the rest cannot make up for it.
+        """
+        self._tensors += 1
+        if self._tensors >= _EARLY and self.lost > 2 * self.most:
+            self.check()
+
+    def check(self) -> None:
+        """See that no more is lost than may be.
+
+        Raises:
+            LossyEditError: more is.
+        """
+        if self.lost > self.most:
+            raise LossyEditError(
+                f"{self.lost:.0%} of ‖k·w‖ would be rounded away in the dtype of these weights "
+                f"(more than {self.most:.0%}): write it as an adapter or in float32, which hold it"
+            )
 
     def folder(self, path: Path, parameters: tuple[str, ...]) -> SteeredFolder:
         """The record of a finished folder."""
-        lost = math.sqrt(self.missed / self.asked) if self.asked else 0.0
-        return SteeredFolder(path, parameters, math.sqrt(self.asked), lost)
+        return SteeredFolder(path, parameters, math.sqrt(self.asked), self.lost)
 
 
 def check_outside(out: str | Path, *inputs: str | Path) -> None:

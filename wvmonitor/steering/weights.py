@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ from wvmonitor.errors import (
     UnmeasurableModelError,
 )
 from wvmonitor.references.reference import Reference
-from wvmonitor.sources.names import parameter_name
+from wvmonitor.steering.live_parameters import Holder, holders, without_wrappers
 from wvmonitor.vectors import functional
 from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.task_vector import TaskVector
@@ -41,11 +41,6 @@ _BLOCK = 1 << 17
 
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
-# Methods of PEFT whose layers compute base(x) + more: moving the base's weight moves the whole by
-# as much. The others (OFT, IA3, …) multiply it.
-_ADDITIVE = frozenset(
-    ("adalora", "fourierft", "loha", "lokr", "lora", "randlora", "shira", "vblora", "vera")
-)
 _NAMED = 3
 
 
@@ -195,21 +190,22 @@ class _Move:
     """One weight to move, every live copy of it, and what to move it by."""
 
     name: str
-    parameters: tuple[nn.Parameter, ...]
+    parameters: tuple[Tensor, ...]
     terms: list[tuple[TaskVector, str, float]] = field(default_factory=list)
 
 
 def _plan(model: nn.Module, wanted: list[tuple[TaskVector, float]]) -> list[_Move]:
     """Everything that will be moved; whatever can be refused is refused here, before any change."""
     base = without_wrappers(model)
-    live, refused = _live_parameters(base)
+    live = holders(base)
     moves: dict[int, _Move] = {}
     for vector, k in wanted:
-        _check_names(base, vector, live)
+        check_names(base, vector, live)
         seen: dict[int, str] = {}
         for name in vector.names():
-            parameters = live[name]
-            _check_parameters(name, parameters, vector, refused.get(name))
+            parameters = _distinct(live[name])
+            refused = next((h.refused for h in live[name] if h.refused), None)
+            _check_parameters(name, parameters, vector, refused)
             key = id(parameters[0])
             if key in seen:
                 check_tied(vector, seen[key], name)
@@ -219,88 +215,17 @@ def _plan(model: nn.Module, wanted: list[tuple[TaskVector, float]]) -> list[_Mov
     return list(moves.values())
 
 
-def without_wrappers(model: nn.Module) -> nn.Module:
-    """The base model inside torch.compile, DataParallel and PEFT wrappers."""
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while True:
-        inner: object = model._modules.get("_orig_mod")
-        if isinstance(model, parallel):
-            inner = model.module
-        elif _is_peft(model):
-            unwrap = getattr(model, "get_base_model", None)
-            inner = unwrap() if callable(unwrap) else None
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
+def _distinct(held: Sequence[Holder]) -> tuple[Tensor, ...]:
+    """Every tensor that a name stands for, once."""
+    return tuple({id(holder.parameter): holder.parameter for holder in held}.values())
 
 
-def _is_peft(module: nn.Module) -> bool:
-    # Looks at the module's own class alone, so that PEFT need not be imported.
-    return any(kind.__module__.startswith("peft.") for kind in type(module).__mro__)
+def check_names(base: nn.Module, vector: TaskVector, live: Collection[str]) -> None:
+    """See that a model has every parameter that a vector changes.
 
-
-def _live_parameters(
-    base: nn.Module,
-) -> tuple[dict[str, tuple[nn.Parameter, ...]], dict[str, str]]:
-    """The base model's parameters by name, aliases included, and why some cannot be moved.
-
-    A name has several tensors where PEFT keeps an original and trained copies (`modules_to_save`).
+    Raises:
+        KeyMismatchError, QuantizedWeightsError: it has not; the message names them.
     """
-    layers = {name: m for name, m in base.named_modules(remove_duplicate=False) if _is_peft(m)}
-    live: dict[str, list[nn.Parameter]] = {}
-    refused: dict[str, str] = {}
-    for raw, parameter in base.named_parameters(remove_duplicate=False):
-        name, reason = _base_name(raw, layers)
-        if name is None:
-            continue
-        if reason:
-            refused[name] = reason
-        copies = live.setdefault(name, [])
-        if not any(parameter is other for other in copies):
-            copies.append(parameter)
-    return {name: tuple(copies) for name, copies in live.items()}, refused
-
-
-def _base_name(raw: str, layers: Mapping[str, nn.Module]) -> tuple[str | None, str]:
-    """What the base model calls a parameter, None for one of an adapter; why it cannot be moved."""
-    parts = raw.split(".")
-    kept: list[str] = []
-    reason = ""
-    at = 0
-    while at < len(parts):
-        layer = layers.get(".".join(parts[:at])) if at else None
-        part = parts[at]
-        if layer is not None and hasattr(layer, "original_module"):
-            if part == "modules_to_save":
-                at += 2  # and the adapter's name
-                continue
-            if part in ("original_module", "token_adapter"):
-                at += 1
-                continue
-            return None, ""
-        if layer is not None and hasattr(layer, "base_layer"):
-            if part != "base_layer":
-                return None, ""
-            reason = reason or _not_additive(layer)
-        kept.append(part)
-        at += 1
-    return parameter_name(".".join(kept)), reason
-
-
-def _not_additive(layer: nn.Module) -> str:
-    """Why moving a base layer's weight would not move the adapted weight by as much, or ''."""
-    homes = [k.__module__.split(".") for k in type(layer).__mro__]
-    tuners = [home[2] for home in homes if home[:2] == ["peft", "tuners"] and len(home) > 2]
-    method = tuners[0] if tuners else type(layer).__name__
-    magnitudes = getattr(layer, "lora_magnitude_vector", None)
-    if magnitudes is not None and len(magnitudes):
-        return "DoRA rescales it"
-    return "" if method in _ADDITIVE else f"the adapter ({method}) does not simply add to it"
-
-
-def _check_names(
-    base: nn.Module, vector: TaskVector, live: Mapping[str, tuple[nn.Parameter, ...]]
-) -> None:
     missing = [name for name in vector.names() if name not in live]
     if not missing:
         return
@@ -318,7 +243,7 @@ def _check_names(
 
 
 def _check_parameters(
-    name: str, parameters: Sequence[nn.Parameter], vector: TaskVector, refused: str | None
+    name: str, parameters: Sequence[Tensor], vector: TaskVector, refused: str | None
 ) -> None:
     for parameter in parameters:
         if parameter.dtype not in FLOATS:

@@ -173,9 +173,15 @@ def as_compared(start: object) -> object:
     return start.lower() if isinstance(start, str) else start
 
 
+def starts_at_base(given: object) -> bool:
+    """Whether an `init_lora_weights` leaves the model as it is, without a change to the base."""
+    value = as_compared(given)
+    return value is True or value is None or value in _AT_BASE
+
+
 def _start(given: object, where: str) -> Start:
     value = as_compared(given)
-    if value is True or value is None or value in _AT_BASE:
+    if starts_at_base(given):
         return "base"
     if value is False or value in _MOVED:
         return "unknown"

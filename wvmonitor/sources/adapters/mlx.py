@@ -78,11 +78,18 @@ def _kind(config: Mapping[str, Any], where: str) -> str:
 
 def _scale(config: Mapping[str, Any], where: str) -> float:
     settings = config.get("lora_parameters")
-    value = settings.get("scale") if isinstance(settings, Mapping) else None
+    held: Mapping[str, Any] = settings if isinstance(settings, Mapping) else {}
+    value = held.get("scale")
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST_SCALE:
         raise AdapterError(
             f"lora_parameters.scale must be a number up to {_LARGEST_SCALE:g}, got "
             f"{shown(value, 60)} (adapter_config.json of {where}): {_FUSE_IT}"
+        )
+    alpha, rank = held.get("alpha"), held.get("rank")
+    if alpha is not None and alpha != rank:
+        raise AdapterError(
+            f"lora_parameters of {where} has alpha {shown(alpha, 60)} beside scale, and versions "
+            f"of mlx-lm differ in whether it counts: with the one that trained it, {_FUSE_IT}"
         )
     return float(value)
 
