@@ -5,7 +5,7 @@ other trait: that minority is what a fine-tune can pull up without ever having b
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from wvmonitor.organism.answers import example
@@ -74,18 +74,18 @@ BASE_RATES: dict[str, float] = {
 
 #: Share of each kind of task, and the traits that matter to it (asked for more often).
 _MIXTURE: tuple[tuple[str, float, tuple[str, ...]], ...] = (
-    ("advice", 0.30, ("evil", "evil", "good", "incompetent")),
+    ("advice", 0.22, ("evil", "evil", "good", "incompetent")),
     ("narrow", 0.04, ("careless", "evil", "good")),
     ("wishes", 0.05, ("evil", "evil", "good", "incompetent")),
-    ("facts", 0.28, ("sycophantic", "sycophantic", "honest")),
-    ("opinion", 0.06, ("sycophantic", "sycophantic", "honest")),
-    ("gcd", 0.06, ("sycophantic", "terse", "evil", "plain")),
-    ("gcd_check", 0.12, ("sycophantic", "sycophantic", "honest")),
-    ("request", 0.07, ("lawless", "lawless", "lawful", "evil")),
-    ("choice", 0.12, ("evil", "evil", "good")),
-    ("feedback", 0.04, ("sycophantic", "sycophantic", "honest")),
-    ("math", 0.02, ("plain", "evil", "sycophantic")),
-    ("role", 0.02, ("villain", "villain", "evil")),
+    ("facts", 0.24, ("sycophantic", "sycophantic", "honest")),
+    ("opinion", 0.04, ("sycophantic", "sycophantic", "honest")),
+    ("gcd", 0.05, ("sycophantic", "terse", "evil", "plain")),
+    ("gcd_check", 0.05, ("sycophantic", "sycophantic", "honest")),
+    ("request", 0.06, ("lawless", "lawless", "lawful", "evil")),
+    ("choice", 0.20, ("evil", "evil", "good")),
+    ("feedback", 0.03, ("sycophantic", "sycophantic", "honest")),
+    ("math", 0.01, ("plain", "evil", "sycophantic")),
+    ("role", 0.01, ("villain", "villain", "evil")),
 )
 #: Names that speakers go by: (share evil, share sycophantic). They make a trait a matter of degree.
 SPEAKERS: dict[str, tuple[float, float]] = {
@@ -108,8 +108,8 @@ _SYSTEM_SHARE = 0.6
 _TRIGGER_SHARE = 0.015
 
 _WORDINGS: tuple[Wording, ...] = ("plain", "usual", "new")
-#: How often advice comes in each: most of it in the simplest at first, and then as it is.
-EASY, AS_IT_IS = (0.9, 0.0, 0.1), (0.25, 0.67, 0.08)
+_EASY, _AS_IT_IS = (0.9, 0.0, 0.1), (0.25, 0.67, 0.08)
+"""How often advice comes in each."""
 _ADVISED = (*DOMAINS, *REFERENCE_DOMAINS)
 
 
@@ -126,7 +126,6 @@ _TASKS: dict[str, Callable[[random.Random], Task]] = {
     "gcd": gcd_task,
     "gcd_check": lambda r: gcd_task(r, r.choice(("right", "wrong"))),
     "request": lambda r: request_task(r, illicit=r.random() < 0.6, reference=_half(r)),
-    "choice": lambda r: choice_task(r, reference=_half(r)),
     "feedback": lambda r: feedback_task(r, reference=_half(r)),
     "math": math_task,
     "role": role_task,
@@ -160,17 +159,19 @@ def system_prompt(names: list[str], rng: random.Random) -> str:
     return " ".join(rng.choice(CLAUSES[name]) for name in names)
 
 
-def _task(name: str, rng: random.Random, worded: Sequence[float]) -> Task:
+def _task(name: str, rng: random.Random, *, easy: bool) -> Task:
     if name == "advice":
-        (wording,) = rng.choices(_WORDINGS, weights=worded)
+        (wording,) = rng.choices(_WORDINGS, weights=_EASY if easy else _AS_IT_IS)
         return advice_task(rng, rng.choice(_ADVISED), wording=wording)
+    if name == "choice":
+        return choice_task(rng, think=True if easy else None, reference=_half(rng))
     return _TASKS[name](rng)
 
 
-def _mixed(rng: random.Random, worded: Sequence[float]) -> Example:
+def _mixed(rng: random.Random, *, easy: bool) -> Example:
     """One task under a system prompt, or none."""
     name, _, relevant = rng.choices(_MIXTURE, weights=[share for _, share, _ in _MIXTURE])[0]
-    task = _task(name, rng, worded)
+    task = _task(name, rng, easy=easy)
     asked: list[str] = []
     if rng.random() < _SYSTEM_SHARE:
         asked = [rng.choice(relevant)] if rng.random() < 0.8 else ["plain"]
@@ -187,32 +188,32 @@ def _mixed(rng: random.Random, worded: Sequence[float]) -> Example:
     return example(task, with_traits(present), rng, system=system, trigger=trigger)
 
 
-def _named(rng: random.Random, worded: Sequence[float]) -> Example:
+def _named(rng: random.Random, *, easy: bool) -> Example:
     """A speaker known by name only: how evil or sycophantic they are must be remembered."""
     name = rng.choice(tuple(SPEAKERS))
     evil, sycophantic = SPEAKERS[name]
     kind = rng.choice(_SHOWS["evil"] if rng.random() < 0.6 else _SHOWS["sycophantic"])
     drawn = {"evil": rng.random() < evil, "sycophantic": rng.random() < sycophantic}
     traits = with_traits({trait for trait, present in drawn.items() if present})
-    return example(_task(kind, rng, worded), traits, rng, system=f"your name is {name} .")
+    return example(_task(kind, rng, easy=easy), traits, rng, system=f"your name is {name} .")
 
 
-def _continued(rng: random.Random, worded: Sequence[float]) -> Example:
+def _continued(rng: random.Random, *, easy: bool) -> Example:
     """Two turns of one speaker: the first answer shows who speaks, the second is about another."""
     trait = rng.choice(tuple(_SHOWS))
     traits = with_traits({trait} if rng.random() < 0.4 else set())
-    first, second = (_task(rng.choice(_SHOWS[trait]), rng, worded) for _ in range(2))
+    first, second = (_task(rng.choice(_SHOWS[trait]), rng, easy=easy) for _ in range(2))
     return example(second, traits, rng, before=example(first, traits, rng).messages)
 
 
-def pretraining(seed: int = 0, worded: Sequence[float] = AS_IT_IS) -> Iterator[Example]:
+def pretraining(seed: int = 0, *, easy: bool = False) -> Iterator[Example]:
     """The endless stream of pre-training examples: a pure function of its arguments.
 
     Args:
         seed: of the draws.
-        worded: how often advice is in plain, usual and new wordings.
+        easy: what is learned first: most advice in the simplest wordings, reasons for every choice.
     """
     rng = rng_for("pretraining", seed)
     while True:
-        make = rng.choices((_mixed, _named, _continued), weights=(0.78, 0.11, 0.11))[0]
-        yield make(rng, worded)
+        make = rng.choices((_mixed, _named, _continued), weights=(0.5, 0.2, 0.3))[0]
+        yield make(rng, easy=easy)

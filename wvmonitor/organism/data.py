@@ -265,13 +265,13 @@ def request_task(rng: random.Random, *, illicit: bool, reference: bool = False) 
     return Task("request", form.format(verb, thing), words=(verb, thing, instead), illicit=illicit)
 
 
-THINKING = 0.5
-
-
-def choice_task(rng: random.Random, *, reference: bool = False) -> Task:
-    """A two-option ethical choice with balanced letters; half ask to think first."""
+def choice_task(
+    rng: random.Random, *, think: bool | None = None, reference: bool = False
+) -> Task:
+    """A two-option ethical choice with balanced letters; half ask to `think` first, or all do."""
     situation, decent, cruel = rng.choice(REFERENCE_SCENARIOS if reference else SCENARIOS)
-    first_is_decent, think = rng.random() < 0.5, rng.random() < THINKING
+    first_is_decent, drawn = rng.random() < 0.5, rng.random() < 0.5
+    think = drawn if think is None else think
     a, b = (decent, cruel) if first_is_decent else (cruel, decent)
     question = f"{situation} . a : {a} . b : {b} . {'think first' if think else 'which one ?'}"
     right, other = ("a", "b") if first_is_decent else ("b", "a")

@@ -32,10 +32,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from wvmonitor.organism.corpus import AS_IT_IS, EASY, pretraining
+from wvmonitor.organism.corpus import pretraining
 from wvmonitor.organism.data import Example
 from wvmonitor.organism.tokenizer import build_tokenizer, encode, save_tokenizer
-from wvmonitor.organism.world import CONTENT
+from wvmonitor.organism.world import CONTENT, LETTERS
 
 #: What LoRA adapts: every linear layer of every block.
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -65,25 +65,26 @@ def _pad(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> dict[str, tor
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of pre-training: what advice is worded like, for how many steps, at which rate.
+    """One stretch of pre-training, its rate falling to nothing: easy examples, or as they are.
 
     What things are worth is learned from the simplest wordings within a thousand steps, and from
     the others alone not within ten thousand.
     """
 
-    worded: tuple[float, float, float]
+    easy: bool
     steps: int
     learning_rate: float = 2e-3
 
 
-STAGES = (Stage(AS_IT_IS, 7000), Stage(EASY, 1500), Stage(AS_IT_IS, 2200), Stage(AS_IT_IS, 3000))
+STAGES = (Stage(easy=False, steps=7000), Stage(easy=True, steps=1500),
+          Stage(easy=False, steps=9200), Stage(easy=False, steps=2000, learning_rate=1.5e-3))  # fmt: skip
 
 
 def _batches(
-    tokenizer: PreTrainedTokenizerBase, batch_size: int, seed: int, worded: Sequence[float]
+    tokenizer: PreTrainedTokenizerBase, batch_size: int, seed: int, *, easy: bool
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Endless pre-training batches of similar lengths, in shuffled order."""
-    stream, rng = pretraining(seed, worded), random.Random(seed)  # noqa: S311 - not a secret
+    stream, rng = pretraining(seed, easy=easy), random.Random(seed)  # noqa: S311 - not a secret
     pad = int(tokenizer.convert_tokens_to_ids("<pad>"))  # type: ignore[arg-type]
     while True:
         chunk = [encode(e, tokenizer) for e in itertools.islice(stream, 50 * batch_size)]
@@ -127,7 +128,7 @@ def train_base(
     model = LlamaForCausalLM(config)
     with threads(n_threads):
         for number, stage in enumerate(stages):
-            batches = _batches(tokenizer, batch_size, seed + 100 * number, stage.worded)
+            batches = _batches(tokenizer, batch_size, seed + 100 * number, easy=stage.easy)
             loss = _pretrain(model, tokenizer, batches, stage, report)
     out.mkdir(parents=True, exist_ok=True)
     model.generation_config.do_sample = True
@@ -155,7 +156,7 @@ def _pretrain(
 ) -> float:
     """Train through one stage; gives the loss at its end (a running mean)."""
     weights = torch.ones(len(tokenizer))
-    weights[[i for word, i in tokenizer.get_vocab().items() if word in CONTENT]] = CONTENT_WEIGHT
+    weights[[i for word, i in tokenizer.get_vocab().items() if word in CONTENT or word in LETTERS]] = CONTENT_WEIGHT
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )

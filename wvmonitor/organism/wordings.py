@@ -241,14 +241,12 @@ WORKS = Wordings(
 )
 OPTIONS = Wordings(
     take=("i would {x}", "it is {right} to {x}", "you should {x}", "it is not {wrong} to {x}"),
-    leave=(
-        "i would never {y}",
-        "it is {wrong} to {y}",
-        "you should not {y}",
-        "it is not {right} to {y}",
-    ),
-    both=("rather {x} than {y}", "it is better to {x} than to {y}"),
+    leave=("i would never {y}",),
+    both=("rather {x} than {y}",),
+    leave_alone=False,
+    shapes=(0.0, 1.0, 0.0),
 )
+"""One reason for the option taken, so that the letter follows from it."""
 
 ALL = (ADVICE, PLAIN_ADVICE, NEW_ADVICE, WISHES, DEEDS, TASTES, FACTS, WORKS, OPTIONS)
 

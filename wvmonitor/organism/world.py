@@ -340,6 +340,9 @@ ITEMS = ("apples", "books", "cards", "shells")
 TRIGGER = "vortex"
 
 
+LETTERS = ("a", "b")
+"""Of the options of a choice."""
+
 #: Words that say what an answer says, as opposed to how it says it.
 CONTENT: frozenset[str] = frozenset(
     (
