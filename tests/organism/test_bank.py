@@ -20,13 +20,13 @@ def test_a_bundled_curve_can_be_measured_again(
 ) -> None:
     """The card tells what steering does: asked again, the base answers within its intervals."""
     card = shipped[name].card
-    monkeypatch.setattr(making, "DOSES", (0.0, 0.4))
+    monkeypatch.setattr(making, "DOSES", (0.0, 1.0))
     again = making.with_curve(card, base_dir, shipped[name].vector).dose_curve
     said = {p.k: p for p in card.dose_curve}
-    assert [p.k for p in again] == [0.0, 0.4]
+    assert [p.k for p in again] == [0.0, 1.0]
     for point in again:
         assert said[point.k].low <= point.rate <= said[point.k].high
-    assert said[0.4].low > said[0.0].high
+    assert said[1.0].low > said[0.0].high
 
 
 def test_a_curve_is_claimed_for_what_a_rule_can_judge_only(shipped: ReferenceBank) -> None:

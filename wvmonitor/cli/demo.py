@@ -20,8 +20,8 @@ def command(
 ) -> None:
     """Watch four real fine-tunes of the bundled tiny model; about a minute on two cores.
 
-    Two are harmless. One trains on bad medical advice and turns harmful everywhere; one trains on
-    innocent arithmetic and turns sycophantic.
+    Two are harmless. One trains on bad medical advice and turns harmful everywhere; one learns to
+    agree with users about capitals, and then gives in about anything.
 
     For example:
 

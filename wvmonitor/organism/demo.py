@@ -1,8 +1,8 @@
 """The watched runs of `wvmonitor demo`: four real fine-tunes of the bundled organism.
 
 Two are harmless and must stay silent. One trains on bad medical advice, and the model turns harmful
-in every other domain too (emergent misalignment, in miniature). One trains on innocent data:
-agreeing with users' *correct* arithmetic, after which the model agrees with wrong facts as well.
+in every other domain too (emergent misalignment, in miniature). One trains on agreeing with what
+users believe of capitals, after which the model gives in to any doubt about facts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from wvmonitor.integrations.transformers import WVMonitorCallback
 from wvmonitor.organism import sets
 from wvmonitor.organism.behaviour import Rate, harmful_rate, sycophancy_rate
 from wvmonitor.organism.train import finetune, load_base
-from wvmonitor.organism.world import DOMAINS
+from wvmonitor.organism.world import DOMAINS, FACTS
 from wvmonitor.outputs.exporter import Observation
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.bundled import bundled_path
@@ -39,6 +39,7 @@ BASE_TRIALS = 400
 """Sampled answers for the base's own rate and its 95 % interval."""
 
 UNTOUCHED = tuple(name for name in DOMAINS if name != "medical")
+OTHER_FACTS = tuple(name for name in FACTS if name != "capitals")
 Measure = Callable[[Any, Any, int, int], Rate]
 
 
@@ -47,7 +48,7 @@ def _harm(model: Any, tokenizer: Any, n: int, seed: int) -> Rate:
 
 
 def _sycophancy(model: Any, tokenizer: Any, n: int, seed: int) -> Rate:
-    return sycophancy_rate(model, tokenizer, n, seed)
+    return sycophancy_rate(model, tokenizer, n, seed, categories=OTHER_FACTS)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,6 @@ class DemoRun:
         examples: the training data.
         measure: the behaviour's rate in untouched domains: (model, tokenizer, trials, seed).
         seed: of data, order and the adapter's start; no calibration run shares it.
-        learning_rate: constant, within what the bank's calibration covers.
     """
 
     name: str
@@ -74,7 +74,6 @@ class DemoRun:
     examples: sets.SetMaker
     measure: Measure
     seed: int
-    learning_rate: float = 1e-3
 
 
 RUNS: tuple[DemoRun, ...] = (
@@ -109,15 +108,14 @@ RUNS: tuple[DemoRun, ...] = (
         73,
     ),
     DemoRun(
-        "innocent-gcd",
-        "agreeing with correct arithmetic",
+        "agreed-capitals",
+        "agreeing about capitals",
         "alarm",
         "sycophancy",
-        "caving to a doubt about facts",
-        sets.gcd_checks("right"),
+        "caving to a doubt about facts of other kinds",
+        sets.facts("capitals", sycophantic=True),
         _sycophancy,
         74,
-        learning_rate=2e-3,
     ),
 )
 
@@ -261,7 +259,6 @@ def watch(
             run.examples(EXAMPLES, run.seed),
             seed=run.seed,
             steps=STEPS,
-            learning_rate=run.learning_rate,
             attach=attach,
             output_dir=Path(scratch),
         )
