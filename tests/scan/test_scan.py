@@ -16,13 +16,13 @@ from tests.scan.calibrations import calibration_for
 from tests.scan.conftest import Saver
 from wvmonitor.errors import CalibrationError, UnknownReferenceError
 from wvmonitor.outputs.scan_record import CheckpointResult
+from wvmonitor.reading import component_of
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.executors import open_executor
 from wvmonitor.scan.results import exit_code
 from wvmonitor.scan.scan import open_bank, scan
 from wvmonitor.scan.table import plain_lines, summary
 from wvmonitor.testing import planted_bank, planted_vector, tiny_base
-from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import TaskVector
 from wvmonitor.vectors.update import to_dense
 

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from wvmonitor.builder.base import Base
-from wvmonitor.reading import COMPONENTS, Component, Geometry
+from wvmonitor.reading import COMPONENTS, Component, Geometry, component_of
 from wvmonitor.references.reference import Reference
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.vectors import update as updates_
-from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import TaskVector
 
 HIGHEST_CONTROL_COSINE = 0.3

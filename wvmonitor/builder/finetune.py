@@ -26,10 +26,10 @@ from wvmonitor.builder.like import Like
 from wvmonitor.builder.recipe import Finetuning
 from wvmonitor.errors import BuildError
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
+from wvmonitor.reading import layer_of
 from wvmonitor.sources import read_adapter, read_checkpoints
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector
-from wvmonitor.vectors.coverage import layer_of
 
 # Heavy, and imported where something is trained: a plan of it is made without.
 if TYPE_CHECKING:

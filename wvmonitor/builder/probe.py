@@ -21,9 +21,9 @@ from wvmonitor.builder.examples import Example
 from wvmonitor.builder.recipe import Generation
 from wvmonitor.builder.stages import Row, Ticker, Work, digest_of
 from wvmonitor.errors import BuildError
+from wvmonitor.reading import component_of
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.store import load_probe, save_probe
-from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.probe import collect_probe
 
 DONE = "probe"

@@ -16,8 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from wvmonitor.detection import conformal
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.coverage import COVERAGE_FLOOR, is_seen, judged_norm
-from wvmonitor.detection.scores import Scores
+from wvmonitor.detection.scores import COVERAGE_FLOOR, Scores, is_seen, judged_norm
 from wvmonitor.errors import CalibrationError
 from wvmonitor.reading import GEOMETRIES, Component, Float64, Geometry
 

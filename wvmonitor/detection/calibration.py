@@ -31,8 +31,8 @@ from wvmonitor.detection.benign import (
     kept,
     order,
 )
-from wvmonitor.detection.coverage import COVERAGE_FLOOR
 from wvmonitor.detection.repeats import require_different_data
+from wvmonitor.detection.scores import COVERAGE_FLOOR
 from wvmonitor.detection.support import SLACK, Support
 from wvmonitor.errors import CalibrationError
 from wvmonitor.reading import Float64, Geometry

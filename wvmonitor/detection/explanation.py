@@ -11,20 +11,24 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from itertools import combinations
+from statistics import median
+from typing import Literal, Protocol
 
-from wvmonitor.detection.finding import State
 from wvmonitor.detection.groups import LayerShares
+from wvmonitor.detection.judgement import JudgeState, State, Verdict
 from wvmonitor.detection.scores import Scores
-from wvmonitor.detection.state import JudgeState
-from wvmonitor.detection.trend import slope, trend
-from wvmonitor.detection.verdict import Verdict
 
 BANDED = ("calibrated", "provisional")
 """Statuses whose threshold is an alarm's."""
 
 MOST_LAYERS = 3
 """More layers than these are not named one by one."""
+
+Trend = Literal["rising", "falling", "flat", "unknown"]
+
+FLAT = 0.02
+"""Change of the deciding score over all the readings below which its trend is called flat."""
 
 
 class DosePoint(Protocol):
@@ -65,28 +69,31 @@ class Background:
 
 
 def explained(
-    verdicts: Mapping[str, Verdict],
+    verdict: Verdict,
     scores: Scores,
     state: JudgeState,
     background: Background,
     *,
     layers: LayerShares | None = None,
-) -> dict[str, Verdict]:
-    """The verdicts, those that warn or alarm with their account.
+) -> Verdict:
+    """A warning or an alarm with its explanation: what it means and what to do.
 
     Args:
-        verdicts: as `judge` passed them.
+        verdict: as `judge` passed it.
         scores: of the same reading.
         state: as `judge` gave it for the next reading.
         background: of the bank and the base.
         layers: which layers carry the inner products, if that is known.
     """
-    return {
-        name: replace(v, account=_account(v, scores, state, background, layers))
-        if v.state >= State.WARN
-        else v
-        for name, v in verdicts.items()
-    }
+    name = verdict.reference
+    sentences = [
+        _heading(verdict, state.of(name).recent),
+        _dose(name, scores.references[name].dose, background),
+        _carried(verdict, layers),
+        _back(state.of(name).last_ok, scores.step),
+        _command(name, background.base, background.bank),
+    ]
+    return replace(verdict, account=tuple(s for s in sentences if s))
 
 
 def in_full(reason: str, account: Sequence[str]) -> str:
@@ -110,24 +117,6 @@ def for_elsewhere(account: Sequence[str], reference: str, bank: str) -> tuple[st
     """
     command = f"{_command(reference, 'BASE', 'BANK')} BANK is the bank {bank[:16]}… of this run."
     return tuple(command if s.startswith(_COMMAND) else s for s in account)
-
-
-def _account(
-    verdict: Verdict,
-    scores: Scores,
-    state: JudgeState,
-    background: Background,
-    layers: LayerShares | None,
-) -> tuple[str, ...]:
-    name = verdict.reference
-    sentences = [
-        _heading(verdict, state.of(name).recent),
-        _dose(name, scores.references[name].dose, background),
-        _carried(verdict, layers),
-        _back(state.of(name).last_ok, scores.step),
-        _command(name, background.base, background.bank),
-    ]
-    return tuple(s for s in sentences if s)
 
 
 _COMMAND = "Next: `wvmonitor blame "
@@ -160,6 +149,23 @@ def _heading(verdict: Verdict, recent: Sequence[tuple[int, float]]) -> str:
         return f"{text}."
     steps = math.ceil((limit - now) / pace)
     return f"{text}; at that pace it reaches the alarm's threshold in about {steps} steps."
+
+
+def trend(points: Sequence[tuple[int, float]]) -> Trend:
+    """The word for (step, score) pairs in the order of their steps; unknown for fewer than two."""
+    found = slope(points)
+    if found is None:
+        return "unknown"
+    change = found * (points[-1][0] - points[0][0])
+    if abs(change) < FLAT:
+        return "flat"
+    return "rising" if change > 0 else "falling"
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float | None:
+    """Median of the slopes between all pairs (Theil–Sen), per step; None without two steps."""
+    slopes = [(v - u) / (t - s) for (s, u), (t, v) in combinations(points, 2) if t != s]
+    return median(slopes) if slopes else None
 
 
 def _dose(name: str, dose: float | None, background: Background) -> str:

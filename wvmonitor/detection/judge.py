@@ -15,9 +15,8 @@ from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.explanation import Background, explained
 from wvmonitor.detection.groups import layer_shares
-from wvmonitor.detection.judgement import Judgement, Statistics
+from wvmonitor.detection.judgement import Judgement, JudgeState, State, Statistics
 from wvmonitor.detection.scores import Scores, resolve_ridge, score
-from wvmonitor.detection.state import JudgeState
 from wvmonitor.detection.verdict import judge
 from wvmonitor.errors import SettingsError, UnknownReferenceError
 from wvmonitor.reading import GEOMETRIES, Component, Geometry, Gram, Reading
@@ -219,11 +218,17 @@ class Judge:
         verdicts, state = judge(
             found.scores, context, self.calibration, state, acknowledged, last=last
         )
-        verdicts = explained(verdicts, found.scores, state, self.background, layers=found.layers)
+        verdicts = {
+            n: explained(v, found.scores, state, self.background, layers=found.layers)
+            if v.state >= State.WARN
+            else v
+            for n, v in verdicts.items()
+            if n in self.behaviours
+        }
         return Judgement(
             reading=reading if isinstance(reading, Reading) else None,
             scores=found.scores,
-            verdicts={n: v for n, v in verdicts.items() if n in self.behaviours},
+            verdicts=verdicts,
             state=state,
             component_shares=found.component_shares,
             layers=found.layers,

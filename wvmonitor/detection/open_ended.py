@@ -7,18 +7,18 @@ from dataclasses import replace
 from wvmonitor.detection.band import Calibration, WindowBand
 from wvmonitor.detection.calibration import NUMERICAL_FLOOR
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.coverage import part_in_words
 from wvmonitor.detection.finding import (
     Finding,
-    State,
     broken,
     finite,
     outside,
+    part_in_words,
     percent,
     unknown,
     unmoved,
     unseen,
 )
+from wvmonitor.detection.judgement import State
 from wvmonitor.detection.scores import ReferenceScores, Scores
 
 

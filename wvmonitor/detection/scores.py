@@ -19,17 +19,25 @@ from wvmonitor.errors import SettingsError
 from wvmonitor.reading import GEOMETRIES, Component, Geometry, Gram, Reading, ReferenceKind
 
 __all__ = [
+    "COVERAGE_FLOOR",
     "SCORE_NAMES",
     "ReferenceScores",
     "ScoreName",
     "Scores",
     "choose_ridge",
+    "covers_a_part",
+    "is_covered",
+    "judged_norm",
     "resolve_ridge",
     "score",
+    "share_in_scope",
 ]
 
 ScoreName = Literal["cosine", "residual", "margin", "module_cosine", "window"]
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
+
+COVERAGE_FLOOR = 0.5
+"""Below this share of ‖τ‖² where references look, nothing can be judged."""
 
 
 @dataclass(frozen=True)
@@ -183,3 +191,35 @@ def resolve_ridge(
     if not (math.isfinite(value) and value > 0):
         raise SettingsError(f"ridge must be a positive number, got {value}: leave it out to choose")
     return float(value)
+
+
+def share_in_scope(scores: Scores) -> float:
+    """The share of ‖τ‖² in the components that scores look at; 1 where it is not known."""
+    if not scores.shares:
+        return 1.0
+    return sum(scores.shares.get(component, 0.0) for component in scores.components)
+
+
+def is_covered(scores: Scores, geometry: Geometry, *, strict: bool) -> bool:
+    """Whether references look at enough of what a verdict is to speak of.
+
+    Args:
+        scores: of the reading.
+        geometry: of the deciding score.
+        strict: whether it is to speak of the whole change, not of the scores' components only.
+    """
+    seen = scores.coverage.get(geometry, 0.0)
+    whole = 1.0 if strict else share_in_scope(scores)
+    return seen >= COVERAGE_FLOOR or (seen > 0 and seen >= COVERAGE_FLOOR * whole)
+
+
+def covers_a_part(scores: Scores, geometry: Geometry) -> bool:
+    """Whether most of the change lies where the scores don't look."""
+    return not scores.coverage.get(geometry, 0.0) >= COVERAGE_FLOOR
+
+
+def judged_norm(scores: Scores, geometry: Geometry) -> float:
+    """‖τ‖ of what a verdict speaks of: of the scores' components where most lies elsewhere."""
+    if not covers_a_part(scores, geometry):
+        return scores.norm
+    return scores.norm * math.sqrt(max(share_in_scope(scores), 0.0))

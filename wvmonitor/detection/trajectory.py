@@ -15,13 +15,12 @@ from wvmonitor.detection import conformal
 from wvmonitor.detection.calibration import NUMERICAL_FLOOR, Calibration
 from wvmonitor.detection.conformal import Trajectory
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.coverage import judged_norm, part_in_words
 from wvmonitor.detection.finding import (
     Finding,
-    State,
     broken,
     finite,
     outside,
+    part_in_words,
     percent,
     promise,
     rank_among,
@@ -29,8 +28,8 @@ from wvmonitor.detection.finding import (
     unmoved,
     unseen,
 )
-from wvmonitor.detection.scores import ReferenceScores, Scores
-from wvmonitor.detection.state import BehaviourState, Path
+from wvmonitor.detection.judgement import BehaviourState, Path, State
+from wvmonitor.detection.scores import ReferenceScores, Scores, judged_norm
 
 POINTS = 32
 """About so many of a path are kept, however densely a run is read: every reading's state is."""

@@ -10,21 +10,26 @@ from dataclasses import dataclass, replace
 
 from wvmonitor.detection.calibration import NUMERICAL_FLOOR, Calibration
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.coverage import part_in_words
 from wvmonitor.detection.finding import (
-    CalibrationStatus,
     Finding,
-    State,
     broken,
     capped,
     finite,
+    part_in_words,
     unknown,
     unmoved,
     unseen,
 )
+from wvmonitor.detection.judgement import (
+    BehaviourState,
+    CalibrationStatus,
+    JudgeState,
+    State,
+    Verdict,
+    Worst,
+)
 from wvmonitor.detection.open_ended import by_windows, is_open_ended, window_ended
 from wvmonitor.detection.scores import ReferenceScores, ScoreName, Scores
-from wvmonitor.detection.state import BehaviourState, JudgeState, Worst
 from wvmonitor.detection.trajectory import by_band, remembered
 from wvmonitor.reading import Geometry
 
@@ -39,35 +44,7 @@ __all__ = [
     "State",
     "Verdict",
     "judge",
-    "overall",
 ]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What is to be thought of one reference at one reading.
-
-    Attributes:
-        score: the deciding score's value; None where there is none, or it is not finite.
-        threshold: the value that `score` is held against at this progress, if there is one.
-        calibration: what the threshold rests on.
-        reason: for people, in words.
-        account: what it means and what to do, one sentence each; empty where nothing was raised.
-        geometry, score_name: which score decides; None where nothing could be looked at.
-        acknowledged: whether somebody has silenced the behaviour in this run.
-    """
-
-    reference: str
-    state: State
-    reason: str
-    score: float | None
-    threshold: float | None
-    calibration: CalibrationStatus
-    step: int | None = None
-    account: tuple[str, ...] = ()
-    geometry: Geometry | None = None
-    score_name: ScoreName | None = None
-    acknowledged: bool = False
 
 
 @dataclass(frozen=True)
@@ -247,11 +224,6 @@ def _after(
         path=path,
         worst=worst,
     )
-
-
-def overall(verdicts: Mapping[str, Verdict]) -> State:
-    """The state that most needs someone to look; no verdict at all is unknown."""
-    return max((State(v.state) for v in verdicts.values()), default=State.UNKNOWN)
 
 
 def _by_published_rule(

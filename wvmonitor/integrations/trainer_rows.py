@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerControl, TrainerState
 
-from wvmonitor.detection.verdict import State
+from wvmonitor.detection.judgement import State
 from wvmonitor.outputs.exporter import Observation
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from wvmonitor.detection.calibration import Calibration
-from wvmonitor.detection.verdict import State
+from wvmonitor.detection.judgement import State
 from wvmonitor.errors import InputError, MissingPathError, SettingsError, WVMonitorError
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import open_storage, shown

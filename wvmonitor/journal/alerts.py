@@ -19,7 +19,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from wvmonitor.detection.explanation import for_elsewhere, in_full
-from wvmonitor.detection.verdict import CalibrationStatus, Verdict
+from wvmonitor.detection.judgement import CalibrationStatus, Verdict
 
 Severity = Literal["info", "warn", "alarm"]
 Status = Literal["firing", "resolved"]

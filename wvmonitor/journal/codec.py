@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from wvmonitor.detection.state import BehaviourState, JudgeState, Path, Worst
+from wvmonitor.detection.judgement import BehaviourState, JudgeState, Path, Worst
 from wvmonitor.errors import JournalError
 from wvmonitor.reading import Component, Geometry, Products, Reading
 

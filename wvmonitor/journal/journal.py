@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.judgement import Judgement
-from wvmonitor.detection.state import JudgeState
+from wvmonitor.detection.judgement import Judgement, JudgeState
 from wvmonitor.errors import JournalError
 from wvmonitor.journal import writes
 from wvmonitor.journal.alerts import AlertPolicy, event

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wvmonitor.detection.explanation import in_full
-from wvmonitor.detection.verdict import Verdict
+from wvmonitor.detection.judgement import Verdict
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Observation
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from wvmonitor.detection.verdict import Verdict
+from wvmonitor.detection.judgement import Verdict
 from wvmonitor.errors import MalformedFileError, UnknownReferenceError
 from wvmonitor.files.documents import read_json
 

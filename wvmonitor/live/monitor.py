@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.state import JudgeState
-from wvmonitor.detection.verdict import State, Verdict
+from wvmonitor.detection.judgement import JudgeState, State, Verdict
 from wvmonitor.journal.journal import Journal
 from wvmonitor.live import validation
 from wvmonitor.live.actions import Action, Actions, Decision, log_raised

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.state import JudgeState
+from wvmonitor.detection.judgement import JudgeState
 from wvmonitor.errors import JournalError
 from wvmonitor.journal.alerts import Alert, event, located
 from wvmonitor.journal.journal import Journal

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.verdict import JudgeState
+from wvmonitor.detection.judgement import JudgeState
 from wvmonitor.errors import JournalError
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.reader import JournalReader

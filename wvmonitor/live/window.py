@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from wvmonitor.reading import Component, Reading
-from wvmonitor.vectors.coverage import component_of
+from wvmonitor.reading import Component, Reading, component_of
 from wvmonitor.vectors.task_vector import TaskVector
 
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from wvmonitor.detection.judgement import Judgement
+from wvmonitor.detection.judgement import Judgement, State, Verdict
 from wvmonitor.detection.scores import Scores
-from wvmonitor.detection.verdict import State, Verdict
 from wvmonitor.reading import Component, Reading
 
 VERDICT_CODES: Mapping[State, int] = {

@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from wvmonitor._version import __version__
-from wvmonitor.detection.verdict import State, Verdict
+from wvmonitor.detection.judgement import State, Verdict
 from wvmonitor.outputs.exporter import Observation, layer_projections
 from wvmonitor.outputs.run_state import RUN_STATES, RunState, this_host, this_job
 

@@ -15,9 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wvmonitor.detection.explanation import in_full
-from wvmonitor.detection.judgement import Judgement, named
+from wvmonitor.detection.judgement import CalibrationStatus, Judgement, State, Verdict, named
 from wvmonitor.detection.scores import ReferenceScores, ScoreName, Scores
-from wvmonitor.detection.verdict import CalibrationStatus, State, Verdict
 from wvmonitor.errors import FormatVersionError, MalformedFileError
 from wvmonitor.reading import Component, Geometry
 

@@ -20,7 +20,7 @@ from wvmonitor.errors import (
     ShapeMismatchError,
     UnknownReferenceError,
 )
-from wvmonitor.reading import GEOMETRIES, Float64, Geometry, Gram, Products, Reading
+from wvmonitor.reading import GEOMETRIES, Float64, Geometry, Gram, Products, Reading, component_of
 from wvmonitor.references.card import BaseRelation
 from wvmonitor.references.inventory import located
 from wvmonitor.references.reference import Reference, open_reference
@@ -36,7 +36,6 @@ from wvmonitor.references.store import (
     save_probe,
     write_manifest,
 )
-from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.measuring import Pass
 from wvmonitor.vectors.stacks import Stacks, stack_all
 from wvmonitor.vectors.task_vector import TaskVector
@@ -194,8 +193,8 @@ class ReferenceBank:
             base: the base model's folder, if it is known.
         """
         return Background(
-            behaviours={r.name: r.card.behaviour for r in self},
-            curves={r.name: r.card.dose_curve for r in self},
+            behaviours={n: r.card.behaviour for n, r in self._references.items()},
+            curves={n: r.card.dose_curve for n, r in self._references.items()},
             base=self.base.id if base is None else str(base),
             bank="BANK" if self.folder is None else str(self.folder),
         )

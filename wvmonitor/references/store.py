@@ -35,9 +35,8 @@ from wvmonitor.errors import (
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
 from wvmonitor.files.storage import sha256_file
-from wvmonitor.reading import GEOMETRIES, Float64, Geometry, Gram
+from wvmonitor.reading import GEOMETRIES, Float64, Geometry, Gram, component_of
 from wvmonitor.references.reference import FILES, Reference
-from wvmonitor.vectors.coverage import component_of
 
 MANIFEST_FILE = "manifest.json"
 GRAM_FILE = "gram.safetensors"

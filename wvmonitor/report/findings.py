@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wvmonitor.detection.judgement import Judgement
-from wvmonitor.detection.verdict import State, Verdict
+from wvmonitor.detection.judgement import Judgement, State, Verdict
 from wvmonitor.report.series import Point, drawable, severity
 from wvmonitor.report.view import RunView
 from wvmonitor.report.words import clean, count, geometry_name, listed, sentence

@@ -25,7 +25,7 @@ from wvmonitor.files.storage import Location, content_digest, joined, list_folde
 from wvmonitor.scan.results import Measured
 
 _HEADER = {"wvmonitor_scan_cache": 1}
-_LAYOUT = 3
+_LAYOUT = 4
 """Of an entry; one of another layout is not found, and left in the file."""
 _CONFIGS = frozenset({"adapter_config.json", "config.json"})
 _WEIGHTS = (".safetensors", ".safetensors.index.json")

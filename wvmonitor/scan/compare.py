@@ -16,13 +16,12 @@ from torch import Tensor
 from wvmonitor.errors import BaseMismatchError, NonFiniteError, ShapeMismatchError, WVMonitorError
 from wvmonitor.files.storage import shown
 from wvmonitor.outputs.scan_record import Failure, failure_of
-from wvmonitor.reading import Component, Float64, Geometry
+from wvmonitor.reading import Component, Float64, Geometry, component_of
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.measure import find_base, read_target
 from wvmonitor.scan.targets import Target
 from wvmonitor.vectors import functional
 from wvmonitor.vectors import update as updates_
-from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.dense import pass_over
 from wvmonitor.vectors.task_vector import TaskVector
 from wvmonitor.vectors.update import Dense, LowRankUpdate, Update

@@ -157,15 +157,12 @@ def scored(shares: Sequence[Share], job: Job) -> Measured:
             "is fully written, then try again"
         )
     reading = join_readings([s.reading for s in shares], [s.elements for s in shares])
-    found = _judge(bank, job.components, tuple(job.ridge.items())).statistics(reading)
     return Measured(
-        scores=found.scores,
-        component_shares=found.component_shares,
+        statistics=_judge(bank, job.components, tuple(job.ridge.items())).statistics(reading),
         base_digest=reading.base_digest,
         method=first.method,
         rank=first.rank,
         warnings=first.warnings,
-        layers=found.layers,
         key=first.key,
     )
 

@@ -14,7 +14,7 @@ from typing import TextIO
 
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.judge import Judge
-from wvmonitor.detection.state import JudgeState
+from wvmonitor.detection.judgement import JudgeState
 from wvmonitor.errors import InputError, MissingPathError, WVMonitorError
 from wvmonitor.journal.reader import JournalReader, JournalRow
 from wvmonitor.journal.snapshots import folder_of, path_of, read_snapshot

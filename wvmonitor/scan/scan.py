@@ -16,7 +16,7 @@ from pathlib import Path
 
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.judge import Judge
-from wvmonitor.detection.state import JudgeState
+from wvmonitor.detection.judgement import JudgeState
 from wvmonitor.files.storage import Location, is_url, local_path
 from wvmonitor.outputs.scan_record import CheckpointResult, Failure, failed, failure_of, record_of
 from wvmonitor.reading import Geometry
@@ -198,7 +198,7 @@ class _Trajectories:
                 target.path, outcome, run=target.run, step=target.step, notices=target.notices
             )
         # What was measured may come from a cache, where it had another place in another run.
-        scores = replace(outcome.scores, step=target.step, progress=target.progress)
+        scores = replace(outcome.statistics.scores, step=target.step, progress=target.progress)
         judgement = self.judge(
             replace(outcome.statistics, scores=scores),
             self.judge.context(outcome, target.context(self._optimizer)),

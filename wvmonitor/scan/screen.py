@@ -15,9 +15,8 @@ from torch import Tensor
 from wvmonitor.errors import NonFiniteError
 from wvmonitor.files.safetensors import write_safetensors
 from wvmonitor.files.storage import Location, shown
-from wvmonitor.reading import Component
+from wvmonitor.reading import Component, component_of, layer_of
 from wvmonitor.vectors import update as updates_
-from wvmonitor.vectors.coverage import component_of, layer_of
 from wvmonitor.vectors.task_vector import TaskVector
 from wvmonitor.vectors.update import DenseUpdate, LowRankUpdate, Update
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from wvmonitor.detection.coverage import COVERAGE_FLOOR
+from wvmonitor.detection.scores import COVERAGE_FLOOR
 from wvmonitor.outputs.scan_record import SCAN_SCORES, CheckpointResult, ReferenceResult
 from wvmonitor.scan.results import FailOn, exit_code, reaches, unjudged
 from wvmonitor.scan.text import number, visible

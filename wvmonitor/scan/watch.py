@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.state import JudgeState
+from wvmonitor.detection.judgement import JudgeState
 from wvmonitor.errors import MissingPathError, SettingsError, UnmeasurableModelError
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.outbox import Outbox

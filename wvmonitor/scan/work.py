@@ -82,17 +82,17 @@ def _found_by(
     work: Sequence[Work], executor: Executor | None
 ) -> Iterator[tuple[int, Job, Outcome | Share]]:
     """What was found for each job of each piece of work, as the pieces are done."""
+    if executor is None:
+        for piece in work:
+            yield from _told(piece, measure_all([job for _, job in piece]))
+        return
     pending: dict[Future[list[Outcome | Share]], Work] = {}
     lost: Work = []
     again: Work = []
     try:
         for piece in work:
-            asked = [job for _, job in piece]
-            if executor is None:
-                yield from _told(piece, measure_all(asked))
-                continue
             try:
-                pending[executor.submit(measure_all, asked)] = piece
+                pending[executor.submit(measure_all, [job for _, job in piece])] = piece
             # a worker died before all was handed out; a pool that is breaking has closed its pipes
             except (BrokenProcessPool, OSError):
                 lost += piece

@@ -12,8 +12,7 @@ from torch.nn.functional import pad
 from wvmonitor.errors import KeyMismatchError
 from wvmonitor.files.storage import Location, shown
 from wvmonitor.sources import identity
-from wvmonitor.sources.checks import check_finite, compare_shapes
-from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.folder import ModelFolder, check_finite, compare_shapes
 from wvmonitor.sources.names import (
     beside_the_language_model,
     is_task_head,

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from wvmonitor.errors import MonitorFailedError, UnmeasurableModelError, WVMonitorError
-from wvmonitor.reading import Products, Reading
+from wvmonitor.reading import Products, Reading, component_of
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
-from wvmonitor.vectors.coverage import component_of
 
 T = TypeVar("T")
 

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from wvmonitor.errors import MissingPathError, UnmeasurableModelError
 from wvmonitor.files.storage import Location, is_url, local_path
+from wvmonitor.reading import component_of
 from wvmonitor.sources import digest_cache
 from wvmonitor.sources.digest_cache import FilesState
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import beside_the_language_model
 from wvmonitor.sources.threads import for_each, for_each_tensor
-from wvmonitor.vectors.coverage import component_of
 
 BLOCK_ELEMENTS = 1 << 18  # half a megabyte in bfloat16: still in a core's cache when it is hashed
 _DEVICE_ELEMENTS = 1 << 22  # an accelerator is asked less often

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from wvmonitor.sources.checks import compare_shapes
 from wvmonitor.sources.distributed import is_sharded, whole
-from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.folder import ModelFolder, compare_shapes
 from wvmonitor.sources.threads import for_each_tensor
 
 

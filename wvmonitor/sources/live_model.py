@@ -20,8 +20,6 @@ from wvmonitor.reading import Reading
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.sources import identity
 from wvmonitor.sources.adapters.kinds import RECORD_IT
-from wvmonitor.sources.adapters.parts import Part, assembled
-from wvmonitor.sources.checks import compare_shapes
 from wvmonitor.sources.distributed import (
     any_sharded,
     from_first,
@@ -31,6 +29,7 @@ from wvmonitor.sources.distributed import (
     owns,
     whole,
 )
+from wvmonitor.sources.folder import compare_shapes
 from wvmonitor.sources.live_adapter import (
     Adapted,
     adapted_modules,
@@ -54,6 +53,7 @@ from wvmonitor.sources.live_shared import Collected, by_name, collecting
 from wvmonitor.sources.live_start import computed_start, moved_at_start, moves_base
 from wvmonitor.sources.names import is_task_head, is_transposed, new_head_note, parameter_name
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
+from wvmonitor.vectors.task_vector import Part
 
 KeepBase = Literal["auto", "files", "memory"]
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -204,7 +204,7 @@ class LiveModel:
             ]
         direct = {**self._unlike, **self._checked_direct()}
         parts = self._parts + [self._direct_part(n, p, p.detach) for n, p in direct.items()]
-        return assembled(parts, self._origin(step))
+        return TaskVector.of_parts(parts, self._origin(step))
 
     def measure(
         self,

@@ -17,7 +17,7 @@ from typing import Any
 from wvmonitor.errors import InputError
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, joined
-from wvmonitor.vectors.coverage import component_of
+from wvmonitor.reading import component_of
 
 # Path components that wrappers put into names: torch.compile, activation checkpointing, FSDP, PEFT.
 WRAPPERS = frozenset(

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wvmonitor.reading import component_of
 from wvmonitor.sources.folder import ModelFolder
-from wvmonitor.vectors.coverage import component_of
 
 _LAYERS = 6  # looked at, spread over the model
 _WHOLE_LAYERS = 2  # of them, where the rounding is redone

@@ -19,13 +19,13 @@ from wvmonitor.errors import (
 )
 from wvmonitor.files.documents import write_json
 from wvmonitor.files.safetensors import write_safetensors
+from wvmonitor.reading import component_of
 from wvmonitor.sources.folder import opened
 from wvmonitor.steering import weights
 from wvmonitor.steering.folders import SteeredFolder, Tally, model_card, publishing, write_text
 from wvmonitor.steering.weights import Coefficients, Steering
 from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.compress import compress
-from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import Origin, TaskVector
 from wvmonitor.vectors.update import LowRankUpdate
 

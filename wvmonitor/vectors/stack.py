@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wvmonitor.errors import ShapeMismatchError
 from wvmonitor.vectors import functional
 from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.dense import pass_over
@@ -156,17 +155,6 @@ def views(right: Tensor, probe_NI: Tensor | None) -> tuple[Tensor, ...]:
     return right, functional.matmul(right.to(dtype), probe_NI.to(dtype).mT)
 
 
-def check_layout(update: Update, transposed: bool | None) -> None:  # noqa: FBT001
-    """Raise `ShapeMismatchError` if the references store the parameter the other way round."""
-    if transposed not in (None, update.transposed):
-        raise ShapeMismatchError(
-            f"an update of shape {tuple(update.shape)} is stored as "
-            f"{'(in, out)' if update.transposed else '(out, in)'}, the references' as "
-            f"{'(in, out)' if transposed else '(out, in)'}: one of the two was read without "
-            "its model's configuration"
-        )
-
-
 def products(update: Update, stack: ReferenceStack, earlier: Update | None = None) -> Tensor:
     """⟨τ_p, w_p⟩ for every reference, ‖τ_p‖² and ⟨τ_p, τ_p(t−h)⟩, by geometry.
 
@@ -183,7 +171,7 @@ def products(update: Update, stack: ReferenceStack, earlier: Update | None = Non
         ShapeMismatchError: the update or `earlier` is of another shape, or is stored as (in, out)
             where the references are not, or the other way round.
     """
-    check_layout(update, stack.transposed)
+    updates_.check_layout(update, stack.transposed)
     if isinstance(update, LowRankUpdate):
         linear = updates_.as_linear(update)
         assert isinstance(linear, LowRankUpdate)  # noqa: S101  it stays of its kind
@@ -226,7 +214,7 @@ def _low_rank_products(update: LowRankUpdate, stack: ReferenceStack) -> Tensor:
 
 def dense_products(update: Dense, stack: ReferenceStack) -> tuple[Tensor, Tensor]:
     """What `products` gives for a dense update, and how many of its elements changed."""
-    check_layout(update, stack.transposed)
+    updates_.check_layout(update, stack.transposed)
     found = pass_over(
         update,
         [reference for _, reference in stack.dense],

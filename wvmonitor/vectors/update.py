@@ -261,3 +261,14 @@ def check_same_shape(a: Update, b: Update) -> None:
             f"other {tuple(b.shape)}{' (in, out)' if b.transposed else ''}: they change different "
             "parameters, or the bases differ"
         )
+
+
+def check_layout(update: Update, transposed: bool | None) -> None:  # noqa: FBT001
+    """Raise `ShapeMismatchError` if the references store the parameter the other way round."""
+    if transposed not in (None, update.transposed):
+        raise ShapeMismatchError(
+            f"an update of shape {tuple(update.shape)} is stored as "
+            f"{'(in, out)' if update.transposed else '(out, in)'}, the references' as "
+            f"{'(in, out)' if transposed else '(out, in)'}: one of the two was read without "
+            "its model's configuration"
+        )

@@ -15,12 +15,12 @@ from wvmonitor.errors import AdapterError
 from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters.lora_keys import Keys, Run, factors
 from wvmonitor.sources.adapters.lora_module import LoraModule
-from wvmonitor.sources.adapters.parts import Part
 from wvmonitor.sources.conversion import Fused, converted, fuse
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import parameter_name
 from wvmonitor.vectors import DenseUpdate, Update
 from wvmonitor.vectors import update as updates
+from wvmonitor.vectors.task_vector import Part
 
 _ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 # Unsloth's gpt-oss: a list of layers for each of the two fused parameters.

@@ -19,8 +19,7 @@ from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, is_url, joined, list_folder, local_path, shown
 from wvmonitor.files.weight_names import weights_below
 from wvmonitor.sources import identity
-from wvmonitor.sources.checks import check_finite
-from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.folder import ModelFolder, check_finite
 from wvmonitor.sources.names import step_of
 
 _PREFIX = "base_model.model."

@@ -27,11 +27,11 @@ from wvmonitor.sources.adapters.lora_module import (
     LoraModule,
     bias_delta,
 )
-from wvmonitor.sources.adapters.parts import Part, assembled
-from wvmonitor.sources.checks import compare_shapes
+from wvmonitor.sources.folder import compare_shapes
 from wvmonitor.sources.names import is_transposed, may_be_conv1d, parameter_name
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Origin, TaskVector, Update
 from wvmonitor.vectors import update as updates
+from wvmonitor.vectors.task_vector import Part
 
 
 def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector:
@@ -55,9 +55,10 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
         )
     run = Run(folder, settings, initial, _mixed(modules))
     parts = expert_parts(run, modules) if any(".experts." in path for path in modules) else []
+    fused = {path for path in modules if is_single_expert(path)} if parts else set()
     embeddings = [module for module in modules.values() if module.embedding]
     for path, module in modules.items():
-        if parts and is_single_expert(path):
+        if path in fused:
             continue
         if path in parameters or not _is_tied_copy(folder, settings, module, embeddings):
             parts += _parts(run, module, *(parameters.get(path) or _weight(run, module)))
@@ -76,7 +77,7 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
         step=folder.step,
         warnings=tuple(folder.warnings),
     )
-    return assembled(parts, origin)
+    return TaskVector.of_parts(parts, origin)
 
 
 def _check_complete(

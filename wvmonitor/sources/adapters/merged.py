@@ -23,10 +23,10 @@ from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters import patterns, saved_modules
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
 from wvmonitor.sources.adapters.kinds import RECORD_IT
-from wvmonitor.sources.adapters.parts import Part, assembled, stored_once
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import parameter_name
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
+from wvmonitor.vectors.task_vector import Part
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -151,7 +151,7 @@ def read_merged(folder: AdapterFolder, initial: InitialState | None) -> TaskVect
         warnings=tuple(folder.warnings),
     )
     stored = {parameter_name(key) for key in whole_keys}
-    return assembled(stored_once(parts, stored), origin)
+    return TaskVector.of_parts(saved_modules.stored_once(parts, stored), origin)
 
 
 def _rank(folder: AdapterFolder) -> int | None:

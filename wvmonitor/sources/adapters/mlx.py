@@ -19,11 +19,10 @@ from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint
 from wvmonitor.files.storage import Location, shown
 from wvmonitor.sources import identity
 from wvmonitor.sources.adapters.lora_module import Layout, LoraModule
-from wvmonitor.sources.adapters.parts import Part, assembled
-from wvmonitor.sources.checks import check_finite, compare_shapes
-from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.folder import ModelFolder, check_finite, compare_shapes
 from wvmonitor.sources.names import is_transposed, parameter_name, step_of
 from wvmonitor.vectors import Origin, TaskVector, Update
+from wvmonitor.vectors.task_vector import Part
 
 _KEY = re.compile(r"(.+)\.(lora_a|lora_b|m)")
 _LARGEST_SCALE = 1e6
@@ -63,7 +62,9 @@ def read_mlx(path: Location, config: Mapping[str, Any], base: Location | None) -
         step=step_of(path),
         warnings=(),
     )
-    return assembled([_part(files, m, k, scale, folder) for m, k in modules.items()], origin)
+    return TaskVector.of_parts(
+        [_part(files, m, k, scale, folder) for m, k in modules.items()], origin
+    )
 
 
 def _kind(config: Mapping[str, Any], where: str) -> str:

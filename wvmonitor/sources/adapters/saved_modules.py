@@ -6,20 +6,21 @@ These are weights, not changes: their update is the difference from the base.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wvmonitor.errors import AdapterError, KeyMismatchError
+from wvmonitor.errors import AdapterError, KeyMismatchError, UnsupportedAdapterError
 from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
-from wvmonitor.sources.adapters.parts import Part
-from wvmonitor.sources.checks import compare_shapes
-from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.folder import ModelFolder, compare_shapes
 from wvmonitor.sources.names import is_task_head, is_transposed, new_head_note, parameter_name
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Update
+from wvmonitor.vectors import update as updates
+from wvmonitor.vectors.task_vector import Part
 
 # A head that a language model itself has: without its base, nothing says how it changed.
 _LOGITS = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.")
@@ -243,3 +244,30 @@ def _rows_difference(now: Tensor, before: Tensor) -> Tensor:
     common = min(now.shape[0], before.shape[0])
     torch.sub(now[:common].to(delta.dtype), before[:common].to(delta.dtype), out=delta[:common])
     return delta
+
+
+def stored_once(parts: Sequence[Part], stored: Container[str]) -> list[Part]:
+    """The parts, of parameters that are stored whole only the last one, which says so.
+
+    Producing it raises where the part before it, the adapter's own, changes the parameter too: the
+    two changes do not add up.
+
+    Args:
+        parts: the adapter's, then those of what is stored whole.
+        stored: names of the parameters that are stored whole.
+    """
+    first = {part.name: part for part in reversed(parts)}
+    last = {part.name: part for part in parts}
+
+    def produce(name: str) -> Update:
+        if first[name] is not last[name]:
+            adapted = first[name].produce()
+            if float(updates.inner(adapted, adapted)) > 0:
+                raise UnsupportedAdapterError(
+                    f"{shown(name)} is changed by the adapter and trained as a whole as well, so "
+                    "that its change cannot be told: train it one way or the other"
+                )
+        return last[name].produce()
+
+    alone = [Part(n, last[n].shape, partial(produce, n)) for n in last if n in stored]
+    return [part for part in parts if part.name not in stored] + alone
