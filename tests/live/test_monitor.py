@@ -25,8 +25,8 @@ from wvmonitor.errors import (
 from wvmonitor.journal.overview import summaries
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.journal.tools import acknowledge
-from wvmonitor.live.interval import GRACE_SECONDS, MeasurementInterval
 from wvmonitor.live.monitor import Monitor, Run
+from wvmonitor.live.readings import GRACE_SECONDS, MeasurementInterval
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Observation
 from wvmonitor.outputs.prometheus import PrometheusExporter

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from wvmonitor.detection import conformal
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.scores import COVERAGE_FLOOR, Scores, is_seen, judged_norm
+from wvmonitor.detection.scores import COVERAGE_FLOOR, Scores, is_covered, judged_norm
 from wvmonitor.errors import CalibrationError
 from wvmonitor.reading import GEOMETRIES, Component, Float64, Geometry
 
@@ -201,7 +201,7 @@ def _problem(scores: Scores, like: Deciding) -> str | None:
         return f"its change cannot be measured: {scores.unmeasurable}"
     if _behaviours(scores) != like.behaviours:
         return f"it scores {_behaviours(scores)}, the others {like.behaviours}"
-    if not is_seen(scores, like.geometry, strict=False):
+    if not is_covered(scores, like.geometry, strict=False):
         return f"less than {COVERAGE_FLOOR:.0%} of its change lies where the scores look"
     for behaviour in like.behaviours:
         value = _value(scores, behaviour, like)

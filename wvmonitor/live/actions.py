@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from wvmonitor.detection.explanation import in_full
 from wvmonitor.detection.judgement import Verdict
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Observation
@@ -31,26 +30,6 @@ class Decision:
     action: Action = "none"
     reason: str | None = None
     behaviours: tuple[str, ...] = ()
-
-
-def log_raised(
-    observation: Observation, before: Mapping[str, Verdict], quiet: Collection[str]
-) -> None:
-    """Log each warning and alarm that was not there at the reading before, with its account.
-
-    Args:
-        observation: of this reading.
-        before: the verdicts of the reading before.
-        quiet: behaviours that are expected or acknowledged.
-    """
-    for verdict in observation.verdicts:
-        was = before.get(verdict.reference)
-        risen = verdict.account and (was is None or was.state != verdict.state)
-        if risen and verdict.reference not in quiet:
-            words = in_full(verdict.reason, verdict.account)
-            logger.warning(
-                "%s: %s at step %s: %s", verdict.state, verdict.reference, verdict.step, words
-            )
 
 
 class Actions:

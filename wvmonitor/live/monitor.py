@@ -9,7 +9,6 @@ optimiser step, and carry out the action that comes back.
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,17 +17,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.judgement import JudgeState, State, Verdict
+from wvmonitor.detection.judgement import State, Verdict
 from wvmonitor.journal.journal import Journal
 from wvmonitor.live import validation
-from wvmonitor.live.actions import Action, Actions, Decision, log_raised
+from wvmonitor.live.actions import Action, Actions, Decision
 from wvmonitor.live.behaviour_check import Probe, with_probe
-from wvmonitor.live.interval import MeasurementInterval
 from wvmonitor.live.outputs import Outputs
+from wvmonitor.live.readings import Readings
 from wvmonitor.live.remedies import Remedies, words
 from wvmonitor.live.run import Run, known_id
 from wvmonitor.live.settings import MonitorSettings
-from wvmonitor.live.window import Window
 from wvmonitor.outputs.exporter import Exporter, Observation
 from wvmonitor.outputs.run_state import RunState
 from wvmonitor.references.bank import ReferenceBank
@@ -95,17 +93,11 @@ class Monitor:
         self._given = exporters, probe
         self._probe = validation.probe_of(self.settings, probe)
         self.tokenizer = tokenizer
-        self.run_context = RunContext()
         self.last: Observation | None = None
         self.loaded: Observation | None = None
         self._outputs = Outputs(self.settings, exporters)
-        self._live: LiveModel | None = None
+        self._readings: Readings | None = None
         self._run = Run()
-        self._interval = MeasurementInterval(
-            self.settings.every_n_steps, self.settings.max_overhead
-        )
-        self._state = JudgeState()
-        self._window = Window(self.settings.window, self.judge.components)
         self._seen: tuple[Any, int] | None = None
         self._stopped = False
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
@@ -122,7 +114,12 @@ class Monitor:
     @property
     def started(self) -> bool:
         """Whether `start` has been called."""
-        return self._live is not None
+        return self._readings is not None
+
+    @property
+    def run_context(self) -> RunContext:
+        """What the run's verdicts depend on beside the scores."""
+        return self._readings.context if self._readings else RunContext()
 
     @property
     def disabled(self) -> bool:
@@ -166,45 +163,34 @@ class Monitor:
             run_id=known_id(run.run_id, "the checkpoint"),
             name=known_id(run.name, "the trainer's arguments"),
         )
-        self._run = self._ended(run) if self._live is not None else run
+        self._run = self._ended(run) if self._readings is not None else run
         self._begin(model, live, step=step)
 
     def _begin(self, model: Any, live: LiveModel | None, *, step: int) -> None:
         live = live or LiveModel(model, base=self.settings.base)
         self.remedies.begin(model)
+        planned = self._run.planned_steps
+        readings = Readings(live, self.bank, self.judge, self.settings, planned)
         if live.sharded:
-            from_first(lambda: self._open(live))
-        elif rank() == 0:
-            self._open(live)
-        self._live = live
-        if (live.sharded or rank() == 0) and not (self._run.resume_step or step):
+            from_first(lambda: self._open(readings))
+        elif readings.takes_part:
+            self._open(readings)
+        self._readings = readings
+        if readings.takes_part and not (self._run.resume_step or step):
             self._observe_start()
 
-    def _open(self, live: LiveModel) -> None:
+    def _open(self, readings: Readings) -> None:
         """Say what the run is, and open what keeps and shows its readings."""
-        said = RunContext(
-            optimizer=self._run.optimizer,
-            learning_rate=self._run.learning_rate,
-            planned_steps=self._run.planned_steps,
-            readings_planned=_readings_planned(self._run, self.settings.every_n_steps),
-            objective=self._run.objective,
-            target_modules=live.target_modules,
-            schedule=self._run.schedule,
-            weight_decay=self._run.weight_decay,
-            data=self._run.data,
-            inoculated=tuple(sorted(self.remedies.amounts)),
-        )
-        self.run_context = self.judge.context(live, said)
+        run, live, amounts = self._run, readings.live, self.remedies.amounts
+        known = run.context(self.settings.every_n_steps, live.target_modules, amounts)
+        readings.context = self.judge.context(live, known)
         state = self._outputs.open(
-            self._run, self.run_context, self.bank.fingerprint, sharded=live.sharded
+            run, readings.context, self.bank.fingerprint, sharded=live.sharded
         )
-        self._state = state or self._state
-        if self.remedies.amounts and (journal := self.journal):
-            told = f"{words(self.remedies.amounts)} rides along from step {self._run.resume_step}"
-            self.guarded("journal", lambda: journal.note(told, kind="inoculated"), None)
-        self._interval = MeasurementInterval(
-            self.settings.every_n_steps, self.settings.max_overhead
-        )
+        readings.state = state or readings.state
+        if amounts and (journal := self.journal):
+            text = f"{words(amounts)} rides along from step {run.resume_step}"
+            self.guarded("journal", lambda: journal.note(text, kind="inoculated"), None)
 
     def _ended(self, run: Run) -> Run:
         """End the attempt before, and say whether the new one is of the same run.
@@ -216,8 +202,6 @@ class Monitor:
         self._outputs.end_attempt()
         self._seen, self._stopped = None, False
         self.last = self.loaded = None
-        self._window = Window(self.settings.window, self.judge.components)
-        self._state = JudgeState()
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
         again = run.retry and run.run_id is None
         return replace(run, run_id=previous if again else run.run_id, follows=True)
@@ -236,7 +220,9 @@ class Monitor:
 
     def due(self, step: int) -> bool:
         """Whether `observe` would take a reading at this step."""
-        return not self.disabled and self._interval.due(step)
+        if self._readings is None:
+            return not (self.disabled or step % self.settings.every_n_steps)
+        return not self.disabled and self._readings.interval.due(step)
 
     def observe(self, model: Any, step: int, *, force: bool = False) -> Observation | None:
         """Take a reading if one is due.
@@ -291,18 +277,16 @@ class Monitor:
         )
 
     def _observed_loaded(self, step: int) -> Observation | None:
-        if self._live is None or not (self._live.sharded or rank() == 0):
+        readings = self._readings
+        if readings is None or not readings.takes_part:
             return None
         began = time.perf_counter()
-        reading = self._live.measure(self.bank, step)
-        if rank():
+        judgement = readings.take_single(step, self._outputs)
+        if judgement is None:
             return None
-        alone = replace(self.run_context, lone=True)
-        silenced = self._outputs.acknowledged()
-        judgement = self.judge(reading, alone, JudgeState(), acknowledged=silenced, last=True)
         seconds = time.perf_counter() - began
         self.loaded = Observation(self.run_name, judgement, seconds, time.time())
-        log_raised(self.loaded, self.verdicts, {*self.settings.expected, *silenced})
+        self._outputs.log_raised(self.loaded, self.verdicts)
         if journal := self.journal:
             said = "; ".join(f"{v.reference} {v.state}: {v.reason}" for v in self.loaded.verdicts)
             journal.note(f"the model of step {step} was put back: {said}", kind="loaded")
@@ -311,13 +295,14 @@ class Monitor:
     def _observed(self, model: Any, step: int, *, force: bool) -> Observation | None:
         if not self._wanted(model, step, force=force):
             return None
-        if self._live is None:
+        if self._readings is None:
             self._begin(model, None, step=step)
             if self.last is not None and self.last.scores.step == step:
                 return self.last
         self._outputs.go_on()
-        if self._live is not None and self._live.incomplete:
-            self.run_context = replace(self.run_context, base="unknown")
+        readings = self._readings
+        if readings is not None and readings.live.incomplete:
+            readings.context = replace(readings.context, base="unknown")
         planned = self._run.planned_steps
         last = force or (planned is not None and step >= planned)
         observation = self._measure(step, model, last=last)
@@ -326,13 +311,15 @@ class Monitor:
 
     def _wanted(self, model: Any, step: int, *, force: bool) -> bool:
         """Whether to read now: rank 0 decides, and of a sharded model all processes take part."""
-        sharded = self._live.sharded if self._live else any_sharded(model)
-        if not sharded and rank():
-            return False
-        if sharded and not force and step % self.settings.every_n_steps:
+        if self._readings is not None:
+            sharded, takes_part = self._readings.live.sharded, self._readings.takes_part
+        else:
+            sharded = any_sharded(model)
+            takes_part = sharded or rank() == 0
+        if not takes_part or (sharded and not force and step % self.settings.every_n_steps):
             return False
         seen = self.last is not None and self.last.scores.step == step
-        wanted = not self.disabled and not seen and (force or self._interval.due(step))
+        wanted = not seen and (self.due(step) or (force and not self.disabled))
         return bool(agreed(int(wanted))) if sharded else wanted
 
     def guarded(
@@ -343,55 +330,30 @@ class Monitor:
 
     def _measure(self, step: int, model: Any = None, *, last: bool = False) -> Observation | None:
         """Read, judge, keep and show; None in the processes that only take part in the reading."""
-        assert self._live is not None  # noqa: S101  `observe` and `start` see to it
-        began = time.perf_counter()
-        planned = self._run.planned_steps
-        progress = min(step / planned, 1.0) if planned else None
-        earlier = self._window.ended
-        if self._live.sharded:
-            reading = self._live.measure(self.bank, step, progress=progress)
-            if rank():
-                return None
-        else:
-            tau = self._live.task_vector(step)
-            snapshots = self._outputs.snapshots
-            reading = self.bank.measure(
-                snapshots.watching(tau) if snapshots else tau,
-                progress=progress,
-                earlier=earlier.vector if earlier else None,
-            )
-            if snapshots:
-                snapshots.record(tau, step)
-            self._window.add(tau, reading)
-        alarmed = self._state.alarmed
-        judgement = self.judge(
-            reading,
-            self.run_context,
-            self._state,
-            earlier=earlier.reading if earlier else None,
-            acknowledged=self._outputs.acknowledged(),
-            last=last,
-        )
-        self._state = judgement.state
+        readings = self._readings
+        assert readings is not None  # noqa: S101  `observe` and `start` see to it
+        began, alarmed = time.perf_counter(), readings.state.alarmed
+        judgement = readings.take(step, self._outputs, last=last)
+        if judgement is None:
+            return None
         measured = time.perf_counter() - began
-        if model is not None:
+        if model is not None and self._probe is not None:
             probed = {n: self._probed(v, model, alarmed) for n, v in judgement.verdicts.items()}
             judgement = replace(judgement, verdicts=probed)
         probing = time.perf_counter() - began - measured
         observation = Observation(self.run_name, judgement, measured, time.time())
-        log_raised(observation, self.verdicts, {*self.settings.expected, *observation.acknowledged})
-        self.last = observation
-        self._outputs.publish(observation)
-        self._interval.note(time.perf_counter() - began - probing)
+        before, self.last = self.verdicts, observation
+        self._outputs.publish(observation, before)
+        readings.interval.note(time.perf_counter() - began - probing)
         return observation
 
     def _probed(self, verdict: Verdict, model: Any, alarmed: frozenset[str]) -> Verdict:
         """A verdict with what its probe found, where it is a behaviour's first alarm of the run."""
         name = verdict.reference
         news = verdict.state == State.ALARM and name not in (*alarmed, *self.settings.expected)
-        if self._probe is None or self._live is None or not news:
+        if self._probe is None or self._readings is None or not news:
             return verdict
-        whole = None if self._live.sharded else model
+        whole = None if self._readings.live.sharded else model
         found = with_probe(verdict, self._probe, whole, self.tokenizer, self.settings.probe_seconds)
         if self.journal:
             self.journal.note(found.account[0], kind="probe", reference=name)
@@ -468,7 +430,7 @@ class Monitor:
 
         Of a sharded model all processes would have to take part, and not all may close.
         """
-        if self._live is not None and not self._live.sharded:
+        if self._readings is not None and not self._readings.live.sharded:
             self.observe(model, step, force=True)
             self._seen = None
 
@@ -483,8 +445,3 @@ def _copied(
     bank: Any, settings: MonitorSettings, exporters: Any, probe: Any, tokenizer: Any
 ) -> Any:
     return Monitor(bank, settings=settings, exporters=exporters, probe=probe, tokenizer=tokenizer)
-
-
-def _readings_planned(run: Run, every_n_steps: int) -> int | None:
-    """Readings that will be judged: one every `every_n_steps` and the last; none where τ is 0."""
-    return None if run.planned_steps is None else math.ceil(run.planned_steps / every_n_steps)

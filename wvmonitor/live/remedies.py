@@ -65,7 +65,7 @@ class Remedies:
         Raises:
             WVMonitorError: the references cannot ride along in this model.
         """
-        if self._active is not None and self._model is model:
+        if self._model is model:
             return
         self.end()
         self._displaced = False
@@ -75,24 +75,24 @@ class Remedies:
             )
         self.amounts = {**kept, **self._wanted, **self.pending}
         self.pending = {}
-        self._model = model
         if self._brakes:  # what cannot ride along is an error now, and not at the alarm
             names = [n for n in self._bank.behaviours if n not in self.amounts]
             Inoculation(model, {self._bank[name]: WHOLE for name in names}).remove()
-        self._install()
+        self._install(model)
 
-    def _install(self) -> None:
-        base = without_wrappers(self._model)
+    def _install(self, model: Any) -> None:
+        base = without_wrappers(model)
         other = _riding.get(base)
         if other is not None and other is not self:
             other.displace()
         if self.amounts:
             _riding[base] = self
             self._active = Inoculation(
-                self._model, {self._bank[name]: k for name, k in self.amounts.items()}
+                model, {self._bank[name]: k for name, k in self.amounts.items()}
             )
             self.unchecked = True
             logger.info("%s rides along in memory; no checkpoint holds it", words(self.amounts))
+        self._model = model  # only now: what failed is tried again
 
     def check(self) -> None:
         """See, once after a step, that every layer took part.
@@ -142,8 +142,7 @@ class Remedies:
             found[name] = told
         self.amounts = {**self.amounts, **amounts}
         self.end()
-        self._model = model
-        self._install()
+        self._install(model)
         return found
 
     def after_alarm(self, names: Collection[str]) -> dict[str, float]:
