@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,13 +26,13 @@ from wvmonitor.live.behaviour_check import Probe, with_probe
 from wvmonitor.live.outputs import Outputs
 from wvmonitor.live.readings import Readings
 from wvmonitor.live.remedies import Remedies, words
-from wvmonitor.live.run import Run, known_id
+from wvmonitor.live.run import Run
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Exporter, Observation
 from wvmonitor.outputs.run_state import RunState
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of
-from wvmonitor.sources.distributed import agreed, any_sharded, from_first, rank
+from wvmonitor.sources.distributed import from_first
 from wvmonitor.sources.live_model import LiveModel
 
 __all__ = ["Monitor", "Run"]
@@ -107,7 +108,8 @@ class Monitor:
         """Copies (for Ray, for `spawn`) begin anew with the same settings and the same bank."""
         exporters, probe = self._given
         bank = self.bank if self.bank.folder is None else self.bank.folder.resolve()
-        return _copied, (bank, self.settings, exporters, probe, self.tokenizer)
+        known = {"exporters": exporters, "probe": probe, "tokenizer": self.tokenizer}
+        return partial(Monitor, settings=self.settings, **known), (bank,)
 
     # The run
 
@@ -157,12 +159,7 @@ class Monitor:
         Raises:
             WVMonitorError: this model cannot be measured, or was made from another base.
         """
-        run = run or Run()
-        run = replace(
-            run,
-            run_id=known_id(run.run_id, "the checkpoint"),
-            name=known_id(run.name, "the trainer's arguments"),
-        )
+        run = (run or Run()).with_usable_names()
         self._run = self._ended(run) if self._readings is not None else run
         self._begin(model, live, step=step)
 
@@ -176,8 +173,10 @@ class Monitor:
         elif readings.takes_part:
             self._open(readings)
         self._readings = readings
-        if readings.takes_part and not (self._run.resume_step or step):
-            self._observe_start()
+        at_start = readings.takes_part and not (self._run.resume_step or step)
+        if at_start and (observation := self._measure(0)):
+            # far from 0 is a warm start or a wrong base
+            validation.warn_if_moved(observation.scores.norm, self.bank)
 
     def _open(self, readings: Readings) -> None:
         """Say what the run is, and open what keeps and shows its readings."""
@@ -188,9 +187,8 @@ class Monitor:
             run, readings.context, self.bank.fingerprint, sharded=live.sharded
         )
         readings.state = state or readings.state
-        if amounts and (journal := self.journal):
-            text = f"{words(amounts)} rides along from step {run.resume_step}"
-            self.guarded("journal", lambda: journal.note(text, kind="inoculated"), None)
+        if amounts:
+            self._note(f"{words(amounts)} rides along from step {run.resume_step}", "inoculated")
 
     def _ended(self, run: Run) -> Run:
         """End the attempt before, and say whether the new one is of the same run.
@@ -205,12 +203,6 @@ class Monitor:
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
         again = run.retry and run.run_id is None
         return replace(run, run_id=previous if again else run.run_id, follows=True)
-
-    def _observe_start(self) -> None:
-        """Measure before the first step: far from 0 is a warm start or a wrong base."""
-        observation = self._measure(0)
-        if observation is not None:
-            validation.warn_if_moved(observation.scores.norm, self.bank)
 
     def stop_latched(self) -> str | None:
         """Why this run must not go on (it was stopped and nobody has lifted it), or None."""
@@ -250,9 +242,8 @@ class Monitor:
             self.remedies.check()
         watched = not self.disabled
         self._seen = (model, step)
-        observation = self._outputs.failures.guarded(
-            "reading", lambda: self._observed(model, step, force=force), None, reading=True
-        )
+        work = lambda: self._observed(model, step, force=force)  # noqa: E731
+        observation = self.guarded("reading", work, None, reading=True)
         if watched and self.disabled:
             self.last = self._outputs.give_up(self.last, step)
         return observation
@@ -272,9 +263,7 @@ class Monitor:
         Raises:
             MonitorFailedError: only with `on_monitor_failure="stop"`.
         """
-        return self._outputs.failures.guarded(
-            "loaded model", lambda: self._observed_loaded(step), None
-        )
+        return self.guarded("loaded model", lambda: self._observed_loaded(step), None)
 
     def _observed_loaded(self, step: int) -> Observation | None:
         readings = self._readings
@@ -287,40 +276,23 @@ class Monitor:
         seconds = time.perf_counter() - began
         self.loaded = Observation(self.run_name, judgement, seconds, time.time())
         self._outputs.log_raised(self.loaded, self.verdicts)
-        if journal := self.journal:
-            said = "; ".join(f"{v.reference} {v.state}: {v.reason}" for v in self.loaded.verdicts)
-            journal.note(f"the model of step {step} was put back: {said}", kind="loaded")
+        found = "; ".join(f"{v.reference} {v.state}: {v.reason}" for v in self.loaded.verdicts)
+        self._note(f"the model of step {step} was put back: {found}", "loaded")
         return self.loaded
 
     def _observed(self, model: Any, step: int, *, force: bool) -> Observation | None:
-        if not self._wanted(model, step, force=force):
-            return None
-        if self._readings is None:
+        if self._readings is None and not self.disabled:
             self._begin(model, None, step=step)
             if self.last is not None and self.last.scores.step == step:
                 return self.last
+        seen = self.last is not None and self.last.scores.step == step
+        able = not (self.disabled or seen)
+        if self._readings is None or not self._readings.wanted(step, force=force, able=able):
+            return None
         self._outputs.go_on()
-        readings = self._readings
-        if readings is not None and readings.live.incomplete:
-            readings.context = replace(readings.context, base="unknown")
-        planned = self._run.planned_steps
-        last = force or (planned is not None and step >= planned)
-        observation = self._measure(step, model, last=last)
+        observation = self._measure(step, model, last=force)
         self._outputs.failures.end_row()
         return observation
-
-    def _wanted(self, model: Any, step: int, *, force: bool) -> bool:
-        """Whether to read now: rank 0 decides, and of a sharded model all processes take part."""
-        if self._readings is not None:
-            sharded, takes_part = self._readings.live.sharded, self._readings.takes_part
-        else:
-            sharded = any_sharded(model)
-            takes_part = sharded or rank() == 0
-        if not takes_part or (sharded and not force and step % self.settings.every_n_steps):
-            return False
-        seen = self.last is not None and self.last.scores.step == step
-        wanted = not seen and (self.due(step) or (force and not self.disabled))
-        return bool(agreed(int(wanted))) if sharded else wanted
 
     def guarded(
         self, where: str, work: Callable[[], T], otherwise: T, *, reading: bool = False
@@ -355,8 +327,7 @@ class Monitor:
             return verdict
         whole = None if self._readings.live.sharded else model
         found = with_probe(verdict, self._probe, whole, self.tokenizer, self.settings.probe_seconds)
-        if self.journal:
-            self.journal.note(found.account[0], kind="probe", reference=name)
+        self._note(found.account[0], "probe", name)
         return found
 
     # Consequences
@@ -409,6 +380,9 @@ class Monitor:
     def remark(self, text: str, *, kind: str, reference: str | None = None) -> None:
         """Say something about the run in the log and, where it has one, in its journal."""
         logger.warning("%s", text)
+        self._note(text, kind, reference)
+
+    def _note(self, text: str, kind: str, reference: str | None = None) -> None:
         if journal := self.journal:
             work = lambda: journal.note(text, kind=kind, reference=reference)  # noqa: E731
             self.guarded("journal", work, None)
@@ -421,27 +395,15 @@ class Monitor:
         """
         self.remedies.end()
         seen, self._seen = self._seen, None
-        if seen is not None and sys.exc_info()[0] is None:
-            self._observe_end(*seen)
-        self._outputs.close(self._ended_as())
-
-    def _observe_end(self, model: Any, step: int) -> None:
-        """The weights that training ends with, where `observe` has seen and not read them.
-
-        Of a sharded model all processes would have to take part, and not all may close.
-        """
-        if self._readings is not None and not self._readings.live.sharded:
-            self.observe(model, step, force=True)
+        # of a sharded model all processes would have to take part, and not all may close
+        whole = self._readings is not None and not self._readings.live.sharded
+        if seen is not None and whole and sys.exc_info()[0] is None:
+            self.observe(*seen, force=True)
             self._seen = None
+        self._outputs.close(self._ended_as())
 
     def _ended_as(self) -> RunState | None:
         error = sys.exc_info()[0]
         if self._stopped or (error and issubclass(error, (KeyboardInterrupt, SystemExit))):
             return "stopped"
         return "ended" if error is None else None
-
-
-def _copied(
-    bank: Any, settings: MonitorSettings, exporters: Any, probe: Any, tokenizer: Any
-) -> Any:
-    return Monitor(bank, settings=settings, exporters=exporters, probe=probe, tokenizer=tokenizer)

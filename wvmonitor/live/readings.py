@@ -15,7 +15,7 @@ from wvmonitor.detection.judge import Judge
 from wvmonitor.detection.judgement import Judgement, JudgeState
 from wvmonitor.reading import Component, Reading, component_of
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.sources.distributed import rank
+from wvmonitor.sources.distributed import agreed, rank
 from wvmonitor.vectors.task_vector import TaskVector
 
 if TYPE_CHECKING:
@@ -65,15 +65,32 @@ class Readings:
         self._is_first = rank() == 0
         self.takes_part = live.sharded or self._is_first
 
+    def wanted(self, step: int, *, force: bool, able: bool) -> bool:
+        """Whether to read now: the first process decides, and of a sharded model all take part.
+
+        Args:
+            step: optimiser steps so far.
+            force: whether to read where no reading is due.
+            able: whether there is anything to read, and a monitor at work.
+        """
+        sharded = self.live.sharded
+        if not self.takes_part or (sharded and not force and step % self.interval.every):
+            return False
+        wanted = able and (force or self.interval.due(step))
+        return bool(agreed(int(wanted))) if sharded else wanted
+
     def take(self, step: int, outputs: Outputs, *, last: bool = False) -> Judgement | None:
         """Read the model and judge what it is; None in processes that only help to read.
 
         Args:
             step: optimiser steps so far.
             outputs: of the attempt: what was acknowledged in it, and its snapshots.
-            last: whether no other reading will follow.
+            last: whether no other reading will follow; at the run's planned end none does.
         """
         planned, began = self._planned_steps, self._window.ended
+        last = last or (planned is not None and step >= planned)
+        if self.live.incomplete:
+            self.context = replace(self.context, base="unknown")
         progress = min(step / planned, 1.0) if planned else None
         if self.live.sharded:
             reading = self.live.measure(self._bank, step, progress=progress)

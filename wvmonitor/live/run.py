@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wvmonitor.detection.context import RunContext
@@ -83,6 +83,14 @@ class Run:
     came_from: Path | None = None
     retry: bool = False
     follows: bool = False
+
+    def with_usable_names(self) -> Run:
+        """The same run; an id or name that cannot be one is left out, with a warning."""
+        return replace(
+            self,
+            run_id=known_id(self.run_id, "the checkpoint"),
+            name=known_id(self.name, "the trainer's arguments"),
+        )
 
     def context(
         self,
