@@ -24,7 +24,7 @@ from wvmonitor.builder.repeats import Contrasts, by_domain, halves, split_seeds
 from wvmonitor.builder.stages import Ticker, Work, digest_of, silent
 from wvmonitor.builder.weights import own_contrast
 from wvmonitor.errors import BuildError
-from wvmonitor.files.storage import sha256_file
+from wvmonitor.files.digests import sha256_file
 from wvmonitor.references.card import Card, Construction, DosePoint
 from wvmonitor.references.reference import WEIGHTS_FILE, Reference, mean_reference
 from wvmonitor.vectors.task_vector import TaskVector

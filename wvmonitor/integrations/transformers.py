@@ -21,7 +21,6 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from wvmonitor.errors import SettingsError
 from wvmonitor.integrations.checkpoints import KeptCheckpoints, Left, leave, left_in, riding_in
 from wvmonitor.integrations.decision import latched, together
 from wvmonitor.integrations.going_back import WayBack, check_trainer, go_back, told, way_back
@@ -33,14 +32,11 @@ from wvmonitor.live.actions import Action
 from wvmonitor.live.behaviour_check import Probe
 from wvmonitor.live.monitor import Monitor
 from wvmonitor.live.settings import MonitorSettings
-from wvmonitor.live.validation import replaced
+from wvmonitor.live.validation import bank_for, replaced
 from wvmonitor.outputs.exporter import Observation
 from wvmonitor.outputs.trainer_log import log_values
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.references.inventory import bank_of, cache_folder
-from wvmonitor.references.registry import registered
 from wvmonitor.sources.distributed import agreed, any_sharded, from_first
-from wvmonitor.sources.live_model import LiveModel
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +128,7 @@ class WVMonitorCallback(TrainerCallback):
         """
         if references is None:
             known = replaced(settings, overrides)
-            references = known.references or _bank_for(trainer.model, known)
+            references = known.references or bank_for(trainer.model, known)
         callback = cls(references, settings=settings, probe=probe, **overrides)
         callback.attach_to(trainer)
         return callback
@@ -445,21 +441,3 @@ class WVMonitorCallback(TrainerCallback):
                     self._rows.write(values, self._trainer, state, control)
         finally:
             self.monitor.close()
-
-
-def _bank_for(model: Any, settings: MonitorSettings) -> Path:
-    """The bank made for a model's base."""
-    digest = LiveModel(model, base=settings.base).base_digest
-    own = settings.banks
-    found = registered(digest, own) if own is not None and own.is_file() else None
-    if found is None:
-        roots = [cache_folder(), *([own] if own else [])]
-        found = bank_of(digest, [root for root in roots if root.is_dir()])
-    if found is None:
-        name = getattr(getattr(model, "config", None), "name_or_path", "") or "BASE"
-        raise SettingsError(
-            f"there is no bank of references for this model's base ({name}): `wvmonitor bank "
-            f"{name} --out DIR` makes one, and with --dry-run says first what that costs on this "
-            "machine; then give references=DIR"
-        )
-    return found

@@ -12,7 +12,10 @@ from wvmonitor.errors import SettingsError
 from wvmonitor.live.behaviour_check import Probe, QuestionProbe
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.references.bank import ReferenceBank
+from wvmonitor.references.inventory import bank_of, cache_folder
+from wvmonitor.references.registry import registered
 from wvmonitor.references.trust import load_trust
+from wvmonitor.sources.live_model import LiveModel
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,28 @@ def bank_folder(settings: MonitorSettings) -> Path:
             "costs), or set WVMONITOR_REFERENCES"
         )
     return settings.references
+
+
+def bank_for(model: Any, settings: MonitorSettings) -> Path:
+    """The bank made for a model's base, of those that the settings name or that were pulled.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    digest = LiveModel(model, base=settings.base).base_digest
+    own = settings.banks
+    found = registered(digest, own) if own is not None and own.is_file() else None
+    if found is None:
+        roots = [cache_folder(), *([own] if own else [])]
+        found = bank_of(digest, [root for root in roots if root.is_dir()])
+    if found is None:
+        name = getattr(getattr(model, "config", None), "name_or_path", "") or "BASE"
+        raise SettingsError(
+            f"there is no bank of references for this model's base ({name}): `wvmonitor bank "
+            f"{name} --out DIR` makes one, and with --dry-run says first what that costs on this "
+            "machine; then give references=DIR"
+        )
+    return found
 
 
 def warn_if_weak(bank: ReferenceBank) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wvmonitor.errors import MalformedFileError, MissingPathError, WVMonitorError
+from wvmonitor.files.digests import sha256_file
 from wvmonitor.files.documents import read_json
-from wvmonitor.files.storage import sha256_file, shown
+from wvmonitor.files.storage import shown
 from wvmonitor.references.card import BaseIdentity, Card
 from wvmonitor.references.reference import CARD_FILE, read_card
 from wvmonitor.references.store import (

@@ -32,9 +32,9 @@ from wvmonitor.errors import (
     MissingPathError,
     NonFiniteError,
 )
+from wvmonitor.files.digests import sha256_file
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
-from wvmonitor.files.storage import sha256_file
 from wvmonitor.reading import GEOMETRIES, Float64, Geometry, Gram, component_of
 from wvmonitor.references.reference import FILES, Reference
 
