@@ -33,20 +33,29 @@ class Decision:
 
 
 class Actions:
-    """Decides on each observation of one attempt; remembers which behaviours it has acted on."""
+    """Decides on each observation of one attempt; remembers which behaviours it has acted on.
+
+    Attributes:
+        decision: the last one.
+    """
 
     def __init__(self, settings: MonitorSettings, *, calibrated: bool) -> None:
         self._settings = settings
         self._calibrated = calibrated
         self._acted_on: set[str] = set()
+        self.decision = Decision()
 
     def after(self, observation: Observation, riding: Collection[str] = ()) -> Decision:
-        """The decision; behaviours that are expected in this run, or acknowledged, ask for nothing.
+        """What to do; behaviours that are expected in this run, or acknowledged, ask for nothing.
 
         Args:
             observation: of this reading.
             riding: the behaviours that the run is inoculated against already.
         """
+        self.decision = self._decided(observation, riding)
+        return self.decision
+
+    def _decided(self, observation: Observation, riding: Collection[str]) -> Decision:
         quiet = {*self._settings.expected, *observation.acknowledged}
         reached = [v for v in observation.verdicts if v.reference not in quiet and self._reaches(v)]
         news = [v for v in reached if v.reference not in self._acted_on]

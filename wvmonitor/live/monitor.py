@@ -21,7 +21,7 @@ from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.judgement import State, Verdict
 from wvmonitor.journal.journal import Journal
 from wvmonitor.live import validation
-from wvmonitor.live.actions import Action, Actions, Decision
+from wvmonitor.live.actions import Action, Actions
 from wvmonitor.live.behaviour_check import Probe, with_probe
 from wvmonitor.live.outputs import Outputs
 from wvmonitor.live.readings import Readings
@@ -29,7 +29,7 @@ from wvmonitor.live.remedies import Remedies, words
 from wvmonitor.live.run import Run
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Exporter, Observation
-from wvmonitor.outputs.run_state import RunState
+from wvmonitor.outputs.run_state import state_at_end
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of
 from wvmonitor.sources.distributed import from_first
@@ -102,7 +102,6 @@ class Monitor:
         self._seen: tuple[Any, int] | None = None
         self._stopped = False
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
-        self._decision = Decision()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies (for Ray, for `spawn`) begin anew with the same settings and the same bank."""
@@ -166,8 +165,7 @@ class Monitor:
     def _begin(self, model: Any, live: LiveModel | None, *, step: int) -> None:
         live = live or LiveModel(model, base=self.settings.base)
         self.remedies.begin(model)
-        planned = self._run.planned_steps
-        readings = Readings(live, self.bank, self.judge, self.settings, planned)
+        readings = Readings(live, self.bank, self.judge, self.settings, self._run.planned_steps)
         if live.sharded:
             from_first(lambda: self._open(readings))
         elif readings.takes_part:
@@ -281,11 +279,11 @@ class Monitor:
         return self.loaded
 
     def _observed(self, model: Any, step: int, *, force: bool) -> Observation | None:
-        if self._readings is None and not self.disabled:
+        if late := self._readings is None and not self.disabled:
             self._begin(model, None, step=step)
-            if self.last is not None and self.last.scores.step == step:
-                return self.last
         seen = self.last is not None and self.last.scores.step == step
+        if late and seen:
+            return self.last
         able = not (self.disabled or seen)
         if self._readings is None or not self._readings.wanted(step, force=force, able=able):
             return None
@@ -344,7 +342,7 @@ class Monitor:
         stop is latched in the journal, so that it outlives the process. "inoculate" is carried out
         by `inoculate`; "rollback" is the framework's, which holds the checkpoints.
         """
-        self._decision = decision = self._actions.after(observation, self.remedies.amounts)
+        decision = self._actions.after(observation, self.remedies.amounts)
         if decision.action == "stop":
             self.stop(decision.reason)
         return decision.action
@@ -375,7 +373,7 @@ class Monitor:
     @property
     def alarmed(self) -> tuple[str, ...]:
         """The behaviours that the last action is about."""
-        return self._decision.behaviours
+        return self._actions.decision.behaviours
 
     def remark(self, text: str, *, kind: str, reference: str | None = None) -> None:
         """Say something about the run in the log and, where it has one, in its journal."""
@@ -400,10 +398,4 @@ class Monitor:
         if seen is not None and whole and sys.exc_info()[0] is None:
             self.observe(*seen, force=True)
             self._seen = None
-        self._outputs.close(self._ended_as())
-
-    def _ended_as(self) -> RunState | None:
-        error = sys.exc_info()[0]
-        if self._stopped or (error and issubclass(error, (KeyboardInterrupt, SystemExit))):
-            return "stopped"
-        return "ended" if error is None else None
+        self._outputs.close(state_at_end(stopped=self._stopped))

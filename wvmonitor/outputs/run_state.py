@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -25,6 +26,18 @@ _JOBS = {
     "POD_NAME": "pod",
 }
 """Environment variables in which schedulers say what a batch job is called."""
+
+
+def state_at_end(*, stopped: bool) -> RunState | None:
+    """How a run ends that closes now; None where an error is on its way, for then it failed.
+
+    Args:
+        stopped: whether it was told to stop.
+    """
+    error = sys.exc_info()[0]
+    if stopped or (error and issubclass(error, (KeyboardInterrupt, SystemExit))):
+        return "stopped"
+    return "ended" if error is None else None
 
 
 def this_host() -> str:
