@@ -85,6 +85,14 @@ def unseen(scores: Scores, geometry: Geometry, context: RunContext) -> list[str]
     ]
 
 
+_ON_A_PART = "This is a verdict on the "
+
+
+def is_on_a_part(reason: str) -> bool:
+    """Whether a verdict is on a part of the change, by its reason."""
+    return _ON_A_PART in reason
+
+
 def part_in_words(scores: Scores, geometry: Geometry) -> str:
     """What a verdict on a part of the change must say; empty where it speaks of most of it."""
     if not scores.shares or not covers_a_part(scores, geometry):
@@ -93,7 +101,7 @@ def part_in_words(scores: Scores, geometry: Geometry) -> str:
     largest = sorted(beside.items(), key=lambda item: -item[1])
     named = ", ".join(f"{component} {100 * share:.3g} %" for component, share in largest)
     return (
-        f"This is a verdict on the {', '.join(scores.components)} alone: most of the change lies "
+        f"{_ON_A_PART}{', '.join(scores.components)} alone: most of the change lies "
         f"elsewhere ({named}), where no score looks. Ask for strict coverage to have that left "
         "unjudged"
     )
