@@ -146,8 +146,8 @@ def kept(run: BenignRun, like: Deciding) -> KeptRun:
     moved.sort(key=lambda s: s.progress or 0.0)
     windowed = [s for s in run.scores if _windows(s, like) is not None]
     lags = [s.lag for s in windowed if s.lag is not None]
-    found = [_windows(s, like) or () for s in windowed]
-    columns = dict(zip(like.behaviours, zip(*found, strict=True), strict=True)) if found else {}
+    windows = [_windows(s, like) or () for s in windowed]
+    columns = dict(zip(like.behaviours, zip(*windows, strict=True), strict=True)) if windows else {}
     return KeptRun(
         dataset=run.dataset,
         context=run.context,
@@ -176,8 +176,8 @@ def _windows(scores: Scores, like: Deciding) -> tuple[float, ...] | None:
         for b in like.behaviours
         if b in scores.references
     ]
-    found = [float(v) for v in values if v is not None and math.isfinite(v)]
-    return tuple(found) if len(found) == len(like.behaviours) else None
+    finite = [float(v) for v in values if v is not None and math.isfinite(v)]
+    return tuple(finite) if len(finite) == len(like.behaviours) else None
 
 
 def _value(scores: Scores, behaviour: str, like: Deciding) -> float | None:

@@ -1,8 +1,8 @@
 """What a verdict means, in words that logs, alerts, scans and reports share.
 
-`judge` says which score passed which threshold. Of what it raises, an account adds what a person
-asks next: where the score is heading, what such a dose did to the base, which layers carry it, what
-to go back to, and what to run.
+`judge` says which score passed which threshold. Of what it raises, an explanation adds what a
+person asks next: where the score is heading, what such a dose did to the base, which layers carry
+it, what to go back to, and what to run.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class DosePoint(Protocol):
 
 @dataclass(frozen=True)
 class Background:
-    """What accounts need to know beside a run's numbers.
+    """What explanations need to know beside a run's numbers.
 
     Attributes:
         behaviours: by reference, what a model that moves along it does.
@@ -97,21 +97,21 @@ def explained(
 
 
 def in_full(reason: str, account: Sequence[str]) -> str:
-    """A verdict's reason and its account as one text."""
+    """A verdict's reason and its explanation as one text."""
     ended = reason if reason.endswith((".", "!", "?")) or not account else f"{reason}."
     return " ".join([ended, *account])
 
 
 def to_do(account: Sequence[str]) -> tuple[str, ...]:
-    """The sentences of an account that say what to do: what to go back to, and what to run."""
+    """The sentences of an explanation that say what to do: what to go back to, and what to run."""
     return tuple(s for s in account if s.startswith((_COMMAND, *_BACK)))
 
 
 def for_elsewhere(account: Sequence[str], reference: str, bank: str) -> tuple[str, ...]:
-    """An account for readers on another machine: nothing in it says where files lie on this one.
+    """An explanation for readers on another machine: it does not say where files lie on this one.
 
     Args:
-        account: as `explained` gave it.
+        account: the explanation, as `explained` gave it.
         reference: the behaviour it is about.
         bank: the bank's fingerprint.
     """
@@ -138,10 +138,10 @@ def _heading(verdict: Verdict, recent: Sequence[tuple[int, float]]) -> str:
     if word == "unknown":
         return ""
     (first, was), (_, now) = recent[0], recent[-1]
-    said = f"over its last {len(recent)} readings, from {was:.3g} at step {first} to {now:.3g}"
+    course = f"over its last {len(recent)} readings, from {was:.3g} at step {first} to {now:.3g}"
     if word == "flat":
-        return f"The score has stayed level {said}."
-    text = f"The score has been {word} {said}"
+        return f"The score has stayed level {course}."
+    text = f"The score has been {word} {course}"
     pace, limit = slope(recent), verdict.threshold
     if verdict.state != State.WARN or verdict.calibration not in BANDED or pace is None:
         return f"{text}."
@@ -153,10 +153,10 @@ def _heading(verdict: Verdict, recent: Sequence[tuple[int, float]]) -> str:
 
 def trend(points: Sequence[tuple[int, float]]) -> Trend:
     """The word for (step, score) pairs in the order of their steps; unknown for fewer than two."""
-    found = slope(points)
-    if found is None:
+    per_step = slope(points)
+    if per_step is None:
         return "unknown"
-    change = found * (points[-1][0] - points[0][0])
+    change = per_step * (points[-1][0] - points[0][0])
     if abs(change) < FLAT:
         return "flat"
     return "rising" if change > 0 else "falling"
@@ -195,17 +195,17 @@ def _carried(verdict: Verdict, layers: LayerShares | None) -> str:
         return ""
     shares = geometries[geometry]
     chosen: list[str] = []
-    held = 0.0
+    carried = 0.0
     for layer, share in sorted(shares.items(), key=lambda item: -item[1])[:MOST_LAYERS]:
         chosen.append(layer)
-        held += share
-        if held >= 0.5:
+        carried += share
+        if carried >= 0.5:
             break
     which = chosen[0] if len(chosen) == 1 else f"{', '.join(chosen[:-1])} and {chosen[-1]}"
     layer_word, verb = ("Layer", "carries") if len(chosen) == 1 else ("Layers", "carry")
     return (
-        f"{layer_word} {which} of {len(shares)} {verb} {_percent(held)} of the {geometry} product "
-        "with it."
+        f"{layer_word} {which} of {len(shares)} {verb} {_percent(carried)} of the {geometry} "
+        "product with it."
     )
 
 

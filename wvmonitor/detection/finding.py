@@ -44,17 +44,17 @@ class Finding:
 
 def broken(scores: Scores, reference: ReferenceScores, context: RunContext) -> list[str]:
     """What keeps any rule from judging, in words."""
-    found = [scores.unmeasurable] if scores.unmeasurable else []
+    objections = [scores.unmeasurable] if scores.unmeasurable else []
     if context.base == "unknown":
-        found.append(
+        objections.append(
             "it is not known whether the run starts from the references' base: give the base"
         )
     odd = [f"{s} ({g})" for g, v in reference.values.items() for s, x in v.items() if bad(x)]
     if bad(scores.norm):
-        found.append(f"the weights are not finite (‖τ‖ = {scores.norm})")
+        objections.append(f"the weights are not finite (‖τ‖ = {scores.norm})")
     elif odd:
-        found.append(f"not finite: {', '.join(odd)}")
-    return found
+        objections.append(f"not finite: {', '.join(odd)}")
+    return objections
 
 
 def unmoved(scores: Scores, geometry: Geometry, least: float) -> Finding | None:
@@ -94,7 +94,7 @@ def is_on_a_part(reason: str) -> bool:
 
 
 def part_in_words(scores: Scores, geometry: Geometry) -> str:
-    """What a verdict on a part of the change must say; empty where it speaks of most of it."""
+    """What a verdict on a part of the change must say; empty where it covers most of it."""
     if not scores.shares or not covers_a_part(scores, geometry):
         return ""
     beside = {c: s for c, s in scores.shares.items() if c not in scores.components and s > 0}
@@ -122,14 +122,14 @@ def outside(reasons: list[str]) -> Finding:
     return Finding(State.UNKNOWN, "; ".join(reasons), uncovered=True)
 
 
-def capped(found: Finding) -> Finding:
+def capped(finding: Finding) -> Finding:
     """Of a relative's references: an alarm is a warning."""
-    state = min(found.state, State.WARN)
+    state = min(finding.state, State.WARN)
     note = "Transferred: the references were made from a relative of this base, so it warns at most"
-    return replace(found, state=state, reason=f"{found.reason}. {note}")
+    return replace(finding, state=state, reason=f"{finding.reason}. {note}")
 
 
-def promise(calibration: Calibration) -> str:
+def guarantee(calibration: Calibration) -> str:
     """What a verdict by the band rests on."""
     runs, behaviours = len(calibration.datasets), len(calibration.bands)
     if calibration.status == "provisional":

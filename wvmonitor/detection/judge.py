@@ -78,7 +78,7 @@ class Judge:
         behaviours: the references on which verdicts are passed.
         background: what explanations say of the references.
         relation_to: whether a base, by its digest, is the references' own.
-        strict_coverage: whether verdicts must speak of the whole change (`RunContext`).
+        strict_coverage: whether verdicts must cover the whole change (`RunContext`).
     """
 
     gram: Gram
@@ -112,7 +112,7 @@ class Judge:
             behaviours: the references to pass verdicts on; None means every behaviour of the bank.
             expected: references whose drift is wanted in these runs.
             base: the base model, as a command line names it.
-            strict_coverage: whether verdicts must speak of the whole change, embeddings and head
+            strict_coverage: whether verdicts must cover the whole change, embeddings and head
                 included, rather than of the parts that scores look at.
 
         Raises:
@@ -214,12 +214,14 @@ class Judge:
             UnknownReferenceError: the reading holds other references than the bank.
             CalibrationError: it was measured against another bank than the calibration's.
         """
-        found = reading if isinstance(reading, Statistics) else self.statistics(reading, earlier)
+        statistics = (
+            reading if isinstance(reading, Statistics) else self.statistics(reading, earlier)
+        )
         verdicts, state = judge(
-            found.scores, context, self.calibration, state, acknowledged, last=last
+            statistics.scores, context, self.calibration, state, acknowledged, last=last
         )
         verdicts = {
-            n: explained(v, found.scores, state, self.background, layers=found.layers)
+            n: explained(v, statistics.scores, state, self.background, layers=statistics.layers)
             if v.state >= State.WARN
             else v
             for n, v in verdicts.items()
@@ -227,11 +229,11 @@ class Judge:
         }
         return Judgement(
             reading=reading if isinstance(reading, Reading) else None,
-            scores=found.scores,
+            scores=statistics.scores,
             verdicts=verdicts,
             state=state,
-            component_shares=found.component_shares,
-            layers=found.layers,
+            component_shares=statistics.component_shares,
+            layers=statistics.layers,
         )
 
 
