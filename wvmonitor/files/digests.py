@@ -40,9 +40,9 @@ def content_digest(path: Location) -> str:
     if is_url(path):
         facts = remote_facts(str(path))
         large, small = facts.get("lfs"), facts.get("blob_id")
-        kept = large.get("sha256") if isinstance(large, dict) else getattr(large, "sha256", None)
-        if isinstance(kept, str):
-            return kept
+        digest = large.get("sha256") if isinstance(large, dict) else getattr(large, "sha256", None)
+        if isinstance(digest, str):
+            return digest
         if isinstance(small, str):
             return f"git:{small}"
     return sha256_file(path)

@@ -71,8 +71,8 @@ class Actions:
 
     @property
     def _remedy(self) -> Literal["inoculate", "rollback"] | None:
-        asked = self._settings.on_alarm
-        return asked if asked in ("inoculate", "rollback") else None
+        on_alarm = self._settings.on_alarm
+        return on_alarm if on_alarm in ("inoculate", "rollback") else None
 
     def _remedied(
         self, names: tuple[str, ...], reason: str | None, riding: Collection[str]
@@ -91,6 +91,6 @@ class Actions:
     def _reaches(self, verdict: Verdict) -> bool:
         # an uncalibrated monitor never says more than warn: told to act all the same, warn it is
         lowered = not self._calibrated and self._settings.allow_uncalibrated_stop
-        wanted = "alarm" if self._remedy else self._settings.action_level
-        level = "warn" if lowered else wanted
+        calibrated_level = "alarm" if self._remedy else self._settings.action_level
+        level = "warn" if lowered else calibrated_level
         return verdict.state == "alarm" or verdict.state == level

@@ -1,4 +1,4 @@
-"""What becomes of the monitor's own failures: training must not die of its monitor."""
+"""How the monitor handles its own failures: training must not die of its monitor."""
 
 from __future__ import annotations
 

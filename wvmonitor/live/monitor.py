@@ -274,8 +274,8 @@ class Monitor:
         seconds = time.perf_counter() - began
         self.loaded = Observation(self.run_name, judgement, seconds, time.time())
         self._outputs.log_raised(self.loaded, self.verdicts)
-        found = "; ".join(f"{v.reference} {v.state}: {v.reason}" for v in self.loaded.verdicts)
-        self._note(f"the model of step {step} was put back: {found}", "loaded")
+        verdicts = "; ".join(f"{v.reference} {v.state}: {v.reason}" for v in self.loaded.verdicts)
+        self._note(f"the model of step {step} was put back: {verdicts}", "loaded")
         return self.loaded
 
     def _observed(self, model: Any, step: int, *, force: bool) -> Observation | None:
@@ -285,7 +285,7 @@ class Monitor:
         if late and seen:
             return self.last
         able = not (self.disabled or seen)
-        if self._readings is None or not self._readings.wanted(step, force=force, able=able):
+        if self._readings is None or not self._readings.should_read(step, force=force, able=able):
             return None
         self._outputs.go_on()
         observation = self._measure(step, model, last=force)
@@ -319,14 +319,14 @@ class Monitor:
 
     def _probed(self, verdict: Verdict, model: Any, alarmed: frozenset[str]) -> Verdict:
         """A verdict with what its probe found, where it is a behaviour's first alarm of the run."""
-        name = verdict.reference
-        news = verdict.state == State.ALARM and name not in (*alarmed, *self.settings.expected)
+        name, settings = verdict.reference, self.settings
+        news = verdict.state == State.ALARM and name not in (*alarmed, *settings.expected)
         if self._probe is None or self._readings is None or not news:
             return verdict
         whole = None if self._readings.live.sharded else model
-        found = with_probe(verdict, self._probe, whole, self.tokenizer, self.settings.probe_seconds)
-        self._note(found.account[0], "probe", name)
-        return found
+        probed = with_probe(verdict, self._probe, whole, self.tokenizer, settings.probe_seconds)
+        self._note(probed.account[0], "probe", name)
+        return probed
 
     # Consequences
 
@@ -367,8 +367,8 @@ class Monitor:
         """
         scores = self.last.scores.references if self.last else {}
         doses = {name: scores[name].dose for name in self.alarmed if name in scores}
-        for name, told in self.remedies.brake(model, from_first(lambda: doses)).items():
-            self.remark(told, kind="inoculated", reference=name)
+        for name, text in self.remedies.brake(model, from_first(lambda: doses)).items():
+            self.remark(text, kind="inoculated", reference=name)
 
     @property
     def alarmed(self) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class Readings:
         self._is_first = rank() == 0
         self.takes_part = live.sharded or self._is_first
 
-    def wanted(self, step: int, *, force: bool, able: bool) -> bool:
+    def should_read(self, step: int, *, force: bool, able: bool) -> bool:
         """Whether to read now: the first process decides, and of a sharded model all take part.
 
         Args:
@@ -76,8 +76,8 @@ class Readings:
         sharded = self.live.sharded
         if not self.takes_part or (sharded and not force and step % self.interval.every):
             return False
-        wanted = able and (force or self.interval.due(step))
-        return bool(agreed(int(wanted))) if sharded else wanted
+        due = able and (force or self.interval.due(step))
+        return bool(agreed(int(due))) if sharded else due
 
     def take(self, step: int, outputs: Outputs, *, last: bool = False) -> Judgement | None:
         """Read the model and judge what it is; None in processes that only help to read.

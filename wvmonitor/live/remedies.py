@@ -69,11 +69,11 @@ class Remedies:
             return
         self.end()
         self._displaced = False
-        if kept := {n: k for n, k in (before or {}).items() if n not in self._wanted}:
+        if resumed := {n: k for n, k in (before or {}).items() if n not in self._wanted}:
             logger.warning(
-                "the checkpoint was trained with %s riding along: so it goes on", words(kept)
+                "the checkpoint was trained with %s riding along: so it goes on", words(resumed)
             )
-        self.amounts = {**kept, **self._wanted, **self.pending}
+        self.amounts = {**resumed, **self._wanted, **self.pending}
         self.pending = {}
         if self._brakes:  # what cannot ride along is an error now, and not at the alarm
             names = [n for n in self._bank.behaviours if n not in self.amounts]
@@ -131,19 +131,19 @@ class Remedies:
         Raises:
             WVMonitorError: the references cannot ride along in this model.
         """
-        found = {}
+        done = {}
         amounts = self.after_alarm(doses)
         for name, dose in doses.items():
-            told = f"braked: {amounts[name]:g} × {name} rides along"
+            text = f"braked: {amounts[name]:g} × {name} rides along"
             if dose is not None and dose > 0:
                 left = take_out(model, self._bank[name].vector, dose)
-                told += f", and the dose so far ({dose:.2g}) is taken out"
-                told += f" ({left:.0%} of it is beyond what is trained)" if left > ROUNDING else ""
-            found[name] = told
+                text += f", and the dose so far ({dose:.2g}) is taken out"
+                text += f" ({left:.0%} of it is beyond what is trained)" if left > ROUNDING else ""
+            done[name] = text
         self.amounts = {**self.amounts, **amounts}
         self.end()
         self._install(model)
-        return found
+        return done
 
     def after_alarm(self, names: Collection[str]) -> dict[str, float]:
         """How much of each reference is to ride along from an alarm on."""

@@ -90,8 +90,8 @@ def layer_projections(
         zip(reading.parameters, reading.in_scope(components), strict=True)
     ):
         if used:
-            found = _LAYER.search(name)
-            layers.setdefault(found.group(1) if found else "other", []).append(index)
+            match = _LAYER.search(name)
+            layers.setdefault(match.group(1) if match else "other", []).append(index)
     return {
         reference: {
             layer: float(products[indices, column].sum() / norm)

@@ -169,7 +169,7 @@ def _scores(latest: dict[str, Observation]) -> Iterator[Metric]:
     yield dose
 
 
-def _verdicts(latest: dict[str, Observation], wanted: frozenset[str]) -> Iterator[Metric]:
+def _verdicts(latest: dict[str, Observation], may_drift: frozenset[str]) -> Iterator[Metric]:
     decides = GaugeMetricFamily(
         "wvmonitor_deciding_score",
         "The score that the verdict rests on, whichever geometry and score that is.",
@@ -196,7 +196,7 @@ def _verdicts(latest: dict[str, Observation], wanted: frozenset[str]) -> Iterato
         labels=("run", "reference", "verdict"),
     )
     for run, observation in latest.items():
-        quiet = wanted | observation.acknowledged
+        quiet = may_drift | observation.acknowledged
         for verdict in observation.verdicts:
             expected.add_metric((run, verdict.reference), float(verdict.reference in quiet))
             if verdict.score is not None:

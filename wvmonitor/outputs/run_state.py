@@ -59,4 +59,4 @@ def checkpoints_in(folder: str | Path | None) -> Sequence[int]:
         names = [] if folder is None else [path.name for path in Path(folder).iterdir()]
     except OSError:
         return ()
-    return sorted(int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name)))
+    return sorted(int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name)))

@@ -156,8 +156,8 @@ class CheckpointResult:
         """The same where nothing at its path may be left unjudged: that is an error, then."""
         if not self.notices or self.error is not None:
             return self
-        said = "; ".join(notice.message for notice in self.notices)
-        error = Failure("UnjudgedPartError", f"{said} (nothing may be left unjudged: --strict)")
+        notices = "; ".join(notice.message for notice in self.notices)
+        error = Failure("UnjudgedPartError", f"{notices} (nothing may be left unjudged: --strict)")
         return replace(self, error=error, verdict=max(self.verdict, State.UNKNOWN))
 
 
