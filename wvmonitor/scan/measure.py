@@ -123,9 +123,9 @@ Outcome = Measured | Known | Failure
 
 def measure(job: Job) -> Outcome:
     """Measure one whole checkpoint; whatever is wrong with it comes back as a record."""
-    (found,) = measure_all([job])
-    assert not isinstance(found, Share)  # noqa: S101  the job asks for the whole
-    return found
+    (outcome,) = measure_all([job])
+    assert not isinstance(outcome, Share)  # noqa: S101  the job asks for the whole
+    return outcome
 
 
 def measure_all(jobs: Sequence[Job]) -> list[Outcome | Share]:
@@ -136,10 +136,10 @@ def measure_all(jobs: Sequence[Job]) -> list[Outcome | Share]:
     opened = [tried(_open, job) for job in jobs]
     vectors = [o for o in opened if isinstance(o, _Opened)]
     readings = iter(_read_all(vectors, jobs[0].bank))
-    found = [next(readings) if isinstance(o, _Opened) else o for o in opened]
+    outcomes = [next(readings) if isinstance(o, _Opened) else o for o in opened]
     return [
         tried(scored, [f], job) if isinstance(f, Share) and job.share[1] == 1 else f
-        for f, job in zip(found, jobs, strict=True)
+        for f, job in zip(outcomes, jobs, strict=True)
     ]
 
 
@@ -202,8 +202,8 @@ def _open(job: Job) -> _Opened | Known:
     base, warnings = find_base(target, job.base, bank)
     key = None
     if job.cache is not None:
-        asked = (bank.fingerprint, job.components, dict(job.ridge))
-        key = content_key(target.path, base, *asked)
+        request = (bank.fingerprint, job.components, dict(job.ridge))
+        key = content_key(target.path, base, *request)
         if key in job.cache:
             return Known(key)
     state = _state(job)
@@ -255,8 +255,8 @@ def _read_all(opened: Sequence[_Opened], bank: SharedBank) -> list[Share | Failu
 
 
 def _read_one(opened: _Opened, bank: SharedBank) -> Share:
-    (found,) = _read([opened], bank.get())
-    return found
+    (share,) = _read([opened], bank.get())
+    return share
 
 
 def _read(opened: Sequence[_Opened], bank: ReferenceBank) -> list[Share]:

@@ -61,13 +61,13 @@ def unjudged(results: Sequence[CheckpointResult]) -> list[CheckpointResult]:
         states = {r.verdict for r in result.references.values()}
         if result.run is not None and states and not states & {"warming", "unknown"}:
             last_warm[result.run] = index
-    found = []
+    open_results = []
     for index, result in enumerate(results):
         states = {r.verdict for r in result.references.values()} or {State.UNKNOWN}
         excused = result.run is not None and last_warm.get(result.run, -1) > index
         if result.error or "unknown" in states or ("warming" in states and not excused):
-            found.append(result)
-    return found
+            open_results.append(result)
+    return open_results
 
 
 def exit_code(results: Sequence[CheckpointResult], fail_on: FailOn = "alarm") -> int:

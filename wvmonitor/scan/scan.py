@@ -119,12 +119,12 @@ def _scan(
     *,
     ordered: bool,
 ) -> Iterator[CheckpointResult]:
-    found = _found(targets)
+    checkpoints = _found(targets)
     shared, view = SharedBank(bank), None if cache is None else cache.view()
     digest = None if executor is None or base is None else _digest(base)
-    jobs = [_job(t, shared, base, judges.judge.calibration, view, digest) for t in found]
+    jobs = [_job(t, shared, base, judges.judge.calibration, view, digest) for t in checkpoints]
     # Results that must come one after another share a line; a lone checkpoint has one to itself.
-    lines = [0 if ordered else t.run or index for index, t in enumerate(found)]
+    lines = [0 if ordered else t.run or index for index, t in enumerate(checkpoints)]
     queues: dict[int | str, deque[int]] = {}
     for index, line in enumerate(lines):
         queues.setdefault(line, deque()).append(index)
@@ -134,19 +134,19 @@ def _scan(
         queue = queues[lines[finished]]
         while queue and queue[0] in done:
             index = queue.popleft()
-            yield judges.result(found[index], done.pop(index))
+            yield judges.result(checkpoints[index], done.pop(index))
 
 
 def _found(targets: Iterable[Location | Target]) -> list[Target]:
-    found: list[Target] = []
+    distinct: list[Target] = []
     given: set[str] = set()
     for target in targets:
         if isinstance(target, Target):
-            found.append(target)
+            distinct.append(target)
         elif str(target) not in given:
             given.add(str(target))
-            found += find_targets([target])
-    return found
+            distinct += find_targets([target])
+    return distinct
 
 
 def _digest(base: Location) -> KnownDigest | None:
@@ -176,8 +176,8 @@ def _job(
 def _recalled(outcome: Outcome, cache: ScanCache | None) -> Measured | Failure:
     """The outcome itself, kept for the next scan, or what an earlier scan kept."""
     if isinstance(outcome, Known):
-        kept = None if cache is None else cache.get(outcome.key)
-        return kept or Failure("SettingsError", "the cache lost an entry: scan again")
+        cached = None if cache is None else cache.get(outcome.key)
+        return cached or Failure("SettingsError", "the cache lost an entry: scan again")
     if isinstance(outcome, Measured) and cache is not None:
         cache.put(outcome)
     return outcome

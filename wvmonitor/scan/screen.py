@@ -149,10 +149,10 @@ def by_layer(spectra: list[Spectrum]) -> list[LayerScreen]:
     groups: dict[tuple[int | None, Component], list[Spectrum]] = {}
     for item in spectra:
         groups.setdefault((item.layer, item.component), []).append(item)
-    found = []
+    screens = []
     for (layer, component), members in groups.items():
         largest = max(members, key=lambda s: s.squared_norm)
-        found.append(
+        screens.append(
             LayerScreen(
                 layer=layer,
                 component=component,
@@ -163,7 +163,7 @@ def by_layer(spectra: list[Spectrum]) -> list[LayerScreen]:
                 matrices=len(members),
             )
         )
-    return sorted(found, key=lambda g: (g.layer is None, g.layer or 0, g.component))
+    return sorted(screens, key=lambda g: (g.layer is None, g.layer or 0, g.component))
 
 
 def save_directions(path: Location, spectra: Mapping[str, list[Spectrum]]) -> None:
