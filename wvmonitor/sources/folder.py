@@ -206,9 +206,9 @@ class ModelFolder:
     @cached_property
     def ties_embeddings(self) -> bool:
         """Whether the model shares its token embeddings with its head."""
-        said = self.config.get("tie_word_embeddings")
-        if isinstance(said, bool):
-            return said
+        declared = self.config.get("tie_word_embeddings")
+        if isinstance(declared, bool):
+            return declared
         if "model_type" not in self.config:
             return False
         # config.json leaves out what equals the class's default, which differs between classes.
@@ -237,12 +237,12 @@ class ModelFolder:
             ) from None
 
     def _resolve(self) -> dict[str, str | Fused]:
-        kept = [n for n in self.files.names() if not self._is_constant(n)]
-        if self.config and any(_ONE_EXPERT.search(n) or _BARE_BLOCK.match(n) for n in kept):
-            return converted(kept, self.meta_model, self.where)
+        names = [n for n in self.files.names() if not self._is_constant(n)]
+        if self.config and any(_ONE_EXPERT.search(n) or _BARE_BLOCK.match(n) for n in names):
+            return converted(names, self.meta_model, self.where)
         if "text_config" in self.config or "vision_config" in self.config:
-            return converted(kept, self.meta_model, self.where)
-        return {n: n for n in kept}
+            return converted(names, self.meta_model, self.where)
+        return {n: n for n in names}
 
     def _named(self, sources: Mapping[str, str | Fused]) -> dict[str, str | Fused]:
         """The sources by the names that all readers share."""

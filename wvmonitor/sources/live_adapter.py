@@ -146,10 +146,14 @@ def counted_twice(adapted: Iterable[Adapted]) -> frozenset[str]:
         module = entry.module
         for adapter in entry.adapters:
             for kind, name in _SHARED:
-                held = getattr(module, kind, None)
-                if held is None or adapter not in held:
+                by_adapter = getattr(module, kind, None)
+                if by_adapter is None or adapter not in by_adapter:
                     continue
-                tensor = held[adapter] if name is None else getattr(held[adapter], name, None)
+                tensor = (
+                    by_adapter[adapter]
+                    if name is None
+                    else getattr(by_adapter[adapter], name, None)
+                )
                 if not isinstance(tensor, Tensor):
                     continue
                 place = memory_of(tensor)

@@ -49,7 +49,7 @@ def unlike_base(
         return not torch.equal(before, now.to("cpu"))
 
     if any(is_sharded(p) for p in compared.values()):  # each a collective, in one order everywhere
-        found = {name: differs(folder, name) for name in stored}
+        differing = {name: differs(folder, name) for name in stored}
     else:
-        found = for_each_tensor(folder, stored, differs)
-    return {name: compared[name] for name, other in found.items() if other}
+        differing = for_each_tensor(folder, stored, differs)
+    return {name: compared[name] for name, other in differing.items() if other}

@@ -157,5 +157,5 @@ def step_of(folder: Location) -> int | None:
     step = state.get("global_step")
     if isinstance(step, int) and not isinstance(step, bool) and step >= 0:
         return step
-    found = _STEP_FOLDER.fullmatch(PurePath(str(folder)).name)
-    return int(found.group(1)) if found else None
+    match = _STEP_FOLDER.fullmatch(PurePath(str(folder)).name)
+    return int(match.group(1)) if match else None

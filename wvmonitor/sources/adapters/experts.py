@@ -49,11 +49,11 @@ def expert_parts(run: Run, modules: Mapping[str, Keys]) -> list[Part]:
         _refuse_more(run, listed)
         return _listed_parts(run, listed, base)
     single = {f"{p}.weight": m for p, m in modules.items() if _ONE_EXPERT.search(f"{p}.")}
-    held = run.folder.base
-    if not single or held is None or all(held.stored(parameter_name(n)) for n in single):
+    own_base = run.folder.base
+    if not single or own_base is None or all(own_base.stored(parameter_name(n)) for n in single):
         return []
     _refuse_more(run, single)
-    base = held
+    base = own_base
 
     def part(fused: Fused) -> Part:
         shape = tuple(base.meta_model.get_parameter(fused.name).shape)

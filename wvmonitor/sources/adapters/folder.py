@@ -61,8 +61,8 @@ class AdapterFolder:
         self.files: CheckpointFiles = open_checkpoint(path, stem="adapter_model")
         self.where = self.files.where
         # also where a PEFT model is inside another, or a trainer's wrapper around it
-        found = {key: _WRAPPED.match(key) for key in self.files.names()}
-        self._short = {key[match.end() :]: key for key, match in found.items() if match}
+        wrapped = {key: _WRAPPED.match(key) for key in self.files.names()}
+        self._short = {key[match.end() :]: key for key, match in wrapped.items() if match}
         self.step = step_of(path)
         self.base_given = base is not None
         self.base: ModelFolder | None = None
