@@ -128,8 +128,8 @@ def interval(hit: int, n: int) -> tuple[float, float]:
 
     if not n:
         return 0.0, 1.0
-    found = binomtest(hit, n).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
+    interval_of_rate = binomtest(hit, n).proportion_ci(method="wilson")
+    return float(interval_of_rate.low), float(interval_of_rate.high)
 
 
 def median_lead(runs: Sequence[CheckedRun]) -> float | None:
