@@ -102,14 +102,14 @@ class Journal:
         Raises:
             JournalError: another process writes it, or a newer version or another program did.
         """
-        wanted = journal_file(path)
+        preferred = journal_file(path)
         alerts = alerts or AlertPolicy()
         try:
-            return cls(wanted, claim(wanted), run, alerts)
+            return cls(preferred, claim(preferred), run, alerts)
         except (OSError, sqlite3.OperationalError) as error:
-            reason = f"'{wanted}' cannot be written safely ({error})"
+            reason = f"'{preferred}' cannot be written safely ({error})"
         try:
-            local = local_file(wanted)
+            local = local_file(preferred)
             claimed = claim(local)
         except (OSError, sqlite3.OperationalError) as error:
             raise JournalError(
