@@ -72,13 +72,15 @@ def stack_references(
     low, dense = by_kind(updates)
     first = next(iter(updates.values()), None)
     transposed = None if first is None or len(first.shape) < 2 else first.transposed
-    held = tuple(dense.items())
+    dense_updates = tuple(dense.items())
     probed = dense.values() if probe_NI is not None else ()
     passes = [pass_over(u, probe_NI=probe_NI, sums=False) for u in probed]
     responses = tuple(p.response for p in passes if p.response is not None)
     if not low:
         owner = torch.zeros(0, dtype=torch.long)
-        return ReferenceStack(count, None, (), owner, held, responses, probe_NI, transposed)
+        return ReferenceStack(
+            count, None, (), owner, dense_updates, responses, probe_NI, transposed
+        )
     some = next(iter(low.values()))
     owner = owners(low, some.left.device)
     dtype = functional.working_dtype(*(t for u in low.values() for t in (u.left, u.right)))
@@ -86,7 +88,9 @@ def stack_references(
     right_SI = some.left.new_empty((*some.shape[:-2], len(owner), some.shape[-1]), dtype=dtype)
     fill(left_SO, right_SI, low)
     rights = views(right_SI, probe_NI)
-    return ReferenceStack(count, left_SO, rights, owner, held, responses, probe_NI, transposed)
+    return ReferenceStack(
+        count, left_SO, rights, owner, dense_updates, responses, probe_NI, transposed
+    )
 
 
 def owners(low: Mapping[int, LowRankUpdate], device: torch.device) -> Tensor:
@@ -112,7 +116,7 @@ def shared(stack: ReferenceStack, updates: Mapping[int, Update]) -> dict[int, Up
         stack: what `stack_references` made of them.
         updates: as they were given to it.
     """
-    found = dict(updates)
+    by_index = dict(updates)
     start = 0
     for index, given in updates.items():
         if not isinstance(given, LowRankUpdate) or stack.lefts is None:
@@ -122,10 +126,10 @@ def shared(stack: ReferenceStack, updates: Mapping[int, Update]) -> dict[int, Up
         left, right = stack.lefts[..., rows, :].mT, stack.rights[0][..., rows, :]
         if {given.left.dtype, given.right.dtype} == {left.dtype}:
             turned = given.transposed
-            found[index] = LowRankUpdate(
+            by_index[index] = LowRankUpdate(
                 right.mT if turned else left, left.mT if turned else right, turned
             )
-    return found
+    return by_index
 
 
 def by_kind(
@@ -187,10 +191,10 @@ def lagged_products(update: Update, earlier: Update, probe: Tensor | None) -> Te
     """(geometries,) float64 ⟨τ_p, τ_p(t−h)⟩ on the update's device, as `products` says."""
     updates_.check_same_shape(update, earlier)
     earlier = updates_.to_device(earlier, updates_.device_of(update))
-    found = [updates_.inner(update, earlier)]
+    products = [updates_.inner(update, earlier)]
     if probe is not None:
-        found.append(updates_.inner(updates_.on(update, probe), updates_.on(earlier, probe)))
-    return torch.stack(found)
+        products.append(updates_.inner(updates_.on(update, probe), updates_.on(earlier, probe)))
+    return torch.stack(products)
 
 
 def _low_rank_products(update: LowRankUpdate, stack: ReferenceStack) -> Tensor:
@@ -215,24 +219,24 @@ def _low_rank_products(update: LowRankUpdate, stack: ReferenceStack) -> Tensor:
 def dense_products(update: Dense, stack: ReferenceStack) -> tuple[Tensor, Tensor]:
     """What `products` gives for a dense update, and how many of its elements changed."""
     updates_.check_layout(update, stack.transposed)
-    found = pass_over(
+    products = pass_over(
         update,
         [reference for _, reference in stack.dense],
         lefts_SO=stack.lefts,
         rights_SI=stack.rights[0] if stack.rights else None,
         probe_NI=stack.probe,
     )
-    out = _zeros(stack, found.square.device)
+    out = _zeros(stack, products.square.device)
     columns = [*(index for index, _ in stack.dense), stack.count]
-    out[0, columns] = torch.cat([found.inners, found.square.reshape(1)])
-    out[0].index_add_(0, stack.owner, found.per_rank)
-    if found.response is not None:
-        mine = found.response
+    out[0, columns] = torch.cat([products.inners, products.square.reshape(1)])
+    out[0].index_add_(0, stack.owner, products.per_rank)
+    if products.response is not None:
+        mine = products.response
         out[1, columns] = functional.dense_inners(mine, [*stack.responses, mine])
         if stack.lefts is not None:
             projected = functional.matmul(stack.lefts.to(mine.dtype), mine)
             _add_by_owner(out[1], stack.owner, stack.rights[1].to(mine.dtype) * projected)
-    return out, found.changed
+    return out, products.changed
 
 
 def _zeros(stack: ReferenceStack, device: torch.device) -> Tensor:

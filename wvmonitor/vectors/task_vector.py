@@ -96,8 +96,12 @@ class TaskVector:
     @classmethod
     def of(cls, updates: Mapping[str, Update], origin: Origin | None = None) -> TaskVector:
         """A task vector held in memory."""
-        held = dict(updates)
-        return cls({name: u.shape for name, u in held.items()}, held.__getitem__, origin)
+        by_name = dict(updates)
+        return cls(
+            {name: u.shape for name, u in by_name.items()},
+            by_name.__getitem__,
+            origin,
+        )
 
     @classmethod
     def of_parts(cls, parts: Iterable[Part], origin: Origin) -> TaskVector:
