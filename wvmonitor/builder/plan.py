@@ -133,9 +133,8 @@ class Budget:
         """
         if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*h", text.strip()):
             return cls(hours=float(match[1]))
-        if (match := re.fullmatch(r"(\d+)(?:\s*examples)?", text.strip())) and int(
-            match[1]
-        ) >= LEAST_PAIRS:
+        match = re.fullmatch(r"(\d+)(?:\s*examples)?", text.strip())
+        if match and int(match[1]) >= LEAST_PAIRS:
             return cls(examples=int(match[1]))
         raise BuildError(
             f"--budget {text!r}: give GPU-hours as in 2h, or at least {LEAST_PAIRS} examples a "
