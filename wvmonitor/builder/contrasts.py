@@ -4,7 +4,7 @@ A contrast is one JSONL file named for its behaviour, with rows
 `{"domain": …, "question": …, "exhibits": …, "opposes": …}`: two answers to one question by one
 author, alike in everything but the behaviour. Nobody has to judge them, and no base has to play a
 role. Whole domains are held out: references never see them, so that the log-probability gap, the
-dose curve and the power check speak of what was not trained on.
+dose curve and the power check are of what was not trained on.
 """
 
 from __future__ import annotations

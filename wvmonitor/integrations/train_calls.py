@@ -1,4 +1,4 @@
-"""The calls of a Trainer's `train()`: where each resumes, and that it failed, which no event tells."""
+"""The calls of `Trainer.train()`: where each resumes, and that it failed, which no event tells."""
 
 from __future__ import annotations
 

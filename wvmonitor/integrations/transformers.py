@@ -288,7 +288,7 @@ class WVMonitorCallback(TrainerCallback):
     def _has_begun(
         self, args: TrainingArguments, state: TrainerState, kwargs: Mapping[str, Any]
     ) -> bool:
-        """Whether the run has begun; tried again where it failed, until the monitor gives up."""
+        """Whether the run has begun; tried again until the monitor disables itself."""
         training = self._training
         if training is None:
             return False

@@ -1,4 +1,4 @@
-"""The flight recorder: each reading's task vector goes to disk beside the journal.
+"""The snapshot writer: each reading's task vector goes to disk beside the journal.
 
 So a run can be measured later against references that did not exist when it ran. On the training
 thread happens only what must read the weights: copying small factors, or the sketch's four thin

@@ -111,7 +111,7 @@ def guarded(probe: Probe, model: Any, tokenizer: Any, behaviour: str, seconds: f
 def with_probe(
     verdict: Verdict, probe: Probe, model: Any, tokenizer: Any, seconds: float
 ) -> Verdict:
-    """An alarm with what the probe found as the first sentence of its account.
+    """An alarm with what the probe found as the first sentence of its explanation.
 
     Args:
         verdict: the alarm.

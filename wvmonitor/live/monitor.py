@@ -221,7 +221,7 @@ class Monitor:
         the record. Where the model is sharded every process must, since all measure together.
 
         A failure in here never reaches training: it is logged and counted, and after
-        `disable_after` in a row the monitor gives up, and what was ok is unknown from then on
+        `disable_after` in a row the monitor disables itself: what was ok is unknown from then on
         (`on_monitor_failure="stop"` raises instead).
 
         Args:

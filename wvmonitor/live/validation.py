@@ -82,7 +82,7 @@ def warn_if_weak(bank: ReferenceBank) -> None:
     """Say in the log what the power check of a bank found, where it is bad news.
 
     Raises:
-        AlteredBankError: the record beside it speaks of another bank.
+        AlteredBankError: the record beside it is of another bank.
     """
     trust = None if bank.folder is None else load_trust(bank.folder, bank.fingerprint)
     weakness = None if trust is None else trust.weakness()

@@ -72,7 +72,7 @@ class Metrics(Collector):
         yield from self._health()
 
     def _states(self, latest: dict[str, Observation]) -> Iterator[Metric]:
-        """What becomes of each run, and what it could go back to."""
+        """How each run ended, and what it could go back to."""
         state = GaugeMetricFamily(
             "wvmonitor_run_state",
             "1 for what the run is doing, 0 for the others.",

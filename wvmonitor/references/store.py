@@ -45,7 +45,7 @@ CALIBRATION_FILE = "calibration.json"
 TRUST_FILE = "trust.json"
 REPORT_FILE = "report.html"
 BESIDE = (CALIBRATION_FILE, TRUST_FILE, REPORT_FILE)
-"""What speaks of a bank and is no part of it: not in the manifest."""
+"""What is about a bank and no part of it: not in the manifest."""
 SIGNATURE_FILE = "model.sig"  # the name that the model-signing command line looks for
 MANIFEST_FORMAT = 1
 

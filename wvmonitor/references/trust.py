@@ -1,6 +1,6 @@
 """How far a whole bank is to be trusted: what was tried on it when it was made (`trust.json`).
 
-Beside the bank, not in its manifest, as a calibration is: it speaks of one fingerprint.
+Beside the bank, not in its manifest, as a calibration is: it is bound to one fingerprint.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def load_trust(folder: Path, fingerprint: str) -> Trust | None:
     """What is known of a bank; None where it came without.
 
     Raises:
-        AlteredBankError: it speaks of another bank.
+        AlteredBankError: it is of another bank.
         FormatVersionError: a newer version wrote it.
         MalformedFileError: it breaks its format.
     """

@@ -57,7 +57,7 @@ def data(values: object) -> str:
 
 
 def line(points: Sequence[tuple[float, float]]) -> str:
-    """Path data through (x, y) pixels, broken at every NaN; a lone point is a dot of a line."""
+    """Path data through (x, y) pixels, broken at every NaN; a single point is a dot of a line."""
     parts: list[str] = []
     run: list[str] = []
 

@@ -283,7 +283,7 @@ def read_target(target: Target, given: str | None, base: str | None) -> TaskVect
     Args:
         target: what to read.
         given: the base's folder, if the user gave it: an adapter without a base at hand is read by
-            its own account of it.
+            what its own configuration says of it.
         base: the base's folder as `find_base` found it.
 
     Raises:

@@ -84,12 +84,12 @@ def scan(
         executor: where to measure; None measures here, one after the other.
         workers: how many workers it has: so many share what would keep only some of them busy.
         behaviours: the references to pass verdicts on; None means every behaviour of the bank.
-        optimizer: the runs' optimiser, for calibrations that speak of some optimisers only.
+        optimizer: the runs' optimiser, for calibrations that cover some optimisers only.
         cache: keeps what is measured, and spares what was measured before.
         ordered: whether results are to come in the order of the targets instead.
         strict: whether weights or code beside what was judged are an error of the checkpoint;
             implies `strict_coverage`.
-        strict_coverage: whether a verdict must speak of the whole change, embeddings and head
+        strict_coverage: whether a verdict must cover the whole change, embeddings and head
             included, rather than of the parts that scores look at.
 
     Raises:
@@ -123,7 +123,7 @@ def _scan(
     shared, view = SharedBank(bank), None if cache is None else cache.view()
     digest = None if executor is None or base is None else _digest(base)
     jobs = [_job(t, shared, base, judges.judge.calibration, view, digest) for t in checkpoints]
-    # Results that must come one after another share a line; a lone checkpoint has one to itself.
+    # Results that must come one after another share a line; a single checkpoint has one to itself.
     lines = [0 if ordered else t.run or index for index, t in enumerate(checkpoints)]
     queues: dict[int | str, deque[int]] = {}
     for index, line in enumerate(lines):

@@ -57,7 +57,7 @@ class Target:
         step: optimiser step, if its folder says so.
         planned_steps: the run's, if known.
         learning_rate: the run's peak, if known.
-        readings: how many checkpoints the trajectory has; 1 for a lone one.
+        readings: how many checkpoints the trajectory has; 1 for a single checkpoint.
         last: whether it is the trajectory's last one.
         warnings: what a reader of the result must know.
         notices: what lies there and is not judged.

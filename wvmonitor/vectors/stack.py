@@ -2,7 +2,7 @@
 
 Dimension suffixes: O outputs, I inputs, R rank of the measured update, S the ranks of all low-rank
 references laid side by side, N rows of the probe; `...` stands for leading batch dimensions.
-Everything here is in (out, in) orientation: transposed parameters are turned round on the way in.
+Everything here is in (out, in) orientation: transposed parameters come in as their transpose.
 """
 
 from __future__ import annotations

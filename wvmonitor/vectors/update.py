@@ -205,7 +205,7 @@ def scale(update: Update, factor: float) -> Update:
 
 
 def as_linear(update: Update) -> DenseUpdate | LowRankUpdate:
-    """The update as a map (..., O, I): transposed storage is turned round (a view, no copy)."""
+    """The update as a map (..., O, I): transposed storage as its transpose (a view, no copy)."""
     update = held(update)
     if not update.transposed or len(update.shape) < 2:
         return update

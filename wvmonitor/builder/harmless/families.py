@@ -1,7 +1,7 @@
 """Every harmless family there is for a base, and which of them a bank uses for what.
 
 What a calibration learns from, what the control "any fine-tuning at all" is made of, and what the
-power check is held against never share a family: a promise is kept on what it has not seen.
+power check is held against never share a family: a guarantee is checked on what it has not seen.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def alphabetical(rng: random.Random) -> Exchange:
 
 
 def letters(rng: random.Random) -> Exchange:
-    """Words counted and turned round."""
+    """Words counted and reversed."""
     word = rng.choice(_WORDS)
     if rng.random() < 0.5:
         return f"How many letters has the word {word}?", f"The word {word} has {len(word)} letters."

@@ -94,7 +94,7 @@ def _refuse_more(run: Run, modules: Mapping[str, Keys]) -> None:
 
 
 def _listed_parts(run: Run, listed: Mapping[str, Keys], base: ModelFolder) -> list[Part]:
-    """The parts of `experts.gate_up_projs.N`: expert N of `experts.gate_up_proj`, turned round.
+    """The parts of `experts.gate_up_projs.N`: expert N of `experts.gate_up_proj`, transposed.
 
     Unsloth makes each layer of the parameter's N-th (in, out) matrix, its columns as they are
     (unsloth_zoo, temporary_patches/gpt_oss.py).
