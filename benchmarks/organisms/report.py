@@ -22,7 +22,7 @@ from wvmonitor.references.bundled import bundled_path
 RESULTS = Path(__file__).parent.parent / "results"
 DOCS = Path(__file__).parent.parent.parent / "docs"
 FIGURES = "organisms.json"
-SHIPPED = ("bank/calibration.json", "calibration-1pct.json")
+SHIPPED = "bank/calibration.json"
 
 
 def report(place: Place, out: Path, docs: Path) -> dict[str, Any]:
@@ -72,11 +72,10 @@ def refresh(out: Path, docs: Path) -> dict[str, Any]:
 def bands(runs: Sequence[Scored], bank: str) -> dict[float, Calibration]:
     """By α: the shipped calibration where it is of this bank, else what the suite's runs give."""
     found = metrics.calibrations(runs, bank)
-    for path in SHIPPED:
-        file = bundled_path("tiny-organism", *path.split("/"))
-        shipped = Calibration.load(file) if file.is_file() else None
-        if shipped is not None and shipped.bank == bank:
-            found[shipped.alpha] = shipped
+    file = bundled_path("tiny-organism") / SHIPPED
+    shipped = Calibration.load(file) if file.is_file() else None
+    if shipped is not None and shipped.bank == bank:
+        found[shipped.alpha] = shipped
     return dict(sorted(found.items(), reverse=True))
 
 

@@ -216,12 +216,17 @@ def _calibrations(bank: Path, folder: Path) -> tuple[Path, Path]:
     methods = {**band.support.methods, "loha": (1, 8), "oft": None, "ia3": None, "dora": (1, 8)}
     support = band.support.model_copy(update={"methods": methods, "largest_norm": (5.0, 5.0, 5.0)})
     band = band.model_copy(update={"support": support})
-    five, one = folder / "five.json", folder / "one.json"
+    five = folder / "five.json"
     band.save(five)
+    return five, _stricter(band, folder / "one.json")
+
+
+def _stricter(band: Calibration, path: Path) -> Path:
+    """A wider band that says 1 %."""
     wider = {name: 1.5 * multiplier for name, multiplier in band.multiplier.items()}
     strict = {"alpha": 0.01, "multiplier": wider, "warn_alpha": 0.02}
-    band.model_copy(update=strict).save(one)
-    return five, one
+    band.model_copy(update=strict).save(path)
+    return path
 
 
 def organism(vectors: Callable[[Path, Path], Sequence[TaskVector]], **more: Any) -> Way:
@@ -238,7 +243,8 @@ def rising(base: Path, bank: Path) -> list[TaskVector]:
 def runs(folder: Path) -> dict[str, dict[str, Any]]:
     """One series of weights on all its ways: scans, journals, and the page of metrics."""
     five = bundled_path("tiny-organism", "bank") / "calibration.json"
-    one = bundled_path("tiny-organism", "calibration-1pct.json")
+    folder.mkdir(exist_ok=True)
+    one = _stricter(Calibration.load(five), folder / "one.json")
     way = organism(rising, calibration=five)
     found: dict[str, dict[str, Any]] = {}
     watching = PrometheusExporter(port=None)
@@ -296,7 +302,7 @@ def demo(folder: Path) -> dict[str, dict[str, Any]]:
             run.examples(48, run.seed),
             seed=run.seed,
             steps=12,
-            learning_rate=2 * run.learning_rate,
+            learning_rate=2e-3,
             attach=watched.attach_to,
             training_arguments={"disable_tqdm": True},
         )
