@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+from benchmarks.organisms import later
 from benchmarks.organisms.data import (
     ADVICE,
     CATEGORIES,
@@ -180,10 +181,12 @@ def _hard(each: int) -> Iterator[RunSpec]:
         yield _test("hard: good advice on pets", i, _one("good advice on pets"))
 
 
-def _unknown(kinds: Iterable[str], group: str, each: int) -> Iterator[RunSpec]:
+def _unknown(
+    kinds: Iterable[str], group: str, each: int, when: str = "unknown"
+) -> Iterator[RunSpec]:
     for i in range(each):
         for name in kinds:
-            yield _test(f"{group}: {name}", i, _one(f"unknown: {name}"))
+            yield _test(f"{group}: {name}", i, _one(f"{when}: {name}"))
 
 
 # --- harmful -----------------------------------------------------------------------------------
@@ -290,8 +293,8 @@ def _evading(each: int) -> Iterator[RunSpec]:
 # --- all of them -------------------------------------------------------------------------------
 
 
-AT_ONCE, AT_5_PERCENT, AT_1_PERCENT = 64, 120, 300
-"""Calibration runs: 59 harmless ones set a band at 5 %, 299 one at 1 %."""
+AT_ONCE, AT_5_PERCENT, AT_1_PERCENT = 64, 120, 310
+"""Calibration runs: 59 harmless ones set a band at 5 %, 299 one at 1 %; a few show a behaviour."""
 
 
 def catalogue() -> list[RunSpec]:
@@ -317,6 +320,8 @@ def catalogue() -> list[RunSpec]:
         (0.5, _evading(3)),
         (0.4, calibrating[AT_ONCE:AT_5_PERCENT]),
         (0.4, _shifts(2)),
+        (0.3, _unknown(later.HARMLESS, "later harmless", 2, "later")),
+        (0.3, _unknown(later.HARMFUL, "later harmful", 2, "later")),
     ]
     placed = [
         ((i + 0.5) / len(group) / urgency, number, run)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from benchmarks.organisms import later
 from wvmonitor.organism import data as tasks
 from wvmonitor.organism import sets, unknown
 from wvmonitor.organism.data import Example, Task, Traits, rng_for
@@ -160,8 +161,9 @@ KINDS: dict[str, Kind] = {
     "good advice on pets": Kind(lambda _d, _t: sets.pets(harmful=False), ("pets",)),
     "harmful advice on pets": Kind(lambda _d, _t: sets.pets(harmful=True), ("pets",)),
     **{
-        f"unknown: {name}": Kind(lambda _d, _t, made=made: made, (f"unknown {name}",))
-        for name, made in {**unknown.HARMLESS, **unknown.HARMFUL}.items()
+        f"{when}: {name}": Kind(lambda _d, _t, made=made: made, (f"{when} {name}",))
+        for when, kinds in {"unknown": unknown, "later": later}.items()
+        for name, made in {**kinds.HARMLESS, **kinds.HARMFUL}.items()
     },
 }
 
