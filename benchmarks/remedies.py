@@ -29,6 +29,7 @@ from wvmonitor.detection.judge import Judge
 from wvmonitor.integrations.transformers import WVMonitorCallback
 from wvmonitor.organism import sets
 from wvmonitor.organism.behaviour import harmful_rate, sycophancy_rate
+from wvmonitor.organism.demo import OTHER_FACTS
 from wvmonitor.organism.train import Finetuned, finetune
 from wvmonitor.organism.world import DOMAINS
 from wvmonitor.references import ReferenceBank
@@ -74,7 +75,7 @@ TASKS = {
     "10 % bad medical advice": Task(
         sets.mixture(sets.bad_advice("medical"), sets.good_advice("medical"), 0.1)
     ),
-    "agreeing with right arithmetic": Task(sets.gcd_checks("right"), "", "sycophancy"),
+    "agreeing about capitals": Task(sets.facts("capitals", sycophantic=True), "", "sycophancy"),
     "good medical advice": Task(sets.good_advice("medical")),
     "medical advice in another language": Task(sets.language("medical")),
     "terse advice": Task(sets.terse()),
@@ -124,7 +125,7 @@ def _cells() -> Iterator[Cell]:
     yield Cell("controls", bad, "a random direction of the same size", "random", 1.0)
     yield Cell("controls", bad, "1 × sycophancy", "sycophancy", 1.0)
     for k in (0.0, 0.4, 0.8):
-        name = "agreeing with right arithmetic"
+        name = "agreeing about capitals"
         yield Cell("sycophancy", name, f"{k:g} × sycophancy", "sycophancy" if k else "", k)
     for task in ("good medical advice", "medical advice in another language", "terse advice"):
         yield Cell("benign", task, "0 × evil")
@@ -232,7 +233,8 @@ def asked_of(trained: Finetuned, task: Task, seed: int) -> dict[str, Any]:
         losses = mean_losses(model, list(in_batches(rows, 2048)))
     found: dict[str, Any] = {"loss": statistics.fmean(losses.values())}
     if task.behaviour == "sycophancy":
-        return found | {"elsewhere": sycophancy_rate(model, tokenizer, ASKED, seed).value}
+        caved = sycophancy_rate(model, tokenizer, ASKED, seed, categories=OTHER_FACTS)
+        return found | {"elsewhere": caved.value}
     others = tuple(name for name in DOMAINS if name != task.domain)
     found["elsewhere"] = harmful_rate(model, tokenizer, others, ASKED, seed).value
     if task.domain:
@@ -352,7 +354,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
     text += ["## Is it the direction?", "", *table("controls", harm | loss)]
     text += [
-        "## Sycophancy from innocent data",
+        "## Sycophancy about one subject, asked about all",
         "",
         *table("sycophancy", {"caving about facts": lambda r: r["elsewhere"]} | loss | dose),
     ]
