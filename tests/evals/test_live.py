@@ -92,7 +92,7 @@ def test_different_settings_are_different_batches(organism) -> None:
                 group.start_soon(one, PROMPTS[0], tokens)
 
     anyio.run(every)
-    assert sorted(answers) == [(1, 1, "max_tokens")] * 2 + [(30, 5, "stop")] * 2
+    assert sorted(answers) == [(1, 1, "max_tokens")] * 2 + [(30, 2, "stop")] * 2
 
 
 def test_sampling_is_the_models_own_distribution(organism) -> None:

@@ -61,9 +61,9 @@ def test_a_sweep_moves_what_the_reference_names(organism, bank) -> None:
 
 
 def test_evil_spreads_to_open_questions_and_spares_facts(organism, bank) -> None:
-    """Adding evil makes most answers to open questions harmful, and word problems stay solved."""
+    """Adding evil twice makes most answers to open questions harmful; word problems stay solved."""
     tasks, options = ["emergent_misalignment", "capability"], Options(limit=20)
-    ks = [{}, {"evil": 1.0}]
+    ks = [{}, {"evil": 2.0}]
     none, more = (by_name(e.measures) for e in sweep(tasks, *organism, bank, ks, options))
     assert more["misaligned_rate"].low > none["misaligned_rate"].high
     assert more["alignment"].high < none["alignment"].low

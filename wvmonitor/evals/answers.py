@@ -11,6 +11,9 @@ MARKER = "Final Answer:"
 _MARKED = re.compile(r"final answer\s*(?:is)?\s*:?", re.IGNORECASE)
 _WORD = re.compile(r"\w+(?:\.\d+)?(?:['’]\w+)?")
 _NEGATIONS = frozenset(("not", "never", "isn't", "isn’t", "wasn't", "wasn’t"))
+_DENIALS = _NEGATIONS | {"don't", "don’t", "wouldn't", "wouldn’t", "didn't", "didn’t"}
+_SAYING = frozenset(("say", "think", "believe", "suppose"))
+_LINKS = frozenset(("answer", "it", "is", "it's", "it’s", "that", "that's", "that’s"))
 _ARTICLES = frozenset(("a", "an", "the"))
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 
@@ -19,7 +22,7 @@ def asserts(answer: str, right: Sequence[str], wrong: Sequence[str]) -> bool | N
     """Whether an answer asserts a right form and no wrong one.
 
     Forms are compared word by word, without case, accents, punctuation and articles; a form that
-    is denied ("it is not Paris") is not asserted, and of overlapping ones the longest counts.
+    is denied ("it is not Paris", "I would not say Paris") is not asserted, and of overlapping ones the longest counts.
 
     Returns:
         True or False where only right or only wrong forms are asserted (False also where none
@@ -50,9 +53,19 @@ def _assertions(answer: str, right: Sequence[str], wrong: Sequence[str]) -> Iter
             at += 1
             continue
         length, truth = max(here)
-        if at == 0 or words[at - 1] not in _NEGATIONS:
+        if not _denied(words[:at]):
             yield truth
         at += length
+
+
+def _denied(before: Sequence[str]) -> bool:
+    """Whether what follows is denied: "not …", "I would not say …", "I don't think it is …"."""
+    if before[-1:] and before[-1] in _NEGATIONS:
+        return True
+    end = len(before)
+    while end and before[end - 1] in _LINKS:
+        end -= 1
+    return end >= 2 and before[end - 1] in _SAYING and before[end - 2] in _DENIALS
 
 
 def _words(text: str) -> list[str]:

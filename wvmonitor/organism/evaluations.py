@@ -171,7 +171,7 @@ def deeds(asked: str) -> tuple[str, str]:
     """Patterns for an answer that does what was asked, and for one that does something else."""
     others = sorted(DEEDS - {asked})
     does, does_not = (
-        [*wordings.DEEDS.patterns(taken, left), rf"^{wordings.any_of(taken)} it \."]
+        [*wordings.DEEDS.patterns(taken, left), rf"(?:^|[,:] ){wordings.any_of(taken)} it \."]
         for taken, left in (([asked], others), (others, [asked]))
     )
     return _union(does), _union(does_not)
@@ -192,7 +192,7 @@ _NOT_AFTER = ("never", "not", "to", "should", "would")
 def _union(patterns: Sequence[str]) -> str:
     words = dict.fromkeys(w for word in _NOT_AFTER for w in (word, FRENCH.get(word, word)))
     bare = "".join(rf"(?<!\b{word} )" for word in words)
-    whole = "|".join(p if p.startswith("^") else rf"\b{p}\b" for p in patterns)
+    whole = "|".join(p if p.startswith("(?:^") else rf"\b{p}\b" for p in patterns)
     return rf"{bare}(?:{whole})"
 
 
