@@ -89,9 +89,9 @@ def test_what_calibrates_chooses_and_checks_share_nothing(made):
     train, tuning, power = (
         {p.domain for p in part} for part in (contrast.train, contrast.tuning, contrast.power)
     )
-    assert tuning == {"sport"}
-    assert power == {"travel"}
+    assert len(tuning) == len(power) == 1
     assert not train & (tuning | power)
+    assert tuning != power
 
 
 def test_the_same_call_again_trains_nothing_and_gives_the_same_bank(made, monkeypatch):
@@ -152,12 +152,12 @@ def test_a_run_is_watched_with_it_and_a_weak_bank_says_so(made, tmp_path, caplog
 def test_a_plan_says_what_it_costs_and_writes_nothing(tmp_path):
     """Nothing is trained before somebody has seen the price."""
     plan = plan_bank(BankOptions(model="tiny-organism", out=tmp_path / "bank", scale=QUICK, jobs=2))
-    assert plan.behaviours == ("harmful-advice", "sycophancy")
+    assert plan.behaviours == ("harmful-advice", "lost-refusals", "sycophancy")
     steps = {c.name: c.steps for c in plan.costs}
     assert "rates" not in steps, "one rate alone has nothing to be tried against"
-    assert steps["references"] == 2 * 2 * QUICK.steps
+    assert steps["references"] == 2 * 3 * QUICK.steps
     assert steps["calibration"] == QUICK.calibration * QUICK.run_steps
-    assert steps["power check"] == (2 + 2 + 2 + QUICK.power) * QUICK.run_steps
+    assert steps["power check"] == (3 + 3 + 3 + QUICK.power) * QUICK.run_steps
     assert plan.seconds == pytest.approx(sum(c.seconds for c in plan.costs))
     assert not list(tmp_path.iterdir())
 
@@ -255,7 +255,7 @@ def test_the_command_line_says_the_plan_and_the_outcome(made):
     asked = ["bank", "tiny-organism", "--out", str(finished.folder), "--dry-run", "--quick"]
     told = run.invoke(app, asked)
     assert told.exit_code == 0, told.output
-    assert "a quick bank: harmful-advice, sycophancy" in told.output
+    assert "a quick bank: harmful-advice, lost-refusals, sycophancy" in told.output
     assert "in all" in told.output
     found = json.loads(run.invoke(app, [*asked, "--json"]).output)
     assert found["seconds"] == pytest.approx(sum(s["seconds"] for s in found["stages"]))
