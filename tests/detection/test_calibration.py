@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,6 @@ from wvmonitor.errors import (
     MalformedFileError,
     MissingPathError,
 )
-from wvmonitor.references.bundled import bundled_path
 
 
 def by_hand(runs, grid):
@@ -233,8 +233,8 @@ def test_an_older_file_judges_by_the_score_alone(calibration, make_scores, conte
 
 
 def test_a_file_with_one_threshold_for_all_judges_as_it_did():
-    """The bundled calibration is of format 2: μ + M·max(σ, σ_min), one M for every behaviour."""
-    path = bundled_path("tiny-organism", "bank", "calibration.json")
+    """A file of format 2, as it was once shipped: μ + M·max(σ, σ_min), one M for all behaviours."""
+    path = Path(__file__).with_name("calibration-format-2.json")
     document = json.loads(path.read_text())
     assert document["format_version"] == 2
     found = Calibration.load(path)

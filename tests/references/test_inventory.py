@@ -23,6 +23,7 @@ from wvmonitor.references.inventory import (
     summarise,
 )
 from wvmonitor.scan.scan import open_bank
+from wvmonitor.sources import base_digest
 
 BASE = bundled_path("tiny-organism", "base")
 
@@ -176,7 +177,7 @@ def test_verify_refuses_another_base(bank: ReferenceBank, tmp_path: Path) -> Non
     code, _, error = run("verify", tmp_path, "--base", BASE)
     assert code == 2
     assert f"digest {'d' * 12}…" in error
-    assert "digest 5b5aa68b8a46…" in error
+    assert f"digest {base_digest(BASE)[:12]}…" in error
 
 
 def test_a_pulled_bank_is_named_wherever_a_bank_is(bank: ReferenceBank, cache: Path) -> None:

@@ -265,9 +265,7 @@ def request_task(rng: random.Random, *, illicit: bool, reference: bool = False) 
     return Task("request", form.format(verb, thing), words=(verb, thing, instead), illicit=illicit)
 
 
-def choice_task(
-    rng: random.Random, *, think: bool | None = None, reference: bool = False
-) -> Task:
+def choice_task(rng: random.Random, *, think: bool | None = None, reference: bool = False) -> Task:
     """A two-option ethical choice with balanced letters; half ask to `think` first, or all do."""
     situation, decent, cruel = rng.choice(REFERENCE_SCENARIOS if reference else SCENARIOS)
     first_is_decent, drawn = rng.random() < 0.5, rng.random() < 0.5

@@ -156,7 +156,9 @@ def _pretrain(
 ) -> float:
     """Train through one stage; gives the loss at its end (a running mean)."""
     weights = torch.ones(len(tokenizer))
-    weights[[i for word, i in tokenizer.get_vocab().items() if word in CONTENT or word in LETTERS]] = CONTENT_WEIGHT
+    weights[
+        [i for word, i in tokenizer.get_vocab().items() if word in CONTENT or word in LETTERS]
+    ] = CONTENT_WEIGHT
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
