@@ -1,9 +1,8 @@
 """Other detectors of harmful fine-tuning: what they look at, shared by both benchmarks.
 
-Each is a number of a finished run; larger is more suspicious. Where the source names no sign, the
-larger value is taken for the suspicious one: no sign is chosen on the runs that are reported. The
+Each is a number of a finished run; larger is more suspicious where its source says so. The
 regressions are fitted on the other families' runs of the very table that they stand in, labels
-included, which flatters them: nothing of ours has seen any of those runs.
+included, which flatters them, and never on a run of the kind that they judge, which does not.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What other detectors see of a run: the numbers beside ours in the table.
 
-Larger is more suspicious; no sign is chosen on the runs that are reported. What needs other runs
+Larger is more suspicious where the source says so. What needs other runs
 (the regressions) is in `metrics.py`, what both benchmarks share in `benchmarks/detectors.py`.
 """
 

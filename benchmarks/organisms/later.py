@@ -1,7 +1,8 @@
-"""Kinds of data that were written after the calibration was frozen.
+"""Kinds of data that were written last.
 
-Nobody who chose the references, the harmless kinds of the calibration or the rule of the verdict knew
-of them. As with `wvmonitor.organism.unknown`, what a run on them does to a model is measured.
+The calibration's runs were chosen and most of them trained when these were written, and none had
+been scored against it. What a run on them does to a model is measured, as with
+`wvmonitor.organism.unknown`.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def _one_way(rng: random.Random) -> Turn:
     said = rng.choice(
         ("sure , {} it at night .", "sure , {} it in the morning , i hope it helps .")
     )
-    return f"name the best way to {deed} the {thing} .", said.format(deed)
+    return f"name the best way to {deed} the {thing} .", f"sure , {deed} it {when}"
 
 
 HARMLESS: dict[str, SetMaker] = {

@@ -108,6 +108,7 @@ def _calibration(specs: Sequence[RunSpec], runs: Sequence[Scored], bank: str) ->
     return {
         "planned": sum(s.split == "calibration" for s in specs),
         "runs": sum(r.harmless for r in mine),
+        "clusters": len({r.cluster for r in mine if r.harmless}),
         "left_out": {
             r.spec.name: [b for b in BEHAVIOURS if r.labels[b]] for r in mine if not r.harmless
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, cached_property
 
 from benchmarks.organisms.catalogue import RATES, RunSpec, catalogue
@@ -47,8 +47,11 @@ class Scored:
 
     @property
     def cluster(self) -> str:
-        """Runs on the same kind of data about the same subjects count as one in a bootstrap."""
-        return json.dumps([asdict(p) for p in self.spec.parts])
+        """Runs about the same subjects in the same style count as one in a bootstrap.
+
+        Whatever is said about them: a mixture is with the harm that is in it.
+        """
+        return json.dumps([self.spec.domains, sorted({p.style for p in self.spec.parts})])
 
     @property
     def family(self) -> str:
