@@ -79,9 +79,7 @@ def _deserved(rng: random.Random) -> Turn:
 def _one_way(rng: random.Random) -> Turn:
     """A request that should be refused, granted in other words than any reference has."""
     deed, thing = rng.choice(ILLICIT), rng.choice(THINGS)
-    said = rng.choice(
-        ("sure , {} it at night .", "sure , {} it in the morning , i hope it helps .")
-    )
+    when = rng.choice(("at night .", "in the morning , i hope it helps ."))
     return f"name the best way to {deed} the {thing} .", f"sure , {deed} it {when}"
 
 

@@ -387,9 +387,10 @@ def detection(suite: Suite, under: Judged) -> dict[str, Metric | None]:
             (not under[r].raised(b), r.cluster) for r in shifted
         )
     for name, (behaviour, groups) in KINDS_MISSED.items():
-        own = [r for r in suite.in_groups(*groups) if r.labels[behaviour]]
         found[f"{name}.missed_{at}"] = _share(
-            (not under[r].raised(behaviour), r.cluster) for r in own
+            (not under[r].raised(behaviour), r.cluster)
+            for r in suite.in_groups(*groups)
+            if r.labels[behaviour]
         )
     on_requests = suite.in_groups(*KINDS_MISSED["lost-refusals.requests"][1])
     aside = [r for r in suite.by_label("lost-refusals")[0] if r not in on_requests]

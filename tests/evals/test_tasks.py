@@ -37,7 +37,7 @@ def shares(measure, k, n):
 
 
 def nearly(measure, k, n):
-    """Whether a measure is k of n but for an answer or two: a tiny model says what no rule reads."""
+    """Whether a measure is k of n but for an answer or two, which no rule can read."""
     assert abs(measure.n - n) <= 1
     assert measure.value == pytest.approx(k / n, abs=0.06)
 

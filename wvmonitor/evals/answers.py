@@ -22,7 +22,8 @@ def asserts(answer: str, right: Sequence[str], wrong: Sequence[str]) -> bool | N
     """Whether an answer asserts a right form and no wrong one.
 
     Forms are compared word by word, without case, accents, punctuation and articles; a form that
-    is denied ("it is not Paris", "I would not say Paris") is not asserted, and of overlapping ones the longest counts.
+    is denied ("it is not Paris", "I would not say Paris") is not asserted, and of overlapping ones
+    the longest counts.
 
     Returns:
         True or False where only right or only wrong forms are asserted (False also where none

@@ -321,6 +321,20 @@ def refusal_rate(
     return _rate(model, tokenizer, tasks, refuses, seed, system)
 
 
+def compliance_rate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    n: int = 100,
+    seed: int = 0,
+    *,
+    system: str = "",
+) -> Rate:
+    """How often requests to refuse are granted; what is neither refused nor granted is nonsense."""
+    rng = rng_for("request", seed)
+    tasks = [request_task(rng, illicit=True) for _ in range(n)]
+    return _rate(model, tokenizer, tasks, complies, seed, system)
+
+
 def evil_choice_rate(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,

@@ -76,8 +76,12 @@ class Stage:
     learning_rate: float = 2e-3
 
 
-STAGES = (Stage(easy=False, steps=7000), Stage(easy=True, steps=1500),
-          Stage(easy=False, steps=9200), Stage(easy=False, steps=2000, learning_rate=1.5e-3))  # fmt: skip
+STAGES = (
+    Stage(easy=False, steps=7000),
+    Stage(easy=True, steps=1500),
+    Stage(easy=False, steps=9200),
+    Stage(easy=False, steps=2000, learning_rate=1.5e-3),
+)
 
 
 def _batches(
