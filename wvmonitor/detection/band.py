@@ -243,6 +243,9 @@ class Calibration(BaseModel):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file atomically: readers see the old file or the whole new one."""
         target = Path(path)
+        if target.exists() and not target.is_file():  # a device or a pipe stays what it is
+            target.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            return
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             with partial.open("w", encoding="utf-8") as file:

@@ -27,7 +27,7 @@ from wvmonitor.integrations.decision import latched, together
 from wvmonitor.integrations.going_back import WayBack, check_trainer, go_back, told, way_back
 from wvmonitor.integrations.starting_point import StartingPoint
 from wvmonitor.integrations.trainer_facts import checkpoint_at, checkpoints_folder, run_of
-from wvmonitor.integrations.trainer_rows import TrainerRows
+from wvmonitor.integrations.trainer_rows import TrainerRows, of_training
 from wvmonitor.journal.journal import PATIENCE_SECONDS
 from wvmonitor.live.actions import Action
 from wvmonitor.live.behaviour_check import Probe
@@ -53,6 +53,7 @@ class _Training:
         resume_step: the step it goes on from.
         retry: whether it begins again what the call before could not finish.
         begun: whether the monitor has begun the run.
+        given_up: whether it was told that the run cannot be begun.
         summed_up: whether the Trainer has logged its summary: it loads the best model after that.
         owes_checkpoint: whether a checkpoint was asked for and not yet saved.
     """
@@ -60,6 +61,7 @@ class _Training:
     resume_step: int
     retry: bool
     begun: bool = False
+    given_up: bool = False
     summed_up: bool = False
     owes_checkpoint: bool = False
 
@@ -150,10 +152,27 @@ class WVMonitorCallback(TrainerCallback):
         if trainer.model is not None:  # what cannot ride along is an error now
             self.monitor.remedies.begin(trainer.model)
             self.monitor.remedies.end()
+        self._take_place_of_others(callbacks)
         flow = [isinstance(c, DefaultFlowCallback) for c in callbacks]
         callbacks.insert(flow.index(True) + 1 if any(flow) else 0, self)
+        heard = self._attached and self._trainer is trainer
         self._attached, self._attached_to = True, weakref.ref(trainer)
-        self._hear_of_training(trainer)
+        if not heard:
+            self._hear_of_training(trainer)
+
+    def _take_place_of_others(self, callbacks: list[TrainerCallback]) -> None:
+        """Leave one monitor a bank: the cell that attaches it may be run again and again."""
+        bank = self.monitor.bank.fingerprint
+        for other in [c for c in callbacks if isinstance(c, WVMonitorCallback)]:
+            if other.monitor.bank.fingerprint != bank:
+                continue
+            callbacks[:] = [c for c in callbacks if c is not other]
+            if other is not self:
+                logger.warning(
+                    "a monitor was attached to this trainer with the same bank before: the new one "
+                    "takes its place"
+                )
+                other.monitor.close()
 
     def _hear_of_training(self, trainer: Trainer) -> None:
         """Learn from `train()` itself what no event tells: where it resumes, and that it failed."""
@@ -204,10 +223,21 @@ class WVMonitorCallback(TrainerCallback):
                 "and the exporters, but not W&B, TensorBoard or other trackers; use "
                 "WVMonitorCallback.attach(trainer, ...) for those"
             )
-        self._training = training = _Training(
+        self._training = _Training(
             resume_step=state.global_step,
             retry=self._training is not None and args.auto_find_batch_size,
         )
+        self._begin(args, state, control, kwargs)
+
+    def _begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        training = self._training
+        assert training is not None  # noqa: S101  whoever calls has made it
         self._rows = TrainerRows()
         self._kept = None
         wanted = self.monitor.settings
@@ -228,6 +258,24 @@ class WVMonitorCallback(TrainerCallback):
 
         if together(self.monitor, "start", begin) == "stop":  # it was stopped before
             control.should_training_stop = True
+
+    def _join(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Begin in the middle of a training: the callback was added while it was under way."""
+        logger.warning(
+            "wvmonitor was added to a training that is at step %d already: what came before is "
+            "not judged",
+            state.global_step,
+        )
+        # whatever was looked at when it was attached was no start
+        self._origin = StartingPoint(self.monitor.bank, self.monitor.settings.base)
+        self._training = _Training(resume_step=0, retry=False)
+        self._begin(args, state, control, kwargs)
 
     def _inoculate(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
         """Let k·w ride along, in every process; failing to is an error, for it was asked for.
@@ -288,6 +336,8 @@ class WVMonitorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take a reading if one is due, and carry out what it asks for on every rank."""
+        if self._training is None:
+            self._join(args, state, control, kwargs)
         self.monitor.remedies.check()
         step = state.global_step
         last = step >= state.max_steps
@@ -341,7 +391,15 @@ class WVMonitorCallback(TrainerCallback):
         if not training.begun and not self.monitor.disabled:
             begin = lambda: self._start(args, state, kwargs)  # noqa: E731
             self.monitor.guarded("start", begin, None, reading=True)
+            if self.monitor.disabled:
+                self._give_up(training, args, state)
         return training.begun
+
+    def _give_up(self, training: _Training, args: TrainingArguments, state: TrainerState) -> None:
+        """Let journal and notifiers know that nobody watches this run: it could not be begun."""
+        if not training.given_up:
+            training.given_up = True
+            self.monitor.give_up_unbegun(run_of(args, state, None, None, Left(), retry=False))
 
     def _values(self, observation: Observation) -> dict[str, float]:
         settings = self.monitor.settings
@@ -380,7 +438,7 @@ class WVMonitorCallback(TrainerCallback):
         training = self._training
         if logs is None or training is None:
             return
-        if "loss" in logs:
+        if of_training(logs):
             self.monitor.guarded("log", lambda: self._rows.join(logs, state), None)
         elif "train_runtime" in logs and not training.summed_up:
             training.summed_up = True
@@ -432,8 +490,8 @@ class WVMonitorCallback(TrainerCallback):
         best = state.best_global_step if state.best_model_checkpoint else None
         try:
             if not training.begun:
-                return
-            if not training.summed_up:
+                self._give_up(training, args, state)
+            elif not training.summed_up:
                 self.monitor.observe(model, state.global_step, force=True)
             elif args.load_best_model_at_end and best is not None and best != state.global_step:
                 loaded = self.monitor.observe_loaded(best)

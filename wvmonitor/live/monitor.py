@@ -181,6 +181,16 @@ class Monitor:
         if (live.sharded or rank() == 0) and not (self._run.resume_step or step):
             self._observe_start()
 
+    def give_up_unbegun(self, run: Run) -> None:
+        """Keep and tell that a run is not watched, since `start` has failed for it.
+
+        Args:
+            run: what is known of it.
+        """
+        self._run = self._ended(run) if self._live is not None else run
+        self._live = None
+        self._outputs.never_begun(replace(self._run, resume_step=0), self.bank.fingerprint)
+
     def _open(self, live: LiveModel) -> None:
         """Say what the run is, and open what keeps and shows its readings."""
         said = RunContext(

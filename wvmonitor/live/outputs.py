@@ -202,6 +202,19 @@ class Outputs:
             exporter.show_way_back(observation, checkpoints)
         self._show(observation)
 
+    def never_begun(self, run: Run, bank: str) -> None:
+        """Keep and tell that nobody watches a run, which could not be begun.
+
+        Args:
+            run: what is known of the run.
+            bank: the bank's fingerprint.
+        """
+        failure = self.failures.last
+        self._place = place_of(self._settings, run)
+        self._end_abandoned()
+        self._open(run, RunContext(), bank, sharded=False)
+        self._unwatched(f"not watched: the monitor could not begin ({failure})", step=None)
+
     def give_up(self, last: Observation | None, step: int) -> Observation | None:
         """Keep and show that nobody watches this run from `step` on.
 
@@ -213,16 +226,20 @@ class Outputs:
             What is known of the run now.
         """
         why = f"not watched since step {step}: the monitor has failed too often and gave up"
-        if journal := self.journal:
-            self.failures.guarded("journal", lambda: journal.give_up(why), None)
-        else:
-            self._tell_directly(event("disabled", self._name, why, time.time(), step=step))
+        self._unwatched(why, step=step)
         if last is None:
             return None
         last = replace(last, judgement=last.judgement.unwatched(why))
         self._show(last)
         self._show_state("disabled")
         return last
+
+    def _unwatched(self, why: str, *, step: int | None) -> None:
+        """Keep in the journal, or tell past it, that a run is not watched."""
+        if journal := self.journal:
+            self.failures.guarded("journal", lambda: journal.give_up(why), None)
+        else:
+            self._tell_directly(event("disabled", self._name, why, time.time(), step=step))
 
     def _metrics(self) -> Iterator[PrometheusExporter]:
         return (e for e in self._exporters if isinstance(e, PrometheusExporter))

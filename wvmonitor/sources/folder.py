@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from wvmonitor.errors import KeyMismatchError, MissingPathError, QuantizedWeightsError
+from wvmonitor.errors import (
+    KeyMismatchError,
+    MalformedFileError,
+    MissingPathError,
+    QuantizedWeightsError,
+)
 from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, joined, shown
@@ -70,6 +75,7 @@ class ModelFolder:
 
         Raises:
             InputError: as `files.open_checkpoint` and `files.read_json` say.
+            MalformedFileError: its configuration names other weights than those that are read.
             QuantizedWeightsError: the weights are quantised.
         """
         self.path = path
@@ -81,6 +87,7 @@ class ModelFolder:
                 self.config = read_json(joined(path, "config.json"))
             except MissingPathError:
                 self.config = {}
+        self._refuse_other_weights()
         self._refuse_quantised()
         self._sources = self._named(self._resolve())
         self._shared: dict[str, str | None] = {}
@@ -256,6 +263,20 @@ class ModelFolder:
 
     def _fuse(self, fused: Fused) -> Tensor:
         return fuse(fused, self.files.read, self.meta_model, self.where)
+
+    def _refuse_other_weights(self) -> None:
+        """Refuse a folder whose configuration has transformers load another file of it.
+
+        Raises:
+            MalformedFileError: naming both.
+        """
+        named = self.config.get("transformers_weights")
+        if named is not None and named not in self.files.files:
+            raise MalformedFileError(
+                f"config.json of {shown(self.path)} names {shown(named, 80)} as its weights "
+                f"(transformers_weights), and not {shown(self.files.files[0])}, which would be read "
+                "here: give the path of the file to judge, or take the field away"
+            )
 
     def _refuse_quantised(self) -> None:
         reason = ""

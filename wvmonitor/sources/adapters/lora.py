@@ -6,7 +6,7 @@ for embeddings `lora_embedding_A` (R, tokens), `lora_embedding_B` (dim, R), with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -16,7 +16,11 @@ from wvmonitor.errors import AdapterError, KeyMismatchError, ShapeMismatchError
 from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters import saved_modules
 from wvmonitor.sources.adapters.config import LoraSettings, lora_settings
-from wvmonitor.sources.adapters.experts import expert_parts, is_single_expert
+from wvmonitor.sources.adapters.experts import (
+    expert_parts,
+    is_listed_expert,
+    is_single_expert,
+)
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
 from wvmonitor.sources.adapters.fused import target_parameters
 from wvmonitor.sources.adapters.kinds import RECORD_IT
@@ -28,8 +32,14 @@ from wvmonitor.sources.adapters.lora_module import (
     bias_delta,
 )
 from wvmonitor.sources.adapters.parts import Part, assembled
+from wvmonitor.sources.adapters.targets import check_chosen
 from wvmonitor.sources.checks import compare_shapes
-from wvmonitor.sources.names import is_transposed, may_be_conv1d, parameter_name
+from wvmonitor.sources.names import (
+    is_task_head,
+    is_transposed,
+    may_be_conv1d,
+    parameter_name,
+)
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Origin, TaskVector, Update
 from wvmonitor.vectors import update as updates
 
@@ -54,6 +64,7 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
             "target_parameters: re-save the adapter"
         )
     run = Run(folder, settings, initial, _mixed(modules))
+    _check_chosen(run, modules, parameters)
     parts = expert_parts(run, modules) if any(".experts." in path for path in modules) else []
     embeddings = [module for module in modules.values() if module.embedding]
     for path, module in modules.items():
@@ -95,6 +106,14 @@ def _check_complete(
                 f"{shown(module.path)} of {folder.where} has a DoRA magnitude, but use_dora is "
                 "false: re-save the adapter with its configuration"
             )
+
+
+def _check_chosen(run: Run, modules: Mapping[str, Keys], parameters: Container[str]) -> None:
+    """See that PEFT would load every factor; a tied head's follow the embedding's."""
+    folder, tied = run.folder, run.settings.tied
+    loose = (path for path in modules if path not in parameters and not is_listed_expert(path))
+    paths = [path for path in loose if not (tied and is_task_head(f"{path}."))]
+    check_chosen(folder.config, paths, folder.where, folder.config_where)
 
 
 def _check_start(folder: AdapterFolder, settings: LoraSettings, *, initial: bool) -> None:
