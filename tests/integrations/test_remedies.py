@@ -293,6 +293,60 @@ def test_a_rolled_back_run_is_the_run_resumed_from_the_ok_checkpoint(
     assert all(torch.equal(found[n], tensor) for n, tensor in expected.items())
 
 
+@pytest.mark.parametrize("after", ["inoculate", "stop"])
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no-links"])
+def test_a_limit_of_one_checkpoint_leaves_a_way_back(
+    tiny_base: Path,
+    tiny_bank_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after: str,
+    links: bool,
+) -> None:
+    """The checkpoint of the alarm takes the place of the ok one under `save_total_limit=1`: what
+    was kept of that is put back, so that it is there as the best one, too.
+    """
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    run = trainer(
+        tiny_base,
+        tmp_path,
+        max_steps=12,
+        save_strategy="steps",
+        save_steps=2,
+        save_total_limit=1,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+    )
+    watch = WVMonitorCallback.attach(
+        run,
+        tiny_bank_folder,
+        every_n_steps=1,
+        max_overhead=1,
+        allow_uncalibrated_stop=True,
+        on_alarm="rollback",
+        after_rollback=after,
+    )
+    drift_from(run, watch, 6)
+    run.train()
+    assert watch.monitor.failures == 0
+    (told,) = events(tmp_path, "rollback")
+    assert "to checkpoint-6" in told
+    if after == "inoculate":
+        assert run.state.global_step == 12
+        assert Path(str(run.state.best_model_checkpoint)).is_dir()
+    else:
+        saved = load_file(tmp_path / "checkpoint-6" / "adapter_model.safetensors")
+        name = next(n for n in saved if "lora_B" in n)
+        live = run.model.state_dict()[name.replace("lora_B.", "lora_B.default.")]
+        assert torch.equal(live, saved[name])
+
+
+def no_links(*_: Any, **__: Any) -> None:
+    raise OSError(95, "Operation not supported")
+
+
 def test_rolled_back_and_stopped_the_model_is_the_ok_checkpoint(
     tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
 ) -> None:

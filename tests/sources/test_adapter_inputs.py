@@ -253,3 +253,62 @@ def test_kinds_that_peft_computes_check_their_tensors(
     """A kind whose tensors do not fit its configuration is refused, whatever PEFT would do."""
     with pytest.raises(InputError, match="adapter"):
         read_adapter(spoilt(options), bases("llama"))
+
+
+CHOSEN: list[tuple[dict[str, Any], bool]] = [
+    ({"target_modules": ["q_proj"]}, True),
+    ({"target_modules": ["self_attn.q_proj", "nothing"]}, True),
+    ({"target_modules": "all-linear"}, True),
+    ({"target_modules": r".*\.(q_proj|v_proj)"}, True),
+    ({"target_modules": None}, True),
+    ({"layers_to_transform": [0, 1]}, True),
+    ({"layers_to_transform": [0, 1], "layers_pattern": "layers"}, True),
+    ({"target_modules": ["v_proj"]}, False),
+    ({"target_modules": ["proj"]}, False),
+    ({"target_modules": r"model\.layers\.0\..*"}, False),
+    ({"target_modules": r"q_proj"}, False),
+    ({"exclude_modules": ["layers.1.self_attn.q_proj"]}, False),
+    ({"exclude_modules": r".*layers\.1\..*"}, False),
+    ({"layers_to_transform": 0}, False),
+    ({"layers_to_transform": [1], "layers_pattern": ["layers"]}, False),
+    ({"target_modules": None, "target_parameters": ["mlp.up_proj.weight"]}, False),
+]
+
+
+@pytest.mark.parametrize(("config", "loaded"), CHOSEN, ids=lambda c: str(c))
+def test_factors_that_peft_would_not_load_are_refused(
+    config: dict[str, Any], loaded: bool, spoilt: Callable[..., Path], bases: Bases
+) -> None:
+    """What the configuration does not choose is in the file and in no model that PEFT makes of it:
+    it is refused where PEFT leaves any of it out, and nowhere else.
+    """
+    folder = spoilt(config)
+    model: Any = None
+    if "target_parameters" not in config:  # PEFT needs the factors of those
+        model = peft.PeftModel.from_pretrained(zoo.build("llama"), folder)
+        kept = sum("lora_A" in name for name, _ in model.named_parameters())
+        with SafetensorsFile(folder / "adapter_model.safetensors") as file:
+            assert (kept >= sum("lora_A" in name for name in file.tensors)) == loaded
+    if loaded:
+        tau = read_adapter(folder, bases("llama"))
+        zoo.assert_equal_change(
+            tau, zoo.change(zoo.merged(model), zoo.weights_of(zoo.build("llama")))
+        )
+    else:
+        with pytest.raises(AdapterError, match="does not choose|no factors"):
+            read_adapter(folder, bases("llama"))
+
+
+@pytest.mark.parametrize("kind", [peft.LoHaConfig, peft.IA3Config])
+def test_other_kinds_hold_what_peft_would_load_too(
+    kind: Any, bases: Bases, tmp_path: Path
+) -> None:
+    """So it is with kinds that PEFT merges."""
+    extra = {"feedforward_modules": []} if kind is peft.IA3Config else {"r": 2}
+    model = peft.get_peft_model(zoo.build("llama"), kind(target_modules=["q_proj"], **extra))
+    zoo.shake(model)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": ["k_proj"]}))
+    with pytest.raises(AdapterError, match="does not choose"):
+        read_adapter(tmp_path, bases("llama"))

@@ -69,15 +69,19 @@ def go_back(trainer: Trainer, monitor: Monitor, way: WayBack, **kwargs: Any) -> 
     Returns:
         What `train()` returns; None where the run stops there.
     """
-    if trainer.is_world_process_zero():
+    run = monitor.run_name
+
+    def prepared() -> str:
         kept = KeptCheckpoints.of(way.checkpoint)
-        kept.set_aside_after(step_of(way.checkpoint), monitor.run_name)
-    trainer.accelerator.wait_for_everyone()
+        kept.set_aside_after(step_of(way.checkpoint), run)
+        return str(kept.put_back(way.checkpoint, run))
+
+    checkpoint = from_first(prepared)
     if monitor.settings.after_rollback == "stop":
-        trainer._load_from_checkpoint(str(way.checkpoint))
+        trainer._load_from_checkpoint(checkpoint)
         return None
     monitor.remedies.pending = monitor.remedies.after_alarm(way.behaviours)
-    return trainer.train(**{**kwargs, "resume_from_checkpoint": str(way.checkpoint)})
+    return trainer.train(**{**kwargs, "resume_from_checkpoint": checkpoint})
 
 
 def told(monitor: Monitor, way: WayBack) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wvmonitor.detection.explanation import in_full
-from wvmonitor.detection.verdict import Verdict
+from wvmonitor.detection.verdict import State, Verdict
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Observation
 
@@ -36,7 +36,8 @@ class Decision:
 def log_raised(
     observation: Observation, before: Mapping[str, Verdict], quiet: Collection[str]
 ) -> None:
-    """Log each warning and alarm that was not there at the reading before, with its account.
+    """Log what was not there at the reading before: warnings and alarms, with their account, and
+    that a behaviour cannot be judged.
 
     Args:
         observation: of this reading.
@@ -45,7 +46,8 @@ def log_raised(
     """
     for verdict in observation.verdicts:
         was = before.get(verdict.reference)
-        risen = verdict.account and (was is None or was.state != verdict.state)
+        news = verdict.account or verdict.state == State.UNKNOWN
+        risen = news and (was is None or was.state != verdict.state)
         if risen and verdict.reference not in quiet:
             words = in_full(verdict.reason, verdict.account)
             logger.warning(

@@ -107,7 +107,10 @@ def find_targets(paths: Iterable[Location]) -> list[Target]:
     A path that cannot be scanned becomes a target with an error: the rest of the scan goes on.
     """
     found: list[Target] = []
-    for path in dict.fromkeys(str(p) for p in paths):
+    spelt: dict[object, str] = {
+        path if is_url(path) or not path else PurePath(path): path for path in map(str, paths)
+    }
+    for path in spelt.values():
         try:
             found += _at(path)
         except (WVMonitorError, OSError, ImportError) as error:
