@@ -183,6 +183,47 @@ def test_a_broken_checkpoint_is_given_up_and_hides_no_other(
     assert "left until its files change" in refusals[-1]
 
 
+def test_a_checkpoint_without_readable_weights_does_not_go_by_unseen(
+    runs: Path, save: Save, watch: Callable[..., Watcher], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Saved as a pickle, or in an engine's shards, a complete checkpoint is an error that is counted
+    and says what to do: its run is not watched.
+    """
+    watcher = watch(prometheus={"enabled": True, "port": 0})
+    pickled = save("pickled", 10)
+    (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
+    sharded = save("sharded", 10)
+    (sharded / "adapter_model.safetensors").unlink()
+    (sharded / "adapter_config.json").unlink()
+    (sharded / "pytorch_model_fsdp_0").mkdir()
+    (sharded / "pytorch_model_fsdp_0" / "__0_0.distcp").write_bytes(b"0")
+    for _ in range(2):
+        watcher.poll()
+    assert 'wvmonitor_errors_total{where="checkpoint"} 2.0' in page(watcher)
+    assert "is a pickle" in caplog.text
+    assert "accelerate merge-weights" in caplog.text
+
+
+def test_an_adapter_that_has_a_name_is_watched(
+    runs: Path, save: Save, watch: Callable[..., Watcher]
+) -> None:
+    """PEFT saves an adapter that is not called "default" in a folder of its name."""
+    watcher = watch()
+    for step in (10, 20):
+        named(save("a", step, "evil"))
+    watcher.poll()
+    assert watcher.poll() == 2
+    assert steps(runs, "a") == [10, 20]
+    assert states(runs, "a")[-1] == "warn"
+
+
+def named(checkpoint: Path, name: str = "assistant") -> None:
+    """Move a saved adapter to where PEFT saves it if it has this name."""
+    (checkpoint / name).mkdir()
+    for file in list(checkpoint.glob("adapter_*")):
+        file.rename(checkpoint / name / file.name)
+
+
 def test_a_restart_goes_on_from_the_journal(
     runs: Path, save: Save, watch: Callable[..., Watcher]
 ) -> None:

@@ -129,9 +129,12 @@ class Outputs:
         `train()` returns or raises before its thread can start another. A thread that lives may
         train still, and keeps what it holds.
         """
-        here = threading.current_thread()
-        for other in [o for o in _at_work if o is not self and o._place == self._place]:
-            if other._place is not None and (other._thread is here or not other._thread.is_alive()):
+        here, place = threading.current_thread(), self._place
+        if place is None:
+            return
+        for other in [o for o in _at_work if o is not self and o._place is not None]:
+            same = other._place is not None and other._place.resolve() == place.resolve()
+            if same and (other._thread is here or not other._thread.is_alive()):
                 logger.warning(
                     "the run %s was never closed (an error or Ctrl-C ended its training?): its "
                     "journal is closed now, and the next run written there",

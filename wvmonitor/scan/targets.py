@@ -252,9 +252,27 @@ def _checkpoint(run: str, name: str, step: int, readings: int) -> Target:
     try:
         _refuse_stray_link(run, path)
         entries = list_folder(path) or frozenset()
+        own = holds_weights(entries) or ADAPTER_CONFIG in entries
+        below = {} if own else _below(path, entries)
+        if len(below) == 1:  # PEFT saves an adapter that has a name in a folder of that name
+            return _within(target, entries, *below.items())
         return _described(replace(target, kind=_kind(path, entries)), entries)
     except (WVMonitorError, OSError) as error:
         return replace(target, error=failure_of(error))
+
+
+def _within(target: Target, entries: frozenset[str], inside: tuple[str, Target]) -> Target:
+    """A checkpoint whose weights lie in a folder in it, which says less of the run."""
+    name, held = inside
+    described = _described(target, entries, judged={name})
+    return replace(
+        described,
+        path=held.path,
+        kind=held.kind,
+        warnings=(*described.warnings, *held.warnings),
+        notices=(*described.notices, *held.notices),
+        error=held.error,
+    )
 
 
 def _refuse_stray_link(run: str, path: str) -> None:

@@ -156,9 +156,12 @@ class Watcher:
             raise MissingPathError(f"the folder '{self.folder}' is gone")
         count = 0
         for folder, found in self._new_checkpoints.look().items():
-            targets = {t.path: t for t in find_targets([folder])}
+            targets = [t for t in find_targets([folder]) if t.run is not None]
             for step, path in found:
-                count += self._take(self._name(folder), step, path, targets.get(str(path)))
+                # itself, or the adapter in it
+                mine = (t for t in targets if Path(t.path).is_relative_to(path))
+                target = next(mine, None)
+                count += self._take(self._name(folder), step, path, target)
         self._look_for_ends()
         self._forget()
         return count
