@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -285,10 +286,10 @@ def test_factors_that_peft_would_not_load_are_refused(
     folder = spoilt(config)
     model: Any = None
     if "target_parameters" not in config:  # PEFT needs the factors of those
-        model = peft.PeftModel.from_pretrained(zoo.build("llama"), folder)
-        kept = sum("lora_A" in name for name, _ in model.named_parameters())
-        with SafetensorsFile(folder / "adapter_model.safetensors") as file:
-            assert (kept >= sum("lora_A" in name for name in file.tensors)) == loaded
+        with contextlib.suppress(ValueError):  # where it chooses nothing, or what takes no LoRA
+            model = peft.PeftModel.from_pretrained(zoo.build("llama"), folder)
+        names = () if model is None else dict(model.named_parameters())
+        assert (sum("q_proj.lora_A" in name for name in names) == 2) == loaded
     if loaded:
         tau = read_adapter(folder, bases("llama"))
         zoo.assert_equal_change(
