@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -158,7 +158,7 @@ class WVMonitorCallback(TrainerCallback):
         heard = self._attached and self._trainer is trainer
         self._attached, self._attached_to = True, weakref.ref(trainer)
         if not heard:
-            self._hear_of_training(trainer)
+            trainer.train = self.heard(trainer, trainer.train)  # type: ignore[method-assign]
 
     def _take_place_of_others(self, callbacks: list[TrainerCallback]) -> None:
         """Leave one monitor a bank: the cell that attaches it may be run again and again."""
@@ -174,9 +174,8 @@ class WVMonitorCallback(TrainerCallback):
                 )
                 other.monitor.close()
 
-    def _hear_of_training(self, trainer: Trainer) -> None:
-        """Learn from `train()` itself what no event tells: where it resumes, and that it failed."""
-        train = trainer.train
+    def heard(self, trainer: Trainer, train: Callable[..., Any]) -> Callable[..., Any]:
+        """A trainer's `train()`, of which we hear what no event tells: its start, and failure."""
 
         @wraps(train)
         def heard(*args: Any, **kwargs: Any) -> Any:
@@ -196,7 +195,7 @@ class WVMonitorCallback(TrainerCallback):
             rest = dict(zip(("trial", "ignore_keys_for_eval"), args[1:], strict=False))
             return go_back(trainer, self.monitor, self._way_back, **kwargs, **rest) or done
 
-        trainer.train = heard  # type: ignore[method-assign]
+        return heard
 
     @staticmethod
     def _takes_part(state: TrainerState, model: Any) -> bool:
