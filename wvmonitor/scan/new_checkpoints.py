@@ -89,8 +89,9 @@ class NewCheckpoints:
 
     def failed(self, path: Path) -> bool:
         """The checkpoint could not be read; whether it will be handed out once more."""
-        self._seen[path].tries += 1
-        return self._seen[path].tries < TRIES
+        seen = self._seen[path]
+        seen.tries = seen.tries + 1 if _holds_weights(seen.files) else TRIES
+        return seen.tries < TRIES
 
     def _is_ready(self, path: Path, step: int) -> bool:
         try:
@@ -107,11 +108,9 @@ class NewCheckpoints:
             return False
         if seen.done or seen.tries >= TRIES:
             return False
-        names = [name for name, *_ in files]
-        if TRAINER_STATE in names:
+        if any(name == TRAINER_STATE for name, *_ in files):
             return True
-        settled = now - seen.since >= self._settle
-        return settled and any(name.endswith(_WEIGHTS) for name in names)
+        return now - seen.since >= self._settle and _holds_weights(files)
 
     def _checkpoints(self) -> Iterator[tuple[Path, int]]:
         for count, (folder, names) in enumerate(_walk(self._folder, DEPTH)):
@@ -146,6 +145,10 @@ def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, list[str]]]:
         for name in names:
             if not _CHECKPOINT.fullmatch(name):
                 yield from _walk(folder / name, depth - 1)
+
+
+def _holds_weights(files: _Print) -> bool:
+    return any(name.endswith(_WEIGHTS) for name, *_ in files)
 
 
 def _files(path: Path) -> _Print:
