@@ -313,3 +313,34 @@ def test_other_kinds_hold_what_peft_would_load_too(
     file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": ["k_proj"]}))
     with pytest.raises(AdapterError, match="does not choose"):
         read_adapter(tmp_path, bases("llama"))
+
+
+def test_tensors_that_a_configuration_has_no_place_for_are_refused(
+    spoilt: Callable[..., Path], bases: Bases
+) -> None:
+    """A bias of B without `lora_bias`, an embedding's factors on a linear layer and the other way
+    round are in the file, and in no model that PEFT makes of it.
+    """
+
+    def biased(tensors: dict[str, Tensor]) -> None:
+        tensors[B.replace("weight", "bias")] = torch.ones(tensors[B].shape[0])
+
+    def as_embedding(tensors: dict[str, Tensor]) -> None:
+        for key in (A, B):
+            name = key.replace("lora_", "lora_embedding_").removesuffix(".weight")
+            tensors[name] = tensors.pop(key)
+
+    def as_linear(tensors: dict[str, Tensor]) -> None:
+        for key in (A, B):
+            moved = key.replace("layers.0.self_attn.q_proj", "embed_tokens")
+            tensors[moved] = tensors.pop(key)
+
+    for change, config, words in (
+        (biased, {}, "lora_bias is false"),
+        (as_embedding, {}, "of an embedding for .*q_proj', which is none"),
+        (as_linear, {"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens', which is an"),
+    ):
+        folder = spoilt(config, change)
+        with pytest.raises(AdapterError, match=words):
+            read_adapter(folder, bases("llama"))
+        shutil.rmtree(folder)

@@ -42,6 +42,10 @@ from wvmonitor.sources.names import (
 )
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Origin, TaskVector, Update
 from wvmonitor.vectors import update as updates
+from wvmonitor.vectors.coverage import component_of
+
+# What a language model's embeddings are called; PEFT has factors of their own for them.
+_TABLES = frozenset({"embed_tokens", "wte", "wpe", "word_embeddings", "embed_in", "shared"})
 
 
 def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector:
@@ -105,6 +109,19 @@ def _check_complete(
             raise AdapterError(
                 f"{shown(module.path)} of {folder.where} has a DoRA magnitude, but use_dora is "
                 "false: re-save the adapter with its configuration"
+            )
+        if "bias" in module.of and not folder.config.get("lora_bias"):
+            raise AdapterError(
+                f"{shown(module.path)} of {folder.where} has a bias of B, but lora_bias is false, "
+                "so that PEFT would not load it: re-save the adapter with its configuration"
+            )
+        table = module.path.rpartition(".")[2] in _TABLES
+        in_block = component_of(f"{module.path}.weight", (1, 1)) == "blocks"
+        if (in_block and module.embedding) or (table and not module.embedding):
+            holds, is_ = ("a linear layer", "an embedding") if table else ("an embedding", "none")
+            raise AdapterError(
+                f"{folder.where} holds factors of {holds} for {shown(module.path)}, which is {is_}: "
+                "PEFT would not load them; re-save the adapter with PEFT"
             )
 
 
