@@ -8,6 +8,7 @@ WVMONITOR_TRACEBACK=1 asks for it.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ class Group(TyperGroup):
     ) -> NoReturn:
         """Run, and exit the process."""
         extra["standalone_mode"] = False
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without a sign shows its number
+            sys.stdout.reconfigure(errors="backslashreplace")
         if os.environ.get("WVMONITOR_TRACEBACK"):
             sys.exit(super().main(args, prog_name, **extra) or 0)
         sys.exit(_guarded(lambda: super(Group, self).main(args, prog_name, **extra)))

@@ -1,4 +1,4 @@
-"""LoRA from its saved factors, read by key: nothing of the configuration is evaluated.
+"""LoRA from its saved factors, read by key.
 
 Shapes as PEFT stores them, with R the rank: `lora_A.weight` (R, in), `lora_B.weight` (out, R);
 for embeddings `lora_embedding_A` (R, tokens), `lora_embedding_B` (dim, R), without `.weight`.
@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from wvmonitor.errors import AdapterError, KeyMismatchError, ShapeMismatchError
 from wvmonitor.files.storage import shown
+from wvmonitor.reading import component_of
 from wvmonitor.sources.adapters import saved_modules
 from wvmonitor.sources.adapters.config import LoraSettings, lora_settings
 from wvmonitor.sources.adapters.experts import (
@@ -31,9 +32,8 @@ from wvmonitor.sources.adapters.lora_module import (
     LoraModule,
     bias_delta,
 )
-from wvmonitor.sources.adapters.parts import Part, assembled
 from wvmonitor.sources.adapters.targets import check_chosen
-from wvmonitor.sources.checks import compare_shapes
+from wvmonitor.sources.folder import compare_shapes
 from wvmonitor.sources.names import (
     is_task_head,
     is_transposed,
@@ -42,7 +42,7 @@ from wvmonitor.sources.names import (
 )
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Origin, TaskVector, Update
 from wvmonitor.vectors import update as updates
-from wvmonitor.vectors.coverage import component_of
+from wvmonitor.vectors.task_vector import Part
 
 # What a language model's embeddings are called; PEFT has factors of their own for them.
 _TABLES = frozenset({"embed_tokens", "wte", "wpe", "word_embeddings", "embed_in", "shared"})
@@ -70,9 +70,10 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
     run = Run(folder, settings, initial, _mixed(modules))
     _check_chosen(run, modules, parameters)
     parts = expert_parts(run, modules) if any(".experts." in path for path in modules) else []
+    fused = {path for path in modules if is_single_expert(path)} if parts else set()
     embeddings = [module for module in modules.values() if module.embedding]
     for path, module in modules.items():
-        if parts and is_single_expert(path):
+        if path in fused:
             continue
         if path in parameters or not _is_tied_copy(folder, settings, module, embeddings):
             parts += _parts(run, module, *(parameters.get(path) or _weight(run, module)))
@@ -91,7 +92,7 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
         step=folder.step,
         warnings=tuple(folder.warnings),
     )
-    return assembled(parts, origin)
+    return TaskVector.of_parts(parts, origin)
 
 
 def _check_complete(
@@ -175,17 +176,17 @@ def _weight(run: Run, module: Keys) -> tuple[str, Layout]:
     outputs_last = module.embedding or conv1d
     shape = (inputs, outputs) if outputs_last else (outputs, inputs)
     if folder.base is not None:
-        held = folder.base.stored(name)
-        if held is None:
+        stored = folder.base.stored(name)
+        if stored is None:
             raise KeyMismatchError(
                 f"{folder.where} changes {shown(name)}, which the base {folder.base.where} does "
                 "not have: check that this is the model that the adapter was trained on"
             )
-        resized = compare_shapes(held, folder.base.shape(held), shape, folder.where)
+        resized = compare_shapes(stored, folder.base.shape(stored), shape, folder.where)
         if resized and (run.settings.dora or run.settings.start != "base"):
             raise ShapeMismatchError(f"{resized[0]}; only plain LoRA can be: give its own base")
         folder.warnings += resized
-        name = held  # an adapted head that is tied changes the embedding it is
+        name = stored  # an adapted head that is tied changes the embedding it is
     return name, Layout(shape, outputs_last, is_transposed(name, shape, conv1d=conv1d))
 
 
@@ -222,8 +223,8 @@ def _parts(run: Run, module: Keys, name: str, layout: Layout) -> list[Part]:
 
         return replace(now, start=start).delta(base)
 
-    held = None if folder.base is None else folder.base.stored(name)
-    in_base = layout.shape if folder.base is None or held is None else folder.base.shape(held)
+    stored = None if folder.base is None else folder.base.stored(name)
+    in_base = layout.shape if folder.base is None or stored is None else folder.base.shape(stored)
     if in_base == layout.shape:
         parts = [Part(name, layout.shape, produce)]
     else:  # a resized vocabulary
@@ -272,9 +273,9 @@ def _is_conv1d(run: Run, name: str, sizes: tuple[int, int]) -> bool:
     folder, settings = run.folder, run.settings
     base = folder.base
     if base is not None:
-        held = base.stored(name)
-        if held is not None and sizes[0] != sizes[1]:
-            return base.shape(held) == sizes
+        stored = base.stored(name)
+        if stored is not None and sizes[0] != sizes[1]:
+            return base.shape(stored) == sizes
         standard = "model_type" in base.config and "auto_map" not in base.config
         return base.is_conv1d(name) if standard else settings.fan_in_fan_out
     if settings.fan_in_fan_out or not may_be_conv1d(name):

@@ -138,13 +138,13 @@ class Patterns:
         Raises:
             UnsupportedAdapterError: matching took longer than a real table's does.
         """
-        found = min(self._by_name(module), default=len(self._keys))
+        place = min(self._by_name(module), default=len(self._keys))
         for number, expression in self._expressions:
-            if number > found:
+            if number > place:
                 break
             if self._matching.matches(expression, module):
-                found = number
-        return self._keys[found] if found < len(self._keys) else None
+                place = number
+        return self._keys[place] if place < len(self._keys) else None
 
     def _by_name(self, module: str) -> Iterator[int]:
         for (length, dots), numbers in self._names.items():
