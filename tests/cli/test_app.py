@@ -151,6 +151,20 @@ def test_the_module_equals_the_script(tmp_path: Path) -> None:
     assert "missing' cannot be read" in runs[0].stderr
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_that_lacks_a_sign_shows_its_number(encoding: str) -> None:
+    """An old locale makes of θ an escape, and of no command a bug."""
+    done = subprocess.run(
+        [sys.executable, "-m", "wvmonitor", "--help"],
+        capture_output=True,
+        check=False,
+        timeout=60,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\u03b8" in done.stdout
+
+
 def test_a_reader_that_goes_away_is_not_an_alarm() -> None:
     """When whoever reads the output stops, the exit code is 2 and never 1, without a traceback."""
     code = (
