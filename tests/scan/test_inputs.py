@@ -16,6 +16,16 @@ from wvmonitor.scan.inputs import gather
 from wvmonitor.scan.scan import scan
 from wvmonitor.scan.targets import find_targets
 
+# For the table of docs/what-is-measured.md: kind, where it comes from, read or refused, the test.
+MEASURED = [
+    (
+        "a run whose checkpoints hold an adapter with a name (`checkpoint-10/NAME/`)",
+        "PEFT",
+        "read as one trajectory, by `scan` and `watch`",
+        "test_a_run_of_an_adapter_that_has_a_name_is_a_trajectory",
+    ),
+]
+
 
 def names(targets: list) -> list[str]:
     return [Path(t.path).name for t in targets]

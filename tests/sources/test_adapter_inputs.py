@@ -30,6 +30,21 @@ from wvmonitor.errors import (
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
 from wvmonitor.sources import read_adapter
 
+# For the table of docs/what-is-measured.md: kind, where it comes from, read or refused, the test.
+MEASURED = [
+    (
+        "factors of modules that the configuration does not choose",
+        "edited configurations, joined files",
+        "refused: PEFT leaves them out, other programs may not",
+        "test_factors_that_peft_would_not_load_are_refused",
+    ),
+    (
+        "a bias of B without `lora_bias`, an embedding's factors on a linear layer",
+        "edited configurations",
+        "refused: PEFT leaves them out",
+        "test_tensors_that_a_configuration_has_no_place_for_are_refused",
+    ),
+]
 Bases = Callable[..., Path]
 A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 B = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"

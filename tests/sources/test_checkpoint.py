@@ -47,6 +47,12 @@ MEASURED = [
         "read, once",
         "test_copies_of_a_shared_embedding_count_once",
     ),
+    (
+        "a `config.json` that names another file (`transformers_weights`)",
+        "transformers 5",
+        "refused: both files are named",
+        "test_a_configuration_that_names_other_weights_is_refused",
+    ),
 ]
 Bases = Callable[..., Path]
 KINDS = [("llama", {}), ("llama", {"tied": True}), ("gpt2", {}), ("moe", {})]
