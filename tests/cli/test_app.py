@@ -165,6 +165,15 @@ def test_a_terminal_that_lacks_a_sign_shows_its_number(encoding: str) -> None:
     assert b"\\u03b8" in done.stdout
 
 
+def test_a_home_folder_after_an_equals_sign_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--references=~/bank` is what it says: no shell reads the sign there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = CliRunner().invoke(app, ["doctor", "--references=~/bank", "--json"])
+    assert str(tmp_path / "bank") in done.output + done.stderr
+
+
 def test_a_reader_that_goes_away_is_not_an_alarm() -> None:
     """When whoever reads the output stops, the exit code is 2 and never 1, without a traceback."""
     code = (
