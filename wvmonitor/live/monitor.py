@@ -32,7 +32,7 @@ from wvmonitor.outputs.exporter import Exporter, Observation
 from wvmonitor.outputs.run_state import state_at_end
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of
-from wvmonitor.sources.distributed import from_first
+from wvmonitor.sources.distributed import from_first, rank
 from wvmonitor.sources.live_model import LiveModel
 
 __all__ = ["Monitor", "Run"]
@@ -177,11 +177,14 @@ class Monitor:
             validation.warn_if_moved(observation.scores.norm, self.bank)
 
     def give_up_unbegun(self, run: Run) -> None:
-        """Keep and tell that a run is not watched, since `start` has failed for it.
+        """Keep and tell that a run is not watched, since `start` has failed for it; on rank 0.
 
         Args:
             run: what is known of it.
         """
+        if rank():
+            return
+        run = run.with_usable_names()
         self._run = self._ended(run) if self._readings is not None else run
         self._readings = None
         self._outputs.never_begun(replace(self._run, resume_step=0), self.bank.fingerprint)
