@@ -482,6 +482,27 @@ def test_a_run_that_was_given_up_is_no_clean_result(tmp_path: Path, make_entry: 
     journal.close()
 
 
+@pytest.mark.parametrize("hours", [-5, 5], ids=["back", "forward"])
+def test_a_clock_that_is_set_hides_no_end_of_watching(
+    tmp_path: Path, make_entry: Entry, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """A machine's clock is often set while a job runs: who gave up has given up, and who watches
+    again does.
+    """
+    now = time.time()
+    journal = begun(tmp_path)
+    journal.record(make_entry(10, "ok"))
+    journal.flush()
+    monkeypatch.setattr(time, "time", lambda: now + 3600 * hours)
+    journal.give_up("not watched since step 20")
+    journal.flush()
+    assert read_journal(tmp_path).unwatched("r") == "not watched since step 20"
+    monkeypatch.setattr(time, "time", lambda: now + 3600 * (hours - 24))
+    journal.begin_attempt(CONTEXT, "bank", resume_step=10)
+    assert read_journal(tmp_path).unwatched("r") is None
+    journal.close()
+
+
 def test_an_acknowledgement_is_found_among_other_events(tmp_path: Path) -> None:
     """Notes about a behaviour silence nothing, and of two reasons given the later one counts."""
     journal = begun(tmp_path)
