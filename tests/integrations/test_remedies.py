@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+)
 
 from tests.integrations.test_left_alone import At
 from tests.integrations.test_transformers import lora, plant_drift, trainer, weights
@@ -341,6 +346,40 @@ def test_a_limit_of_one_checkpoint_leaves_a_way_back(
         name = next(n for n in saved if "lora_B" in n)
         live = run.model.state_dict()[name.replace("lora_B.", "lora_B.default.")]
         assert torch.equal(live, saved[name])
+
+
+def test_early_stopping_does_not_count_what_is_taken_back(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """Evaluations after the checkpoint that a run goes back to are not held against it."""
+    values = iter([6, 5, 4, 9, 9, 3, 2, 1, 0, 0])  # at 2, 4, 6, 8; back; again 8, 10, 12
+    run = trainer(
+        tiny_base,
+        tmp_path,
+        max_steps=12,
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_value",
+        greater_is_better=False,
+        callbacks=[EarlyStoppingCallback(2)],
+    )
+    run.compute_metrics = lambda _: {"value": next(values)}
+    watch = WVMonitorCallback.attach(
+        run,
+        tiny_bank_folder,
+        every_n_steps=1,
+        max_overhead=1,
+        allow_uncalibrated_stop=True,
+        on_alarm="rollback",
+    )
+    drift_from(run, watch, 6)
+    run.train()
+    assert "to checkpoint-6" in events(tmp_path, "rollback")[0]
+    assert watch.monitor.failures == 0
+    assert run.state.global_step == 12
 
 
 def no_links(*_: Any, **__: Any) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from wvmonitor.errors import SettingsError
 from wvmonitor.integrations.checkpoints import KeptCheckpoints, step_of
@@ -81,7 +81,21 @@ def go_back(trainer: Trainer, monitor: Monitor, way: WayBack, **kwargs: Any) -> 
         trainer._load_from_checkpoint(checkpoint)
         return None
     monitor.remedies.pending = monitor.remedies.after_alarm(way.behaviours)
+    _recall_callbacks(trainer, Path(checkpoint))
     return trainer.train(**{**kwargs, "resume_from_checkpoint": checkpoint})
+
+
+def _recall_callbacks(trainer: Trainer, checkpoint: Path) -> None:
+    """Put what callbacks count (evaluations without progress) back to where it was then.
+
+    A process that resumes has new ones; here they have seen what is taken back.
+    """
+    saved = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).stateful_callbacks
+    for kind, states in saved.items():
+        known = [c for c in trainer.callback_handler.callbacks if type(c).__name__ == kind]
+        for callback, state in zip(known, states if isinstance(states, list) else [states]):
+            for name, value in state.get("attributes", {}).items():
+                setattr(callback, name, value)
 
 
 def told(monitor: Monitor, way: WayBack) -> str:
