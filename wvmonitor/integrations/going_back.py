@@ -92,8 +92,9 @@ def _recall_callbacks(trainer: Trainer, checkpoint: Path) -> None:
     """
     saved = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).stateful_callbacks
     for kind, states in saved.items():
+        every = states if isinstance(states, list) else [states]
         known = [c for c in trainer.callback_handler.callbacks if type(c).__name__ == kind]
-        for callback, state in zip(known, states if isinstance(states, list) else [states]):
+        for callback, state in zip(known, every, strict=False):
             for name, value in state.get("attributes", {}).items():
                 setattr(callback, name, value)
 
