@@ -215,7 +215,7 @@ def test_runs_of_another_bank_are_refused(runs: list[Path], tiny_bank_folder: Pa
 def test_a_run_whose_training_the_monitor_changed_cannot_calibrate(
     runs: list[Path], tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
 ) -> None:
-    """Inoculated runs score lower than runs that train as they are: none of them sets a threshold."""
+    """Inoculated runs score lower than others: none of them sets a threshold."""
     model = adapted(tiny_base, 7).train()
     monitor = Monitor(tiny_bank_folder, every_n_steps=1, inoculate={"evil": 1.0})
     monitor.start(model, Run(folder=tmp_path / "run", planned_steps=1, optimizer="adamw"))

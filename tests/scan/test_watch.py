@@ -186,8 +186,8 @@ def test_a_broken_checkpoint_is_given_up_and_hides_no_other(
 def test_a_checkpoint_without_readable_weights_does_not_go_by_unseen(
     runs: Path, save: Save, watch: Callable[..., Watcher], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Saved as a pickle, or in an engine's shards, a complete checkpoint is an error that is counted
-    and says what to do: its run is not watched.
+    """Saved as a pickle, or in an engine's shards, a complete checkpoint is an error that is
+    counted and says what to do: its run is not watched.
     """
     watcher = watch(prometheus={"enabled": True, "port": 0})
     pickled = save("pickled", 10)

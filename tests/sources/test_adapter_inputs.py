@@ -311,14 +311,12 @@ def test_factors_that_peft_would_not_load_are_refused(
             tau, zoo.change(zoo.merged(model), zoo.weights_of(zoo.build("llama")))
         )
     else:
-        with pytest.raises(AdapterError, match="does not choose|no factors"):
+        with pytest.raises(AdapterError, match=r"does not choose|no factors"):
             read_adapter(folder, bases("llama"))
 
 
 @pytest.mark.parametrize("kind", [peft.LoHaConfig, peft.IA3Config])
-def test_other_kinds_hold_what_peft_would_load_too(
-    kind: Any, bases: Bases, tmp_path: Path
-) -> None:
+def test_other_kinds_hold_what_peft_would_load_too(kind: Any, bases: Bases, tmp_path: Path) -> None:
     """So it is with kinds that PEFT merges."""
     extra = {"feedforward_modules": []} if kind is peft.IA3Config else {"r": 2}
     model = peft.get_peft_model(zoo.build("llama"), kind(target_modules=["q_proj"], **extra))

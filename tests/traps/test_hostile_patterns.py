@@ -33,7 +33,7 @@ def test_a_hostile_configuration_costs_no_time(kind: str, tmp_path: Path) -> Non
     tau = read_adapter(tmp_path / "adapter", tmp_path / "base")
     zoo.assert_equal_change(tau, zoo.change(zoo.merged(adapted), before))
     file.write_text(json.dumps(said | {"target_modules": HOSTILE}))
-    with pytest.raises(AdapterError, match="q_proj|pattern"):
+    with pytest.raises(AdapterError, match=r"q_proj|pattern"):
         read_adapter(tmp_path / "adapter", tmp_path / "base")
     file.write_text(json.dumps(said | {"rank_pattern": {HOSTILE: 2}}))
     try:

@@ -206,9 +206,7 @@ def command(
         raise typer.Exit(2)
 
 
-def _check_files(
-    dataset: Path, harmless: Path | None, out: str | None, page: Path | None
-) -> None:
+def _check_files(dataset: Path, harmless: Path | None, out: str | None, page: Path | None) -> None:
     """See that all can be written that is to be, and nothing over what is read."""
     from wvmonitor.files.atomic import check_writable
 

@@ -77,7 +77,7 @@ def check_writable(path: Location) -> None:
 
 
 def _is_device(target: Path) -> bool:
-    """Whether a path is no file, or a name for another program's: a device, a pipe, a descriptor."""
+    """Whether a path is no file of its own: a device, a pipe, another name of a descriptor."""
     try:
         mode = target.stat().st_mode
     except OSError:  # nothing is there yet

@@ -225,8 +225,7 @@ class Outputs:
         self._unwatched(f"not watched: the monitor could not begin ({failure})", step=None)
 
     def log_raised(self, observation: Observation, before: Mapping[str, Verdict]) -> None:
-        """Log what was not there before: warnings and alarms, with their explanation, and that a
-        behaviour cannot be judged.
+        """Log what was not there before: warnings, alarms, and what cannot be judged.
 
         Behaviours that are expected or acknowledged are left out.
         """

@@ -56,7 +56,9 @@ class ChatNotifier:
         service = Apprise.instantiate(self.url, suppress_exceptions=True)
         if service is None:
             scheme, marked, _ = self.url.partition("://")  # without the mark it may be a bare token
-            what = f"its scheme is {scheme[:20]!r}" if marked else "it has no scheme, as in slack://…"
+            what = (
+                f"its scheme is {scheme[:20]!r}" if marked else "it has no scheme, as in slack://…"
+            )
             raise SettingsError(
                 f"apprise does not understand a notifier's url ({what}): see "
                 "https://appriseit.com/services/"

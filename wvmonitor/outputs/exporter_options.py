@@ -24,7 +24,7 @@ from wvmonitor.outputs.server import Access
 
 
 def _expanded(path: Path) -> Path:
-    """The path with `~` and `~user` as a shell reads them; Python and YAML leave them as they are."""
+    """The path with `~` and `~user` as a shell reads them, which Python and YAML do not."""
     try:
         return path.expanduser()
     except RuntimeError:  # there is no such user: whoever opens it says what is not there

@@ -278,8 +278,8 @@ class ModelFolder:
         if named is not None and named not in self.files.files:
             raise MalformedFileError(
                 f"config.json of {shown(self.path)} names {shown(named, 80)} as its weights "
-                f"(transformers_weights), and not {shown(self.files.files[0])}, which would be read "
-                "here: give the path of the file to judge, or take the field away"
+                f"(transformers_weights), and not {shown(self.files.files[0])}, which would be "
+                "read here: give the path of the file to judge, or take the field away"
             )
 
     def _refuse_quantised(self) -> None:

@@ -121,8 +121,8 @@ def _check_complete(
         if (in_block and module.embedding) or (table and not module.embedding):
             holds, is_ = ("a linear layer", "an embedding") if table else ("an embedding", "none")
             raise AdapterError(
-                f"{folder.where} holds factors of {holds} for {shown(module.path)}, which is {is_}: "
-                "PEFT would not load them; re-save the adapter with PEFT"
+                f"{folder.where} holds factors of {holds} for {shown(module.path)}, which is "
+                f"{is_}: PEFT would not load them; re-save the adapter with PEFT"
             )
 
 

@@ -1,9 +1,10 @@
 r"""What the expressions of an adapter's configuration say of a module, in bounded time.
 
-For `rank_pattern` and `alpha_pattern` PEFT matches `(.*\.)?(KEY)$` with Python's `re`, KEY being whatever the file says, and the first
-entry that matches wins (peft/utils/other.py, `get_pattern_key`); a `target_modules` that is a text
-must match the whole name. A hostile expression makes that run for years, so the same is matched by
-the `regex` package within a limit of processor time.
+For `rank_pattern` and `alpha_pattern` PEFT matches `(.*\.)?(KEY)$` with Python's `re`, KEY being
+whatever the file says, and the first entry that matches wins (peft/utils/other.py,
+`get_pattern_key`); a `target_modules` that is a text must match the whole name. A hostile
+expression makes that run for years, so the same is matched by the `regex` package within a limit of
+processor time.
 """
 
 from __future__ import annotations
