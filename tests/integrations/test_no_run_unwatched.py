@@ -125,6 +125,10 @@ def test_a_run_that_cannot_be_begun_is_told(
     (told,) = [json.loads(body)["data"] for _, _, body in receiver.received]
     assert told["kind"] == "disabled"
     assert "give base=FOLDER" in told["reason"]
+    again = trainer(tiny_base, tmp_path / "again", callbacks=[watch])
+    again.train()  # the next run is none the worse for it
+    assert watch.monitor.last is not None
+    assert watch.monitor.last.scores.step == 6
 
 
 def test_the_cell_that_attaches_is_run_again(

@@ -84,6 +84,7 @@ class WVMonitorCallback(Callback):
         """Open the journal and take the reading before the first step."""
         model = self._model(pl_module)
         self._last_step = trainer.global_step
+        self.monitor.expect_run()
         self.monitor.remedies.begin(model, self._restored.get("inoculated"))
         self._carry_out(
             together(self.monitor, "start", lambda: self._begin(trainer, model)), trainer, model

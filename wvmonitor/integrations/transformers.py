@@ -205,6 +205,7 @@ class WVMonitorCallback(TrainerCallback):
     ) -> None:
         training = self._training
         assert training is not None  # noqa: S101  whoever calls has made it
+        self.monitor.expect_run()
         self._rows = TrainerRows()
         self._kept = None
         wanted = self.monitor.settings

@@ -176,6 +176,10 @@ class Monitor:
             # far from 0 is a warm start or a wrong base
             validation.warn_if_moved(observation.scores.norm, self.bank)
 
+    def expect_run(self) -> None:
+        """Let failures of the runs before count against none that is about to begin."""
+        self._outputs.failures.end_row()
+
     def give_up_unbegun(self, run: Run) -> None:
         """Keep and tell that a run is not watched, since `start` has failed for it; on rank 0.
 
