@@ -90,12 +90,13 @@ def _recall_callbacks(trainer: Trainer, checkpoint: Path) -> None:
 
     A process that resumes has new ones; here they have seen what is taken back.
     """
-    saved = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).stateful_callbacks
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    saved: Any = state.stateful_callbacks  # declared a list, and a mapping of classes' names
     for kind, states in saved.items():
         every = states if isinstance(states, list) else [states]
         known = [c for c in trainer.callback_handler.callbacks if type(c).__name__ == kind]
-        for callback, state in zip(known, every, strict=False):
-            for name, value in state.get("attributes", {}).items():
+        for callback, counted in zip(known, every, strict=False):
+            for name, value in counted.get("attributes", {}).items():
                 setattr(callback, name, value)
 
 
