@@ -151,7 +151,7 @@ def test_the_module_equals_the_script(tmp_path: Path) -> None:
     assert "missing' cannot be read" in runs[0].stderr
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
 def test_a_terminal_that_lacks_a_sign_shows_its_number(encoding: str) -> None:
     """An old locale makes of θ an escape, and of no command a bug."""
     done = subprocess.run(

@@ -99,8 +99,8 @@ def test_the_weights_at_hand_are_no_start(
             assert summary.verdict == "unknown"
             assert "give base=FOLDER" in (summary.unwatched or "")
         else:
-            start = {n: p.double() for n, p in full(tiny_base).named_parameters()}
-            moved = {n: p.double() - start[n] for n, p in run.model.named_parameters()}
+            start = {n: p.detach().double() for n, p in full(tiny_base).named_parameters()}
+            moved = {n: p.detach().double() - start[n] for n, p in run.model.named_parameters()}
             norm = torch.cat([d.reshape(-1) for d in moved.values()]).norm()
             assert summary.norm == pytest.approx(float(norm), rel=1e-5)
 

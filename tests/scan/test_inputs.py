@@ -223,9 +223,10 @@ def test_urls_are_scanned_without_a_download(
 
 
 def test_a_run_of_an_adapter_that_has_a_name_is_a_trajectory(
-    drifting_run: Path, bank: ReferenceBank, tmp_path: Path
+    drifting_run: Path, tiny_bank_folder: Path, tmp_path: Path
 ) -> None:
     """Each `checkpoint-STEP/NAME/` is that step's reading: the verdicts are the unnamed run's."""
+    bank = ReferenceBank.load(tiny_bank_folder)
     run = Path(shutil.copytree(drifting_run, tmp_path / "run"))
     for checkpoint in run.iterdir():
         (checkpoint / "assistant").mkdir()
