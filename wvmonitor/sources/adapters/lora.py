@@ -54,10 +54,11 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
             "target_parameters: re-save the adapter"
         )
     run = Run(folder, settings, initial, _mixed(modules))
-    parts = expert_parts(run, modules) if any(".experts." in path for path in modules) else []
+    fused = expert_parts(run, modules) if any(".experts." in path for path in modules) else []
+    parts = list(fused)
     embeddings = [module for module in modules.values() if module.embedding]
     for path, module in modules.items():
-        if parts and is_single_expert(path):
+        if fused and is_single_expert(path):
             continue
         if path in parameters or not _is_tied_copy(folder, settings, module, embeddings):
             parts += _parts(run, module, *(parameters.get(path) or _weight(run, module)))

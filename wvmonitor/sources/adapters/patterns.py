@@ -13,8 +13,6 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import regex
-
 from wvmonitor.errors import UnsupportedAdapterError
 from wvmonitor.files.storage import shown
 
@@ -79,6 +77,8 @@ class Patterns:
         return self._keys[found] if found < len(self._keys) else None
 
     def _compiled(self, key: str) -> Any:
+        import regex  # slow to import, and most adapters have no patterns
+
         repeats = (max(int(n or 1) for n in counts) for counts in _COUNTED.findall(key))
         if math.prod(max(n, 1) for n in repeats) > _MOST_REPEATS:
             raise self._too_large()
