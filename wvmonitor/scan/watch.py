@@ -156,7 +156,8 @@ class Watcher:
             raise MissingPathError(f"the folder '{self.folder}' is gone")
         count = 0
         for folder, found in self._new_checkpoints.look().items():
-            targets = {t.path: t for t in find_targets([folder])}
+            names = {path.name for _, path in found}  # each state holds the log up to its step
+            targets = {t.path: t for t in find_targets([folder], only=names)}
             for step, path in found:
                 count += self._take(self._name(folder), step, path, targets.get(str(path)))
         self._look_for_ends()

@@ -6,6 +6,7 @@ of the transformer blocks by default; the other components are measured and repo
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -33,12 +34,17 @@ def component_of(name: str, shape: Sequence[int]) -> Component:
         name: the parameter's name in the base model.
         shape: its shape: a vector is never one of the blocks' linear weights.
     """
+    return _component_of(name, len(shape) > 1)
+
+
+@functools.lru_cache(maxsize=1 << 17)  # asked at every reading, of the same names
+def _component_of(name: str, is_map: bool) -> Component:  # noqa: FBT001  a key of the cache
     if _NORM.search(name):
         return "norms"
     if _TABLE_IN_BLOCK.search(name):
         return "embeddings"
     if _IN_BLOCK.search(name):
-        return "blocks" if len(shape) >= 2 and not _BIAS.search(name) else "other"
+        return "blocks" if is_map and not _BIAS.search(name) else "other"
     if _HEAD.search(name):
         return "head"
     if _EMBEDDING.search(name):
