@@ -181,10 +181,11 @@ class ModelFolder:
         if part:  # of an encoder-decoder, whatever its configuration ties
             shared = f"{name[: part.start()]}{part[1]}shared.weight"
             return shared if shared in self else None
-        embeddings = [n for n in self._sources if _is_token_embedding(n)]
-        if not self.ties_embeddings or not (_LM_HEAD.search(name) or _is_token_embedding(name)):
+        is_head = bool(_LM_HEAD.search(name))
+        if not (is_head or _is_token_embedding(name)) or not self.ties_embeddings:
             return None
-        if _LM_HEAD.search(name):
+        embeddings = [n for n in self._sources if _is_token_embedding(n)]
+        if is_head:
             return embeddings[0] if len(embeddings) == 1 else None
         heads = [n for n in self._sources if _LM_HEAD.search(n)]
         return heads[0] if name not in self and len(heads) == 1 and not embeddings else None

@@ -67,5 +67,7 @@ def _same(before: Tensor, now: Tensor) -> bool:
 
     torch compares halves one by one, numpy whole numbers many at a time.
     """
-    both = (block.contiguous().view(torch.int16).numpy() for block in (before, now))
+    flat = [block.contiguous() for block in (before, now)]
+    wide = all((b.nbytes | b.data_ptr()) % 8 == 0 and b.storage_offset() % 8 == 0 for b in flat)
+    both = (b.view(torch.int64 if wide else torch.int16).numpy() for b in flat)
     return np.array_equal(*both) or torch.equal(before, now)
