@@ -19,15 +19,20 @@ def check_finite(tensor: Tensor, name: str, where: str) -> Tensor:
     Raises:
         NonFiniteError: it holds NaN or infinity.
     """
-    # torch sums no 8 bits
-    values = tensor.to(torch.float32) if tensor.dtype.itemsize == 1 else tensor
-    # the sum finds a NaN or infinity in one pass, and may only have overflowed
-    if not math.isfinite(values.sum()) and not bool(torch.isfinite(values).all()):
+    if not is_finite(tensor):
         raise NonFiniteError(
             f"{shown(name)} of {where} holds NaN or infinity: the run diverged or the file is "
             "damaged; take an earlier checkpoint"
         )
     return tensor
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
+    # torch sums no 8 bits
+    values = tensor.to(torch.float32) if tensor.dtype.itemsize == 1 else tensor
+    # the sum finds a NaN or infinity in one pass, and may only have overflowed
+    return math.isfinite(values.sum()) or bool(torch.isfinite(values).all())
 
 
 def compare_shapes(name: str, start: Sequence[int], now: Sequence[int], where: str) -> list[str]:
