@@ -341,11 +341,31 @@ def _scans(work: Path, rounds: int, part: int, *, quick: bool) -> Iterator[Wait]
     command = ("scan", str(adapter), "--references", str(bank))
     name = f"`wvmonitor scan` of one LoRA r=16, 4 references, {size}"
     yield Wait(f"{name}, base never seen", None, TORCH, command)
-    yield Wait(f"{name}, base seen before", 1.3, TORCH, command, old=False, seen=True)
+    yield Wait(
+        f"{name}, base seen before",
+        1.3,
+        TORCH,
+        command,
+        old=False,
+        seen=True,
+        why="Most of what a scan takes beyond torch is importing: a hundred modules of ours at two to "
+        "three milliseconds each, dataclasses for the most part, then pydantic and typer. The rest is "
+        "checking, reading and stacking the bank.",
+    )
     argument = {"base": str(base), "rounds": rounds, "layers": shape.layers}
     argument["digests"] = str(work / "digests-attach")
     name, floor = f"attach to a LoRA, {size}", "one hash of the base's file"
-    yield Wait(name, 1.2, floor, task="attach", argument=argument, again=", base seen before")
+    yield Wait(
+        name,
+        1.2,
+        floor,
+        task="attach",
+        argument=argument,
+        again=", base seen before",
+        why="Every frozen weight is compared with the base's files as well: a model whose earlier "
+        "training was merged into it is another base. Walking the model's modules takes as long as "
+        "that comparison; both remain where the digest is known.",
+    )
 
 
 def _many_modules(work: Path, rounds: int, part: int, *, quick: bool) -> Iterator[Wait]:
