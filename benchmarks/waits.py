@@ -101,16 +101,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     before = mine.before and mine.before.resolve()
     names = mine.only or list(GROUPS)
     run = [_commit(HERE), before and _commit(before), asked.rounds, asked.part]
-    kept = _Kept(run, again=mine.again or asked.quick or bool(mine.only))
+    kept = None if asked.quick or mine.only else _Kept(run, again=mine.again)
     figures: list[Figure] = []
     checks: list[Check] = []
     for name in names:
-        found = kept.get(name)
+        found = kept and kept.get(name)
         if found is None:
             with tempfile.TemporaryDirectory(dir=asked.work) as folder:
                 waits = GROUPS[name](Path(folder), asked.rounds, asked.part, quick=asked.quick)
                 found = _measured(waits, Path(folder), asked.rounds, before, quick=asked.quick)
-            if not (asked.quick or mine.only):
+            if kept:
                 kept.put(name, found)
         figures += found[0]
         checks += found[1]
@@ -124,9 +124,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         path=asked.json,
         remarks=_remarks(figures, asked.rounds, before),
     )
-    if not asked.quick and asked.json is None:
-        write_page()
-    kept.forget()
+    if kept:
+        kept.forget()
+        if asked.json is None:
+            write_page()
     return written
 
 
