@@ -11,12 +11,12 @@ import torch
 from tests.integrations.distributed_runs import journal_steps
 from tests.sources import sharded_runs, zoo
 from wvmonitor.errors import UnmeasurableModelError
+from wvmonitor.reading import component_of
 from wvmonitor.references import BaseIdentity, Card, Construction, Reference, ReferenceBank
 from wvmonitor.sources import LiveModel, base_digest, distributed
 from wvmonitor.sources.names import is_transposed
 from wvmonitor.testing import run_distributed
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate, TaskVector, Update
-from wvmonitor.vectors.coverage import component_of
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wvmonitor.sources.checks import compare_shapes
 from wvmonitor.sources.distributed import is_sharded, whole
-from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.folder import ModelFolder, compare_shapes
 from wvmonitor.sources.identity import BLOCK_ELEMENTS, DEVICE_ELEMENTS
 from wvmonitor.sources.threads import for_each_tensor
 
@@ -56,10 +55,10 @@ def unlike_base(
         return not all(_same(before.to(part.dtype), part.to("cpu")) for before, part in pairs)
 
     if any(is_sharded(p) for p in compared.values()):  # each a collective, in one order everywhere
-        found = {name: differs(folder, name) for name in stored}
+        differing = {name: differs(folder, name) for name in stored}
     else:
-        found = for_each_tensor(folder, stored, differs)
-    return {name: compared[name] for name, other in found.items() if other}
+        differing = for_each_tensor(folder, stored, differs)
+    return {name: compared[name] for name, other in differing.items() if other}
 
 
 def _same(before: Tensor, now: Tensor) -> bool:
