@@ -131,7 +131,8 @@ def publish(
 
     Args:
         benchmark: its name.
-        figures, checks: what was found.
+        figures: what was measured.
+        checks: what was computed in two ways.
         quick: whether on tiny shapes.
         path: where the JSON goes; among the results if not given.
         remarks: what a reader of the table must know of this run.

@@ -108,8 +108,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         found = kept and kept.get(name)
         if found is None:
             with tempfile.TemporaryDirectory(dir=asked.work) as folder:
-                waits = GROUPS[name](Path(folder), asked.rounds, asked.part, quick=asked.quick)
-                found = _measured(waits, Path(folder), asked.rounds, before, quick=asked.quick)
+                how = _How(Path(folder), asked.rounds, asked.part, quick=asked.quick)
+                found = _measured(GROUPS[name](how), how, before)
             if kept:
                 kept.put(name, found)
         figures += found[0]
@@ -129,6 +129,28 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if asked.json is None:
             write_page()
     return written
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a group of waits is measured.
+
+    Attributes:
+        work: an empty folder, for inputs.
+        rounds: how often.
+        part: 1/part of the layers of each shape.
+        quick: whether on tiny shapes.
+    """
+
+    work: Path
+    rounds: int
+    part: int
+    quick: bool
+
+    @property
+    def small(self) -> shapes.Shape:
+        """A small model that people fine-tune."""
+        return shapes.SMOLLM2.with_layers(2) if self.quick else shapes.SMOLLM2.part(self.part)
 
 
 class _Kept:
@@ -169,23 +191,21 @@ class _Kept:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _measured(
-    waits: Iterable[Wait], folder: Path, rounds: int, before: Path | None, *, quick: bool
-) -> _Found:
+def _measured(waits: Iterable[Wait], how: _How, before: Path | None) -> _Found:
     figures: list[Figure] = []
     checks: list[Check] = []
     imports: list[float] = []
     for wait in waits:
-        versions = [_Version(HERE, folder / "digests")]
+        versions = [_Version(HERE, how.work / "digests")]
         if before and wait.old:
-            versions.append(_Version(before, folder / "digests-before"))
-        for version in versions if wait.seen and not quick else ():
-            _run(("-P", "-m", "wvmonitor", *wait.command), version, folder)
-        for _ in range(1 if wait.task else rounds):
-            if wait.floor == TORCH and not quick:
-                imports.append(_run(("-c", "import torch"), versions[0], folder)[1])
+            versions.append(_Version(before, how.work / "digests-before"))
+        for version in versions if wait.seen and not how.quick else ():
+            _run(("-P", "-m", "wvmonitor", *wait.command), version, how.work)
+        for _ in range(1 if wait.task else how.rounds):
+            if wait.floor == TORCH and not how.quick:
+                imports.append(_run(("-c", "import torch"), versions[0], how.work)[1])
             for version in versions:
-                (_try if quick else _measure)(wait, version, folder)
+                (_try if how.quick else _measure)(wait, version, how.work)
                 if wait.floor == TORCH:
                     version.floor = imports or [1.0]
         for version, when in zip(versions, _WHEN, strict=False):
@@ -295,42 +315,39 @@ def _run(
     return done.stdout, seconds, after.ru_maxrss / 1000
 
 
-def _blame(work: Path, rounds: int, part: int, *, quick: bool) -> Iterator[Wait]:
+def _blame(how: _How) -> Iterator[Wait]:
     """A ranking of training examples."""
-    shape = _small(part, quick=quick)
-    passes = {"rounds": rounds, "tiny": quick, "layers": shape.layers, "rows": 8}
+    shape = how.small
+    passes = {"rounds": how.rounds, "tiny": how.quick, "layers": shape.layers, "rows": 8}
     bare = "two passes without padding, logits of answers alone"
     yield Wait(f"`blame`, {_size(shape)}, 8 examples", 1.5, bare, task="blame", argument=passes)
 
 
-def _probe(work: Path, rounds: int, part: int, *, quick: bool) -> Iterator[Wait]:
+def _probe(how: _How) -> Iterator[Wait]:
     """The inputs of every layer on ordinary text."""
-    shape = _small(part, quick=quick)
-    passes = {"rounds": rounds, "tiny": quick, "layers": shape.layers, "rows": 8}
+    shape = how.small
+    passes = {"rounds": how.rounds, "tiny": how.quick, "layers": shape.layers, "rows": 8}
     name, bare = f"probe, {_size(shape)}, 8 rows of text", "a bare forward pass"
     yield Wait(name, 1.3, bare, task="probe", argument=passes)
 
 
-def _commands(work: Path, rounds: int, part: int, *, quick: bool) -> Iterator[Wait]:
+def _commands(how: _How) -> Iterator[Wait]:
     """What is asked at a prompt, and measures nothing."""
-    dry = ("build", "organism-evil", "--model", "tiny-organism", "--out", str(work / "built"))
+    dry = ("build", "organism-evil", "--model", "tiny-organism", "--out", str(how.work / "built"))
     yield Wait("`wvmonitor build --dry-run`", 1.5, TORCH, (*dry, "--dry-run"))
     yield Wait("`wvmonitor doctor`", 1.5, TORCH, ("doctor",))
     yield Wait("`wvmonitor --help`", 0.4, command=("--help",))
-
-
-def _small(part: int, *, quick: bool) -> shapes.Shape:
-    return shapes.SMOLLM2.with_layers(2) if quick else shapes.SMOLLM2.part(part)
 
 
 def _size(shape: shapes.Shape) -> str:
     return f"{shape.name}, {shape.layers} layers"
 
 
-def _scans(work: Path, rounds: int, part: int, *, quick: bool) -> Iterator[Wait]:
+def _scans(how: _How) -> Iterator[Wait]:
     """A LoRA adapter of a small base, scanned; and the base under a live LoRA."""
-    shape = _small(part, quick=quick)
+    shape = how.small
     size = _size(shape)
+    work = how.work
     base, bank = work / "base", work / "bank"
     model_of(shape.layers, tiny=False, dtype=torch.bfloat16).save_pretrained(base)
     digest, linears = base_digest(base), shape.linears()
@@ -349,11 +366,11 @@ def _scans(work: Path, rounds: int, part: int, *, quick: bool) -> Iterator[Wait]
         command,
         old=False,
         seen=True,
-        why="Most of what a scan takes beyond torch is importing: a hundred modules of ours at two to "
-        "three milliseconds each, dataclasses for the most part, then pydantic and typer. The rest is "
-        "checking, reading and stacking the bank.",
+        why="Most of what a scan takes beyond torch is importing: a hundred modules of ours at two "
+        "to three milliseconds each, dataclasses for the most part, then pydantic and typer. The "
+        "rest is checking, reading and stacking the bank.",
     )
-    argument = {"base": str(base), "rounds": rounds, "layers": shape.layers}
+    argument = {"base": str(base), "rounds": how.rounds, "layers": shape.layers}
     argument["digests"] = str(work / "digests-attach")
     name, floor = f"attach to a LoRA, {size}", "one hash of the base's file"
     yield Wait(
@@ -369,23 +386,25 @@ def _scans(work: Path, rounds: int, part: int, *, quick: bool) -> Iterator[Wait]
     )
 
 
-def _many_modules(work: Path, rounds: int, part: int, *, quick: bool) -> Iterator[Wait]:
-    shape = shapes.TINY if quick else shapes.QWEN_30B_MOE.with_layers(2)
+def _many_modules(how: _How) -> Iterator[Wait]:
+    shape = shapes.TINY if how.quick else shapes.QWEN_30B_MOE.with_layers(2)
     linears = shape.linears()
-    adapter = inputs.write_adapter(work / "experts", linears, 16, 1, dtype=torch.bfloat16)
-    bank = inputs.write_bank(work / "experts-bank", linears, 1, 4)
+    adapter = inputs.write_adapter(how.work / "experts", linears, 16, 1, dtype=torch.bfloat16)
+    bank = inputs.write_bank(how.work / "experts-bank", linears, 1, 4)
     yield Wait(
         f"adapter of {len(linears)} small modules",
         5,
         "reading its file",
         task="modules",
-        argument={"adapter": str(adapter), "bank": str(bank), "rounds": rounds},
+        argument={"adapter": str(adapter), "bank": str(bank), "rounds": how.rounds},
         old=False,
     )
 
 
-def _journals(work: Path, rounds: int, part: int, *, quick: bool) -> Iterator[Wait]:
-    readings, runs, checkpoints = (40, 5, 20) if quick else (100_000 // part, 1000, 10_000)
+def _journals(how: _How) -> Iterator[Wait]:
+    sizes = (40, 5, 20) if how.quick else (100_000 // how.part, 1000, 10_000)
+    readings, runs, checkpoints = sizes
+    work = how.work
     bank, journal, watched = work / "tiny-bank", work / "journal", work / "watched"
     made = _one_journal(work / "tiny-base", bank, journal)
     (watched / ".wvmonitor").mkdir(parents=True)
@@ -464,11 +483,11 @@ def _lengthen(journal: Path, names: Sequence[str], readings: int) -> None:
         connection.execute("UPDATE readings SET wall_time = ?", (time.time() + 3600,))
 
 
-def _memory(work: Path, rounds: int, part: int, *, quick: bool) -> Iterator[Wait]:
-    shape = shapes.TINY if quick else shapes.QWEN_7B.with_layers(1)
+def _memory(how: _How) -> Iterator[Wait]:
+    shape = shapes.TINY if how.quick else shapes.QWEN_7B.with_layers(1)
     linears = shape.linears()
-    bank = inputs.write_bank(work / "large-bank", linears, 8, 64)
-    adapter = inputs.write_adapter(work / "large", linears, 16, 1)
+    bank = inputs.write_bank(how.work / "large-bank", linears, 8, 64)
+    adapter = inputs.write_adapter(how.work / "large", linears, 16, 1)
     yield Wait(
         "memory of a bank of 8 references, a layer of Qwen2.5-7B's shape",
         1.1,
@@ -479,7 +498,7 @@ def _memory(work: Path, rounds: int, part: int, *, quick: bool) -> Iterator[Wait
     )
 
 
-GROUPS: dict[str, Callable[..., Iterator[Wait]]] = {
+GROUPS: dict[str, Callable[[_How], Iterator[Wait]]] = {
     "scan": _scans,
     "commands": _commands,
     "blame": _blame,

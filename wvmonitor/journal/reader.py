@@ -293,9 +293,7 @@ class JournalReader:
         )
         return {row["reference"]: row["detail"] for row in rows if row["reference"]}
 
-    def _one(
-        self, connection: sqlite3.Connection, run: str, key: tuple[int, int]
-    ) -> JournalRow:
+    def _one(self, connection: sqlite3.Connection, run: str, key: tuple[int, int]) -> JournalRow:
         """The reading of one (attempt, step)."""
         row = connection.execute(
             "SELECT attempt, step, wall_time, measure_seconds, scores, judge_state "

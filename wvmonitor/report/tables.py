@@ -221,8 +221,8 @@ def _interval(view: RunView) -> str:
     steps = [row.step for row in view.rows if row.step is not None]
     words = f"{view.total:,}"
     if view.in_part:
-        words += f", of which this page looks at {len(view.rows):,}: of each stretch the first, the "
-        words += "smallest and largest scores, and where a verdict changed"
+        words += f", of which this page looks at {len(view.rows):,}: of each stretch the first, "
+        words += "the smallest and largest scores, and where a verdict changed"
         words += f" (steps {steps[0]:,} to {steps[-1]:,})"
     elif len(steps) > 1:
         gaps = [b - a for a, b in pairwise(steps)]

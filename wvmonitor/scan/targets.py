@@ -98,9 +98,7 @@ class Target:
         )
 
 
-def find_targets(
-    paths: Iterable[Location], *, only: Container[str] | None = None
-) -> list[Target]:
+def find_targets(paths: Iterable[Location], *, only: Container[str] | None = None) -> list[Target]:
     """Everything to scan at these paths, in their order; a path given twice is scanned once.
 
     What lies in folders below an adapter or a run (PEFT's further adapters, a final model) is

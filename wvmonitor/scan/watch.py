@@ -156,7 +156,8 @@ class Watcher:
             raise MissingPathError(f"the folder '{self.folder}' is gone")
         count = 0
         for folder, checkpoints in self._new_checkpoints.look().items():
-            names = {path.name for _, path in checkpoints}  # each state holds the log up to its step
+            # of these alone: each trainer's state holds the whole log up to its step
+            names = {path.name for _, path in checkpoints}
             targets = {t.path: t for t in find_targets([folder], only=names)}
             for step, path in checkpoints:
                 count += self._take(self._name(folder), step, path, targets.get(str(path)))

@@ -69,6 +69,7 @@ class AdapterFolder:
         self.base: ModelFolder | None = None
         self.base_digest: str | None = None
         self.warnings: list[str] = []
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._ahead: dict[str, Tensor] = {}
         self._last: str | None = None
         self._open_base(base)
@@ -99,7 +100,9 @@ class AdapterFolder:
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of the tensor under a key without prefix."""
-        return tuple(self.files.info(self._full(key)).shape)
+        if key not in self._shapes:  # asked for several times of each of thousands of modules
+            self._shapes[key] = tuple(self.files.info(self._full(key)).shape)
+        return self._shapes[key]
 
     def read(self, key: str) -> Tensor:
         """The tensor under a key without prefix.

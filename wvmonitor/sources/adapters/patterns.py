@@ -62,6 +62,8 @@ class Patterns:
         Raises:
             UnsupportedAdapterError: matching took longer than a real table's does.
         """
+        if not self._keys:
+            return None
         place = min(self._by_name(module), default=len(self._keys))
         for number, expression in self._expressions:
             if number > place:
