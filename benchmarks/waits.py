@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     figures: list[Figure] = []
     checks: list[Check] = []
     for name in names:
-        found = kept and kept.get(name)
+        found = kept.get(name) if kept else None
         if found is None:
             with tempfile.TemporaryDirectory(dir=asked.work) as folder:
                 how = _How(Path(folder), asked.rounds, asked.part, quick=asked.quick)
