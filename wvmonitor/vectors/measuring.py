@@ -188,9 +188,7 @@ def _fit_a_block(low: Sequence[LowRankUpdate], updates: Sequence[Update]) -> boo
     kind = (first.rank, first.shape, first.transposed, first.left.dtype, first.right.dtype)
     if functional.working_dtype(first.left, first.right) != torch.float32:
         return False
-    return all(
-        (u.rank, u.shape, u.transposed, u.left.dtype, u.right.dtype) == kind for u in others
-    )
+    return all((u.rank, u.shape, u.transposed, u.left.dtype, u.right.dtype) == kind for u in others)
 
 
 def _low_rank(updates: Sequence[Update]) -> list[LowRankUpdate]:
