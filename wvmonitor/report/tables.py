@@ -90,16 +90,16 @@ def cautions(outcome: Outcome) -> list[str]:
         for warning in row.scores.warnings:
             steps_by_warning.setdefault(warning, []).append(row.step or 0)
     for warning, steps in list(steps_by_warning.items())[:MOST_CAUTIONS]:
-        least = "at least " if view.in_part else ""
-        where = f" (from step {steps[0]:,}, {least}{count(len(steps), 'reading')})"
+        seen = "at least " if view.in_part else ""
+        where = f" (from step {steps[0]:,}, {seen}{count(len(steps), 'reading')})"
         warnings.append(sentence(warning) + (where if len(view.rows) > 1 else ""))
     if len(steps_by_warning) > MOST_CAUTIONS:
         warnings.append(f"And {count(len(steps_by_warning) - MOST_CAUTIONS, 'more warning')}.")
     unknown = [r.step for r in view.rows if any(v.state == "unknown" for v in r.verdicts.values())]
     if unknown and outcome.state != "unknown":
         place = "" if unknown[0] is None else f", the first at step {unknown[0]:,}"
-        least = "At least " if view.in_part else ""
-        warnings.append(f"{least}{count(len(unknown), 'reading')} could not be judged{place}.")
+        seen = "At least " if view.in_part else ""
+        warnings.append(f"{seen}{count(len(unknown), 'reading')} could not be judged{place}.")
     return warnings
 
 

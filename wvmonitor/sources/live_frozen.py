@@ -68,5 +68,5 @@ def _same(before: Tensor, now: Tensor) -> bool:
     """
     flat = [block.contiguous() for block in (before, now)]
     wide = all((b.nbytes | b.data_ptr()) % 8 == 0 and b.storage_offset() % 8 == 0 for b in flat)
-    both = (b.view(torch.int64 if wide else torch.int16).numpy() for b in flat)
-    return np.array_equal(*both) or torch.equal(before, now)
+    one, other = (b.view(torch.int64 if wide else torch.int16).numpy() for b in flat)
+    return np.array_equal(one, other) or torch.equal(before, now)
