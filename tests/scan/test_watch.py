@@ -24,10 +24,12 @@ from typer.testing import CliRunner
 
 from wvmonitor.cli.app import app
 from wvmonitor.errors import JournalError, MissingPathError
+from wvmonitor.files.documents import read_json
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Observation
 from wvmonitor.references import ReferenceBank
+from wvmonitor.scan import targets
 from wvmonitor.scan.watch import Watcher, WatchOptions
 
 Save = Callable[..., Path]
@@ -136,6 +138,30 @@ def test_checkpoints_are_judged_as_they_arrive(
     assert steps(runs, "a") == [10, 20, 30]
     assert states(runs, "a") == ["ok", "ok", "warn"]  # two readings in a row
     assert steps(runs, "deep/er/b") == [5]
+
+
+def test_a_new_checkpoint_costs_no_look_into_the_earlier_ones(
+    save: Save, watch: Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer's state holds the whole log so far: of a long run only the new one's is read."""
+    watcher = watch()
+    for step in (10, 20, 30):
+        save("a", step)
+    watcher.poll()
+    watcher.poll()
+    read: list[str] = []
+
+    def recorded(where: Any) -> dict[str, Any]:
+        read.append(str(where))
+        return read_json(where)
+
+    monkeypatch.setattr(targets, "_trainer_state", recorded)
+    newest = save("a", 40)
+    watcher.poll()
+    assert watcher.poll() == 1
+    assert read == [str(newest / "trainer_state.json")]
+    (row,) = JournalReader(watcher.folder / ".wvmonitor").trajectory("a")[-1:]
+    assert (row.step, row.scores.progress) == (40, 0.4)
 
 
 def test_only_complete_checkpoints_are_touched(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal
@@ -98,13 +98,18 @@ class Target:
         )
 
 
-def find_targets(paths: Iterable[Location]) -> list[Target]:
+def find_targets(paths: Iterable[Location], *, only: Container[str] | None = None) -> list[Target]:
     """Everything to scan at these paths, in their order; a path given twice is scanned once.
 
     What lies in folders below an adapter or a run (PEFT's further adapters, a final model) is
     scanned too, and weights that are a pickle are named: nothing hides beside what was judged.
 
     A path that cannot be scanned becomes a target with an error: the rest of the scan goes on.
+
+    Args:
+        paths: adapters, checkpoints, and runs' output folders.
+        only: names of the checkpoints of a run that are looked into, all if not given: of the
+            others no more is said than that they are there.
     """
     targets: list[Target] = []
     spelt: dict[object, str] = {
@@ -112,13 +117,13 @@ def find_targets(paths: Iterable[Location]) -> list[Target]:
     }
     for path in spelt.values():
         try:
-            targets += _at(path)
+            targets += _at(path, only)
         except (WVMonitorError, OSError, ImportError) as error:
             targets.append(Target(path, error=failure_of(error)))
     return targets
 
 
-def _at(path: str) -> list[Target]:
+def _at(path: str, only: Container[str] | None = None) -> list[Target]:
     if not path:
         raise MissingPathError(
             "an empty path was given, which would stand for the current folder: check the variable "
@@ -145,7 +150,9 @@ def _at(path: str) -> list[Target]:
         steps = [(step, name) for step, name in _steps(below, _STEP) if below[name].error is None]
         if not below:
             return [_described(Target(path), entries)]
-    trajectory = _with_plan([_checkpoint(path, name, step, len(steps)) for step, name in steps])
+    trajectory = _with_plan(_checkpoints(path, steps, only))
+    if only is not None and not any(t.planned_steps for t in trajectory):
+        trajectory = _with_plan(_checkpoints(path, steps, None))  # another one may say the plan
     runs = {name for _, name in steps}
     further = {name: target for name, target in below.items() if name not in runs}
     # What was saved last, and is about to be published, is a checkpoint by itself: as one more
@@ -244,6 +251,17 @@ def _kind(path: str, entries: frozenset[str]) -> TargetKind:
             "or keep them in folders of their own"
         )
     return "adapter"
+
+
+def _checkpoints(
+    run: str, steps: Sequence[tuple[int, str]], only: Container[str] | None
+) -> list[Target]:
+    return [
+        _checkpoint(run, name, step, len(steps))
+        if only is None or name in only
+        else Target(str(joined(run, name)), run=run, step=step, readings=len(steps))
+        for step, name in steps
+    ]
 
 
 def _checkpoint(run: str, name: str, step: int, readings: int) -> Target:

@@ -192,10 +192,11 @@ class ModelFolder:
         if part:  # of an encoder-decoder, whatever its configuration ties
             shared = f"{name[: part.start()]}{part[1]}shared.weight"
             return shared if shared in self else None
-        embeddings = [n for n in self._sources if _is_token_embedding(n)]
-        if not self.ties_embeddings or not (_LM_HEAD.search(name) or _is_token_embedding(name)):
+        is_head = bool(_LM_HEAD.search(name))
+        if not (is_head or _is_token_embedding(name)) or not self.ties_embeddings:
             return None
-        if _LM_HEAD.search(name):
+        embeddings = [n for n in self._sources if _is_token_embedding(n)]
+        if is_head:
             return embeddings[0] if len(embeddings) == 1 else None
         heads = [n for n in self._sources if _LM_HEAD.search(n)]
         return heads[0] if name not in self and len(heads) == 1 and not embeddings else None
@@ -335,15 +336,20 @@ def check_finite(tensor: Tensor, name: str, where: str) -> Tensor:
     Raises:
         NonFiniteError: it holds NaN or infinity.
     """
-    # torch sums no 8 bits
-    values = tensor.to(torch.float32) if tensor.dtype.itemsize == 1 else tensor
-    # the sum finds a NaN or infinity in one pass, and may only have overflowed
-    if not math.isfinite(values.sum()) and not bool(torch.isfinite(values).all()):
+    if not is_finite(tensor):
         raise NonFiniteError(
             f"{shown(name)} of {where} holds NaN or infinity: the run diverged or the file is "
             "damaged; take an earlier checkpoint"
         )
     return tensor
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
+    # torch sums no 8 bits
+    values = tensor.to(torch.float32) if tensor.dtype.itemsize == 1 else tensor
+    # the sum finds a NaN or infinity in one pass, and may only have overflowed
+    return math.isfinite(values.sum()) or bool(torch.isfinite(values).all())
 
 
 def compare_shapes(name: str, start: Sequence[int], now: Sequence[int], where: str) -> list[str]:

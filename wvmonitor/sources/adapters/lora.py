@@ -221,7 +221,7 @@ def _parts(run: Run, module: Keys, name: str, layout: Layout) -> list[Part]:
                 weight = weight.double() - updates.to_dense(start.product(wide=True))
             return weight
 
-        return replace(now, start=start).delta(base)
+        return (now if start is None else replace(now, start=start)).delta(base)
 
     stored = None if folder.base is None else folder.base.stored(name)
     in_base = layout.shape if folder.base is None or stored is None else folder.base.shape(stored)

@@ -15,8 +15,6 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import regex
-
 from wvmonitor.errors import UnsupportedAdapterError
 from wvmonitor.files.storage import shown
 
@@ -43,6 +41,8 @@ class _Matching:
         Raises:
             UnsupportedAdapterError: it is none, or larger than any adapter needs.
         """
+        import regex  # slow to import, and most adapters have no patterns
+
         repeats = (max(int(n or 1) for n in counts) for counts in _COUNTED.findall(key))
         if len(key) > self._longest or math.prod(max(n, 1) for n in repeats) > _MOST_REPEATS:
             raise self.too_large()
@@ -139,6 +139,8 @@ class Patterns:
         Raises:
             UnsupportedAdapterError: matching took longer than a real table's does.
         """
+        if not self._keys:
+            return None
         place = min(self._by_name(module), default=len(self._keys))
         for number, expression in self._expressions:
             if number > place:
