@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import forks
 from tests.faults import ranks
 from tests.faults.runs import STEPS, digest, trainer
 from wvmonitor import WVMonitorCallback
@@ -70,11 +69,11 @@ def written_slowly(*given: Any) -> Any:
     return write_reading(*given)
 
 
-def run_until_killed(base: str, bank: str, out: str) -> None:
+def run_until_killed(base: Path, bank: Path, out: Path) -> None:
     """What the process does that is ended in the middle of a save, on a slow disk."""
     checkpoints.write_json = killed_while_saving  # type: ignore[assignment]
     writes.reading = written_slowly
-    watched(Path(base), Path(bank), Path(out))[0].train()
+    watched(base, bank, out)[0].train()
 
 
 def test_sigterm_during_a_save_costs_nothing(
@@ -84,14 +83,8 @@ def test_sigterm_during_a_save_costs_nothing(
 
     The reading of the step that was saved is on the disk by then: nobody will read it again.
     """
-    call = (
-        "from tests.faults.test_interrupted import run_until_killed;"
-        f"run_until_killed({str(tiny_base)!r}, {str(tiny_bank_folder)!r}, {str(tmp_path)!r})"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", call], cwd=Path(__file__).parents[2], check=False, timeout=200
-    )
-    assert done.returncode == -signal.SIGTERM
+    killed = forks.ended(lambda: run_until_killed(tiny_base, tiny_bank_folder, tmp_path))
+    assert killed == -signal.SIGTERM
     assert (tmp_path / "checkpoint-3").is_dir()
     assert not (tmp_path / "checkpoint-3" / checkpoints.SIDECAR).exists()
     assert resumed(tiny_base, tiny_bank_folder, tmp_path) == alone

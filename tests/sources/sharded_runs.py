@@ -69,11 +69,6 @@ def train(model: nn.Module) -> None:
             parameter.add_(noise)
 
 
-def compare_all(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Several comparisons in one start of the processes."""
-    return [compare(**job) for job in jobs]
-
-
 def compare(bank: str, base: str | None, dtype: str, cases: list[str]) -> dict[str, Any]:
     """How far readings of sharded models are from those of the same models in one process."""
     references = ReferenceBank.load(bank)
