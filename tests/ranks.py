@@ -5,6 +5,7 @@ To start two that import torch, Transformers and PEFT takes much longer than wha
 
 from __future__ import annotations
 
+import gc
 from pkgutil import resolve_name
 from typing import Any
 
@@ -15,10 +16,12 @@ def in_turn(calls: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     Args:
         calls: by name: a function, as `package.module:function`, and its arguments.
     """
+    functions = {name: resolve_name(function) for name, (function, _) in calls.items()}
+    gc.freeze()  # what was imported is no garbage; each Trainer would look through all of it twice
     found = {}
-    for name, (function, arguments) in calls.items():
+    for name, (_, arguments) in calls.items():
         try:
-            found[name] = resolve_name(function)(**arguments)
+            found[name] = functions[name](**arguments)
         except BaseException as error:
             error.add_note(f"in the call {name!r}")
             raise

@@ -8,6 +8,7 @@ The pages' shell blocks call the command some thirty times, and most of each cal
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ def serve(address: str) -> None:
     assert peft
     assert transformers
     torch.set_num_threads(1)
+    gc.freeze()  # or each collection in a copy copies the heap
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
