@@ -1,4 +1,4 @@
-"""Runs that end early, and a fault on one rank only: the weights in the end are the same."""
+"""Runs that end early: the weights in the end are the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from tests import forks
-from tests.faults import ranks
 from tests.faults.runs import STEPS, digest, trainer
 from wvmonitor import WVMonitorCallback
 from wvmonitor.integrations import checkpoints
@@ -21,7 +20,6 @@ from wvmonitor.journal import writes
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.scan import scan
-from wvmonitor.testing import run_distributed
 
 write_reading = writes.reading
 
@@ -112,20 +110,6 @@ def test_ctrl_c_reaches_whoever_pressed_it(
     assert callback.monitor.failures == 0
     callback.monitor.close()
     assert resumed(tiny_base, tiny_bank_folder, tmp_path) == alone
-
-
-def test_a_fault_on_rank_1_only_holds_nobody_up(
-    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
-) -> None:
-    """Where the monitor fails in one process of two, both train on and end as if unwatched."""
-    first, second = run_distributed(
-        ranks.fail_on_rank_1, base=str(tiny_base), bank=str(tiny_bank_folder), out=str(tmp_path)
-    )
-    assert first["steps"] == second["steps"] == STEPS
-    assert {first[k] for k in ("alone", "watched")} == {second[k] for k in ("alone", "watched")}
-    assert first["alone"] == first["watched"]
-    assert first["failures"] == 0
-    assert second["failures"] > 0
 
 
 def test_a_checkpoint_deleted_during_a_scan_is_an_error_of_its_own(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.runs import STEPS
 from tests.integrations import distributed_runs
 from tests.integrations.distributed_runs import journal_steps
 from tests.ranks import in_turn
@@ -23,14 +24,21 @@ RUNS: dict[str, dict[str, Any]] = {
     "stopped by rank 0": {"stop_on": 0},
 }
 """What two processes train in one start, one run after the other, and its options."""
+FAULT = "tests.faults.ranks:fail_on_rank_1"
 
 
-def two_ranks(base: Path, bank: Path, out: Path, runs: dict[str, dict[str, Any]]) -> Any:
-    """What each run came to, by name, on rank 0 and on rank 1; each has a folder of its name."""
-    given = {"base": str(base), "bank": str(bank), "batch": 2}
-    calls = {n: (TRAIN, {**given, "out": str(out / n), **options}) for n, options in runs.items()}
+def two_ranks(
+    base: Path, bank: Path, out: Path, runs: dict[str, dict[str, Any]], *others: str
+) -> Any:
+    """What each run came to, by name, on rank 0 and on rank 1; each has a folder of its name.
+
+    After them come `others`, functions that take a base, a bank and a folder.
+    """
+    given = {"base": str(base), "bank": str(bank)}
+    calls = {n: (TRAIN, {**given, "out": str(out / n), "batch": 2, **o}) for n, o in runs.items()}
+    calls |= {other: (other, {**given, "out": str(out / other)}) for other in others}
     first, second = run_distributed(in_turn, calls=calls, timeout=280)
-    return {name: (first[name], second[name]) for name in runs}
+    return {name: (first[name], second[name]) for name in calls}
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranks(tiny_base: Path, tiny_bank_folder: Path, folder: Path) -> Any:
-    """What two ranks made of each of `RUNS`."""
-    return two_ranks(tiny_base, tiny_bank_folder, folder, RUNS)
+    """What two ranks made of each of `RUNS`, and of a fault on one of them."""
+    return two_ranks(tiny_base, tiny_bank_folder, folder, RUNS, FAULT)
 
 
 @pytest.fixture(scope="module", params=["lora", "full"])
@@ -135,3 +143,13 @@ def test_zero_in_bf16_is_read_from_its_float32_masters(
 def test_a_stop_decided_on_rank_0_stops_every_rank(ranks: Any) -> None:
     """No rank goes on into a collective that the others have left."""
     assert [r["steps"] for r in ranks["stopped by rank 0"]] == [2, 2]
+
+
+def test_a_fault_on_rank_1_only_holds_nobody_up(ranks: Any) -> None:
+    """Where the monitor fails in one process of two, both train on and end as if unwatched."""
+    first, second = ranks[FAULT]
+    assert first["steps"] == second["steps"] == STEPS
+    assert {first[k] for k in ("alone", "watched")} == {second[k] for k in ("alone", "watched")}
+    assert first["alone"] == first["watched"]
+    assert first["failures"] == 0
+    assert second["failures"] > 0

@@ -11,6 +11,7 @@ import torch
 from tests.integrations.distributed_runs import journal_steps
 from tests.ranks import in_turn
 from tests.sources import sharded_runs, zoo
+from tests.steering.sharded_runs import step as inoculated_step
 from wvmonitor.errors import UnmeasurableModelError
 from wvmonitor.references import BaseIdentity, Card, Construction, Reference, ReferenceBank
 from wvmonitor.sources import LiveModel, base_digest, distributed
@@ -107,6 +108,7 @@ def ranks(banks: dict[str, Path], sharded: Path) -> list[dict[str, Any]]:
     }
     bank = str(banks["llama"] / "bank")
     calls["watch"] = f"{RUNS}:watch", {"bank": bank, "out": str(sharded), "sharded": True}
+    calls["inoculated"] = "tests.steering.sharded_runs:step", {"sharded": True}
     calls["fail in one"] = f"{RUNS}:fail_in_one", {"bank": bank}
     return run_distributed(in_turn, calls=calls, timeout=280)
 
@@ -144,6 +146,16 @@ def test_a_sharded_run_is_watched_like_a_whole_one(
     assert len(whole[0]) == 2
     assert second == [[], 0]
     assert journal_steps(sharded) == [0, 2, 4]
+
+
+def test_an_inoculation_rides_along_in_a_sharded_model(ranks: list[dict[str, Any]]) -> None:
+    """Under FSDP2 loss and gradient with k·w are those of one process; no weight is touched."""
+    expected = inoculated_step(sharded=False)
+    assert abs(expected["loss"] - expected["plain"]) > 1e-3
+    for found in (r["inoculated"] for r in ranks):
+        assert found["unseen"] == []
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert found["gradient"] == pytest.approx(expected["gradient"], rel=1e-4)
 
 
 def test_a_sharded_model_has_no_task_vector_of_one_process(tmp_path: Path) -> None:
