@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import traceback
+import multiprocessing
 from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 
 
-def ended(work: Callable[[], object]) -> int:
+def started(work: Callable[..., object], *arguments: object) -> ForkProcess:
+    """A fork that does `work`; it ends with this process at the latest."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def ended(work: Callable[..., object], *arguments: object) -> int | None:
     """How a fork that did `work` ended: 0, 1 after an exception, −N after signal N."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as in a new process
-        try:
-            work()
-            code = 0
-        except BaseException:  # noqa: BLE001  nothing may run on in the copy
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    try:
-        _, status = os.waitpid(pid, 0)
-    except BaseException:  # the test has run out of its time
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
-    return os.waitstatus_to_exitcode(status)
+    process = started(work, *arguments)
+    process.join()
+    return process.exitcode

@@ -81,7 +81,7 @@ def test_sigterm_during_a_save_costs_nothing(
 
     The reading of the step that was saved is on the disk by then: nobody will read it again.
     """
-    killed = forks.ended(lambda: run_until_killed(tiny_base, tiny_bank_folder, tmp_path))
+    killed = forks.ended(run_until_killed, tiny_base, tiny_bank_folder, tmp_path)
     assert killed == -signal.SIGTERM
     assert (tmp_path / "checkpoint-3").is_dir()
     assert not (tmp_path / "checkpoint-3" / checkpoints.SIDECAR).exists()

@@ -13,7 +13,6 @@ from tests.integrations.distributed_runs import journal_steps
 from tests.ranks import in_turn
 from wvmonitor.testing import run_distributed
 
-
 TRAIN = "tests.integrations.distributed_runs:train"
 RUNS: dict[str, dict[str, Any]] = {
     "lora": {},

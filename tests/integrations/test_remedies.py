@@ -128,9 +128,7 @@ def test_a_killed_run_leaves_no_k_w(
     tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path, lora_: bool, number: int
 ) -> None:
     """Kill −9 and SIGTERM in the middle of a step: no file on disk holds any of k·w."""
-    killed = forks.ended(
-        lambda: run_until_killed(tiny_base, tiny_bank_folder, tmp_path, lora_, number)
-    )
+    killed = forks.ended(run_until_killed, tiny_base, tiny_bank_folder, tmp_path, lora_, number)
     assert killed == -number
     assert assert_saved_as_started(tiny_base, tmp_path, lora_=lora_) == 4
 

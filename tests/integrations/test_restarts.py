@@ -63,7 +63,7 @@ def test_a_preempted_run_goes_on_as_if_nothing_had_been(
     tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path, whole: list[JournalRow]
 ) -> None:
     """Killed by SIGTERM between two checkpoints: same run, next attempt, the same readings."""
-    killed = forks.ended(lambda: run_until_killed(tiny_base, tiny_bank_folder, tmp_path))
+    killed = forks.ended(run_until_killed, tiny_base, tiny_bank_folder, tmp_path)
     assert killed == -signal.SIGTERM
     run, _ = watched(tiny_base, tiny_bank_folder, tmp_path, **EVERY)
     run.train(resume_from_checkpoint=True)

@@ -114,7 +114,9 @@ def ranks(banks: dict[str, Path], sharded: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype", "tolerance"), [c[:3] for c in COMPARED], ids=[f"{c[0]}-{c[1]}" for c in COMPARED]
+    ("kind", "dtype", "tolerance"),
+    [c[:3] for c in COMPARED],
+    ids=[f"{c[0]}-{c[1]}" for c in COMPARED],
 )
 def test_fsdp2_gives_the_single_process_reading(
     ranks: list[dict[str, Any]], kind: str, dtype: str, tolerance: float
