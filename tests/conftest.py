@@ -21,23 +21,23 @@ REAL_PART = "real part:"
 
 
 LONGEST = (
-    "organism/test_demo.py",
     "observability/test_alerts.py",
+    "organism/test_demo.py",
+    "builder/test_build.py",
+    "docs/test_pages.py",
     "builder/test_bank.py",
     "kill/test_battery.py",
-    "docs/test_pages.py",
-    "examples/test_paper.py",
-    "benchmarks/test_organisms.py",
-    "benchmarks/test_quick.py",
-    "integrations/test_distributed.py",
-    "observability/test_end_to_end.py",
-    "observability/test_rules.py",
-    "builder/test_build.py",
-    "golden/test_golden.py",
-    "sources/test_distributed.py",
     "hostile/test_hostile.py",
-    "examples/test_notebook.py",
+    "examples/test_paper.py",
+    "observability/test_end_to_end.py",
+    "integrations/test_distributed.py",
+    "benchmarks/test_quick.py",
+    "benchmarks/test_organisms.py",
     "evals/test_run.py",
+    "sources/test_distributed.py",
+    "golden/test_golden.py",
+    "observability/test_rules.py",
+    "examples/test_notebook.py",
 )
 """Files that take longest come first, so that no process is left alone with one in the end."""
 
