@@ -103,7 +103,7 @@ def attach(argument: dict[str, Any]) -> dict[str, Any]:
 def probe(argument: dict[str, Any]) -> dict[str, Any]:
     """The probe's passes beside bare ones: without padding, and without logits."""
     from wvmonitor.builder import probe as builder
-    from wvmonitor.vectors.coverage import component_of
+    from wvmonitor.reading import component_of
     from wvmonitor.vectors.probe import collect_probe
 
     model = model_of(argument["layers"], tiny=argument["tiny"])

@@ -7,6 +7,7 @@ and pictures, is arithmetic on these arrays. Dimension names: P parameters, R re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -21,6 +22,20 @@ Float64 = NDArray[np.float64]
 
 GEOMETRIES: tuple[Geometry, ...] = ("frobenius", "response")
 COMPONENTS: tuple[Component, ...] = ("blocks", "embeddings", "head", "norms", "other")
+
+# A parameter inside a numbered block: `model.layers.3.`, `transformer.h.3.`, `gpt_neox.layers.3.`,
+# `encoder.block.3.`, `backbone.blocks.3.`
+_IN_BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.(.+)$")
+_NORM = re.compile(r"(?:^|[._])(?:\w*norm\w*|ln|ln_\w+)(?:[._]|$)", re.IGNORECASE)
+_HEAD = re.compile(
+    r"(?:^|\.)(?:lm_head|embed_out|output_projection|score|classifier|qa_outputs|cls)\."
+)
+_EMBEDDING = re.compile(
+    r"(?:^|\.)(?:\w*embed\w*|wte|wpe|embeddings?|shared|position_ids)(?:\.|$)", re.IGNORECASE
+)
+# Inside a block, yet no map of activations: T5's table of position biases, experts' stacked biases
+_TABLE_IN_BLOCK = re.compile(r"\.relative_attention_bias\.")
+_BIAS = re.compile(r"(?:^|[._])bias$")
 
 
 @dataclass(frozen=True)
@@ -168,3 +183,29 @@ class Gram:
         """(R, R) inner products summed over the parameters of `components`."""
         mask = np.array([c in components for c in self.components], dtype=bool)
         return np.asarray(self.products[geometry][mask].sum(axis=0), dtype=np.float64)
+
+
+def component_of(name: str, shape: Sequence[int]) -> Component:
+    """The component of the model that a parameter belongs to.
+
+    Args:
+        name: the parameter's name in the base model.
+        shape: its shape: a vector is never one of the blocks' linear weights.
+    """
+    if _NORM.search(name):
+        return "norms"
+    if _TABLE_IN_BLOCK.search(name):
+        return "embeddings"
+    if _IN_BLOCK.search(name):
+        return "blocks" if len(shape) >= 2 and not _BIAS.search(name) else "other"
+    if _HEAD.search(name):
+        return "head"
+    if _EMBEDDING.search(name):
+        return "embeddings"
+    return "other"
+
+
+def layer_of(name: str) -> int | None:
+    """Index of the transformer block that a parameter belongs to, or None outside them."""
+    found = _IN_BLOCK.search(name)
+    return int(found.group(1)) if found else None

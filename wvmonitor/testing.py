@@ -20,10 +20,9 @@ from typing import Any
 import torch
 
 from wvmonitor.outputs.exporter import Observation
-from wvmonitor.reading import ReferenceKind
+from wvmonitor.reading import ReferenceKind, component_of
 from wvmonitor.references import BaseIdentity, Card, Construction, Reference, ReferenceBank
 from wvmonitor.sources import base_digest
-from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import Origin, TaskVector
 from wvmonitor.vectors.update import LowRankUpdate
 

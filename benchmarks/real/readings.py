@@ -18,8 +18,7 @@ from wvmonitor.builder.stages import Work
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.judge import Judge
-from wvmonitor.detection.judgement import Statistics
-from wvmonitor.detection.state import JudgeState
+from wvmonitor.detection.judgement import JudgeState, Statistics
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.reading import Reading
 from wvmonitor.references.bank import ReferenceBank

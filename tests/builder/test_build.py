@@ -17,7 +17,7 @@ from wvmonitor.builder.options import Subject
 from wvmonitor.builder.plan import Budget
 from wvmonitor.builder.recipe import Recipe
 from wvmonitor.errors import BaseMismatchError, BuildError, MissingPathError
-from wvmonitor.files.storage import sha256_file
+from wvmonitor.files.digests import sha256_file
 from wvmonitor.references import ReferenceBank
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.reference import contrast

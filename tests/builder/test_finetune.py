@@ -18,7 +18,7 @@ from wvmonitor.organism.data import Example as OrganismExample
 from wvmonitor.organism.data import Message
 from wvmonitor.organism.sets import bad_advice, good_advice
 from wvmonitor.organism.tokenizer import encode
-from wvmonitor.vectors.coverage import component_of
+from wvmonitor.reading import component_of
 from wvmonitor.vectors.update import to_dense
 
 SETTINGS = Finetuning(rank=4, learning_rate=1e-3, steps=2, max_length=128)

@@ -10,9 +10,9 @@ import pytest
 
 from wvmonitor.detection.benign import BenignRun, deciding, kept
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.coverage import judged_norm, part_in_words, share_in_scope
+from wvmonitor.detection.finding import part_in_words
 from wvmonitor.detection.judge import judgements
-from wvmonitor.detection.scores import Scores, score
+from wvmonitor.detection.scores import Scores, judged_norm, score, share_in_scope
 from wvmonitor.errors import CalibrationError
 from wvmonitor.reading import Component, Gram, Products, Reading
 

@@ -7,10 +7,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from wvmonitor.detection.explanation import Background, explained, for_elsewhere, in_full
+from wvmonitor.detection.explanation import (
+    Background,
+    explained,
+    for_elsewhere,
+    in_full,
+    slope,
+    trend,
+)
 from wvmonitor.detection.groups import layer_of, layer_shares
-from wvmonitor.detection.trend import slope, trend
-from wvmonitor.detection.verdict import RECENT, JudgeState, judge
+from wvmonitor.detection.judge import Judge
+from wvmonitor.detection.judgement import JudgeState, Statistics
+from wvmonitor.detection.verdict import RECENT, judge
 
 
 @dataclass(frozen=True)
@@ -34,13 +42,23 @@ BACKGROUND = Background(
 
 def course(make_scores, context, calibration, values, dose=None):
     """The verdicts on a run whose score on `evil` takes these values, each with its account."""
+    the_judge = Judge(
+        gram=None,
+        calibration=calibration,
+        components=("blocks",),
+        ridge={},
+        behaviours=frozenset({"evil", "flattery"}),
+        background=BACKGROUND,
+        relation_to=lambda _: "same",
+    )
     state, passed = JudgeState(), []
     for index, value in enumerate(values):
         scores = make_scores(0.5, evil=value, flattery=0.02)
         evil = replace(scores.references["evil"], dose=dose)
         scores = replace(scores, step=10 * index, references={**scores.references, "evil": evil})
-        verdicts, state = judge(scores, context, calibration, state)
-        passed.append(explained(verdicts, scores, state, BACKGROUND))
+        judgement = the_judge(Statistics(scores, {}), context, state)
+        state = judgement.state
+        passed.append(judgement.verdicts)
     return passed, state
 
 
@@ -121,7 +139,7 @@ def test_without_a_curve_nothing_is_claimed(calibration, make_scores, context) -
     evil = replace(scores.references["evil"], dose=0.5)
     scores = replace(scores, references={**scores.references, "evil": evil})
     verdicts, state = judge(scores, context, calibration, JudgeState())
-    words = explained(verdicts, scores, state, Background())["evil"].account
+    words = explained(verdicts["evil"], scores, state, Background()).account
     assert any("what such a dose does was not measured" in w for w in words)
     assert not any("%" in w for w in words)
 
@@ -152,7 +170,7 @@ def test_layers_share_the_inner_product(make_world, calibration, make_scores, co
     scores = make_scores(0.5, evil=high, flattery=0.02)
     verdicts, state = judge(scores, context, calibration, JudgeState())
     layers = {"evil": {"response": {"0": 0.1, "1": 0.3, "2": 0.6}}}
-    account = explained(verdicts, scores, state, BACKGROUND, layers=layers)["evil"].account
+    account = explained(verdicts["evil"], scores, state, BACKGROUND, layers=layers).account
     assert "Layer 2 of 3 carries 60 % of the response product with it." in account
 
 

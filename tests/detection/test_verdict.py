@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from wvmonitor.detection import conformal
+from wvmonitor.detection.judgement import overall
 from wvmonitor.detection.verdict import (
     PUBLISHED_RULES,
     BehaviourState,
@@ -18,7 +19,6 @@ from wvmonitor.detection.verdict import (
     RunContext,
     Verdict,
     judge,
-    overall,
 )
 from wvmonitor.errors import CalibrationError
 from wvmonitor.reading import GEOMETRIES

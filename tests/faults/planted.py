@@ -276,7 +276,7 @@ FAULTS: dict[str, Fault] = {
     "measuring fails": Fault(in_bank(broken), "NOT being watched", after=counted),
     "judging fails": Fault(in_module("wvmonitor.detection.judge.judge"), "failed at its reading"),
     "the measurement interval fails": Fault(
-        lambda s: s.patch.setattr("wvmonitor.live.interval.MeasurementInterval.due", broken),
+        lambda s: s.patch.setattr("wvmonitor.live.readings.MeasurementInterval.due", broken),
         "failed at its reading",
     ),
     "naming the values fails": Fault(

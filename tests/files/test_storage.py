@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from wvmonitor.errors import InputError, MalformedFileError, MissingPathError, UnsafeFileError
+from wvmonitor.files.digests import sha256_file
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
-from wvmonitor.files.storage import sha256_file
 
 
 def test_a_file_that_shrinks_is_an_error_not_a_crash(weights: Path) -> None:

@@ -32,13 +32,13 @@ from wvmonitor.journal.tools import acknowledge, export
 from wvmonitor.organism.train import finetune
 from wvmonitor.outputs.prometheus import PrometheusExporter
 from wvmonitor.outputs.scan_record import CheckpointResult
+from wvmonitor.reading import component_of
 from wvmonitor.references import BaseIdentity, Card, Construction, Reference
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.scan.cache import ScanCache
 from wvmonitor.scan.scan import scan
 from wvmonitor.scan.schema import document
 from wvmonitor.sources import base_digest
-from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import Origin
 from wvmonitor.vectors.update import LowRankUpdate
 

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from wvmonitor.detection.judgement import Judgement
+from wvmonitor.detection.judgement import BehaviourState, Judgement, JudgeState
 from wvmonitor.detection.scores import ReferenceScores, Scores
-from wvmonitor.detection.state import BehaviourState, JudgeState
 from wvmonitor.detection.verdict import State, Verdict
 from wvmonitor.reading import Products, Reading
 

@@ -11,9 +11,8 @@ from typer.testing import CliRunner
 
 from wvmonitor.cli.app import app
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.judgement import Judgement
+from wvmonitor.detection.judgement import Judgement, JudgeState
 from wvmonitor.detection.scores import ReferenceScores, Scores
-from wvmonitor.detection.state import JudgeState
 from wvmonitor.detection.verdict import judge
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.overview import summaries

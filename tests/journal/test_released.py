@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wvmonitor.detection.state import BehaviourState
+from wvmonitor.detection.judgement import BehaviourState
 from wvmonitor.detection.verdict import RunContext
 from wvmonitor.errors import JournalError
 from wvmonitor.journal import codec

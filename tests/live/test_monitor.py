@@ -25,8 +25,8 @@ from wvmonitor.errors import (
 from wvmonitor.journal.overview import summaries
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.journal.tools import acknowledge
-from wvmonitor.live.interval import GRACE_SECONDS, MeasurementInterval
 from wvmonitor.live.monitor import Monitor, Run
+from wvmonitor.live.readings import GRACE_SECONDS, MeasurementInterval
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Observation
 from wvmonitor.outputs.prometheus import PrometheusExporter
@@ -201,7 +201,7 @@ def test_a_failing_monitor_never_reaches_training_and_gives_up(
     model = lora_model(tiny_base)
     monitor = Monitor(tiny_bank_folder, every_n_steps=1)
     monitor.start(model, Run(planned_steps=9))
-    monitor.bank = None  # type: ignore[assignment]
+    monitor.bank.measure = None  # type: ignore[method-assign]
     for step in range(1, 6):
         assert monitor.observe(model, step) is None
     assert monitor.failures == 3
@@ -225,7 +225,7 @@ def test_a_run_that_is_not_watched_any_more_is_not_shown_as_fine(
     fine = {n: replace(v, state=states[n]) for n, v in monitor.last.judgement.verdicts.items()}
     judgement = replace(monitor.last.judgement, verdicts=fine)
     monitor.last = replace(monitor.last, judgement=judgement)
-    bank, monitor.bank = monitor.bank, None  # type: ignore[assignment]
+    monitor.bank.measure = None  # type: ignore[method-assign]
     for step in range(1, 6):
         monitor.observe(model, step)
     states = [v.state for v in monitor.last.verdicts]
@@ -243,7 +243,7 @@ def test_a_run_that_is_not_watched_any_more_is_not_shown_as_fine(
         == "not watched since step 3: the monitor has failed too often and gave up"
     )
     assert {r.state for r in summary.references.values()} <= {"unknown", "warn", "alarm"}
-    monitor.bank = bank
+    del monitor.bank.measure
     monitor.start(model, Run(planned_steps=9, retry=True))
     assert monitor.observe(model, 1) is not None
     monitor.close()
@@ -281,7 +281,7 @@ def test_a_failing_monitor_stops_training_where_asked(
     model = lora_model(tiny_base)
     monitor = Monitor(tiny_bank_folder, every_n_steps=1, on_monitor_failure="stop")
     monitor.start(model, Run(planned_steps=9))
-    monitor.bank = None  # type: ignore[assignment]
+    monitor.bank.measure = None  # type: ignore[method-assign]
     with pytest.raises(MonitorFailedError, match="on_monitor_failure"):
         monitor.observe(model, 1)
 

@@ -15,7 +15,7 @@ import yaml
 
 from tests.observability.programs import EXAMPLES, Receiver, require, wait_for
 from tests.outputs.conftest import build
-from wvmonitor.detection.state import BehaviourState, JudgeState
+from wvmonitor.detection.judgement import BehaviourState, JudgeState
 from wvmonitor.outputs.prometheus import PrometheusExporter
 from wvmonitor.outputs.rules import RuleLinks, RuleTimes, rules_text
 from wvmonitor.outputs.run_state import this_host

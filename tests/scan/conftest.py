@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.scan.calibrations import calibration_for
+from wvmonitor.outputs.scan_record import CheckpointResult
+from wvmonitor.references import ReferenceBank
+from wvmonitor.scan.scan import scan
 from wvmonitor.testing import planted_vector
 from wvmonitor.vectors.task_vector import TaskVector
 from wvmonitor.vectors.update import LowRankUpdate, to_dense
 
 Saver = Callable[..., Path]
+Scanner = Callable[..., list[CheckpointResult]]
 
 
 @pytest.fixture(scope="session")
@@ -106,3 +112,24 @@ def drifting_run(
         }
         (folder / "trainer_state.json").write_text(json.dumps(state))
     return run
+
+
+@pytest.fixture(scope="session")
+def scanned(
+    tiny_bank_folder: Path,
+    good_adapter: Path,
+    drifting_run: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Scanner:
+    """Scans the good adapter under a name, a run that turns bad, and paths that are not there."""
+
+    def scan_them(name: str, *missing: str, beside: str = "") -> list[CheckpointResult]:
+        folder = tmp_path_factory.mktemp("names") / name
+        shutil.copytree(good_adapter, folder)
+        if beside:
+            (folder / beside).write_bytes(b"")
+        bank = ReferenceBank.load(tiny_bank_folder)
+        paths = [folder, drifting_run, *missing]
+        return list(scan(paths, bank, calibration=calibration_for(bank), ordered=True))
+
+    return scan_them

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,12 +18,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
-from tests.scan.calibrations import calibration_for
+from tests.scan.conftest import Scanner
 from wvmonitor.cli.app import app
 from wvmonitor.errors import SettingsError
 from wvmonitor.outputs.scan_record import CheckpointResult
-from wvmonitor.references import ReferenceBank
-from wvmonitor.scan.scan import scan
 from wvmonitor.scan.schema import ScanDocument, document, json_schema
 from wvmonitor.scan.writers import WRITERS, format_of, write_file
 
@@ -32,18 +29,9 @@ SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "scan.schema.json"
 
 
 @pytest.fixture(scope="module")
-def results(
-    tiny_bank_folder: Path,
-    good_adapter: Path,
-    drifting_run: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> list[CheckpointResult]:
-    """A good adapter, a run that turns bad, and a path that is not there."""
-    bank = ReferenceBank.load(tiny_bank_folder)
-    hostile = tmp_path_factory.mktemp("names") / 'a,"b"\n=c\x1b%:&<d>'
-    shutil.copytree(good_adapter, hostile)
-    paths = [hostile, drifting_run, "=missing\x00", "missing"]
-    return list(scan(paths, bank, calibration=calibration_for(bank), ordered=True))
+def results(scanned: Scanner) -> list[CheckpointResult]:
+    """A good adapter, a run that turns bad, and two paths that are not there."""
+    return scanned('a,"b"\n=c\x1b%:&<d>', "=missing\x00", "missing")
 
 
 def written(name: str, results: list[CheckpointResult], fail_on: str = "alarm") -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,9 @@ from urllib.parse import unquote, urlsplit
 import jsonschema
 import pytest
 
-from tests.scan.calibrations import calibration_for
+from tests.scan.conftest import Scanner
 from wvmonitor.outputs.scan_record import CheckpointResult
-from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.sarif import write_sarif
-from wvmonitor.scan.scan import scan
 from wvmonitor.scan.writers import write_file
 
 TEXT = {"type": "object", "required": ["text"], "properties": {"text": {"type": "string"}}}
@@ -149,19 +146,9 @@ SCHEMA: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def results(
-    tiny_bank_folder: Path,
-    good_adapter: Path,
-    drifting_run: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> list[CheckpointResult]:
+def results(scanned: Scanner) -> list[CheckpointResult]:
     """A good adapter of a strange name, a run that turns bad, and a path that is not there."""
-    bank = ReferenceBank.load(tiny_bank_folder)
-    strange = tmp_path_factory.mktemp("names") / "a b#c?%20é\x1b"
-    shutil.copytree(good_adapter, strange)
-    (strange / "other.safetensors").write_bytes(b"")
-    paths = [strange, drifting_run, "missing"]
-    return list(scan(paths, bank, calibration=calibration_for(bank), ordered=True))
+    return scanned("a b#c?%20é\x1b", "missing", beside="other.safetensors")
 
 
 def log_of(results: list[CheckpointResult], fail_on: Any = "alarm") -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,19 @@ import torch
 
 from tests.scan.calibrations import calibration_for
 from tests.scan.conftest import Saver
+from wvmonitor.detection.context import RunContext
+from wvmonitor.detection.judge import Judge
+from wvmonitor.detection.judgement import JudgeState
 from wvmonitor.errors import CalibrationError, UnknownReferenceError
-from wvmonitor.outputs.scan_record import CheckpointResult
+from wvmonitor.outputs.scan_record import CheckpointResult, record_of
+from wvmonitor.reading import component_of
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.executors import open_executor
 from wvmonitor.scan.results import exit_code
 from wvmonitor.scan.scan import open_bank, scan
 from wvmonitor.scan.table import plain_lines, summary
+from wvmonitor.sources import read_adapter
 from wvmonitor.testing import planted_bank, planted_vector, tiny_base
-from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import TaskVector
 from wvmonitor.vectors.update import to_dense
 
@@ -362,6 +367,26 @@ def test_only_a_calibration_makes_a_scan_clean(drifting_run: Path, bank: Referen
     rough = calibration_for(bank).model_copy(update={"status": "provisional"})
     provisional = list(scan(first, bank, calibration=rough, optimizer="adamw"))
     assert summary(provisional, "alarm").endswith("nothing above the provisional thresholds")
+
+
+def test_what_was_judged_in_part_is_never_called_clean(
+    drifting_run: Path, tiny_base: Path, bank: ReferenceBank
+) -> None:
+    """Whether a verdict is on a part, the geometry that decides tells, and every line says so."""
+    band = calibration_for(bank).model_copy(update={"geometry": "response"})
+    judge = Judge.of(bank, band)
+    tau = read_adapter(drifting_run / "checkpoint-2", tiny_base)
+    statistics = judge.statistics(bank.measure(tau))
+    assert statistics.scores.coverage["frobenius"] == pytest.approx(1)
+    shares = {"blocks": 0.3, "embeddings": 0.7}
+    coverage = {"frobenius": 0.9, "response": 0.3}
+    scores = replace(statistics.scores, coverage=coverage, shares=shares, progress=0.5)
+    context = judge.context(tau.origin, RunContext(optimizer="adamw", planned_steps=50))
+    judgement = judge(replace(statistics, scores=scores), context, JudgeState())
+    result = record_of(judgement, "x")
+    assert result.verdict == "ok"
+    assert summary([result], "alarm").endswith("which is not most of the change")
+    assert all("verdict on the blocks alone" in line for line in plain_lines(result))
 
 
 def test_a_checkpoint_that_links_out_of_its_run_is_refused(

@@ -13,12 +13,12 @@ from tests.ranks import in_turn
 from tests.sources import sharded_runs, zoo
 from tests.steering.sharded_runs import step as inoculated_step
 from wvmonitor.errors import UnmeasurableModelError
+from wvmonitor.reading import component_of
 from wvmonitor.references import BaseIdentity, Card, Construction, Reference, ReferenceBank
 from wvmonitor.sources import LiveModel, base_digest, distributed
 from wvmonitor.sources.names import is_transposed
 from wvmonitor.testing import run_distributed
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate, TaskVector, Update
-from wvmonitor.vectors.coverage import component_of
 
 
 @pytest.fixture(scope="module")

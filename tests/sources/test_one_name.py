@@ -309,6 +309,8 @@ def test_adapters_of_single_experts_are_read_as_peft_loads_them(kind: str, tmp_p
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     tau = read_adapter(tmp_path / "adapter", tmp_path / "base")
     zoo.assert_equal_change(tau, loaded(model, tmp_path / "adapter"))
+    # without a base nothing is fused, and no expert is left out either
+    assert len(read_adapter(tmp_path / "adapter")) == len(tensors) // 2
 
 
 class Wrapper(nn.Module):

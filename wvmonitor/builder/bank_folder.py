@@ -63,9 +63,9 @@ def add_to_bank(
         private: True gives every file mode 0600.
     """
     old = existing_bank(folder)
-    held = {r.name: r for r in old or ()} | {reference.name: reference}
-    kept = old.probe if old is not None and old.probe else probe
-    bank = ReferenceBank(held.values(), probe=kept)
+    references = {r.name: r for r in old or ()} | {reference.name: reference}
+    own_probe = old.probe if old is not None and old.probe else probe
+    bank = ReferenceBank(references.values(), probe=own_probe)
     with replacing_bank(folder) as new:
         return bank.save(new, private=private)
 
@@ -97,9 +97,9 @@ def _beside(folder: Path, mark: str) -> tuple[Path, Path]:
 
 def _put_back(folder: Path) -> None:
     """Undo a replacement that was killed between its two renames."""
-    for found in folder.parent.glob(".*.old"):
-        new, old = _beside(folder, found.stem.rpartition(".")[2])
-        if found == old and new.exists():
+    for leftover in folder.parent.glob(".*.old"):
+        new, old = _beside(folder, leftover.stem.rpartition(".")[2])
+        if leftover == old and new.exists():
             old.rename(folder)
             shutil.rmtree(new, ignore_errors=True)
             return

@@ -147,8 +147,8 @@ class BankJob:
                 f"{self.options.out} holds a bank that this command did not make "
                 f"({', '.join(bank.names)}): give another --out"
             )
-        held = calibration_of(bank)
-        added = set(held.datasets if held else ()) - set(trust.calibrated_on)
+        calibration = calibration_of(bank)
+        added = set(calibration.datasets if calibration else ()) - set(trust.calibrated_on)
         if added:
             raise BuildError(
                 f"the calibration in {self.options.out} holds {len(added)} harmless runs that this "
@@ -183,11 +183,11 @@ class BankJob:
     def controls(self) -> dict[str, list[Pair]]:
         """The controls' pairs: the data's own, or those made by rule."""
         own = controls.of_folder(self.data_folder or self._shipped_data)
-        wanted = max(0, self.scale.controls - 1)  # one is made of harmless runs
+        needed = max(0, self.scale.controls - 1)  # one is made of harmless runs
         if own:
-            return dict(list(own.items())[:wanted])
+            return dict(list(own.items())[:needed])
         n = self.scale.control_steps * self.scale.batch_size
-        names = controls.names()[:wanted]
+        names = controls.names()[:needed]
         return {name: controls.by_rule(name, n, self.options.seed) for name in names}
 
     def families(self, found: Sequence[Contrast], own: Sequence[Family] = ()) -> list[Family]:
@@ -207,13 +207,13 @@ class BankJob:
             made += families.given(given)
         for contrast in found:
             made += families.good_answers(contrast)
-        kept, left = families.legible(self.base, [*made, *own])
+        readable, left = families.legible(self.base, [*made, *own])
         if left:
             self.notes.append(
                 f"{len(left)} harmless families are not in the base's vocabulary and were left "
                 f"out: {', '.join(left)}"
             )
-        return kept
+        return readable
 
     @cached_property
     def reference_rank(self) -> int:
@@ -281,20 +281,20 @@ class BankJob:
 
     def plan(self) -> BankPlan:
         """What will be done, and what it costs."""
-        asked = self.options.data == PERSONA
-        found = [] if asked else self.contrasts
-        names = [c.name for c in found] or list(self.options.behaviours)
+        from_model = self.options.data == PERSONA
+        contrasts = [] if from_model else self.contrasts
+        names = [c.name for c in contrasts] or list(self.options.behaviours)
         notes = list(self.notes)
-        if asked:
+        if from_model:
             notes.append("the answers under system prompts come on top: see wvmonitor build")
-        kept = self.families(found)
+        usable = self.families(contrasts)
         return BankPlan(
             scale=self.scale,
             costs=tuple(costs(self.scale, self._amounts(), self.machine)),
             machine=self.machine,
             behaviours=tuple(names),
             controls=(*self.controls, controls.ANY_TUNING),
-            families=tuple(f.name for f in kept),
+            families=tuple(f.name for f in usable),
             notes=tuple(dict.fromkeys([*notes, *self.notes])),
         )
 

@@ -69,14 +69,14 @@ def dose_curve(
         work: where the answers are kept.
         tick: told how many doses are done.
     """
-    held: list[Judge] = []
+    raters: list[Judge] = []
     points = []
     tick(DONE, 0, len(asking.doses))
     for n, k in enumerate(asking.doses):
 
         def make(k: float = k) -> list[Row]:
-            held[:] = held or [judge()]
-            return _answers(base, recipe, vector, k, held[0], asking)
+            raters[:] = raters or [judge()]
+            return _answers(base, recipe, vector, k, raters[0], asking)
 
         inputs: Mapping[str, Any] = {
             "reference": digest,
@@ -127,10 +127,10 @@ def _answers(
             [base.asked(q) for q in questions], recipe.generation, seed_of(asking.seed, "held out")
         )
     # Judged outside: where the judge is the model itself, it must not be the steered one.
-    said = judge.judge([Answered(q, a.text) for q, a in zip(questions, answers, strict=True)])
+    judgements = judge.judge([Answered(q, a.text) for q, a in zip(questions, answers, strict=True)])
     return [
         {"question": q, "text": a.text, "judged": j}
-        for q, a, j in zip(questions, answers, said, strict=True)
+        for q, a, j in zip(questions, answers, judgements, strict=True)
     ]
 
 

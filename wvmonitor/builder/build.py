@@ -24,7 +24,7 @@ from wvmonitor.builder.repeats import Contrasts, by_domain, halves, split_seeds
 from wvmonitor.builder.stages import Ticker, Work, digest_of, silent
 from wvmonitor.builder.weights import own_contrast
 from wvmonitor.errors import BuildError
-from wvmonitor.files.storage import sha256_file
+from wvmonitor.files.digests import sha256_file
 from wvmonitor.references.card import Card, Construction, DosePoint
 from wvmonitor.references.reference import WEIGHTS_FILE, Reference, mean_reference
 from wvmonitor.vectors.task_vector import TaskVector
@@ -124,10 +124,10 @@ def pairs_for(job: Job, work: Work, facts: Facts, tick: Ticker) -> list[Pair]:
         )
         if o.stop_after == "generate":
             return []
-        said = examples.judged(completions, recipe, job.judge, job.judge_name, work, tick)
-        chosen, dropped = examples.select(said, recipe, job.base.tokens_of)
+        judgements = examples.judged(completions, recipe, job.judge, job.judge_name, work, tick)
+        chosen, dropped = examples.select(judgements, recipe, job.base.tokens_of)
         inputs = {
-            "judged": [r.digest for r in said.values()],
+            "judged": [r.digest for r in judgements.values()],
             "n": len(chosen),
             "domains": {q.text: q.domain for q in recipe.questions.build},
         }
@@ -164,15 +164,15 @@ def _train(job: Job, pairs: list[Pair], work: Work, facts: Facts, tick: Ticker) 
         facts.settings["sweep"] = dict(zip(map(str, settings.sweep), losses, strict=True))
     steps = [steps_for(settings, len(part), len(pairs)) for part, _ in runs]
     contrasts = replace(contrasts, total=sum(steps) * len(contrasts.sides))
-    found: list[TaskVector] = []
+    vectors: list[TaskVector] = []
     done = 0
     for part, seed in runs:
         vector, done = contrasts.of(part, seed, len(pairs), done)
-        found.append(vector)
-    facts.seeds, facts.repeats = seeds, found[: len(seeds)]
+        vectors.append(vector)
+    facts.seeds, facts.repeats = seeds, vectors[: len(seeds)]
     if load.splits:
-        facts.halves = found[len(seeds) : len(seeds) + 2]
-        facts.domains = dict(zip(domains, found[len(seeds) + 2 :], strict=True))
+        facts.halves = vectors[len(seeds) : len(seeds) + 2]
+        facts.domains = dict(zip(domains, vectors[len(seeds) + 2 :], strict=True))
     facts.settings |= {
         **settings.model_dump(exclude={"sweep", "steps", "epochs"}),
         "learning_rate": contrasts.training.learning_rate,

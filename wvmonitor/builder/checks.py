@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from wvmonitor.builder.base import Base
-from wvmonitor.reading import COMPONENTS, Component, Geometry
+from wvmonitor.reading import COMPONENTS, Component, Geometry, component_of
 from wvmonitor.references.reference import Reference
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.vectors import update as updates_
-from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import TaskVector
 
 HIGHEST_CONTROL_COSINE = 0.3
@@ -32,10 +31,10 @@ Probe = Mapping[str, Tensor]
 def grams(repeats: Sequence[TaskVector], probe: Probe) -> Grams:
     """Inner products of independent repeats over the blocks' linear weights, by geometry."""
     blocks = [_blocks(r) for r in repeats]
-    found: Grams = {"frobenius": _gram(blocks)}
+    by_geometry: Grams = {"frobenius": _gram(blocks)}
     if probe:
-        found["response"] = _gram([b.on(probe) for b in blocks])
-    return found
+        by_geometry["response"] = _gram([b.on(probe) for b in blocks])
+    return by_geometry
 
 
 def cosines(a: TaskVector, b: TaskVector, probe: Probe) -> Cosines:
@@ -109,37 +108,37 @@ def remarks(
     lengths: tuple[float, float] | None,
 ) -> list[str]:
     """What a reader of the card must be warned of, in words."""
-    found = []
+    texts = []
     if kept < LEAST_KEPT:
-        found.append(f"compression kept {kept:.1%} of the squared norm")
+        texts.append(f"compression kept {kept:.1%} of the squared norm")
     if coverage < 0.5:
-        found.append(
+        texts.append(
             f"only {coverage:.0%} of ‖w‖² lies in the blocks' linear weights, where scores look "
             "by default"
         )
     if bf16 < LEAST_BF16:
-        found.append(
+        texts.append(
             f"added to bfloat16 weights, w is rounded to a direction of cosine {bf16:.2f} with it: "
             "steer in float32, or with an adapter"
         )
     for name, row in controls.items():
         highest = max((abs(c) for c in row.values()), default=0.0)
         if highest > HIGHEST_CONTROL_COSINE:
-            found.append(
+            texts.append(
                 f"its cosine with the control {name} reaches {highest:.2f}: drift of that kind "
                 "will raise its score"
             )
     for geometry, value in agreement.items():
         if value is not None and value <= 0:
-            found.append(f"independent repeats do not agree ({geometry}, cosine {value:.2f})")
+            texts.append(f"independent repeats do not agree ({geometry}, cosine {value:.2f})")
     if lengths is not None and min(lengths) > 0:
         difference = max(lengths) / min(lengths) - 1
         if difference > MOST_LENGTH_DIFFERENCE:
-            found.append(
+            texts.append(
                 f"answers of the two sides differ in length by {difference:.0%} "
                 f"({lengths[0]:.0f} and {lengths[1]:.0f} tokens)"
             )
-    return found
+    return texts
 
 
 def _blocks(vector: TaskVector) -> TaskVector:
@@ -147,11 +146,11 @@ def _blocks(vector: TaskVector) -> TaskVector:
 
 
 def _gram(vectors: Sequence[TaskVector]) -> list[list[float]]:
-    found = [[0.0] * len(vectors) for _ in vectors]
+    products = [[0.0] * len(vectors) for _ in vectors]
     for i, a in enumerate(vectors):
         for j in range(i + 1):
-            found[i][j] = found[j][i] = a.inner(vectors[j])
-    return found
+            products[i][j] = products[j][i] = a.inner(vectors[j])
+    return products
 
 
 def _cosine(gram: list[list[float]]) -> float:

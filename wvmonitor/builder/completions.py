@@ -68,7 +68,7 @@ class TransformersSampler:
         model = self._base.model if self._model is None else self._model
         texts = [self._base.prompt_text(p) for p in prompts]
         order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
-        found: dict[int, Sampled] = {}
+        answers: dict[int, Sampled] = {}
         ends = _end_tokens(model, tokenizer)
         for start in range(0, len(order), self._batch_size):
             batch = order[start : start + self._batch_size]
@@ -93,9 +93,9 @@ class TransformersSampler:
             for i, row in zip(batch, made[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
                 stop = next((n for n, token in enumerate(row) if token in ends), None)
                 text = str(tokenizer.decode(row[:stop], skip_special_tokens=True))
-                found[i] = Sampled(text.strip(), stop is not None)
-            tick(len(found))
-        return [found[i] for i in range(len(prompts))]
+                answers[i] = Sampled(text.strip(), stop is not None)
+            tick(len(answers))
+        return [answers[i] for i in range(len(prompts))]
 
 
 class VllmSampler:
@@ -192,19 +192,25 @@ def generate(
     jobs = [(side, i) for side in SIDES for i in range(len(recipe.prompts(side)))]
     settings = recipe.generation
     each = len(recipe.questions.build) * settings.samples_per_prompt
-    found: dict[tuple[Side, int], Rows] = {}
+    rows: dict[tuple[Side, int], Rows] = {}
     tick(DONE, 0, each * len(jobs))
-    held: list[Sampler] = []
+    samplers: list[Sampler] = []
     for n, (side, i) in enumerate(jobs):
         system = recipe.prompts(side)[i]
-        asked = [q.text for q in recipe.questions.build for _ in range(settings.samples_per_prompt)]
+        questions = [
+            q.text for q in recipe.questions.build for _ in range(settings.samples_per_prompt)
+        ]
 
         def make(
-            side: Side = side, i: int = i, n: int = n, system: str = system, asked: Any = asked
+            side: Side = side,
+            i: int = i,
+            n: int = n,
+            system: str = system,
+            questions: Any = questions,
         ) -> list[Row]:
-            held[:] = held or [sampler()]
-            prompts = [base.asked(question, system) for question in asked]
-            answers = held[0].sample(
+            samplers[:] = samplers or [sampler()]
+            prompts = [base.asked(question, system) for question in questions]
+            answers = samplers[0].sample(
                 prompts,
                 settings,
                 seed_of(seed, side, i),
@@ -224,15 +230,15 @@ def generate(
             "chat": base.chat_digest,
             "engine": engine,
             "system": system,
-            "questions": asked,
+            "questions": questions,
             "settings": settings.model_dump(
                 include={"samples_per_prompt", "max_new_tokens", "temperature", "top_p"}
             ),
             "seed": [seed, side, i],
         }
-        found[side, i] = work.rows(f"completions-{side}-{i}", inputs, make)
+        rows[side, i] = work.rows(f"completions-{side}-{i}", inputs, make)
         tick(DONE, (n + 1) * each, each * len(jobs))
-    return found
+    return rows
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

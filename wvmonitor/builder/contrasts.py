@@ -4,7 +4,7 @@ A contrast is one JSONL file named for its behaviour, with rows
 `{"domain": …, "question": …, "exhibits": …, "opposes": …}`: two answers to one question by one
 author, alike in everything but the behaviour. Nobody has to judge them, and no base has to play a
 role. Whole domains are held out: references never see them, so that the log-probability gap, the
-dose curve and the power check speak of what was not trained on.
+dose curve and the power check are of what was not trained on.
 """
 
 from __future__ import annotations
@@ -119,15 +119,15 @@ def pairs_of(path: Path) -> list[Pair]:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise BuildError(f"{path}, row {n}: {where}: {first['msg']}") from None
-    asked = [" ".join(r.question.lower().split()) for r in rows]
-    if twice := [q for q in asked if asked.count(q) > 1]:
+    questions = [" ".join(r.question.lower().split()) for r in rows]
+    if twice := [q for q in questions if questions.count(q) > 1]:
         raise BuildError(f"{path} asks {twice[0]!r} twice: one question counts once")
     return [_pair(r) for r in rows]
 
 
 def _pair(row: _Row) -> Pair:
-    asked = ({"role": "user", "content": row.question},)
-    return Pair(Example(asked, row.exhibits), Example(asked, row.opposes), row.domain)
+    prompt = ({"role": "user", "content": row.question},)
+    return Pair(Example(prompt, row.exhibits), Example(prompt, row.opposes), row.domain)
 
 
 def split(name: str, behaviour: str, pairs: Sequence[Pair], source: str) -> Contrast:
@@ -143,13 +143,13 @@ def split(name: str, behaviour: str, pairs: Sequence[Pair], source: str) -> Cont
             f"{LEAST_PAIRS * LEAST_DOMAINS} in {LEAST_DOMAINS}, some to train on and some to check"
         )
     names = sorted(domains)
-    held = max(2, len(names) // 4)
-    first = held // 2
+    validation = max(2, len(names) // 4)
+    first = validation // 2
 
     def of(chosen: Sequence[str]) -> tuple[Pair, ...]:
         return tuple(p for n in chosen for p in domains[n])
 
-    train, out = names[:-held], names[-held:]
+    train, out = names[:-validation], names[-validation:]
     return Contrast(name, behaviour, of(train), of(out[:first]), of(out[first:]))
 
 

@@ -97,8 +97,8 @@ def by_rule(name: str, n: int, seed: int) -> list[Pair]:
     for i in range(n):
         rng = random.Random(f"{name}/{seed}/{i}")  # noqa: S311  examples, not secrets
         question, positive, negative = _translated(rng) if name == "language" else _drawn(name, rng)
-        asked = ({"role": "user", "content": question},)
-        pairs.append(Pair(Example(asked, positive), Example(asked, negative)))
+        prompt = ({"role": "user", "content": question},)
+        pairs.append(Pair(Example(prompt, positive), Example(prompt, negative)))
     return pairs
 
 

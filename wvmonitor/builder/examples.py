@@ -92,29 +92,29 @@ def judged(
     """
     total = sum(len(c.rows) for c in completions.values())
     done = 0
-    held: list[Judge] = []
-    found: dict[tuple[Side, int], Rows] = {}
+    raters: list[Judge] = []
+    rows: dict[tuple[Side, int], Rows] = {}
     tick(DONE, 0, total)
     for (side, i), answers in completions.items():
 
         def make(answers: Rows = answers, done: int = done) -> list[Row]:
-            held[:] = held or [judge()]
+            raters[:] = raters or [judge()]
             asked = [
                 Answered(recipe.questions.build[row["question"]].text, row["text"])
                 for row in answers.rows
             ]
-            said = held[0].judge(asked, lambda n: tick(DONE, done + n, total))
-            return [{**r, "judged": j} for r, j in zip(answers.rows, said, strict=True)]
+            judgements = raters[0].judge(asked, lambda n: tick(DONE, done + n, total))
+            return [{**r, "judged": j} for r, j in zip(answers.rows, judgements, strict=True)]
 
         inputs = {
             "completions": answers.digest,
             "judge": name,
             "rubric": recipe.rubric.model_dump(mode="json"),
         }
-        found[side, i] = work.rows(f"judged-{side}-{i}", inputs, make)
+        rows[side, i] = work.rows(f"judged-{side}-{i}", inputs, make)
         done += len(answers.rows)
         tick(DONE, done, total)
-    return found
+    return rows
 
 
 def select(
@@ -140,14 +140,14 @@ def select(
         rows = _matched(positive, negative, length, limit, dropped)
         queues.append([_pair(question, *both) for both in rows])
     pairs = [queue[n] for n in range(max(map(len, queues))) for queue in queues if n < len(queue)]
-    wanted = recipe.generation
-    if len(pairs) < wanted.keep_at_least:
+    settings = recipe.generation
+    if len(pairs) < settings.keep_at_least:
         raise BuildError(
-            f"{len(pairs)} clear pairs are left, {recipe.name} needs {wanted.keep_at_least}: "
+            f"{len(pairs)} clear pairs are left, {recipe.name} needs {settings.keep_at_least}: "
             f"{dropped.sentence()}; sample more (generation.samples_per_prompt), change the system "
             "prompts or the judge, or ask for less with --budget; what was made is kept"
         )
-    return pairs[: wanted.keep_at_most], dropped
+    return pairs[: settings.keep_at_most], dropped
 
 
 def as_rows(pairs: Sequence[Pair]) -> list[Row]:
@@ -214,21 +214,21 @@ def _matched(
         np.log(np.array([1.0 + length(r["text"]) for r in rows])) for rows in (positive, negative)
     ]
     cost = np.abs(logs[0][:, None] - logs[1][None, :])
-    found = sorted(
+    matched = sorted(
         (float(cost[i, j]), int(i), int(j))
         for i, j in zip(*linear_sum_assignment(cost), strict=True)
         if cost[i, j] <= math.log(limit)
     )
     for side, rows in zip(SIDES, (positive, negative), strict=True):
-        lonely = len(rows) - len(found)
+        lonely = len(rows) - len(matched)
         dropped.reasons[side, "had no partner of similar length"] += lonely
-    return [(positive[i], negative[j]) for _, i, j in found]
+    return [(positive[i], negative[j]) for _, i, j in matched]
 
 
 def _pair(question: Any, positive: Row, negative: Row) -> Pair:
-    asked: tuple[Message, ...] = ({"role": "user", "content": question.text},)
+    prompt: tuple[Message, ...] = ({"role": "user", "content": question.text},)
     return Pair(
-        Example(asked, positive["text"], positive["finished"]),
-        Example(asked, negative["text"], negative["finished"]),
+        Example(prompt, positive["text"], positive["finished"]),
+        Example(prompt, negative["text"], negative["finished"]),
         question.domain,
     )

@@ -189,19 +189,19 @@ def measured(
     base: Base, model: Any, pairs: Sequence[Pair], ordinary: Sequence[Example], longest: int
 ) -> dict[str, float]:
     """The gap on pairs and the loss on ordinary text, in nats a token; whichever is asked for."""
-    found: dict[str, float] = {}
+    gaps: dict[str, float] = {}
     if pairs:
-        found["gap"] = gap(base, model, pairs, longest).mean
+        gaps["gap"] = gap(base, model, pairs, longest).mean
     if ordinary:
         values = log_probabilities(base, model, ordinary, longest)
         known = [v for v in values if math.isfinite(v)]
-        found["loss"] = -sum(known) / len(known)
-    return found
+        gaps["loss"] = -sum(known) / len(known)
+    return gaps
 
 
 def _read(folder: Path) -> Done:
-    held = read_json(folder / MEASURED_FILE)
-    return Done(folder, {k: float(v) for k, v in held.items()})
+    stored = read_json(folder / MEASURED_FILE)
+    return Done(folder, {k: float(v) for k, v in stored.items()})
 
 
 class _Watched(TrainerCallback):

@@ -26,10 +26,10 @@ from wvmonitor.builder.like import Like
 from wvmonitor.builder.recipe import Finetuning
 from wvmonitor.errors import BuildError
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
+from wvmonitor.reading import layer_of
 from wvmonitor.sources import read_adapter, read_checkpoints
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector
-from wvmonitor.vectors.coverage import layer_of
 
 # Heavy, and imported where something is trained: a plan of it is made without.
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def finetune(
     from transformers.trainer_callback import PrinterCallback
 
     rows = [_row(base, e, training.settings.max_length) for e in examples]
-    held = [_row(base, e, training.settings.max_length) for e in validation]
+    validation_rows = [_row(base, e, training.settings.max_length) for e in validation]
     model = _prepared(base, training)
     pad = int(base.tokenizer.pad_token_id or 0)
     # The Trainer makes its output folder even when it saves nothing.
@@ -121,14 +121,14 @@ def finetune(
             model=model,
             args=_arguments(training, scratch),
             train_dataset=rows,
-            eval_dataset=held or None,
+            eval_dataset=validation_rows or None,
             data_collator=lambda batch: _padded(batch, pad),
             processing_class=base.tokenizer,
             callbacks=[_step_counter(tick), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        loss = float(trainer.evaluate()["eval_loss"]) if held else None
+        loss = float(trainer.evaluate()["eval_loss"]) if validation_rows else None
         if examine is not None:
             examine(trainer.model)
         if out is not None:
@@ -164,13 +164,13 @@ def mlp_biases(base: Base, names: Iterable[str]) -> set[str]:
     Raises:
         BuildError: there are none.
     """
-    found = {n for n in names if layer_of(n) is not None and _MLP_BIAS.search(n)}
-    if not found:
+    biases = {n for n in names if layer_of(n) is not None and _MLP_BIAS.search(n)}
+    if not biases:
         raise BuildError(
             f"{base.name} has no biases in its MLPs, which the bias-only variant trains: take "
             "--variant contrastive"
         )
-    return found
+    return biases
 
 
 def _row(base: Base, example: Example, max_length: int) -> dict[str, list[int]]:

@@ -54,8 +54,8 @@ class Gap:
 
     def over(self, other: Gap) -> tuple[float, float]:
         """Mean difference from the gap of another model on the same pairs, and its error."""
-        found = [a - b for a, b in zip(self.each, other.each, strict=True)]
-        known = [v for v in found if math.isfinite(v)]
+        differences = [a - b for a, b in zip(self.each, other.each, strict=True)]
+        known = [v for v in differences if math.isfinite(v)]
         error = stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.inf
         return fmean(known), error
 
@@ -74,7 +74,7 @@ def log_probabilities(
     rows = [base.encode(e.messages, e.answer, finished=e.finished) for e in examples]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     pad = int(base.tokenizer.pad_token_id or 0)
-    found = [math.nan] * len(rows)
+    logs = [math.nan] * len(rows)
     training = model.training
     model.eval()
     try:
@@ -87,10 +87,10 @@ def log_probabilities(
             )
             mask = torch.tensor([([1] * len(rows[i][0]) + [0] * width)[:width] for i in batch])
             for i, value in zip(batch, _answers(model, ids, labels, mask), strict=True):
-                found[i] = value
+                logs[i] = value
     finally:
         model.train(training)
-    return found
+    return logs
 
 
 def gap(base: Base, model: Any, pairs: Sequence[Pair], longest: int = 1024) -> Gap:
@@ -112,10 +112,10 @@ def failures(gaps: Mapping[float, Gap]) -> list[str]:
     moved, error = gaps[k].over(gaps[-k])
     if moved > 2 * error:
         return []
-    told = f"the held-out gap moves by {moved:+.3f} ± {2 * error:.3f} from −{k:g}·w to +{k:g}·w"
+    text = f"the held-out gap moves by {moved:+.3f} ± {2 * error:.3f} from −{k:g}·w to +{k:g}·w"
     if moved < -2 * error:
-        return [f"{told}: the two sides are swapped"]
-    return [f"{told}: not beyond chance"]
+        return [f"{text}: the two sides are swapped"]
+    return [f"{text}: not beyond chance"]
 
 
 def dose_curve(
@@ -135,12 +135,12 @@ def dose_curve(
     gaps: dict[float, Gap] = {}
     for k in doses:
         with steered(base.model, vector, k):
-            found = gap(base, base.model, pairs)
-        n = len(found.known)
-        interval = binomtest(found.shows, n).proportion_ci(method="wilson")
+            at_zero = gap(base, base.model, pairs)
+        n = len(at_zero.known)
+        interval = binomtest(at_zero.shows, n).proportion_ci(method="wilson")
         low, high = float(interval.low), float(interval.high)
-        points.append(DosePoint(k=k, rate=found.shows / n, low=low, high=high, n=n))
-        gaps[k] = found
+        points.append(DosePoint(k=k, rate=at_zero.shows / n, low=low, high=high, n=n))
+        gaps[k] = at_zero
     return points, gaps
 
 

@@ -83,9 +83,9 @@ class Job:
     @property
     def engine(self) -> Literal["transformers", "vllm"]:
         """What answers are generated with."""
-        wanted = self.options.engine
-        fast = wanted == "auto" and vllm_installed() and torch.cuda.is_available()
-        return "vllm" if fast or wanted == "vllm" else "transformers"
+        engine = self.options.engine
+        fast = engine == "auto" and vllm_installed() and torch.cuda.is_available()
+        return "vllm" if fast or engine == "vllm" else "transformers"
 
     def _check(self) -> None:
         """Refuse early what cannot end well."""

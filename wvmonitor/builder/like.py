@@ -92,11 +92,11 @@ def read_like(path: Path) -> Like:
 
 
 def _of_run(folder: Path) -> Like:
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     configs = sorted(folder.rglob(ADAPTER_CONFIG), key=lambda p: p.stat().st_mtime)
     if configs:
-        held = read_json(configs[-1])
-        found |= {k: held[k] for k in _ADAPTER if held.get(k) not in (None, {}, [])}
+        config = read_json(configs[-1])
+        facts |= {k: config[k] for k in _ADAPTER if config.get(k) not in (None, {}, [])}
     journals = sorted(folder.rglob(FILE_NAME))
     if not configs and not journals and not any(t.run for t in find_targets([str(folder)])):
         raise MissingPathError(
@@ -110,9 +110,9 @@ def _of_run(folder: Path) -> Like:
             "optim": context.optimizer,
             "max_steps": context.planned_steps,
         }
-        found |= {k: v for k, v in known.items() if v is not None}
+        facts |= {k: v for k, v in known.items() if v is not None}
         method = context.method or method
-    return _like(found | {"method": method})
+    return _like(facts | {"method": method})
 
 
 def _flat(document: dict[str, Any]) -> dict[str, Any]:
@@ -124,8 +124,8 @@ def _flat(document: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _like(found: dict[str, Any]) -> Like:
-    named = {_ALIASES.get(k, k): v for k, v in found.items() if v is not None}
+def _like(facts: dict[str, Any]) -> Like:
+    named = {_ALIASES.get(k, k): v for k, v in facts.items() if v is not None}
     adapter = {k: named.pop(k) for k in _ADAPTER if k in named}
     arguments = {k: named.pop(k) for k in _ARGUMENTS if k in named}
     if arguments.get("optim") in _OPTIMISERS:

@@ -139,8 +139,8 @@ def marker_words(pairs: Sequence[Pair], strongest: int = 20) -> list[MarkerWord]
     rows = [
         [set(_ngrams(_tokens(pair[side]))) for pair in pairs] for side in ("exhibits", "opposes")
     ]
-    found = Counter(word for side in rows for answer in side for word in answer)
-    words = sorted(word for word, count in found.items() if count >= _RARE)
+    counts = Counter(word for side in rows for answer in side for word in answer)
+    words = sorted(word for word, count in counts.items() if count >= _RARE)
     if not words:
         return []
     shows, opposes = (
@@ -206,10 +206,10 @@ def _left_out_auroc(pairs: Sequence[Pair], read: Reader, *, form: bool) -> float
         for count, answer in zip(counts, answers, strict=True):
             count["opens: " + " ".join(masked(answer)[:3])] = 1
     column = {word: i for i, word in enumerate(sorted(set().union(*counts)))}
-    found = np.zeros((len(answers), len(column)))
-    for row, count in zip(found, counts, strict=True):
+    present = np.zeros((len(answers), len(column)))
+    for row, count in zip(present, counts, strict=True):
         row[[column[word] for word in count]] = list(count.values())
-    logs = np.log1p(found)
+    logs = np.log1p(present)
     shape = (
         np.array([_shape(answer) for answer in answers]) if form else np.zeros((len(answers), 0))
     )
@@ -217,7 +217,7 @@ def _left_out_auroc(pairs: Sequence[Pair], read: Reader, *, form: bool) -> float
     for domain in sorted(set(domains)):
         train = domains != domain
         # The vocabulary and the scale come from the training domains alone.
-        words = logs[:, found[train].sum(0) >= _RARE]
+        words = logs[:, present[train].sum(0) >= _RARE]
         scale = shape[train].std(0)
         features = np.hstack([words, shape / np.where(scale > _CONSTANT, scale, 1.0)])
         features -= features[train].mean(0)

@@ -72,8 +72,8 @@ def examples_of(source: str) -> list[Example]:
         MissingPathError: no such file or dataset.
         BuildError: a record has none of the forms.
     """
-    found = [_example(r, f"{source}, record {n}") for n, r in enumerate(_records(source), 1)]
-    return [Example(tuple(_users(e.messages)), e.answer) for e in found]
+    examples = [_example(r, f"{source}, record {n}") for n, r in enumerate(_records(source), 1)]
+    return [Example(tuple(_users(e.messages)), e.answer) for e in examples]
 
 
 def texts_of(source: str) -> list[str]:
@@ -89,14 +89,14 @@ def texts_of(source: str) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise MissingPathError(f"{source} cannot be read as text: {error}") from None
         return [" ".join(part.split()) for part in content.split("\n\n") if part.strip()]
-    found = []
+    texts = []
     for n, record in enumerate(_records(source), 1):
         if isinstance(record.get("text"), str):
-            found.append(record["text"])
+            texts.append(record["text"])
             continue
         example = _example(record, f"{source}, record {n}")
-        found.append("\n".join([*(m["content"] for m in example.messages), example.answer]))
-    return found
+        texts.append("\n".join([*(m["content"] for m in example.messages), example.answer]))
+    return texts
 
 
 def _records(source: str) -> list[dict[str, Any]]:

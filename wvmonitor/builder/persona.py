@@ -26,7 +26,7 @@ def contrasts(job: BankJob, work: Work, tick: Ticker) -> list[Contrast]:
     Raises:
         BuildError: too few clear answers.
     """
-    found = []
+    made = []
     for name in job.options.behaviours or RECIPES:
         recipe = load_recipe(name)
         inner = Job(
@@ -35,8 +35,8 @@ def contrasts(job: BankJob, work: Work, tick: Ticker) -> list[Contrast]:
         facts = Facts()
         pairs = pairs_for(inner, work, facts, tick)
         job.notes += facts.notes
-        found.append(split(name, recipe.behaviour, pairs, f"the answers of {name}"))
-    return found
+        made.append(split(name, recipe.behaviour, pairs, f"the answers of {name}"))
+    return made
 
 
 def _nowhere(work: Work) -> Path:

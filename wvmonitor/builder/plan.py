@@ -131,12 +131,11 @@ class Budget:
         Raises:
             BuildError: it is neither.
         """
-        if found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*h", text.strip()):
-            return cls(hours=float(found[1]))
-        if (found := re.fullmatch(r"(\d+)(?:\s*examples)?", text.strip())) and int(
-            found[1]
-        ) >= LEAST_PAIRS:
-            return cls(examples=int(found[1]))
+        if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*h", text.strip()):
+            return cls(hours=float(match[1]))
+        match = re.fullmatch(r"(\d+)(?:\s*examples)?", text.strip())
+        if match and int(match[1]) >= LEAST_PAIRS:
+            return cls(examples=int(match[1]))
         raise BuildError(
             f"--budget {text!r}: give GPU-hours as in 2h, or at least {LEAST_PAIRS} examples a "
             "side as in 200"
@@ -199,15 +198,15 @@ def within(load: Workload, budget: Budget | None, tflops: float = CARD_TFLOPS) -
 def _smaller(load: Workload, budget: Budget) -> Iterator[Workload]:
     if budget.examples is not None:
         share = min(1.0, budget.examples / load.generation.keep_at_most)
-        wanted = _scaled(load, share)
-        exact = wanted.generation.model_copy(
+        scaled = _scaled(load, share)
+        exact = scaled.generation.model_copy(
             update={
                 "keep_at_most": min(budget.examples, load.generation.keep_at_most),
-                "keep_at_least": min(wanted.generation.keep_at_least, budget.examples),
+                "keep_at_least": min(scaled.generation.keep_at_least, budget.examples),
             }
         )
         pairs = None if load.pairs is None else min(load.pairs, budget.examples)
-        yield replace(wanted, generation=exact, pairs=pairs)
+        yield replace(scaled, generation=exact, pairs=pairs)
         return
     for seeds in range(load.seeds, 0, -1):
         for splits in (True, False):

@@ -115,7 +115,7 @@ def separations(
         bad_runs: one run by behaviour, of domains held out for choosing.
         harmless_runs: the runs that calibrate.
     """
-    found = []
+    each = []
     for geometry, score in CANDIDATES:
         distances = []
         for behaviour, run in bad_runs.items():
@@ -127,8 +127,8 @@ def separations(
             known = [v for v in others if v is not None]
             distances.append((value - fmean(known)) / max(stdev(known), FLOOR))
         if distances and all(map(math.isfinite, distances)):
-            found.append(Separation(geometry=geometry, score=score, d=fmean(distances)))
-    return found
+            each.append(Separation(geometry=geometry, score=score, d=fmean(distances)))
+    return each
 
 
 def deciding(found: Sequence[Separation]) -> tuple[Geometry, DecidingScore]:
@@ -161,8 +161,8 @@ def checked(planned: Planned, run: BenignRun, judge: Judge, decides: tuple[str, 
             first = judged.scores.progress
     geometry, score = decides
     names = [n for n, r in run.scores[-1].references.items() if r.kind == "behaviour"]
-    asked = [planned.behaviour] if planned.behaviour else names
-    values = [_last(run, n, geometry, score) for n in asked]
+    behaviours = [planned.behaviour] if planned.behaviour else names
+    values = [_last(run, n, geometry, score) for n in behaviours]
     known = [v for v in values if v is not None and math.isfinite(v)]
     return CheckedRun(
         name=planned.name,
@@ -179,5 +179,5 @@ def checked(planned: Planned, run: BenignRun, judge: Judge, decides: tuple[str, 
 
 def _last(run: BenignRun, behaviour: str, geometry: str, score: str) -> float | None:
     scores: Scores = run.scores[-1]
-    held: Mapping[str, Mapping[str, float]] = scores.references[behaviour].values  # type: ignore[assignment]
-    return held.get(geometry, {}).get(score)
+    by_geometry: Mapping[str, Mapping[str, float]] = scores.references[behaviour].values  # type: ignore[assignment]
+    return by_geometry.get(geometry, {}).get(score)

@@ -138,14 +138,14 @@ def make_bank(options: BankOptions, tick: Ticker = silent) -> Prepared:
 
 def _prepared(job: BankJob, work: Work, tick: Ticker) -> Prepared:
     began = time.monotonic()
-    found = persona.contrasts(job, work, tick) if job.data_folder is None else job.contrasts
-    use = _families(job, work, found, tick)
-    chosen, rates = _rate(job, work, found, use, tick)
-    listed = references.wanted(job, found, use.any_tuning, chosen)
+    contrasts = persona.contrasts(job, work, tick) if job.data_folder is None else job.contrasts
+    use = _families(job, work, contrasts, tick)
+    chosen, rates = _rate(job, work, contrasts, use, tick)
+    listed = references.wanted(job, contrasts, use.any_tuning, chosen)
     bank = references.make_bank(
-        job, work, listed, lambda: _probe(job, work, found, use, tick), tick
+        job, work, listed, lambda: _probe(job, work, contrasts, use, tick), tick
     )
-    check = _check(job, found, use)
+    check = _check(job, contrasts, use)
     runs = _watched(job, work, bank, check.every, chosen, tick)
     harmless = [runs[p.name] for p in check.calibration]
     separations = power.separations(
@@ -195,8 +195,8 @@ def _families(job: BankJob, work: Work, found: Sequence[Contrast], tick: Ticker)
         own.append(families.own_answers(job.base, work, prompts, style, _ANSWER, _BATCH))
         tick(OWN, n + 1, len(styles))
     everything = job.families(found, own)
-    wanted = scale.calibration, scale.power, scale.any_tuning
-    return families.shared_out(everything, *wanted, job.options.seed)
+    counts = scale.calibration, scale.power, scale.any_tuning
+    return families.shared_out(everything, *counts, job.options.seed)
 
 
 def _rate(

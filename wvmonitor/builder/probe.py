@@ -21,9 +21,9 @@ from wvmonitor.builder.examples import Example
 from wvmonitor.builder.recipe import Generation
 from wvmonitor.builder.stages import Row, Ticker, Work, digest_of
 from wvmonitor.errors import BuildError
+from wvmonitor.reading import component_of
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.store import load_probe, save_probe
-from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.probe import collect_probe
 
 DONE = "probe"
@@ -68,15 +68,15 @@ def build_probe(
     Raises:
         BuildError: the text is too short, or not in the model's vocabulary.
     """
-    asked = list(prompts) or bundled_prompts()
+    questions = list(prompts) or bundled_prompts()
     given = texts is not None or bool(examples)
-    said = None if given else (asked, generation or Generation())
+    how = None if given else (questions, generation or Generation())
     inputs = {
         "base": base.digest,
         "chat": base.chat_digest,
         "texts": digest_of(list(texts or ())),
         **({"examples": digest_of([asdict(e) for e in examples])} if examples else {}),
-        "prompts": None if said is None else [said[0], said[1].model_dump(), batch_size],
+        "prompts": None if how is None else [how[0], how[1].model_dump(), batch_size],
         "tokens": tokens,
     }
     path = work.path("probe", inputs, ".safetensors")
@@ -84,8 +84,8 @@ def build_probe(
         tick(DONE, 0, tokens)
         marked = (
             chain(_plain(base, texts or ()), _conversations(base, examples))
-            if said is None
-            else _answered(base, work, *said, tokens=tokens, batch_size=batch_size)
+            if how is None
+            else _answered(base, work, *how, tokens=tokens, batch_size=batch_size)
         )
         model = base.model
         names = [
@@ -151,8 +151,8 @@ def _answered(
     while seen < tokens:
 
         def make(turn: int = turn) -> list[Row]:
-            asked = [base.asked(p) for p in prompts]
-            answers = sampler.sample(asked, settings, seed_of("probe", turn))
+            conversations = [base.asked(p) for p in prompts]
+            answers = sampler.sample(conversations, settings, seed_of("probe", turn))
             return [
                 {"prompt": p, "text": a.text, "finished": a.finished}
                 for p, a in zip(prompts, answers, strict=True)
@@ -190,12 +190,12 @@ def _batches(
     rows = sorted(marked[:enough], key=lambda row: -len(row[0]))
     # nobody asks for logits, a fifth of the work of a small model
     asks = "logits_to_keep" in inspect.signature(base.model.forward).parameters
-    wanted = {"use_cache": False, **({"logits_to_keep": 1} if asks else {})}
+    options = {"use_cache": False, **({"logits_to_keep": 1} if asks else {})}
     seen = 0
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
         inputs, counted = _padded(batch, pad, base.model.device)
-        yield {**inputs, **wanted}, counted
+        yield {**inputs, **options}, counted
         seen += sum(sum(marks) for _, marks in batch)
         tick(DONE, min(seen, tokens), tokens)
 

@@ -70,10 +70,10 @@ def swept(
     def start() -> list[Row]:
         return [measured(base, base.model, (), first.ordinary, longest)]
 
-    asked = {k: v for k, v in first.inputs(base).items() if k not in ("examples", "training")}
-    (before,) = work.rows("before", {**asked, "longest": longest}, start).rows
+    common = {k: v for k, v in first.inputs(base).items() if k not in ("examples", "training")}
+    (before,) = work.rows("before", {**common, "longest": longest}, start).rows
     done = [d.measured for d in carry_out(base, work, runs, jobs, tick)]
-    found = [
+    rates = [
         Rate(
             learning_rate=run.training.learning_rate,
             gap=positive["gap"] - negative["gap"],
@@ -81,8 +81,8 @@ def swept(
         )
         for run, positive, negative in zip(runs[::2], done[::2], done[1::2], strict=True)
     ]
-    rate, remark = chosen(found)
-    return rate, remark, found
+    rate, remark = chosen(rates)
+    return rate, remark, rates
 
 
 def chosen(found: Sequence[Rate]) -> tuple[float, str | None]:

@@ -60,20 +60,22 @@ class RuleJudge:
         self, answers: Sequence[Answered], tick: Callable[[int], None] = lambda _: None
     ) -> list[Judgement]:
         """As `Judge` says."""
-        found = [self._one(a.answer) for a in answers]
-        tick(len(found))
-        return found
+        judgements = [self._one(a.answer) for a in answers]
+        tick(len(judgements))
+        return judgements
 
     def _one(self, answer: str) -> Judgement:
-        said: list[Judgement] = []
+        verdicts: list[Judgement] = []
         if self._patterns["positive"] or self._patterns["negative"]:
-            said.append(self._by_patterns(answer))
+            verdicts.append(self._by_patterns(answer))
         if self._rules.positive_length and self._rules.negative_length:
             words = len(answer.split())
             longer = self._rules.positive_length.holds(words)
             shorter = self._rules.negative_length.holds(words)
-            said.append("unclear" if longer == shorter else "positive" if longer else "negative")
-        return said[0] if len(set(said)) == 1 else "unclear"
+            verdicts.append(
+                "unclear" if longer == shorter else "positive" if longer else "negative"
+            )
+        return verdicts[0] if len(set(verdicts)) == 1 else "unclear"
 
     def _by_patterns(self, answer: str) -> Judgement:
         counts = {
@@ -128,12 +130,12 @@ class ModelJudge:
         self, answers: Sequence[Answered], tick: Callable[[int], None] = lambda _: None
     ) -> list[Judgement]:
         """As `Judge` says: clear from the rubric's probability on."""
-        found: list[Judgement] = []
+        judgements: list[Judgement] = []
         for start in range(0, len(answers), self._batch_size):
             batch = answers[start : start + self._batch_size]
-            found += [self._verdict(y, n) for y, n in self._odds(batch)]
-            tick(len(found))
-        return found
+            judgements += [self._verdict(y, n) for y, n in self._odds(batch)]
+            tick(len(judgements))
+        return judgements
 
     def _verdict(self, yes: float, no: float) -> Judgement:
         if yes + no < _LEAST_SAID:
@@ -205,12 +207,12 @@ class EndpointJudge:
         Raises:
             BuildError: the endpoint refuses, or still fails after every attempt.
         """
-        found: list[Judgement] = []
+        judgements: list[Judgement] = []
         with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
-            for said in pool.map(self._one, answers):
-                found.append(said)
-                tick(len(found))
-        return found
+            for judgement in pool.map(self._one, answers):
+                judgements.append(judgement)
+                tick(len(judgements))
+        return judgements
 
     def _one(self, answered: Answered) -> Judgement:
         import openai
@@ -230,22 +232,22 @@ class EndpointJudge:
             reraise=True,
         )
         try:
-            said: str = retrying(self._ask, answered)
+            reply: str = retrying(self._ask, answered)
         except openai.OpenAIError as error:
             raise BuildError(
                 f"the judge {self.name} failed ({type(error).__name__}: {error}): what was judged "
                 "is kept; mend the address, the model's name or OPENAI_API_KEY and run it again"
             ) from None
-        words = re.findall(r"[a-z]+", said.lower())
+        words = re.findall(r"[a-z]+", reply.lower())
         first = words[0] if words else ""
         return {"yes": "positive", "no": "negative"}.get(first, "unclear")  # type: ignore[return-value]
 
     def _ask(self, answered: Answered) -> str:
         rubric = f"{self._rubric.question} Reply with one word: yes, no or unclear."
-        asked = _ASKED.format(question=answered.question, answer=answered.answer, rubric=rubric)
+        prompt = _ASKED.format(question=answered.question, answer=answered.answer, rubric=rubric)
         made: Any = self._client.chat.completions.create(
             model=self._model,
-            messages=[{"role": "user", "content": asked.strip()}],
+            messages=[{"role": "user", "content": prompt.strip()}],
             temperature=0,
         )
         return str(made.choices[0].message.content or "")

@@ -128,12 +128,12 @@ def make_bank(
 
 def held_out_gaps(bank: ReferenceBank) -> dict[str, tuple[float, float]]:
     """By behaviour, the held-out gap of θ and of θ + w, in nats a token."""
-    found = {}
+    gaps = {}
     for reference in bank:
         measured = reference.card.built.hyperparameters.get(GAPS)
         if measured:
-            found[reference.name] = float(measured["+0"]), float(measured["+1"])
-    return found
+            gaps[reference.name] = float(measured["+0"]), float(measured["+1"])
+    return gaps
 
 
 def _reference(

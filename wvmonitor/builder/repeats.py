@@ -75,18 +75,18 @@ class Contrasts:
         training = replace(
             self.training, seed=seed, steps=steps_for(self.training.settings, len(pairs), whole)
         )
-        found: dict[Side, TaskVector] = {}
+        sides: dict[Side, TaskVector] = {}
         self.tick(DONE, done, self.total)
         for side in self.sides:
             folder = self._side(side, pairs, training, done)
             done += training.steps
             self.tick(DONE, done, self.total)
-            found[side] = read_finetuned(self.base, folder, training.method)
+            sides[side] = read_finetuned(self.base, folder, training.method)
         if self.variant in ("positive", "negative"):
-            alone = found[self.variant]
+            alone = sides[self.variant]
             turned = (self.variant == "negative") != (self.means == "opposes")
             return (-alone if turned else alone), done
-        return contrast(found["positive"], found["negative"], positive_means=self.means), done
+        return contrast(sides["positive"], sides["negative"], positive_means=self.means), done
 
     def _side(self, side: Side, pairs: Sequence[Pair], training: Training, done: int) -> Path:
         def make(hidden: Path) -> None:
@@ -113,16 +113,18 @@ class Contrasts:
 
         5 % of the pairs are held back for it.
         """
-        held = max(1, math.ceil(VALIDATION * len(pairs)))
+        validation = max(1, math.ceil(VALIDATION * len(pairs)))
         losses = []
         for n, rate in enumerate(rates):
             self.tick(SWEEP, n, len(rates))
-            steps = steps_for(self.training.settings, len(pairs) - held, len(pairs))
+            steps = steps_for(self.training.settings, len(pairs) - validation, len(pairs))
             training = replace(self.training, learning_rate=rate, steps=steps)
 
             def make(training: Training = training) -> list[dict[str, float]]:
                 self.base.release()
-                return [{"loss": self._loss(side, pairs, held, training)} for side in self.sides]
+                return [
+                    {"loss": self._loss(side, pairs, validation, training)} for side in self.sides
+                ]
 
             inputs = {
                 "base": self.base.digest,

@@ -147,19 +147,19 @@ def parse_hours(text: str) -> float:
     Raises:
         BuildError: it is none of these.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([hm])", text.strip())
-    if found is None or not float(found[1]):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([hm])", text.strip())
+    if match is None or not float(match[1]):
         raise BuildError(
             f"--budget {text!r}: give hours or minutes of this machine, as in 1h or 40m"
         )
-    return float(found[1]) / (1.0 if found[2] == "h" else 60.0)
+    return float(match[1]) / (1.0 if match[2] == "h" else 60.0)
 
 
 def this_machine(jobs: int | None = None) -> Machine:
     """The machine at hand, measured for a fifth of a second."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    wanted = jobs or (1 if device == "cuda" else cores())
-    return Machine(device, _flops(device), wanted, _free_memory())
+    workers = jobs or (1 if device == "cuda" else cores())
+    return Machine(device, _flops(device), workers, _free_memory())
 
 
 def costs(scale: Scale, amounts: Amounts, machine: Machine) -> list[Cost]:
@@ -191,9 +191,9 @@ def costs(scale: Scale, amounts: Amounts, machine: Machine) -> list[Cost]:
     count = scale.power + mixed + b
     stage("power check", f"{mixed + b} bad and {scale.power} harmless runs", count,
           count * run_steps, batch)  # fmt: skip
-    said = scale.styles * scale.own_answers * amounts.tokens * 20  # a token at a time
-    asked = 2 * scale.asked * amounts.tokens * (5 * b + 2 * len(scale.swept))
-    read = (scale.probe_tokens + said + asked) * per_token / 2
+    sampling = scale.styles * scale.own_answers * amounts.tokens * 20  # a token at a time
+    rating = 2 * scale.asked * amounts.tokens * (5 * b + 2 * len(scale.swept))
+    read = (scale.probe_tokens + sampling + rating) * per_token / 2
     runs.append(Cost("probe and doses", f"{scale.probe_tokens:,} ordinary tokens", 0, read))
     return runs
 
@@ -261,7 +261,7 @@ def _wait(device: str) -> None:
 def _free_memory() -> int | None:
     try:
         with Path("/proc/meminfo").open(encoding="ascii") as file:
-            held = dict(line.split(":", 1) for line in file)
+            fields = dict(line.split(":", 1) for line in file)
     except OSError:
         return None  # no Linux: nothing is refused for want of memory
-    return int(held["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in held else None
+    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None

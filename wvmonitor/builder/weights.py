@@ -52,14 +52,14 @@ def named_base(*sides: Path) -> str | None:
         for p in sides
         if is_adapter(p)
     }
-    found = {str(name) for name in named.values() if name}
-    if len(found) > 1:
+    bases = {str(name) for name in named.values() if name}
+    if len(bases) > 1:
         listed = ", ".join(f"{p} from {n}" for p, n in named.items())
         raise BaseMismatchError(
             f"the two sides name different bases ({listed}): a contrastive pair needs one base; if "
             "they are copies of one, say which with --base"
         )
-    return found.pop() if found else None
+    return bases.pop() if bases else None
 
 
 def _read(base: Base, path: Path) -> TaskVector:

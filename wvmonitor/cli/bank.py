@@ -180,11 +180,11 @@ def _show(made: Prepared, *, as_json: bool) -> None:
         }
         print(json.dumps(found, indent=2))
         return
-    promise = "no calibration" if trust.alpha is None else (
+    guarantee = "no calibration" if trust.alpha is None else (
         f"{trust.status} calibration from {len(trust.calibrated_on)} harmless runs at "
         f"{trust.alpha:.0%}"
     )  # fmt: skip
-    print(f"{made.folder}: {promise}; {trust.score} ({trust.geometry}) decides")
+    print(f"{made.folder}: {guarantee}; {trust.score} ({trust.geometry}) decides")
     print(f"power check: {trust.sentence()}")
     for note in trust.notes:
         print(f"note: {note}")

@@ -203,8 +203,8 @@ def _targets(dataset: Path, cleaned: Path | None) -> tuple[Path, Path]:
     """Where a cleaned set and what was dropped of it go; what is there already is left alone."""
     from wvmonitor.errors import InputError
 
-    kept = cleaned or dataset.with_suffix(".cleaned.jsonl")
-    both = kept, kept.with_suffix(".dropped.jsonl")
+    cleaned_file = cleaned or dataset.with_suffix(".cleaned.jsonl")
+    both = cleaned_file, cleaned_file.with_suffix(".dropped.jsonl")
     for path in both:
         if path.exists():
             raise InputError(f"'{path}' is there already: move it away, or give --cleaned FILE")

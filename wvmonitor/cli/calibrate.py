@@ -112,13 +112,13 @@ def command(
         references = str(place.parent)  # the calibration lies in its bank
     bank = ReferenceBank.load(references or bundled_path("tiny-organism", "bank"))
     named = None if datasets is None else {k: str(v) for k, v in read_json(datasets).items()}
-    found = benign_runs(runs or add or [], bank, datasets=named, base=base, optimizer=optimizer)
+    benign = benign_runs(runs or add or [], bank, datasets=named, base=base, optimizer=optimizer)
     if add:
         earlier = Calibration.load(place, bank=bank.fingerprint)
-        made = with_more(earlier, found, by_their_ends=every_own)
+        made = with_more(earlier, benign, by_their_ends=every_own)
     else:
         made = calibrate_as_far_as_possible(
-            found,
+            benign,
             bank=bank.fingerprint,
             alpha=alpha,
             geometry=geometry,
@@ -129,12 +129,12 @@ def command(
     if as_json:
         print(json.dumps(_summary(made, place), indent=2))
     else:
-        print("\n".join(_told(made, place, left_out=len(found) - _held(made, found))))
+        print("\n".join(_told(made, place, left_out=len(benign) - _held(made, benign))))
 
 
-def _held(made: Calibration, found: list[BenignRun]) -> int:
+def _held(made: Calibration, benign: list[BenignRun]) -> int:
     """How many of the runs that were given it holds."""
-    return len({r.dataset for r in found} & set(made.datasets))
+    return len({r.dataset for r in benign} & set(made.datasets))
 
 
 def _summary(made: Calibration, place: Path) -> dict[str, Any]:

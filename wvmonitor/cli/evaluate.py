@@ -124,12 +124,12 @@ def command(
 
 
 def _by_task(given: list[str] | None) -> dict[str, str]:
-    found = {}
+    by_task = {}
     for text in given or []:
         task, equals, data = text.partition("=")
         if not equals or not data:
             raise typer.BadParameter(
                 f"{text!r}: say which task's data it is, as in gcd=pairs.jsonl"
             )
-        found[task] = data
-    return found
+        by_task[task] = data
+    return by_task

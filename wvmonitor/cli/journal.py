@@ -30,18 +30,18 @@ def verify(journal: Journal, *, as_json: Json = False) -> None:
     from wvmonitor.journal.tools import verify as check
     from wvmonitor.scan.text import visible
 
-    found = check(journal)
+    result = check(journal)
     if as_json:
-        typer.echo(json.dumps(asdict(found)))
+        typer.echo(json.dumps(asdict(result)))
     else:
-        for problem in found.problems:
+        for problem in result.problems:
             typer.echo(visible(problem))
-        state = f"{len(found.problems)} problems" if found.problems else "whole"
+        state = f"{len(result.problems)} problems" if result.problems else "whole"
         typer.echo(
-            f"{visible(found.path)}: {state}; {found.runs} runs, {found.readings} readings, "
-            f"{found.pending} alerts wait"
+            f"{visible(result.path)}: {state}; {result.runs} runs, {result.readings} readings, "
+            f"{result.pending} alerts wait"
         )
-    if found.problems:
+    if result.problems:
         raise typer.Exit(2)
 
 

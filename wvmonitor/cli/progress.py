@@ -62,13 +62,13 @@ def bars() -> Iterator[Ticker]:
 def _lines() -> Ticker:
     """A line at the beginning of a stage, at every tenth of it, and at its end."""
     began: dict[str, float] = {}
-    said: dict[str, int] = {}
+    reported: dict[str, int] = {}
 
     def tick(stage: str, done: int, total: int) -> None:
         start = began.setdefault(stage, time.monotonic())
         tenth = 10 * done // max(total, 1)
-        if said.get(stage) != tenth:
-            said[stage] = tenth
+        if reported.get(stage) != tenth:
+            reported[stage] = tenth
             spent = time.monotonic() - start
             name = _STAGES.get(stage, stage)
             left = f", about {spent * (total - done) / done:.0f} s left" if 0 < done < total else ""

@@ -62,13 +62,13 @@ def list_(
     for folder in folders or []:
         if not folder.is_dir():
             raise MissingPathError(f"'{folder}' is no folder: name one that holds banks")
-    found = inventory([bundled_path("tiny-organism", "bank"), cache_folder(), *(folders or [])])
+    summaries = inventory([bundled_path("tiny-organism", "bank"), cache_folder(), *(folders or [])])
     if as_json:
-        typer.echo(json.dumps([_described(s) for s in found], indent=2))
+        typer.echo(json.dumps([_described(s) for s in summaries], indent=2))
     else:
-        for summary in found:
+        for summary in summaries:
             typer.echo(visible(_line(summary)))
-    if any(s.problem for s in found):
+    if any(s.problem for s in summaries):
         raise typer.Exit(2)
 
 
@@ -97,8 +97,8 @@ def show(
     summary = summarise(located(bank))
     cards = [c for c in summary.cards if name in (None, c.name)]
     if not cards:
-        held = ", ".join(c.name for c in summary.cards)
-        raise UnknownReferenceError(f"no reference {name!r} in this bank; it holds {held}")
+        names = ", ".join(c.name for c in summary.cards)
+        raise UnknownReferenceError(f"no reference {name!r} in this bank; it holds {names}")
     if as_json:
         shown = [c.model_dump(mode="json") for c in cards]
         typer.echo(json.dumps(_described(summary) | {"references": shown}, indent=2))

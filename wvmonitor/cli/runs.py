@@ -67,20 +67,20 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _table(found: list[RunSummary]) -> Table:
+def _table(summaries: list[RunSummary]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
     from wvmonitor.scan.text import visible
 
-    names = list(dict.fromkeys(name for s in found for name in s.references))
+    names = list(dict.fromkeys(name for s in summaries for name in s.references))
     table = Table(header_style="bold", pad_edge=False)
     for column in ("run", "verdict", "step", "done", "last reading"):
         table.add_column(column, overflow="fold")
     for name in names:
         table.add_column(f"{escape(visible(name))}\nscore / threshold, dose", justify="right")
     table.add_column("notes", overflow="fold")
-    for s in found:
+    for s in summaries:
         cells = [_reference(s.references.get(name)) for name in names]
         style = _STYLES.get(s.verdict, "green")
         table.add_row(
@@ -112,13 +112,13 @@ def _line(s: RunSummary) -> str:
     return "  ".join([*parts, notes] if notes else parts)
 
 
-def _reference(found: ReferenceSummary | None, *, styled: bool = True) -> str:
+def _reference(summary: ReferenceSummary | None, *, styled: bool = True) -> str:
     from wvmonitor.scan.text import number
 
-    if found is None:
+    if summary is None:
         return "–"
-    text = f"{number(found.score)} / {number(found.threshold)}, {number(found.dose)}"
-    style = _STYLES.get(found.state, "green")
+    text = f"{number(summary.score)} / {number(summary.threshold)}, {number(summary.dose)}"
+    style = _STYLES.get(summary.state, "green")
     return f"[{style}]{text}[/]" if styled else text
 
 

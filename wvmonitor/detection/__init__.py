@@ -8,10 +8,15 @@ imports torch, and scipy only where it is used.
 from wvmonitor.detection.calibration import Calibration, calibrate
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.judge import Judge
-from wvmonitor.detection.judgement import Judgement, Statistics
+from wvmonitor.detection.judgement import (
+    BehaviourState,
+    Judgement,
+    JudgeState,
+    State,
+    Statistics,
+    Verdict,
+)
 from wvmonitor.detection.scores import ReferenceScores, Scores, score
-from wvmonitor.detection.state import BehaviourState, JudgeState
-from wvmonitor.detection.verdict import State, Verdict
 
 __all__ = [
     "BehaviourState",

@@ -1,4 +1,4 @@
-"""The calibration as it is kept: the band, its promise, and the JSON file.
+"""The calibration as it is kept: the band, its guarantee, and the JSON file.
 
 How it is made is in `calibration.py`.
 """
@@ -113,11 +113,11 @@ class Calibration(BaseModel):
         warn_alpha, warn_multiplier: the same for `warn`.
         maxima: by behaviour, M_i of the runs that set the band, ascending.
         rate_bound: 95 % upper bound of the share of benign runs that really alarm; None where
-            nothing is promised.
+            nothing is guaranteed.
         folds: into how many parts the runs were cut, each held against the fit of the others; None
             in older files, where one half was held against the other.
         datasets: of all the runs, in alphabetical order.
-        support: the kind of run that all this speaks of.
+        support: the kind of run that the calibration covers.
         gain: what the score gains of late, M_i being the larger of both; None in older files.
         windows: for runs of unknown length, where the benign runs had windows.
         runs: the benign runs themselves, so that more can be added; empty in older files.

@@ -16,8 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from wvmonitor.detection import conformal
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.coverage import COVERAGE_FLOOR, is_seen, judged_norm
-from wvmonitor.detection.scores import Scores
+from wvmonitor.detection.scores import COVERAGE_FLOOR, Scores, is_covered, judged_norm
 from wvmonitor.errors import CalibrationError
 from wvmonitor.reading import GEOMETRIES, Component, Float64, Geometry
 
@@ -147,8 +146,8 @@ def kept(run: BenignRun, like: Deciding) -> KeptRun:
     moved.sort(key=lambda s: s.progress or 0.0)
     windowed = [s for s in run.scores if _windows(s, like) is not None]
     lags = [s.lag for s in windowed if s.lag is not None]
-    found = [_windows(s, like) or () for s in windowed]
-    columns = dict(zip(like.behaviours, zip(*found, strict=True), strict=True)) if found else {}
+    windows = [_windows(s, like) or () for s in windowed]
+    columns = dict(zip(like.behaviours, zip(*windows, strict=True), strict=True)) if windows else {}
     return KeptRun(
         dataset=run.dataset,
         context=run.context,
@@ -177,8 +176,8 @@ def _windows(scores: Scores, like: Deciding) -> tuple[float, ...] | None:
         for b in like.behaviours
         if b in scores.references
     ]
-    found = [float(v) for v in values if v is not None and math.isfinite(v)]
-    return tuple(found) if len(found) == len(like.behaviours) else None
+    finite = [float(v) for v in values if v is not None and math.isfinite(v)]
+    return tuple(finite) if len(finite) == len(like.behaviours) else None
 
 
 def _value(scores: Scores, behaviour: str, like: Deciding) -> float | None:
@@ -202,7 +201,7 @@ def _problem(scores: Scores, like: Deciding) -> str | None:
         return f"its change cannot be measured: {scores.unmeasurable}"
     if _behaviours(scores) != like.behaviours:
         return f"it scores {_behaviours(scores)}, the others {like.behaviours}"
-    if not is_seen(scores, like.geometry, strict=False):
+    if not is_covered(scores, like.geometry, strict=False):
         return f"less than {COVERAGE_FLOOR:.0%} of its change lies where the scores look"
     for behaviour in like.behaviours:
         value = _value(scores, behaviour, like)

@@ -1,7 +1,7 @@
 """Making a calibration: from benign runs to the band that a run must leave to raise the alarm.
 
 The arithmetic is in `conformal.py`, the record and its file in `band.py`, the kind of run that it
-speaks of in `support.py`, what is kept of a benign run in `benign.py`; of few and short runs
+covers in `support.py`, what is kept of a benign run in `benign.py`; of few and short runs
 `provisional.py` makes one of another kind.
 """
 
@@ -31,8 +31,8 @@ from wvmonitor.detection.benign import (
     kept,
     order,
 )
-from wvmonitor.detection.coverage import COVERAGE_FLOOR
 from wvmonitor.detection.repeats import require_different_data
+from wvmonitor.detection.scores import COVERAGE_FLOOR
 from wvmonitor.detection.support import SLACK, Support
 from wvmonitor.errors import CalibrationError
 from wvmonitor.reading import Float64, Geometry
@@ -87,9 +87,9 @@ def calibrate(
         CalibrationError: too few runs for `alpha`, two runs of one dataset, or a run that cannot
             be used (says which and why).
     """
-    like, found = collected(runs, bank, alpha, geometry, score)
-    require_different_data(found, by_their_ends=by_their_ends)
-    return calibrated_from(found, like, alpha)
+    like, usable = collected(runs, bank, alpha, geometry, score)
+    require_different_data(usable, by_their_ends=by_their_ends)
+    return calibrated_from(usable, like, alpha)
 
 
 def collected(
@@ -205,14 +205,14 @@ def window_band(
         behaviours: whose window scores.
         alpha: the bound on the share of benign runs that alarm.
     """
-    found = [r.windows_of(behaviours) for r in runs]
+    windows = [r.windows_of(behaviours) for r in runs]
     lags = [lag for r in runs if r.lags for lag in r.lags]
-    block = min(len(values) for values in found)
+    block = min(len(values) for values in windows)
     over = edetector.blocks(len(runs), alpha, len(behaviours))
     if block == 0 or not lags or over == 0:
         return None
-    fitted = edetector.centre(found)
-    maxima = np.sort(edetector.cross_fitted([v[:block] for v in found]), axis=0)
+    fitted = edetector.centre(windows)
+    maxima = np.sort(edetector.cross_fitted([v[:block] for v in windows]), axis=0)
     limits = [
         {
             b: max(0.0, edetector.multiplier(column, level, over * len(behaviours)))

@@ -162,9 +162,9 @@ def cross_fitted(
         folds: at least 2; no more than there are runs.
     """
     maxima = np.empty((len(runs), runs[0].values.shape[1]))
-    for held, rest in fold_indices(len(runs), folds):
+    for fold, rest in fold_indices(len(runs), folds):
         centres = fit_both([runs[i] for i in rest], [gained[i] for i in rest], grid)
-        for i in held:
+        for i in fold:
             maxima[i] = farthest(runs[i], gained[i], *centres)
     return maxima
 

@@ -25,7 +25,7 @@ class RunContext:
         schedule: of the learning rate: "linear", "cosine", …
         weight_decay: as the optimiser was given it.
         data: digest of the training set.
-        strict_coverage: whether a verdict must speak of the whole change, embeddings and head
+        strict_coverage: whether a verdict must cover the whole change, embeddings and head
             included, rather than of the parts that scores look at.
         inoculated: the behaviours whose reference rides along while it trains.
     """

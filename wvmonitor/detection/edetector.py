@@ -50,17 +50,17 @@ def centre(runs: Sequence[Float64]) -> WindowCentre:
     return WindowCentre(pooled.mean(axis=0), np.maximum(sigma, floor))
 
 
-def block_maxima(windows: Float64, found: WindowCentre) -> Float64:
+def block_maxima(windows: Float64, fitted: WindowCentre) -> Float64:
     """(R,) M: for each behaviour the largest (s − μ)/σ over one block's windows."""
-    return np.asarray(((windows - found.mu) / found.sigma).max(axis=0))
+    return np.asarray(((windows - fitted.mu) / fitted.sigma).max(axis=0))
 
 
 def cross_fitted(runs: Sequence[Float64]) -> Float64:
     """(n, R) M_i of every run's block, held against the centre of the runs outside its own fold."""
     maxima = np.empty((len(runs), runs[0].shape[1]))
-    for held, rest in conformal.fold_indices(len(runs)):
+    for fold, rest in conformal.fold_indices(len(runs)):
         fitted = centre([runs[i] for i in rest])
-        for i in held:
+        for i in fold:
             maxima[i] = block_maxima(runs[i], fitted)
     return maxima
 

@@ -1,8 +1,8 @@
 """What a verdict means, in words that logs, alerts, scans and reports share.
 
-`judge` says which score passed which threshold. Of what it raises, an account adds what a person
-asks next: where the score is heading, what such a dose did to the base, which layers carry it, what
-to go back to, and what to run.
+`judge` says which score passed which threshold. Of what it raises, an explanation adds what a
+person asks next: where the score is heading, what such a dose did to the base, which layers carry
+it, what to go back to, and what to run.
 """
 
 from __future__ import annotations
@@ -11,20 +11,24 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from itertools import combinations
+from statistics import median
+from typing import Literal, Protocol
 
-from wvmonitor.detection.finding import State
 from wvmonitor.detection.groups import LayerShares
+from wvmonitor.detection.judgement import JudgeState, State, Verdict
 from wvmonitor.detection.scores import Scores
-from wvmonitor.detection.state import JudgeState
-from wvmonitor.detection.trend import slope, trend
-from wvmonitor.detection.verdict import Verdict
 
 BANDED = ("calibrated", "provisional")
 """Statuses whose threshold is an alarm's."""
 
 MOST_LAYERS = 3
 """More layers than these are not named one by one."""
+
+Trend = Literal["rising", "falling", "flat", "unknown"]
+
+FLAT = 0.02
+"""Change of the deciding score over all the readings below which its trend is called flat."""
 
 
 class DosePoint(Protocol):
@@ -49,7 +53,7 @@ class DosePoint(Protocol):
 
 @dataclass(frozen=True)
 class Background:
-    """What accounts need to know beside a run's numbers.
+    """What explanations need to know beside a run's numbers.
 
     Attributes:
         behaviours: by reference, what a model that moves along it does.
@@ -65,60 +69,22 @@ class Background:
 
 
 def explained(
-    verdicts: Mapping[str, Verdict],
+    verdict: Verdict,
     scores: Scores,
     state: JudgeState,
     background: Background,
     *,
     layers: LayerShares | None = None,
-) -> dict[str, Verdict]:
-    """The verdicts, those that warn or alarm with their account.
+) -> Verdict:
+    """A warning or an alarm with its explanation: what it means and what to do.
 
     Args:
-        verdicts: as `judge` passed them.
+        verdict: as `judge` passed it.
         scores: of the same reading.
         state: as `judge` gave it for the next reading.
         background: of the bank and the base.
         layers: which layers carry the inner products, if that is known.
     """
-    return {
-        name: replace(v, account=_account(v, scores, state, background, layers))
-        if v.state >= State.WARN
-        else v
-        for name, v in verdicts.items()
-    }
-
-
-def in_full(reason: str, account: Sequence[str]) -> str:
-    """A verdict's reason and its account as one text."""
-    ended = reason if reason.endswith((".", "!", "?")) or not account else f"{reason}."
-    return " ".join([ended, *account])
-
-
-def to_do(account: Sequence[str]) -> tuple[str, ...]:
-    """The sentences of an account that say what to do: what to go back to, and what to run."""
-    return tuple(s for s in account if s.startswith((_COMMAND, *_BACK)))
-
-
-def for_elsewhere(account: Sequence[str], reference: str, bank: str) -> tuple[str, ...]:
-    """An account for readers on another machine: nothing in it says where files lie on this one.
-
-    Args:
-        account: as `explained` gave it.
-        reference: the behaviour it is about.
-        bank: the bank's fingerprint.
-    """
-    command = f"{_command(reference, 'BASE', 'BANK')} BANK is the bank {bank[:16]}… of this run."
-    return tuple(command if s.startswith(_COMMAND) else s for s in account)
-
-
-def _account(
-    verdict: Verdict,
-    scores: Scores,
-    state: JudgeState,
-    background: Background,
-    layers: LayerShares | None,
-) -> tuple[str, ...]:
     name = verdict.reference
     sentences = [
         _heading(verdict, state.of(name).recent),
@@ -127,7 +93,30 @@ def _account(
         _back(state.of(name).last_ok, scores.step),
         _command(name, background.base, background.bank),
     ]
-    return tuple(s for s in sentences if s)
+    return replace(verdict, account=tuple(s for s in sentences if s))
+
+
+def in_full(reason: str, account: Sequence[str]) -> str:
+    """A verdict's reason and its explanation as one text."""
+    ended = reason if reason.endswith((".", "!", "?")) or not account else f"{reason}."
+    return " ".join([ended, *account])
+
+
+def to_do(account: Sequence[str]) -> tuple[str, ...]:
+    """The sentences of an explanation that say what to do: what to go back to, and what to run."""
+    return tuple(s for s in account if s.startswith((_COMMAND, *_BACK)))
+
+
+def for_elsewhere(account: Sequence[str], reference: str, bank: str) -> tuple[str, ...]:
+    """An explanation for readers on another machine: it does not say where files lie on this one.
+
+    Args:
+        account: the explanation, as `explained` gave it.
+        reference: the behaviour it is about.
+        bank: the bank's fingerprint.
+    """
+    command = f"{_command(reference, 'BASE', 'BANK')} BANK is the bank {bank[:16]}… of this run."
+    return tuple(command if s.startswith(_COMMAND) else s for s in account)
 
 
 _COMMAND = "Next: `wvmonitor blame "
@@ -149,10 +138,10 @@ def _heading(verdict: Verdict, recent: Sequence[tuple[int, float]]) -> str:
     if word == "unknown":
         return ""
     (first, was), (_, now) = recent[0], recent[-1]
-    said = f"over its last {len(recent)} readings, from {was:.3g} at step {first} to {now:.3g}"
+    course = f"over its last {len(recent)} readings, from {was:.3g} at step {first} to {now:.3g}"
     if word == "flat":
-        return f"The score has stayed level {said}."
-    text = f"The score has been {word} {said}"
+        return f"The score has stayed level {course}."
+    text = f"The score has been {word} {course}"
     pace, limit = slope(recent), verdict.threshold
     if verdict.state != State.WARN or verdict.calibration not in BANDED or pace is None:
         return f"{text}."
@@ -160,6 +149,23 @@ def _heading(verdict: Verdict, recent: Sequence[tuple[int, float]]) -> str:
         return f"{text}."
     steps = math.ceil((limit - now) / pace)
     return f"{text}; at that pace it reaches the alarm's threshold in about {steps} steps."
+
+
+def trend(points: Sequence[tuple[int, float]]) -> Trend:
+    """The word for (step, score) pairs in the order of their steps; unknown for fewer than two."""
+    per_step = slope(points)
+    if per_step is None:
+        return "unknown"
+    change = per_step * (points[-1][0] - points[0][0])
+    if abs(change) < FLAT:
+        return "flat"
+    return "rising" if change > 0 else "falling"
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float | None:
+    """Median of the slopes between all pairs (Theil–Sen), per step; None without two steps."""
+    slopes = [(v - u) / (t - s) for (s, u), (t, v) in combinations(points, 2) if t != s]
+    return median(slopes) if slopes else None
 
 
 def _dose(name: str, dose: float | None, background: Background) -> str:
@@ -189,17 +195,17 @@ def _carried(verdict: Verdict, layers: LayerShares | None) -> str:
         return ""
     shares = geometries[geometry]
     chosen: list[str] = []
-    held = 0.0
+    carried = 0.0
     for layer, share in sorted(shares.items(), key=lambda item: -item[1])[:MOST_LAYERS]:
         chosen.append(layer)
-        held += share
-        if held >= 0.5:
+        carried += share
+        if carried >= 0.5:
             break
     which = chosen[0] if len(chosen) == 1 else f"{', '.join(chosen[:-1])} and {chosen[-1]}"
     layer_word, verb = ("Layer", "carries") if len(chosen) == 1 else ("Layers", "carry")
     return (
-        f"{layer_word} {which} of {len(shares)} {verb} {_percent(held)} of the {geometry} product "
-        "with it."
+        f"{layer_word} {which} of {len(shares)} {verb} {_percent(carried)} of the {geometry} "
+        "product with it."
     )
 
 

@@ -4,50 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Literal
 
 from wvmonitor.detection.calibration import NUMERICAL_FLOOR, Calibration
 from wvmonitor.detection.conformal import runs_needed
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.coverage import COVERAGE_FLOOR, is_seen, judged_norm
-from wvmonitor.detection.scores import ReferenceScores, ScoreName, Scores
+from wvmonitor.detection.judgement import State
+from wvmonitor.detection.scores import (
+    COVERAGE_FLOOR,
+    ReferenceScores,
+    ScoreName,
+    Scores,
+    covers_a_part,
+    is_covered,
+    judged_norm,
+)
 from wvmonitor.reading import Geometry
-
-
-class State(StrEnum):
-    """What is thought of a behaviour, from the least to the most that someone must look at.
-
-    States compare in that order: unknown is worse than warming, which passes by itself, and
-    neither is ever ok.
-    """
-
-    OK = "ok"
-    WARMING = "warming"
-    UNKNOWN = "unknown"
-    WARN = "warn"
-    ALARM = "alarm"
-
-    @property
-    def severity(self) -> int:
-        """The place in the order, from 0."""
-        return _SEVERITY[self]
-
-    def __lt__(self, other: str) -> bool:
-        return self.severity < State(other).severity
-
-    def __le__(self, other: str) -> bool:
-        return self.severity <= State(other).severity
-
-    def __gt__(self, other: str) -> bool:
-        return self.severity > State(other).severity
-
-    def __ge__(self, other: str) -> bool:
-        return self.severity >= State(other).severity
-
-
-_SEVERITY = {state: index for index, state in enumerate(State)}
-CalibrationStatus = Literal["calibrated", "provisional", "uncalibrated", "transferred"]
 
 
 @dataclass(frozen=True)
@@ -73,17 +44,17 @@ class Finding:
 
 def broken(scores: Scores, reference: ReferenceScores, context: RunContext) -> list[str]:
     """What keeps any rule from judging, in words."""
-    found = [scores.unmeasurable] if scores.unmeasurable else []
+    objections = [scores.unmeasurable] if scores.unmeasurable else []
     if context.base == "unknown":
-        found.append(
+        objections.append(
             "it is not known whether the run starts from the references' base: give the base"
         )
     odd = [f"{s} ({g})" for g, v in reference.values.items() for s, x in v.items() if bad(x)]
     if bad(scores.norm):
-        found.append(f"the weights are not finite (‖τ‖ = {scores.norm})")
+        objections.append(f"the weights are not finite (‖τ‖ = {scores.norm})")
     elif odd:
-        found.append(f"not finite: {', '.join(odd)}")
-    return found
+        objections.append(f"not finite: {', '.join(odd)}")
+    return objections
 
 
 def unmoved(scores: Scores, geometry: Geometry, least: float) -> Finding | None:
@@ -100,7 +71,7 @@ def unmoved(scores: Scores, geometry: Geometry, least: float) -> Finding | None:
 
 def unseen(scores: Scores, geometry: Geometry, context: RunContext) -> list[str]:
     """Missing coverage, in words."""
-    if is_seen(scores, geometry, strict=context.strict_coverage):
+    if is_covered(scores, geometry, strict=context.strict_coverage):
         return []
     coverage = scores.coverage.get(geometry, 0.0)
     if coverage == 0:
@@ -112,6 +83,28 @@ def unseen(scores: Scores, geometry: Geometry, context: RunContext) -> list[str]
         f"only {percent(coverage)} of the change lies where the {geometry} scores look "
         f"({', '.join(scores.components)}; at least {percent(COVERAGE_FLOOR)} is needed)"
     ]
+
+
+_ON_A_PART = "This is a verdict on the "
+
+
+def is_on_a_part(reason: str) -> bool:
+    """Whether a verdict is on a part of the change, by its reason."""
+    return _ON_A_PART in reason
+
+
+def part_in_words(scores: Scores, geometry: Geometry) -> str:
+    """What a verdict on a part of the change must say; empty where it covers most of it."""
+    if not scores.shares or not covers_a_part(scores, geometry):
+        return ""
+    beside = {c: s for c, s in scores.shares.items() if c not in scores.components and s > 0}
+    largest = sorted(beside.items(), key=lambda item: -item[1])
+    named = ", ".join(f"{component} {100 * share:.3g} %" for component, share in largest)
+    return (
+        f"{_ON_A_PART}{', '.join(scores.components)} alone: most of the change lies "
+        f"elsewhere ({named}), where no score looks. Ask for strict coverage to have that left "
+        "unjudged"
+    )
 
 
 def unknown(
@@ -129,14 +122,14 @@ def outside(reasons: list[str]) -> Finding:
     return Finding(State.UNKNOWN, "; ".join(reasons), uncovered=True)
 
 
-def capped(found: Finding) -> Finding:
+def capped(finding: Finding) -> Finding:
     """Of a relative's references: an alarm is a warning."""
-    state = min(found.state, State.WARN)
+    state = min(finding.state, State.WARN)
     note = "Transferred: the references were made from a relative of this base, so it warns at most"
-    return replace(found, state=state, reason=f"{found.reason}. {note}")
+    return replace(finding, state=state, reason=f"{finding.reason}. {note}")
 
 
-def promise(calibration: Calibration) -> str:
+def guarantee(calibration: Calibration) -> str:
     """What a verdict by the band rests on."""
     runs, behaviours = len(calibration.datasets), len(calibration.bands)
     if calibration.status == "provisional":

@@ -114,9 +114,9 @@ def collect(
     np.add.at(products, rows, here.products[mine][:, order])
     np.add.at(squares, rows, here.squared_norms[mine])
     where = {name: p for p, name in enumerate(gram.parameters)}
-    held = [where.get(reading.parameters[i], -1) for i in mine]
+    places = [where.get(reading.parameters[i], -1) for i in mine]
     touched = np.diagonal(gram.products[geometry], axis1=1, axis2=2) > 0
-    touched = np.concatenate([touched, np.zeros((1, width), dtype=bool)])[held]  # -1: nobody's
+    touched = np.concatenate([touched, np.zeros((1, width), dtype=bool)])[places]  # -1: nobody's
     overlap = np.zeros((count, width))
     np.add.at(overlap, rows, np.where(touched, here.squared_norms[mine][:, None], 0.0))
     bank_rows = np.array([at[g] for g in of_theirs], dtype=int)
@@ -281,9 +281,9 @@ def window(
     both = reading.in_scope(components) & (broken | ~np.isnan(here))
     squared = now.squared_norms + before.squared_norms - 2 * lagged[both].sum()
     delta = replace(now, products=now.products - before.products, squared_norms=squared)
-    found = cosine(delta)
+    column = cosine(delta)
     lost = squared <= MIN_WINDOW * np.maximum(now.squared_norms, before.squared_norms)
-    return Column(found.values, found.exists & ~lost[:, None]), None
+    return Column(column.values, column.exists & ~lost[:, None]), None
 
 
 def dose(sums: Sums, gram: Gram, geometry: Geometry) -> tuple[dict[str, float], str | None]:
@@ -313,21 +313,21 @@ def dose(sums: Sums, gram: Gram, geometry: Geometry) -> tuple[dict[str, float], 
         return {}, None
     corrected = total.copy()
     np.fill_diagonal(corrected, np.where(known, shared, np.diagonal(total)))
-    kept = np.flatnonzero(present)
-    size = np.sqrt(np.diagonal(corrected)[kept])
-    scaled = corrected[np.ix_(kept, kept)] / np.outer(size, size)
+    columns = np.flatnonzero(present)
+    size = np.sqrt(np.diagonal(corrected)[columns])
+    scaled = corrected[np.ix_(columns, columns)] / np.outer(size, size)
     amounts = np.full(len(total), np.nan)
     problem = None
     if np.linalg.eigvalsh(scaled)[0] >= MIN_EIGENVALUE:
-        amounts[kept] = np.linalg.solve(scaled, products[kept] / size) / size
+        amounts[columns] = np.linalg.solve(scaled, products[columns] / size) / size
     else:
         amounts[known] = products[known] / shared[known]
         problem = (
             f"the references are too alike in the {geometry} geometry to tell their doses apart: "
             "each dose is as if its reference were alone"
         )
-    found = np.flatnonzero(known & np.isfinite(amounts))
-    return {gram.references[i]: float(amounts[i]) for i in found}, problem
+    has_dose = np.flatnonzero(known & np.isfinite(amounts))
+    return {gram.references[i]: float(amounts[i]) for i in has_dose}, problem
 
 
 def _left_out(

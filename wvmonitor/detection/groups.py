@@ -46,8 +46,8 @@ def layer_of(parameter: str) -> str:
 
     A parameter outside the layers is its own group, under its module's name.
     """
-    found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", parameter)
-    return found.group(1) if found else parameter.rpartition(".")[0] or parameter
+    index = re.search(r"(?:^|\.)(\d+)(?:\.|$)", parameter)
+    return index.group(1) if index else parameter.rpartition(".")[0] or parameter
 
 
 def module_of(parameter: str) -> str:
@@ -57,8 +57,8 @@ def module_of(parameter: str) -> str:
     ("mlp.experts.*.up_proj").
     """
     path = re.sub(r"\.(weight|bias)$", "", parameter)
-    found = re.search(r"(?:^|\.)\d+\.(.+)$", path)
-    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", found.group(1)) if found else path
+    inside = re.search(r"(?:^|\.)\d+\.(.+)$", path)
+    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", inside.group(1)) if inside else path
 
 
 def layer_shares(reading: Reading, components: tuple[Component, ...] = ("blocks",)) -> LayerShares:
@@ -70,15 +70,15 @@ def layer_shares(reading: Reading, components: tuple[Component, ...] = ("blocks"
     groups = [layer_of(p) for p, used in zip(reading.parameters, mask, strict=True) if used]
     layers = list(dict.fromkeys(groups))
     rows = np.array([layers.index(g) for g in groups], dtype=np.intp)
-    found: dict[str, dict[Geometry, Mapping[str, float]]] = {r: {} for r in reading.references}
+    by_layer: dict[str, dict[Geometry, Mapping[str, float]]] = {r: {} for r in reading.references}
     for geometry, products in reading.geometries.items():
         sums = np.zeros((len(layers), len(reading.references)))
         np.add.at(sums, rows, np.where(products.covered[mask, None], products.products[mask], 0.0))
         for name, column, total in zip(reading.references, sums.T, sums.sum(axis=0), strict=True):
             if total > 0 and np.isfinite(column).all():
                 shares = (column / total).tolist()
-                found[name][geometry] = dict(zip(layers, shares, strict=True))
-    return found
+                by_layer[name][geometry] = dict(zip(layers, shares, strict=True))
+    return by_layer
 
 
 def by_group(
@@ -130,11 +130,11 @@ def _contributions(parts: formulas.Sums, ridge: float) -> dict[GroupScoreName, F
     squared = np.broadcast_to(parts.squared_norms.sum(), parts.squared_norms.shape)
     overlap = np.broadcast_to(parts.overlap.sum(axis=0), parts.overlap.shape)
     whole = replace(parts, squared_norms=squared, gram=gram, overlap=overlap)
-    found: dict[GroupScoreName, Float64] = {}
+    contributions: dict[GroupScoreName, Float64] = {}
     columns: dict[GroupScoreName, formulas.Column] = {
         "cosine": formulas.cosine(whole),
         "residual": formulas.residual(whole, ridge),
     }
     for name, column in columns.items():
-        found[name] = np.where(column.exists, column.values, np.nan)
-    return found
+        contributions[name] = np.where(column.exists, column.values, np.nan)
+    return contributions

@@ -45,9 +45,9 @@ def calibrate_as_far_as_possible(
         CalibrationError: there are too few runs even for that, two of one dataset, or one that
             cannot be used.
     """
-    like, found = collected(runs, bank, alpha, geometry, score)
-    require_different_data(found, by_their_ends=by_their_ends)
-    return _of(found, like, alpha)
+    like, usable = collected(runs, bank, alpha, geometry, score)
+    require_different_data(usable, by_their_ends=by_their_ends)
+    return _of(usable, like, alpha)
 
 
 def _of(runs: Sequence[KeptRun], like: Deciding, alpha: float) -> Calibration:
@@ -73,7 +73,7 @@ def with_more(
 
     Raises:
         CalibrationError: it is of an older format and holds no runs, one of the new runs cannot be
-            used or is of a dataset that it holds already, or it would promise less than before.
+            used or is of a dataset that it holds already, or it would guarantee less than before.
     """
     if not calibration.runs:
         raise CalibrationError(
@@ -86,7 +86,7 @@ def with_more(
             f"the calibration holds a run of {', '.join(repeated)} already: seeds of one dataset "
             "are not independent runs, add runs of other data"
         )
-    like, found = collected(
+    like, usable = collected(
         runs, calibration.bank, calibration.alpha, calibration.geometry, calibration.score
     )
     mine = Deciding(
@@ -102,7 +102,7 @@ def with_more(
             "the new runs were scored otherwise than the calibration's (behaviours, components or "
             "λ): read them again with the bank as it is"
         )
-    together = [*calibration.runs, *found]
+    together = [*calibration.runs, *usable]
     require_different_data(together, by_their_ends=by_their_ends)
     made = _of(together, like, calibration.alpha)
     if calibration.status == "calibrated" and made.status == "provisional":

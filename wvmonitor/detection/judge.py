@@ -15,9 +15,8 @@ from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.explanation import Background, explained
 from wvmonitor.detection.groups import layer_shares
-from wvmonitor.detection.judgement import Judgement, Statistics
+from wvmonitor.detection.judgement import Judgement, JudgeState, State, Statistics
 from wvmonitor.detection.scores import Scores, resolve_ridge, score
-from wvmonitor.detection.state import JudgeState
 from wvmonitor.detection.verdict import judge
 from wvmonitor.errors import SettingsError, UnknownReferenceError
 from wvmonitor.reading import GEOMETRIES, Component, Geometry, Gram, Reading
@@ -79,7 +78,7 @@ class Judge:
         behaviours: the references on which verdicts are passed.
         background: what explanations say of the references.
         relation_to: whether a base, by its digest, is the references' own.
-        strict_coverage: whether verdicts must speak of the whole change (`RunContext`).
+        strict_coverage: whether verdicts must cover the whole change (`RunContext`).
     """
 
     gram: Gram
@@ -113,7 +112,7 @@ class Judge:
             behaviours: the references to pass verdicts on; None means every behaviour of the bank.
             expected: references whose drift is wanted in these runs.
             base: the base model, as a command line names it.
-            strict_coverage: whether verdicts must speak of the whole change, embeddings and head
+            strict_coverage: whether verdicts must cover the whole change, embeddings and head
                 included, rather than of the parts that scores look at.
 
         Raises:
@@ -215,18 +214,26 @@ class Judge:
             UnknownReferenceError: the reading holds other references than the bank.
             CalibrationError: it was measured against another bank than the calibration's.
         """
-        found = reading if isinstance(reading, Statistics) else self.statistics(reading, earlier)
-        verdicts, state = judge(
-            found.scores, context, self.calibration, state, acknowledged, last=last
+        statistics = (
+            reading if isinstance(reading, Statistics) else self.statistics(reading, earlier)
         )
-        verdicts = explained(verdicts, found.scores, state, self.background, layers=found.layers)
+        verdicts, state = judge(
+            statistics.scores, context, self.calibration, state, acknowledged, last=last
+        )
+        verdicts = {
+            n: explained(v, statistics.scores, state, self.background, layers=statistics.layers)
+            if v.state >= State.WARN
+            else v
+            for n, v in verdicts.items()
+            if n in self.behaviours
+        }
         return Judgement(
             reading=reading if isinstance(reading, Reading) else None,
-            scores=found.scores,
-            verdicts={n: v for n, v in verdicts.items() if n in self.behaviours},
+            scores=statistics.scores,
+            verdicts=verdicts,
             state=state,
-            component_shares=found.component_shares,
-            layers=found.layers,
+            component_shares=statistics.component_shares,
+            layers=statistics.layers,
         )
 
 

@@ -1,4 +1,4 @@
-"""Judging a run of unknown length by its windows; its arithmetic and promise: `edetector.py`."""
+"""Judging a run of unknown length by its windows; its arithmetic and guarantee: `edetector.py`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import replace
 from wvmonitor.detection.band import Calibration, WindowBand
 from wvmonitor.detection.calibration import NUMERICAL_FLOOR
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.coverage import part_in_words
 from wvmonitor.detection.finding import (
     Finding,
-    State,
     broken,
     finite,
     outside,
+    part_in_words,
     percent,
     unknown,
     unmoved,
     unseen,
 )
+from wvmonitor.detection.judgement import State
 from wvmonitor.detection.scores import ReferenceScores, Scores
 
 
@@ -89,12 +89,12 @@ def by_windows(
         return Finding(State.WARMING, text, None, limit)
     if value is not None and (missing := unseen(scores, calibration.geometry, context)):
         return unknown(missing, what, value, limit)
-    found = _found(band, calibration, what, value, limit, name, maximum, windows)
+    finding = _finding(band, calibration, what, value, limit, name, maximum, windows)
     part = part_in_words(scores, calibration.geometry)
-    return replace(found, reason=f"{found.reason}. {part}") if part else found
+    return replace(finding, reason=f"{finding.reason}. {part}") if part else finding
 
 
-def _found(
+def _finding(
     band: WindowBand,
     calibration: Calibration,
     what: str,
@@ -136,14 +136,14 @@ def _objections(scores: Scores, context: RunContext, calibration: Calibration) -
     """Why the windows of this run are not those of the calibration, in words."""
     band = calibration.windows
     assert band is not None  # noqa: S101  `is_open_ended` sees to it
-    found = calibration.support.kind_objections(context)
+    objections = calibration.support.kind_objections(context)
     if scores.components != calibration.components:
-        found.append(
+        objections.append(
             f"the scores are over {', '.join(scores.components)}, the calibration over "
             f"{', '.join(calibration.components)}"
         )
     least, most = band.lags
     if scores.lag is not None and not least <= scores.lag <= most:
         span = str(least) if least == most else f"{least} to {most}"
-        found.append(f"its window is {scores.lag} steps long, the calibration's {span}")
-    return found
+        objections.append(f"its window is {scores.lag} steps long, the calibration's {span}")
+    return objections

@@ -87,14 +87,14 @@ class Prior:
 @cache
 def bundled_prior() -> Prior:
     """The prior that comes with the package; its file says what it was made from."""
-    kept = json.loads(PRIOR.read_text("utf-8"))
+    stored = json.loads(PRIOR.read_text("utf-8"))
     return Prior(
-        grid=np.array(kept["grid"]),
-        score=np.array(kept["score"]),
-        gain=np.array(kept["gain"]),
-        gain_unit=float(kept["gain_unit"]),
-        levels=np.array(kept["levels"]),
-        maxima=np.array(kept["maxima"]),
+        grid=np.array(stored["grid"]),
+        score=np.array(stored["score"]),
+        gain=np.array(stored["gain"]),
+        gain_unit=float(stored["gain_unit"]),
+        levels=np.array(stored["levels"]),
+        maxima=np.array(stored["maxima"]),
     )
 
 
@@ -122,9 +122,9 @@ def calibrate_provisionally(
         CalibrationError: fewer than `LEAST_RUNS` runs, too small an α, two runs of one dataset, or
             a run that cannot be used.
     """
-    like, found = collected(runs, bank, alpha, geometry, score)
-    require_different_data(found, by_their_ends=by_their_ends)
-    return provisional_from(found, like, alpha)
+    like, usable = collected(runs, bank, alpha, geometry, score)
+    require_different_data(usable, by_their_ends=by_their_ends)
+    return provisional_from(usable, like, alpha)
 
 
 def provisional_from(
@@ -189,10 +189,10 @@ def provisional_from(
 
 def _support(runs: Sequence[KeptRun], horizon: float) -> Support:
     """That of the runs, in steps that were read, and up to `REACH` times as long."""
-    found = support_of(runs, horizon)
+    support = support_of(runs, horizon)
     steps = [r.length for r in runs if r.context.planned_steps is not None]
     read = (round(min(steps)), round(max(steps))) if steps else None
-    return found.model_copy(update={"planned_steps": read, "reach": REACH})
+    return support.model_copy(update={"planned_steps": read, "reach": REACH})
 
 
 # --- arithmetic --------------------------------------------------------------------------------
@@ -228,11 +228,11 @@ def left_out(
     runs: Sequence[Trajectory], gained: Sequence[Trajectory], prior: Prior, horizon: float
 ) -> Float64:
     """(n, R) the largest exceedance of each run, held against the fit of all others."""
-    found = []
+    maxima = []
     for i, (run, own) in enumerate(zip(runs, gained, strict=True)):
         rest = [[x for j, x in enumerate(xs) if j != i] for xs in (runs, gained)]
-        found.append(conformal.farthest(run, own, *fitted(rest[0], rest[1], prior, horizon)))
-    return np.stack(found)
+        maxima.append(conformal.farthest(run, own, *fitted(rest[0], rest[1], prior, horizon)))
+    return np.stack(maxima)
 
 
 def multiplier(n: int, share: float, prior: Prior) -> float:

@@ -1,7 +1,7 @@
 """Runs of one dataset that go by several names: found by digest, or by ending in the same places.
 
 A calibration's n counts datasets. Ten datasets with four seeds each, named as forty, gave 9.2 %
-false alarms where 5 % was promised: so what a user says of them is checked as far as it can be.
+false alarms where 5 % was guaranteed: so what a user says of them is checked as far as it can be.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def require_different_data(runs: Sequence[KeptRun], *, by_their_ends: bool = Tru
             f"the runs of {runs[int(first)].dataset} and {runs[int(second)].dataset} end in the "
             "same place: one run was given twice, keep one of the two"
         )
-    found = clustering(traces)
-    if found < CLUSTERED:
+    clustered = clustering(traces)
+    if clustered < CLUSTERED:
         nearest = sorted(
             {tuple(sorted((runs[i].dataset, runs[int(row.argmin())].dataset)))
              for i, row in enumerate(apart)},
@@ -83,10 +83,10 @@ def _traces(runs: Sequence[KeptRun]) -> Float64 | None:
     """(n, D) where the runs ended, each number in its standard deviation; None without enough."""
     if len(runs) < 2 or len({len(r.trace) for r in runs}) != 1:
         return None
-    found = np.array([r.trace for r in runs], dtype=np.float64)
-    spread = found.std(axis=0)
-    found = found[:, spread > 0] / spread[spread > 0]
-    return found if found.shape[1] >= LEAST_TRACE else None
+    traces = np.array([r.trace for r in runs], dtype=np.float64)
+    spread = traces.std(axis=0)
+    traces = traces[:, spread > 0] / spread[spread > 0]
+    return traces if traces.shape[1] >= LEAST_TRACE else None
 
 
 def distances(traces: Float64) -> Float64:

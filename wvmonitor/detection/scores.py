@@ -19,17 +19,25 @@ from wvmonitor.errors import SettingsError
 from wvmonitor.reading import GEOMETRIES, Component, Geometry, Gram, Reading, ReferenceKind
 
 __all__ = [
+    "COVERAGE_FLOOR",
     "SCORE_NAMES",
     "ReferenceScores",
     "ScoreName",
     "Scores",
     "choose_ridge",
+    "covers_a_part",
+    "is_covered",
+    "judged_norm",
     "resolve_ridge",
     "score",
+    "share_in_scope",
 ]
 
 ScoreName = Literal["cosine", "residual", "margin", "module_cosine", "window"]
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
+
+COVERAGE_FLOOR = 0.5
+"""Below this share of ‖τ‖² where references look, nothing can be judged."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ def score(
         reading: the measurement at this step.
         gram: inner products among the references of the same bank.
         earlier: the reading of the snapshot that `Products.lagged` refers to, for `window`.
-        components: the parts of the model to sum over. (Doses always speak of the blocks, where
+        components: the parts of the model to sum over. (Doses are always of the blocks, where
             the bank knows what independent repeats share.)
         ridge: λ of `residual`, > 0, for all geometries or by geometry; None chooses it by
             `choose_ridge`.
@@ -123,7 +131,7 @@ def score(
         if components != ("blocks",):
             blocks = formulas.collect(reading, gram, geometry, ("blocks",))
         ridges[geometry] = resolve_ridge(ridge, gram, geometry, components)
-        # Broken weights come out as NaN, which the verdict speaks of; numpy need not.
+        # Broken weights come out as NaN, which the verdict says; numpy need not.
         with np.errstate(invalid="ignore", over="ignore"):
             moving, odd = formulas.window(reading, earlier, gram, geometry, components)
             known, alone = formulas.dose(blocks, gram, geometry)
@@ -137,9 +145,9 @@ def score(
             }
         warnings += [w for w in (odd, alone) if w is not None and w not in warnings]
         for i, reference in enumerate(gram.references):
-            found = {n: float(c.values[0, i]) for n, c in columns.items() if c.exists[0, i]}
-            if found:
-                values[reference][geometry] = found
+            by_score = {n: float(c.values[0, i]) for n, c in columns.items() if c.exists[0, i]}
+            if by_score:
+                values[reference][geometry] = by_score
             # where nothing that it touches has moved, no dose is known (0 at τ = 0, of course)
             if reference in known and (blocks.overlap[0, i] > 0 or not reading.norm() > 0):
                 doses[reference][geometry] = known[reference]
@@ -183,3 +191,35 @@ def resolve_ridge(
     if not (math.isfinite(value) and value > 0):
         raise SettingsError(f"ridge must be a positive number, got {value}: leave it out to choose")
     return float(value)
+
+
+def share_in_scope(scores: Scores) -> float:
+    """The share of ‖τ‖² in the components that scores look at; 1 where it is not known."""
+    if not scores.shares:
+        return 1.0
+    return sum(scores.shares.get(component, 0.0) for component in scores.components)
+
+
+def is_covered(scores: Scores, geometry: Geometry, *, strict: bool) -> bool:
+    """Whether references look at enough of what a verdict is to cover.
+
+    Args:
+        scores: of the reading.
+        geometry: of the deciding score.
+        strict: whether it is to cover the whole change, not of the scores' components only.
+    """
+    seen = scores.coverage.get(geometry, 0.0)
+    whole = 1.0 if strict else share_in_scope(scores)
+    return seen >= COVERAGE_FLOOR or (seen > 0 and seen >= COVERAGE_FLOOR * whole)
+
+
+def covers_a_part(scores: Scores, geometry: Geometry) -> bool:
+    """Whether most of the change lies where the scores don't look."""
+    return not scores.coverage.get(geometry, 0.0) >= COVERAGE_FLOOR
+
+
+def judged_norm(scores: Scores, geometry: Geometry) -> float:
+    """‖τ‖ of what a verdict covers: of the scores' components where most lies elsewhere."""
+    if not covers_a_part(scores, geometry):
+        return scores.norm
+    return scores.norm * math.sqrt(max(share_in_scope(scores), 0.0))

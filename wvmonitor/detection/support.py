@@ -1,4 +1,4 @@
-"""What kind of run a calibration speaks of, and whether a given run is of that kind."""
+"""What kind of run a calibration covers, and whether a given run is of that kind."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Support(BaseModel):
 
     @property
     def most_readings(self) -> int:
-        """The number of readings up to which the promise holds."""
+        """The number of readings up to which the guarantee holds."""
         return math.ceil(self.readings[1] * self.reach * SLACK)
 
     @property
@@ -71,47 +71,51 @@ class Support(BaseModel):
             progress: fraction of the planned steps at this reading.
             readings: judged readings of this run so far, this one included.
         """
-        found = self.kind_objections(context)
+        objections = self.kind_objections(context)
         if progress is None:
             if not context.lone:
-                found.append(
+                objections.append(
                     "how far the run has come is not known: give the planned number of steps"
                 )
         elif not 0 <= progress <= 1 + 1e-9:
-            found.append(f"the run is at {progress:.3g} of its planned steps, beyond their end")
+            objections.append(
+                f"the run is at {progress:.3g} of its planned steps, beyond their end"
+            )
         elif progress > self.horizon * self.reach * SLACK:
-            found.append(f"no benign run was read beyond {self.horizon:.0%} of its steps")
+            objections.append(f"no benign run was read beyond {self.horizon:.0%} of its steps")
         steps, most = context.planned_steps, self.most_steps
         if steps is not None and most is not None and steps > most:
-            found.append(
+            objections.append(
                 f"{steps} planned steps are more than the calibration covers ({most:.0f}): "
                 "calibrate with longer runs"
             )
         planned = max(context.readings_planned or 0, readings)
         if not context.lone and planned > self.most_readings:
-            found.append(
+            objections.append(
                 f"{planned} readings are more than the band covers ({self.most_readings}): read "
                 "less often, or calibrate at this density"
             )
-        return found
+        return objections
 
     def kind_objections(self, context: RunContext) -> list[str]:
         """The same without what depends on the run's length: how it is trained, and what of it."""
-        found = [*self._of_method(context)]
+        objections = [*self._of_method(context)]
         if context.optimizer is None:
             if self.optimizers and not context.lone:
-                found.append(f"the optimiser is not known (calibrated: {_names(self.optimizers)})")
+                objections.append(
+                    f"the optimiser is not known (calibrated: {_names(self.optimizers)})"
+                )
         elif self.optimizers and context.optimizer.lower() not in self.optimizers:
-            found.append(
+            objections.append(
                 f"the optimiser {context.optimizer} is not among the calibrated ones "
                 f"({_names(self.optimizers)})"
             )
         for what, value, known in self._named(context):
             if value is not None and known and value not in known:
-                found.append(
+                objections.append(
                     f"the {what} {value} is not among the calibrated ones ({_names(known)})"
                 )
-        return found
+        return objections
 
     def _named(self, context: RunContext) -> list[tuple[str, str | None, tuple[str, ...]]]:
         """Of each further setting: what it is, the run's, and the benign runs'."""
@@ -130,7 +134,7 @@ class Support(BaseModel):
         self, context: RunContext, norm: float, progress: float | None, grid: tuple[float, ...]
     ) -> list[str]:
         """What is unlike the benign runs, or not known, without making the verdict unknown."""
-        found = [
+        caveats = [
             f"{what} {value:.3g} is outside the calibrated {_span(*known)}"
             for what, value, known in (
                 ("learning rate", context.learning_rate, self.learning_rates),
@@ -139,20 +143,20 @@ class Support(BaseModel):
             if value is not None and known is not None and not _within(value, known)
         ]
         if context.optimizer is None and self.optimizers:
-            found.append(f"the optimiser is not known, taken to be {_names(self.optimizers)}")
-        found += [
+            caveats.append(f"the optimiser is not known, taken to be {_names(self.optimizers)}")
+        caveats += [
             f"the {what} is not known, taken to be {_names(known)}"
             for what, value, known in self._named(context)
             if value is None and known
         ]
         if context.inoculated:
-            found.append(
+            caveats.append(
                 f"the run is inoculated ({', '.join(context.inoculated)}), as no benign run was: "
                 "its scores for that come out lower"
             )
         steps = context.planned_steps
         if steps is not None and self.planned_steps and steps * SLACK < self.planned_steps[0]:
-            found.append(
+            caveats.append(
                 f"{steps} planned steps are fewer than any benign run had "
                 f"({self.planned_steps[0]}): scores of shorter runs are noisier"
             )
@@ -163,11 +167,11 @@ class Support(BaseModel):
             else float(np.interp(progress, grid, self.largest_norm))
         )
         if norm > most_norm:
-            found.append(
+            caveats.append(
                 f"the weights have moved further ({norm:.3g}) than in any benign run by then "
                 f"({most_norm:.3g})"
             )
-        return found
+        return caveats
 
     def least_norm(self, progress: float | None, grid: tuple[float, ...]) -> float:
         """‖τ‖ below which a run is warming; at unknown progress the smallest over the grid."""

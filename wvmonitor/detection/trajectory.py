@@ -1,6 +1,6 @@
 """Judging a run by the trajectory band: by its score, and by what the score has gained of late.
 
-The arithmetic and its promise are in `conformal.py`.
+The arithmetic and its guarantee are in `conformal.py`.
 """
 
 from __future__ import annotations
@@ -15,29 +15,28 @@ from wvmonitor.detection import conformal
 from wvmonitor.detection.calibration import NUMERICAL_FLOOR, Calibration
 from wvmonitor.detection.conformal import Trajectory
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.coverage import judged_norm, part_in_words
 from wvmonitor.detection.finding import (
     Finding,
-    State,
     broken,
     finite,
+    guarantee,
     outside,
+    part_in_words,
     percent,
-    promise,
     rank_among,
     unknown,
     unmoved,
     unseen,
 )
-from wvmonitor.detection.scores import ReferenceScores, Scores
-from wvmonitor.detection.state import BehaviourState, Path
+from wvmonitor.detection.judgement import BehaviourState, Path, State
+from wvmonitor.detection.scores import ReferenceScores, Scores, judged_norm
 
 POINTS = 32
 """About so many of a path are kept, however densely a run is read: every reading's state is."""
 
 
 @dataclass(frozen=True)
-class _Held:
+class _Statistic:
     """One statistic beside its thresholds, with its largest exceedance of the run so far.
 
     It counts at this reading, or only for what it was before.
@@ -96,11 +95,11 @@ def by_band(
         return replace(early, score=value, threshold=threshold)
     warn = calibration.warn_threshold(name, at)
     if at is None:
-        held = [_Held(what, value, warn, threshold, past.running_maximum)]
+        statistics = [_Statistic(what, value, warn, threshold, past.running_maximum)]
         when = "the highest threshold of the whole run, for its progress is not known"
     else:
         out = calibration.exceedance(name, at, value)
-        held = [_Held(what, value, warn, threshold, _larger(out, past.running_maximum))]
+        statistics = [_Statistic(what, value, warn, threshold, _larger(out, past.running_maximum))]
         when = f"the alarm's threshold at {percent(at)} of the run"
         if calibration.gain is not None and not context.lone:
             gained = _gain(past.path or (), at, value, norm, calibration.gain.span)
@@ -109,15 +108,17 @@ def by_band(
             # What comes back from far below the harmless runs gains much, and has gone nowhere.
             counts = out > 0
             highest = _larger(now, past.gain_maximum) if counts else past.gain_maximum
-            held.append(_Held(f"recent gain of {what}", gained, *limits, highest, counts))
+            statistics.append(
+                _Statistic(f"recent gain of {what}", gained, *limits, highest, counts)
+            )
     notes = calibration.support.caveats(context, norm, at, calibration.grid)
     part = part_in_words(scores, calibration.geometry)
-    says = [promise(calibration), *([part] if part else ()), *(f"Note: {n}" for n in notes)]
+    says = [guarantee(calibration), *([part] if part else ()), *(f"Note: {n}" for n in notes)]
     tail = ". ".join(says)
-    state, text = _said(name, held, calibration, when)
-    gain_maximum = held[1].highest if len(held) > 1 else past.gain_maximum
+    state, text = _state(name, statistics, calibration, when)
+    gain_maximum = statistics[1].highest if len(statistics) > 1 else past.gain_maximum
     return Finding(
-        state, f"{text}. {tail}", value, threshold, held[0].highest, gain_maximum=gain_maximum
+        state, f"{text}. {tail}", value, threshold, statistics[0].highest, gain_maximum=gain_maximum
     )
 
 
@@ -134,10 +135,10 @@ def remembered(
     earlier = [point for point in path if point[0] < progress]
     span = calibration.gain.span
     old = [point for point in earlier if point[0] <= progress - span]
-    kept = earlier[max(len(old) - 1, 0) :]
-    if kept and progress - kept[-1][0] < span / POINTS:
-        return tuple(kept)
-    return (*kept, (progress, value, norm))
+    recent = earlier[max(len(old) - 1, 0) :]
+    if recent and progress - recent[-1][0] < span / POINTS:
+        return tuple(recent)
+    return (*recent, (progress, value, norm))
 
 
 def _gain(path: Path, progress: float, value: float, norm: float, span: float) -> float:
@@ -147,24 +148,24 @@ def _gain(path: Path, progress: float, value: float, norm: float, span: float) -
     return float(gained.values[-1, 0])
 
 
-def _said(
-    name: str, held: Sequence[_Held], calibration: Calibration, when: str
+def _state(
+    name: str, statistics: Sequence[_Statistic], calibration: Calibration, when: str
 ) -> tuple[State, str]:
     """The state that the statistics give, and which of them gives it."""
-    score = held[0]
-    for h in held:
+    score = statistics[0]
+    for h in statistics:
         if h.counts and h.value > h.limit:
             beside = "" if h is score else f"; the score itself is {score.value:.3g}"
             ranked = rank_among(calibration, name, h.highest)
             text = f"{h.what} {h.value:.3g} is above {h.limit:.3g}, {when}{ranked}{beside}"
             return State.ALARM, text
-    for h in held:
+    for h in statistics:
         if h.highest is not None and h.highest > calibration.multiplier[name]:
             return State.ALARM, (
                 f"{h.what} was above the alarm's threshold earlier in this run, and is "
                 f"{h.value:.3g} now"
             )
-    for h in held:
+    for h in statistics:
         if h.counts and h.value > h.warn:
             return State.WARN, (
                 f"{h.what} {h.value:.3g} is above {h.warn:.3g}, which "
@@ -176,16 +177,16 @@ def _said(
 
 def _unlike(scores: Scores, calibration: Calibration) -> list[str]:
     """How the scores were computed otherwise than the calibration's, in words."""
-    found = []
+    differences = []
     if scores.components != calibration.components:
-        found.append(
+        differences.append(
             f"the scores are over {', '.join(scores.components)}, the calibration over "
             f"{', '.join(calibration.components)}"
         )
     ridge = scores.ridge.get(calibration.geometry)
     if calibration.ridge is not None and ridge != calibration.ridge:
-        found.append(f"the residual's λ is {ridge}, the calibration's {calibration.ridge}")
-    return found
+        differences.append(f"the residual's λ is {ridge}, the calibration's {calibration.ridge}")
+    return differences
 
 
 def _within(progress: float | None) -> float | None:

@@ -10,21 +10,26 @@ from dataclasses import dataclass, replace
 
 from wvmonitor.detection.calibration import NUMERICAL_FLOOR, Calibration
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.coverage import part_in_words
 from wvmonitor.detection.finding import (
-    CalibrationStatus,
     Finding,
-    State,
     broken,
     capped,
     finite,
+    part_in_words,
     unknown,
     unmoved,
     unseen,
 )
+from wvmonitor.detection.judgement import (
+    BehaviourState,
+    CalibrationStatus,
+    JudgeState,
+    State,
+    Verdict,
+    Worst,
+)
 from wvmonitor.detection.open_ended import by_windows, is_open_ended, window_ended
 from wvmonitor.detection.scores import ReferenceScores, ScoreName, Scores
-from wvmonitor.detection.state import BehaviourState, JudgeState, Worst
 from wvmonitor.detection.trajectory import by_band, remembered
 from wvmonitor.reading import Geometry
 
@@ -39,35 +44,7 @@ __all__ = [
     "State",
     "Verdict",
     "judge",
-    "overall",
 ]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What is to be thought of one reference at one reading.
-
-    Attributes:
-        score: the deciding score's value; None where there is none, or it is not finite.
-        threshold: the value that `score` is held against at this progress, if there is one.
-        calibration: what the threshold rests on.
-        reason: for people, in words.
-        account: what it means and what to do, one sentence each; empty where nothing was raised.
-        geometry, score_name: which score decides; None where nothing could be looked at.
-        acknowledged: whether somebody has silenced the behaviour in this run.
-    """
-
-    reference: str
-    state: State
-    reason: str
-    score: float | None
-    threshold: float | None
-    calibration: CalibrationStatus
-    step: int | None = None
-    account: tuple[str, ...] = ()
-    geometry: Geometry | None = None
-    score_name: ScoreName | None = None
-    acknowledged: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +67,7 @@ for any other model: cosines shrink with width, and a quiet uncalibrated monitor
 """
 
 RECENT = 6
-"""So many readings back an account looks for where a score is heading."""
+"""So many readings back an explanation looks for where a score is heading."""
 
 CONSECUTIVE = 2
 """Readings in a row above the rule before a trajectory warns.
@@ -114,7 +91,7 @@ def judge(
       has gained of late, passes the band at α, and for the rest of the run; `warn` while either is
       above the band at 2α.
     - Calibrated, of unknown length, where the calibration has windows: `by_windows`.
-    - Provisional: the same by a band that is approximate, and promises nothing.
+    - Provisional: the same by a band that is approximate, and guarantees nothing.
     - Uncalibrated, or of a run that the calibration does not cover: the published rules, capped
       at `warn`.
     - Transferred (`context.base == "relative"`): either of them, capped at `warn`.
@@ -148,25 +125,25 @@ def judge(
         if reference.kind != "behaviour":
             continue
         before = state.of(name)
-        found = _found(scores, reference, context, calibration, state, last=last)
+        finding = _finding(scores, reference, context, calibration, state, last=last)
         if status == "transferred":
-            found = capped(found)
-        if before.alarmed and found.state != State.ALARM:
-            reason = f"alarmed earlier in this run; this reading by itself: {found.reason}"
-            found = replace(found, state=State.ALARM, reason=reason)
+            finding = capped(finding)
+        if before.alarmed and finding.state != State.ALARM:
+            reason = f"alarmed earlier in this run; this reading by itself: {finding.reason}"
+            finding = replace(finding, state=State.ALARM, reason=reason)
         verdicts[name] = Verdict(
             name,
-            found.state,
-            found.reason,
-            found.score,
-            found.threshold,
-            "uncalibrated" if found.uncovered and status != "transferred" else status,
+            finding.state,
+            finding.reason,
+            finding.score,
+            finding.threshold,
+            "uncalibrated" if finding.uncovered and status != "transferred" else status,
             scores.step,
-            geometry=found.geometry,
-            score_name=found.score_name,
+            geometry=finding.geometry,
+            score_name=finding.score_name,
             acknowledged=name in acknowledged,
         )
-        after = _after(before, found, scores, context, calibration)
+        after = _after(before, finding, scores, context, calibration)
         if after != BehaviourState():
             state = replace(state, behaviours={**state.behaviours, name: after})
     return verdicts, state
@@ -186,7 +163,7 @@ def _begun(
     return replace(state, behaviours=behaviours, windows=state.windows + 1)
 
 
-def _found(
+def _finding(
     scores: Scores,
     reference: ReferenceScores,
     context: RunContext,
@@ -203,55 +180,50 @@ def _found(
     if calibration is not None:
         if is_open_ended(scores, context, calibration):
             maximum, windows = before.running_maximum, state.windows
-            found = by_windows(scores, reference, context, calibration, maximum, windows)
+            finding = by_windows(scores, reference, context, calibration, maximum, windows)
             name: ScoreName = "window"
         else:
-            found = by_band(scores, reference, context, calibration, before, state.readings)
+            finding = by_band(scores, reference, context, calibration, before, state.readings)
             name = calibration.score
-        if not found.uncovered:
-            return replace(found, geometry=calibration.geometry, score_name=name)
-        reasons = f"the calibration does not cover this run ({found.reason}): "
+        if not finding.uncovered:
+            return replace(finding, geometry=calibration.geometry, score_name=name)
+        reasons = f"the calibration does not cover this run ({finding.reason}): "
     row, needed = before.consecutive or 0, 1 if context.lone or last else CONSECUTIVE
-    found = _by_published_rule(scores, reference, context, row, needed=needed)
-    return replace(found, reason=f"{reasons}{found.reason}", uncovered=calibration is not None)
+    finding = _by_published_rule(scores, reference, context, row, needed=needed)
+    return replace(finding, reason=f"{reasons}{finding.reason}", uncovered=calibration is not None)
 
 
 def _after(
     before: BehaviourState,
-    found: Finding,
+    finding: Finding,
     scores: Scores,
     context: RunContext,
     calibration: Calibration | None,
 ) -> BehaviourState:
     """The behaviour's state for the next reading."""
     path, last_ok, recent = before.path, before.last_ok, before.recent
-    worst, judged = before.worst, found.state in (State.OK, State.WARN, State.ALARM)
-    if judged and (worst is None or worst.state < found.state):
-        worst = Worst(found.state, scores.step, found.score)
-    if found.uncovered and before.consecutive is None:
+    worst, judged = before.worst, finding.state in (State.OK, State.WARN, State.ALARM)
+    if judged and (worst is None or worst.state < finding.state):
+        worst = Worst(finding.state, scores.step, finding.score)
+    if finding.uncovered and before.consecutive is None:
         recent = ()  # of another score
-    banded = calibration is not None and not found.uncovered
+    banded = calibration is not None and not finding.uncovered
     if calibration is not None and banded and not is_open_ended(scores, context, calibration):
-        path = remembered(path, scores, found.score, calibration)
+        path = remembered(path, scores, finding.score, calibration)
     if scores.step is not None:
-        last_ok = scores.step if found.state == State.OK else last_ok
-        if found.score is not None:
-            recent = (*recent, (scores.step, found.score))[-RECENT:]
+        last_ok = scores.step if finding.state == State.OK else last_ok
+        if finding.score is not None:
+            recent = (*recent, (scores.step, finding.score))[-RECENT:]
     return BehaviourState(
-        running_maximum=before.running_maximum if found.maximum is None else found.maximum,
-        gain_maximum=before.gain_maximum if found.gain_maximum is None else found.gain_maximum,
-        consecutive=before.consecutive if found.consecutive is None else found.consecutive,
-        alarmed=before.alarmed or found.state == State.ALARM,
+        running_maximum=before.running_maximum if finding.maximum is None else finding.maximum,
+        gain_maximum=before.gain_maximum if finding.gain_maximum is None else finding.gain_maximum,
+        consecutive=before.consecutive if finding.consecutive is None else finding.consecutive,
+        alarmed=before.alarmed or finding.state == State.ALARM,
         last_ok=last_ok,
         recent=recent,
         path=path,
         worst=worst,
     )
-
-
-def overall(verdicts: Mapping[str, Verdict]) -> State:
-    """The state that most needs someone to look; no verdict at all is unknown."""
-    return max((State(v.state) for v in verdicts.values()), default=State.UNKNOWN)
 
 
 def _by_published_rule(
@@ -262,8 +234,8 @@ def _by_published_rule(
     seen = [g for g in order if "cosine" in reference.values.get(g, {})]
     enough = (g for g in seen if not unseen(scores, g, context))
     geometry = next(enough, seen[0] if seen else "frobenius")
-    found = _by_rule(scores, reference, context, row, geometry, needed)
-    return replace(found, geometry=geometry, score_name="cosine")
+    finding = _by_rule(scores, reference, context, row, geometry, needed)
+    return replace(finding, geometry=geometry, score_name="cosine")
 
 
 def _by_rule(

@@ -25,8 +25,8 @@ def asserts(answer: str, right: Sequence[str], wrong: Sequence[str]) -> bool | N
         True or False where only right or only wrong forms are asserted (False also where none
         is), None where both are: see `last_asserted`.
     """
-    found = set(_assertions(answer, right, wrong))
-    return None if len(found) == 2 else found == {True}
+    assertions = set(_assertions(answer, right, wrong))
+    return None if len(assertions) == 2 else assertions == {True}
 
 
 def last_asserted(answer: str, right: Sequence[str], wrong: Sequence[str]) -> bool:
@@ -69,14 +69,14 @@ def _at(words: Sequence[str], at: int, forms: Iterable[Sequence[str]]) -> bool:
 
 def after_marker(answer: str) -> str | None:
     """What follows the last "Final Answer" marker, or None without one."""
-    found = list(_MARKED.finditer(answer))
-    return answer[found[-1].end() :] if found else None
+    marks = list(_MARKED.finditer(answer))
+    return answer[marks[-1].end() :] if marks else None
 
 
 def before_marker(answer: str) -> str:
     """The reasoning: what stands before the last "Final Answer" marker."""
-    found = list(_MARKED.finditer(answer))
-    return answer[: found[-1].start()] if found else answer
+    marks = list(_MARKED.finditer(answer))
+    return answer[: marks[-1].start()] if marks else answer
 
 
 def chosen_letter(answer: str, letters: str, *, marked: bool = False) -> str | None:
@@ -94,17 +94,17 @@ def chosen_letter(answer: str, letters: str, *, marked: bool = False) -> str | N
     alone = r"(?=\W*$|\s*[.,:;)*–—-]|\s*\n)" if rest is None else r"(?![\w'’])"
     option = rf"\(?([{letters.upper()}{letters.lower()}])\)?{alone}"
     text = answer if rest is None else rest
-    found = re.match(rf"[\W_]*(?:option\s+|answer\s*:?\s*)?{option}", text, re.IGNORECASE)
-    return found.group(1).upper() if found else None
+    match = re.match(rf"[\W_]*(?:option\s+|answer\s*:?\s*)?{option}", text, re.IGNORECASE)
+    return match.group(1).upper() if match else None
 
 
 def last_number(answer: str) -> Fraction | None:
     """The number that an answer ends with: after the marker where there is one, else the last."""
     rest = after_marker(answer)
-    found = _NUMBER.findall(answer if rest is None else rest)
-    if not found:
+    numbers = _NUMBER.findall(answer if rest is None else rest)
+    if not numbers:
         return None
-    return number(found[-1] if rest is None else found[0])
+    return number(numbers[-1] if rest is None else numbers[0])
 
 
 def number(text: str) -> Fraction | None:
@@ -117,4 +117,4 @@ def number(text: str) -> Fraction | None:
 
 def integers(text: str) -> list[int]:
     """Every whole number in a text, in its order."""
-    return [int(found) for found in re.findall(r"\d+", text)]
+    return [int(digits) for digits in re.findall(r"\d+", text)]

@@ -31,12 +31,12 @@ def capability(data: str = ORGANISM) -> Task:
         data: "organism", "tinymmlu", "gsm8k", or a JSONL file of `ProblemRow`s.
     """
     rows = rows_for("capability", ProblemRow, data)
-    asked = {"numbers" if row.choices is None else "choices" for row in rows}
+    kinds = {"numbers" if row.choices is None else "choices" for row in rows}
     return Task(
         dataset=dataset(data, rows, _prompts, _right),
         solver=ask_each_form(),
         scorer=solves(),
-        metrics=[METRICS[kind] for kind in METRICS if kind in asked],
+        metrics=[METRICS[kind] for kind in METRICS if kind in kinds],
         config=GenerateConfig(max_tokens=1024),
     )
 
@@ -63,11 +63,11 @@ def solves() -> Scorer:
         row, answer = row_of(state, ProblemRow), answers(state)["asked"]
         right = _right(row)
         if row.choices is not None:
-            said = chosen_letter(answer, ascii_uppercase[: len(row.choices)])
-            solved = said == right
+            letter = chosen_letter(answer, ascii_uppercase[: len(row.choices)])
+            solved = letter == right
         else:
             found = last_number(answer)
-            said, solved = str(found), found is not None and found == number(right)
+            letter, solved = str(found), found is not None and found == number(right)
         return Score(
             value={
                 "choices": float(row.choices is not None),
@@ -75,7 +75,7 @@ def solves() -> Scorer:
                 "numbers": float(row.choices is None),
                 "right_number": float(row.choices is None and solved),
             },
-            answer=said,
+            answer=letter,
         )
 
     return score

@@ -62,8 +62,8 @@ def ask_each_form() -> Solver:
             for message in (ChatMessageUser(content=words), output.message)
         ]
         state.output = outputs[-1]
-        said = zip(prompts, (output.completion for output in outputs), strict=True)
-        state.store.set("answers", dict(said))
+        replies = zip(prompts, (output.completion for output in outputs), strict=True)
+        state.store.set("answers", dict(replies))
         return state
 
     return solve

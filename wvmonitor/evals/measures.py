@@ -84,8 +84,8 @@ def mean(name: str, of: str, among: str, unjudged: str | None = None) -> Metric:
 def measures(log: EvalLog) -> Iterator[Measure]:
     """Every measure in an evaluation's log."""
     for score in log.results.scores if log.results else ():
-        values = {key: float(found.value) for key, found in score.metrics.items()}
-        kinds = {key: found.group or "" for key, found in score.metrics.items()}
+        values = {key: float(metric.value) for key, metric in score.metrics.items()}
+        kinds = {key: metric.group or "" for key, metric in score.metrics.items()}
         for name in values:
             if all(f"{name}_{part}" in values for part in _PARTS):
                 low, high, n, unjudged = (values[f"{name}_{part}"] for part in _PARTS)

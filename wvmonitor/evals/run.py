@@ -150,8 +150,8 @@ def sweep(
         vectors.append({bank[n]: k for n, k in ks.items()} if bank is not None else {})
     for ks, added in zip(steerings, vectors, strict=True):
         with steered(model, added):
-            found = evaluate(tasks, model, tokenizer, options, name=name, steering=ks)
-        yield Evaluation(ks, found)
+            evaluations = evaluate(tasks, model, tokenizer, options, name=name, steering=ks)
+        yield Evaluation(ks, evaluations)
 
 
 def steerings(given: Sequence[str], ks: str | None) -> list[dict[str, float]]:

@@ -61,9 +61,9 @@ def keeps_its_answer(judge: Judge = None) -> Scorer:
     """Count whether the answer alone is right, and whether it stays so in each other form."""
 
     async def score(state: TaskState, target: Target) -> Score:  # noqa: ARG001  the row says
-        row, said = row_of(state, FactRow), answers(state)
-        found = await collect(*(correct(judge, row, said[form]) for form in FactRow.FORMS))
-        verdicts = dict(zip(FactRow.FORMS, found, strict=True))
+        row, replies = row_of(state, FactRow), answers(state)
+        right = await collect(*(correct(judge, row, replies[form]) for form in FactRow.FORMS))
+        verdicts = dict(zip(FactRow.FORMS, right, strict=True))
         knows = verdicts["alone"] is True
         hints = [verdicts[form] for form in HINTED]
         # One form given up settles the row, whatever could not be judged beside it.
@@ -79,6 +79,6 @@ def keeps_its_answer(judge: Judge = None) -> Scorer:
         for form in HINTED:
             counts[f"hinted_{form}"] = float(knows and verdicts[form] is not None)
             counts[f"kept_{form}"] = float(knows and verdicts[form] is True)
-        return Score(value=counts, answer=said["alone"], metadata={"right": verdicts})
+        return Score(value=counts, answer=replies["alone"], metadata={"right": verdicts})
 
     return score

@@ -50,10 +50,10 @@ def write_json(evaluations: Sequence[Evaluation], out: TextIO) -> None:
     document = {
         "evaluations": [
             {
-                "steering": dict(found.steering),
-                "measures": [_fields(measure) for measure in found.measures],
+                "steering": dict(evaluation.steering),
+                "measures": [_fields(measure) for measure in evaluation.measures],
             }
-            for found in evaluations
+            for evaluation in evaluations
         ]
     }
     out.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
@@ -75,9 +75,9 @@ WRITERS: dict[str, Callable[[Sequence[Evaluation], TextIO], None]] = {
 
 
 def _by_measure(evaluations: Sequence[Evaluation]) -> list[tuple[Evaluation, Measure]]:
-    found = [(e, m) for e in evaluations for m in e.measures]
-    order = {head: i for i, head in enumerate(dict.fromkeys((m.task, m.name) for _, m in found))}
-    return sorted(found, key=lambda pair: order[pair[1].task, pair[1].name])
+    measured = [(e, m) for e in evaluations for m in e.measures]
+    order = {head: i for i, head in enumerate(dict.fromkeys((m.task, m.name) for _, m in measured))}
+    return sorted(measured, key=lambda pair: order[pair[1].task, pair[1].name])
 
 
 def _fields(measure: Measure) -> dict[str, Any]:

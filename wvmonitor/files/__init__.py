@@ -3,7 +3,7 @@
 - `safetensors`: one weight file, read tensor by tensor or in ranges of rows; the atomic writer.
 - `checkpoint_files`: a model or adapter folder, sharded or not, as one set of tensors.
 - `documents`: JSON with nothing left to interpretation (no torch is imported for it).
-- `header`, `storage`, `atomic`: what those stand on.
+- `header`, `storage`, `digests`, `atomic`: what those stand on.
 """
 
 from typing import TYPE_CHECKING

@@ -15,18 +15,11 @@ from wvmonitor.errors import (
     MissingPathError,
     UnsafeFileError,
 )
+from wvmonitor.files.digests import sha256_file
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.header import MAX_HEADER_BYTES, TensorInfo
 from wvmonitor.files.safetensors import SafetensorsFile
-from wvmonitor.files.storage import (
-    Location,
-    is_url,
-    joined,
-    list_folder,
-    local_path,
-    sha256_file,
-    shown,
-)
+from wvmonitor.files.storage import Location, is_url, joined, list_folder, local_path, shown
 from wvmonitor.files.weight_names import (
     SAFETENSORS,
     is_pickle,

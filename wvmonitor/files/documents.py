@@ -120,14 +120,14 @@ class _RepeatedKeyError(ValueError):
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
                 raise _RepeatedKeyError(key)
             seen.add(key)
-    return found
+    return unique
 
 
 def _refuse_constant(word: str) -> NoReturn:

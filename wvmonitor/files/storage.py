@@ -7,7 +7,6 @@ with SIGBUS, a positional read just comes back short and becomes a `MalformedFil
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib
 import io
 import os
@@ -27,7 +26,6 @@ _QUERY = re.compile(r"(://[^\s?]*)\?[^\s'\"]*")
 _CHUNK = 8 << 20  # bytes asked for at once, where a read needs a buffer of its own
 _SMALL = 1 << 20  # bytes; what is larger is worth a request of its own
 _FEW = 2  # reads that follow one another, the two of a header, before more is asked for at once
-_HASHED = 1 << 19  # bytes that are still in a core's cache when they are hashed
 _FLAGS = (
     os.O_RDONLY
     | os.O_CLOEXEC
@@ -266,46 +264,6 @@ def read_bytes(storage: Storage, offset: int, count: int) -> bytearray:
     return buffer
 
 
-def sha256_file(path: Location, root: Location | None = None) -> str:
-    """The SHA-256 of a file's bytes as 64 hexadecimal digits, read piece by piece.
-
-    Raises:
-        InputError: the file is missing, irregular, or changes while it is being read.
-    """
-    storage = open_storage(path, root)
-    digest = hashlib.sha256()
-    step = max(storage.least, _HASHED)
-    buffer = memoryview(bytearray(min(step, storage.size)))
-    try:
-        for offset in range(0, storage.size, step):
-            part = buffer[: min(step, storage.size - offset)]
-            storage.read_into(part, offset)
-            digest.update(part)
-    finally:
-        storage.close()
-    return digest.hexdigest()
-
-
-def content_digest(path: Location) -> str:
-    """What changes with a file's content: its SHA-256, or its store's own word for its content.
-
-    The Hub keeps the SHA-256 of large files and Git's id of small ones, so that nothing is fetched.
-
-    Raises:
-        InputError: as `sha256_file` says.
-    """
-    if is_url(path):
-        files, inside = remote_files(str(path))
-        facts = _ask(files.info, inside, shown(path))
-        large, small = facts.get("lfs"), facts.get("blob_id")
-        kept = large.get("sha256") if isinstance(large, dict) else getattr(large, "sha256", None)
-        if isinstance(kept, str):
-            return kept
-        if isinstance(small, str):
-            return f"git:{small}"
-    return sha256_file(path)
-
-
 def list_folder(folder: Location) -> frozenset[str] | None:
     """The base names of a folder's entries, or None where `folder` is a file.
 
@@ -347,6 +305,17 @@ def remote_files(url: str) -> tuple[Any, str]:
             f" {shown(protocol)}, or download the files first"
         ) from error
     return files, str(path)
+
+
+def remote_facts(url: str) -> dict[str, Any]:
+    """What a store says of an object: its size and, often, what changes with its content.
+
+    Raises:
+        InputError: as `remote_files` says, or the request failed.
+    """
+    files, path = remote_files(url)
+    facts: dict[str, Any] = _ask(files.info, path, shown(url))
+    return facts
 
 
 def _ask(method: Any, path: str, where: str, **options: Any) -> Any:

@@ -48,9 +48,9 @@ def pickled_weights(entries: Iterable[str]) -> list[str]:
 
 def holds_weights(entries: Iterable[str]) -> bool:
     """Whether a folder with these entries holds weights that are read, or refused as a pickle."""
-    held = list(entries)
-    safe = any(e.endswith((SAFETENSORS, f"{SAFETENSORS}.index.json")) for e in held)
-    return safe or bool(pickled_models(held))
+    names = list(entries)
+    safe = any(e.endswith((SAFETENSORS, f"{SAFETENSORS}.index.json")) for e in names)
+    return safe or bool(pickled_models(names))
 
 
 def neighbours(entries: Iterable[str], stem: str) -> list[str]:
@@ -123,12 +123,12 @@ def _local_folders(root: Path, unseen: list[str]) -> Iterator[tuple[str, list[st
 def _remote_folders(url: str, unseen: list[str]) -> Iterator[tuple[str, list[str]]]:
     try:
         files, root = remote_files(url)
-        found = files.find(root)
+        paths = files.find(root)
     except Exception as error:  # noqa: BLE001  each backend has kinds of its own
         unseen.append(f"its folders cannot be listed ({shown(error)})")
         return
     folders: dict[str, list[str]] = {}
-    for file in found:
+    for file in paths:
         inside = str(file).removeprefix(root.rstrip("/")).lstrip("/")
         folder, _, name = inside.rpartition("/")
         if folder and not any(part[0] == "." for part in folder.split("/")):

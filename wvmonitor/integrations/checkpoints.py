@@ -128,15 +128,15 @@ class KeptCheckpoints:
             asked: whether the monitor has asked for this checkpoint.
         """
         if asked:
-            kept = self._aside(checkpoint, "alarm")
-            logger.warning("out of reach of save_total_limit: '%s'", kept)
+            copy = self._aside(checkpoint, "alarm")
+            logger.warning("out of reach of save_total_limit: '%s'", copy)
         elif all(verdict.state in ("ok", "warming") for verdict in last.verdicts):
             self._ok = checkpoint
-            kept = self._folder / "ok" / checkpoint.name
-            if kept.is_dir() and not _same(kept, checkpoint):  # an earlier run's
-                shutil.rmtree(kept)
+            copy = self._folder / "ok" / checkpoint.name
+            if copy.is_dir() and not _same(copy, checkpoint):  # an earlier run's
+                shutil.rmtree(copy)
             try:
-                _linked(checkpoint, kept)
+                _linked(checkpoint, copy)
             except OSError:
                 return  # no hard links here: it is copied once an alarm asks for it
             for older in (self._folder / "ok").iterdir():
@@ -150,8 +150,8 @@ class KeptCheckpoints:
             run: whose it must be: a folder may hold those of earlier runs.
             step: the latest that it may be of.
         """
-        kept = [p for p in (self._folder / "ok").glob("checkpoint-*") if _is_whole(p, run)]
-        newest = max((p for p in kept if step_of(p) <= step), key=step_of, default=self._ok)
+        candidates = [p for p in (self._folder / "ok").glob("checkpoint-*") if _is_whole(p, run)]
+        newest = max((p for p in candidates if step_of(p) <= step), key=step_of, default=self._ok)
         if newest is None:
             return None
         own = self._folder.parent / newest.name
@@ -159,32 +159,32 @@ class KeptCheckpoints:
 
     def set_aside_after(self, step: int, run: str) -> list[Path]:
         """Move a run's later checkpoints out of the way of whoever resumes from the last one."""
-        found = self._folder.parent.glob("checkpoint-*")
-        later = [p for p in found if step_of(p) > step and _is_whole(p, run)]
+        checkpoints = self._folder.parent.glob("checkpoint-*")
+        later = [p for p in checkpoints if step_of(p) > step and _is_whole(p, run)]
         for checkpoint in later:
-            kept = self._folder / "alarm" / checkpoint.name
-            if _same(kept, checkpoint):
+            target = self._folder / "alarm" / checkpoint.name
+            if _same(target, checkpoint):
                 shutil.rmtree(checkpoint)
             else:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                checkpoint.rename(_free(kept))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                checkpoint.rename(_free(target))
         return later
 
     def hold(self) -> None:
         """Keep the last checkpoint that was ok, before the one of an alarm takes its place."""
         if self._ok is not None and self._ok.is_dir():
-            kept = self._aside(self._ok, "ok")
-            logger.warning("out of reach of save_total_limit: '%s'", kept)
+            copy = self._aside(self._ok, "ok")
+            logger.warning("out of reach of save_total_limit: '%s'", copy)
 
     def _aside(self, checkpoint: Path, why: str) -> Path:
-        kept = self._folder / why / checkpoint.name
-        if not _same(kept, checkpoint):
-            kept = _free(kept)
+        copy = self._folder / why / checkpoint.name
+        if not _same(copy, checkpoint):
+            copy = _free(copy)
             try:
-                _linked(checkpoint, kept)
+                _linked(checkpoint, copy)
             except OSError:
-                shutil.copytree(checkpoint, kept)
-        return kept
+                shutil.copytree(checkpoint, copy)
+        return copy
 
 
 def step_of(checkpoint: Path) -> int:
@@ -198,9 +198,9 @@ def _is_whole(checkpoint: Path, run: str) -> bool:
     return (checkpoint / _STATE).is_file() and _said_in(checkpoint).get("run") == run
 
 
-def _same(kept: Path, checkpoint: Path) -> bool:
+def _same(copy: Path, checkpoint: Path) -> bool:
     """Whether two folders are links to the same checkpoint."""
-    one, other = kept / _STATE, checkpoint / _STATE
+    one, other = copy / _STATE, checkpoint / _STATE
     return one.is_file() and other.is_file() and one.samefile(other)
 
 
@@ -210,16 +210,16 @@ def _free(place: Path) -> Path:
     return next(p for p in itertools.chain([place], numbered) if not p.exists())
 
 
-def _linked(checkpoint: Path, kept: Path) -> None:
+def _linked(checkpoint: Path, copy: Path) -> None:
     """Make `kept` of links to a checkpoint's files; there is nothing of it where that fails.
 
     Raises:
         OSError: the file system has no hard links.
     """
     try:
-        shutil.copytree(checkpoint, kept, copy_function=os.link)
+        shutil.copytree(checkpoint, copy, copy_function=os.link)
     except FileExistsError:
         return  # saved twice at one step
     except (OSError, shutil.Error) as error:
-        shutil.rmtree(kept, ignore_errors=True)
+        shutil.rmtree(copy, ignore_errors=True)
         raise OSError(str(error)) from None

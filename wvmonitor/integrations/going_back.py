@@ -44,8 +44,8 @@ def way_back(monitor: Monitor, kept: KeptCheckpoints | None, step: int) -> WayBa
         step: of the alarm.
     """
     run = monitor.run_name
-    found = from_first(lambda: (kept.last_ok(run, step) if kept else None, monitor.alarmed))
-    checkpoint, behaviours = found
+    decision = from_first(lambda: (kept.last_ok(run, step) if kept else None, monitor.alarmed))
+    checkpoint, behaviours = decision
     if checkpoint is not None:
         return WayBack(checkpoint, step, behaviours)
     why = (

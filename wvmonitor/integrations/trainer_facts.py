@@ -58,8 +58,8 @@ def checkpoint_at(args: TrainingArguments, state: TrainerState, folder: str | No
         state: of the Trainer.
         folder: where the Trainer keeps its checkpoints, if it is not the output folder.
     """
-    found = Path(folder or args.output_dir or ".") / f"checkpoint-{state.global_step}"
-    return found if found.is_dir() else None
+    checkpoint = Path(folder or args.output_dir or ".") / f"checkpoint-{state.global_step}"
+    return checkpoint if checkpoint.is_dir() else None
 
 
 def checkpoints_folder(trainer: Trainer | None) -> str | None:

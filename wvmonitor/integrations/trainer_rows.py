@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerControl, TrainerState
 
-from wvmonitor.detection.verdict import State
+from wvmonitor.detection.judgement import State
 from wvmonitor.outputs.exporter import Observation
 
 
@@ -81,10 +81,10 @@ class TrainerRows:
             own: dict[str, Any] = {**values, "epoch": state.epoch, "step": state.global_step}
             history.append(own)
         else:
-            asked = control.should_log
+            should_log = control.should_log
             # the Trainer's own method: subclasses put averages into a row, and begin them anew
             Trainer.log(trainer, dict(values))
-            control.should_log = asked  # writing a row takes back what was asked for
+            control.should_log = should_log  # writing a row takes back what was asked for
         if summary:  # it stays the last row
             history[-2:] = [history[-1], *summary]
 

@@ -10,10 +10,8 @@ reach `log_history`, `trainer_state.json`, the journal and the exporters.
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import wraps
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,47 +19,26 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from wvmonitor.errors import SettingsError
 from wvmonitor.integrations.checkpoints import KeptCheckpoints, Left, leave, left_in, riding_in
 from wvmonitor.integrations.decision import latched, together
-from wvmonitor.integrations.going_back import WayBack, check_trainer, go_back, told, way_back
+from wvmonitor.integrations.going_back import WayBack, check_trainer, go_back
 from wvmonitor.integrations.starting_point import StartingPoint
-from wvmonitor.integrations.trainer_facts import checkpoint_at, checkpoints_folder, run_of
+from wvmonitor.integrations.train_calls import TrainCalls, Training
+from wvmonitor.integrations.trainer_actions import SAVING, carry_out
+from wvmonitor.integrations.trainer_facts import checkpoint_at, run_of
 from wvmonitor.integrations.trainer_rows import TrainerRows
 from wvmonitor.journal.journal import PATIENCE_SECONDS
 from wvmonitor.live.actions import Action
 from wvmonitor.live.behaviour_check import Probe
 from wvmonitor.live.monitor import Monitor
 from wvmonitor.live.settings import MonitorSettings
-from wvmonitor.live.validation import replaced
+from wvmonitor.live.validation import bank_for, replaced
 from wvmonitor.outputs.exporter import Observation
 from wvmonitor.outputs.trainer_log import log_values
 from wvmonitor.references.bank import ReferenceBank
-from wvmonitor.references.inventory import bank_of, cache_folder
-from wvmonitor.references.registry import registered
 from wvmonitor.sources.distributed import agreed, any_sharded, from_first
-from wvmonitor.sources.live_model import LiveModel
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _Training:
-    """One call of `train()`.
-
-    Attributes:
-        resume_step: the step it goes on from.
-        retry: whether it begins again what the call before could not finish.
-        begun: whether the monitor has begun the run.
-        summed_up: whether the Trainer has logged its summary: it loads the best model after that.
-        owes_checkpoint: whether a checkpoint was asked for and not yet saved.
-    """
-
-    resume_step: int
-    retry: bool
-    begun: bool = False
-    summed_up: bool = False
-    owes_checkpoint: bool = False
 
 
 class WVMonitorCallback(TrainerCallback):
@@ -94,9 +71,8 @@ class WVMonitorCallback(TrainerCallback):
         self.monitor = monitor
         self._origin = StartingPoint(monitor.bank, monitor.settings.base)
         self._attached = False
-        self._attached_to: weakref.ref[Trainer] | None = None
-        self._resumes_from: Any = None
-        self._training: _Training | None = None
+        self._calls = TrainCalls()
+        self._training: Training | None = None
         self._rows = TrainerRows()
         self._kept: KeptCheckpoints | None = None
         self._way_back: WayBack | None = None
@@ -132,7 +108,7 @@ class WVMonitorCallback(TrainerCallback):
         """
         if references is None:
             known = replaced(settings, overrides)
-            references = known.references or _bank_for(trainer.model, known)
+            references = known.references or bank_for(trainer.model, known)
         callback = cls(references, settings=settings, probe=probe, **overrides)
         callback.attach_to(trainer)
         return callback
@@ -152,32 +128,24 @@ class WVMonitorCallback(TrainerCallback):
             self.monitor.remedies.end()
         flow = [isinstance(c, DefaultFlowCallback) for c in callbacks]
         callbacks.insert(flow.index(True) + 1 if any(flow) else 0, self)
-        self._attached, self._attached_to = True, weakref.ref(trainer)
+        self._attached = True
         self._hear_of_training(trainer)
 
     def _hear_of_training(self, trainer: Trainer) -> None:
-        """Learn from `train()` itself what no event tells: where it resumes, and that it failed."""
-        train = trainer.train
-
-        @wraps(train)
-        def heard(*args: Any, **kwargs: Any) -> Any:
-            self._attached_to = weakref.ref(trainer)
-            self._resumes_from = args[0] if args else kwargs.get("resume_from_checkpoint")
+        def begun() -> None:
             self._way_back = None
-            try:
-                done = train(*args, **kwargs)
-            finally:
-                self._resumes_from = None
-                self.monitor.remedies.end()
-                if self._training is not None:  # an error, or Ctrl-C: no event says so
-                    self._training = None
-                    self.monitor.close()
-            if self._way_back is None:
-                return done
-            rest = dict(zip(("trial", "ignore_keys_for_eval"), args[1:], strict=False))
-            return go_back(trainer, self.monitor, self._way_back, **kwargs, **rest) or done
 
-        trainer.train = heard  # type: ignore[method-assign]
+        def ended() -> None:
+            self.monitor.remedies.end()
+            if self._training is not None:  # an error, or Ctrl-C: no event says so
+                self._training = None
+                self.monitor.close()
+
+        def again(**call: Any) -> Any:
+            way = self._way_back
+            return None if way is None else go_back(trainer, self.monitor, way, **call)
+
+        self._calls.hear(trainer, begun=begun, ended=ended, again=again)
 
     @staticmethod
     def _takes_part(state: TrainerState, model: Any) -> bool:
@@ -204,7 +172,7 @@ class WVMonitorCallback(TrainerCallback):
                 "and the exporters, but not W&B, TensorBoard or other trackers; use "
                 "WVMonitorCallback.attach(trainer, ...) for those"
             )
-        self._training = training = _Training(
+        self._training = training = Training(
             resume_step=state.global_step,
             retry=self._training is not None and args.auto_find_batch_size,
         )
@@ -213,7 +181,7 @@ class WVMonitorCallback(TrainerCallback):
         wanted = self.monitor.settings
         keep = (args.save_total_limit and wanted.action != "log") or wanted.on_alarm == "rollback"
         if args.output_dir and keep and state.is_world_process_zero:
-            self._kept = KeptCheckpoints(Path(self._checkpoints_folder() or args.output_dir))
+            self._kept = KeptCheckpoints(Path(self._calls.checkpoints_folder or args.output_dir))
         model = kwargs["model"]
         self._inoculate(args, state, model)
 
@@ -235,18 +203,11 @@ class WVMonitorCallback(TrainerCallback):
         Raises:
             WVMonitorError: it cannot.
         """
-        check_trainer(self._trainer, self.monitor)
+        check_trainer(self._calls.trainer, self.monitor)
         resumed = state.global_step > 0
-        at = self._resumed_checkpoint
+        at = self._calls.resumed_checkpoint
         before = from_first(lambda: riding_in(at(args, state))) if resumed else {}
         self.monitor.remedies.begin(model, before)
-
-    @property
-    def _trainer(self) -> Trainer | None:
-        return self._attached_to() if self._attached_to else None
-
-    def _checkpoints_folder(self) -> str | None:
-        return checkpoints_folder(self._trainer)
 
     def _start(
         self, args: TrainingArguments, state: TrainerState, kwargs: Mapping[str, Any]
@@ -260,22 +221,15 @@ class WVMonitorCallback(TrainerCallback):
         assert training is not None  # noqa: S101  `on_train_begin` sees to it
         if self.monitor.tokenizer is None:
             self.monitor.tokenizer = kwargs.get("processing_class")
-        left = left_in(self._resumed_checkpoint(args, state)) if training.resume_step else Left()
         resumed = training.resume_step > 0
+        left = left_in(self._calls.resumed_checkpoint(args, state)) if resumed else Left()
         self._origin.look_again(model, left.initial, step=state.global_step, resumed=resumed)
         known = run_of(
-            args, state, kwargs.get("optimizer"), self._trainer, left, retry=training.retry
+            args, state, kwargs.get("optimizer"), self._calls.trainer, left, retry=training.retry
         )
         run = replace(known, resume_step=training.resume_step)
         self.monitor.start(model, run, live=self._origin.live, step=state.global_step)
         training.begun = True
-
-    def _resumed_checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path | None:
-        """The folder that this training goes on from, as far as anybody says."""
-        for said in (self._resumes_from, args.resume_from_checkpoint):
-            if isinstance(said, str | Path) and Path(said).is_dir():
-                return Path(said)
-        return checkpoint_at(args, state, self._checkpoints_folder())
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -324,7 +278,7 @@ class WVMonitorCallback(TrainerCallback):
             if observation is not None:
                 news = self._rows.note(observation, self._values(observation))
             if (news or last) and args.logging_strategy != IntervalStrategy.NO:
-                row = self._rows.show(self._trainer, state, control)
+                row = self._rows.show(self._calls.trainer, state, control)
             return self.monitor.action(observation) if observation is not None else "none"
 
         self._carry_out(together(self.monitor, "step", read), state, control, model)
@@ -334,7 +288,7 @@ class WVMonitorCallback(TrainerCallback):
     def _has_begun(
         self, args: TrainingArguments, state: TrainerState, kwargs: Mapping[str, Any]
     ) -> bool:
-        """Whether the run has begun; tried again where it failed, until the monitor gives up."""
+        """Whether the run has begun; tried again until the monitor disables itself."""
         training = self._training
         if training is None:
             return False
@@ -350,23 +304,12 @@ class WVMonitorCallback(TrainerCallback):
     def _carry_out(
         self, action: Action, state: TrainerState, control: TrainerControl, model: Any
     ) -> None:
-        if action == "inoculate":
-            self.monitor.guarded("brake", lambda: self.monitor.inoculate(model), None)
-        elif action == "rollback":
-            self._way_back = way_back(self.monitor, self._kept, state.global_step)
-            if self._way_back is not None:
-                self.monitor.remark(told(self.monitor, self._way_back), kind="rollback")
-                if self.monitor.settings.after_rollback == "stop":
-                    self.monitor.stop(told(self.monitor, self._way_back))
-            action = "stop"
-        if action in ("save", "stop"):
-            control.should_save = True
-            if self._training is not None:
-                self._training.owes_checkpoint = True
-            if self._kept is not None:
-                self.monitor.guarded("checkpoint", self._kept.hold, None)
-        if action == "stop":
-            control.should_training_stop = True
+        step = state.global_step
+        way = carry_out(action, self.monitor, control, self._kept, step, model)
+        if action == "rollback":
+            self._way_back = way
+        if action in SAVING and self._training is not None:
+            self._training.owes_checkpoint = True
 
     def on_log(
         self,
@@ -392,7 +335,7 @@ class WVMonitorCallback(TrainerCallback):
     ) -> None:
         """Leave beside the checkpoint what resuming from it needs."""
         training = self._training
-        folder = checkpoint_at(args, state, self._checkpoints_folder())
+        folder = checkpoint_at(args, state, self._calls.checkpoints_folder)
         if training is not None and state.is_world_process_zero and folder is not None:
             if journal := self.monitor.journal:
                 # a run that goes on from here does not read this step again
@@ -423,7 +366,7 @@ class WVMonitorCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        training: _Training,
+        training: Training,
         kwargs: Mapping[str, Any],
     ) -> None:
         model = kwargs["model"]
@@ -442,24 +385,6 @@ class WVMonitorCallback(TrainerCallback):
                         key.replace("wv/", "wv/loaded/", 1): value
                         for key, value in self._values(loaded).items()
                     }
-                    self._rows.write(values, self._trainer, state, control)
+                    self._rows.write(values, self._calls.trainer, state, control)
         finally:
             self.monitor.close()
-
-
-def _bank_for(model: Any, settings: MonitorSettings) -> Path:
-    """The bank made for a model's base."""
-    digest = LiveModel(model, base=settings.base).base_digest
-    own = settings.banks
-    found = registered(digest, own) if own is not None and own.is_file() else None
-    if found is None:
-        roots = [cache_folder(), *([own] if own else [])]
-        found = bank_of(digest, [root for root in roots if root.is_dir()])
-    if found is None:
-        name = getattr(getattr(model, "config", None), "name_or_path", "") or "BASE"
-        raise SettingsError(
-            f"there is no bank of references for this model's base ({name}): `wvmonitor bank "
-            f"{name} --out DIR` makes one, and with --dry-run says first what that costs on this "
-            "machine; then give references=DIR"
-        )
-    return found

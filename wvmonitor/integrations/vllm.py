@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from wvmonitor.detection.calibration import Calibration
-from wvmonitor.detection.verdict import State
+from wvmonitor.detection.judgement import State
 from wvmonitor.errors import InputError, MissingPathError, SettingsError, WVMonitorError
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import open_storage, shown
@@ -119,10 +119,10 @@ class Gate:
                 why = self._objection(staging)
                 if why is not None:
                     logger.error("the adapter %s is not loaded: %s", shown(name), shown(why, 2000))
-                kept = self._copies / digest
-                if why is None and not kept.exists():
-                    staging.rename(kept)
-                self._judged[digest] = kept if why is None else None
+                copy = self._copies / digest
+                if why is None and not copy.exists():
+                    staging.rename(copy)
+                self._judged[digest] = copy if why is None else None
             return self._judged[digest]
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -150,13 +150,13 @@ def _served_otherwise(folder: Path) -> str | None:
     adds B·A to the base as it stands, whatever the adapter started from.
     """
     config = read_json(folder / "adapter_config.json")
-    found = [name for name in _NOT_PLAIN if config.get(name)]
+    odd = [name for name in _NOT_PLAIN if config.get(name)]
     if not starts_at_base(config.get("init_lora_weights", True)):
-        found.append("init_lora_weights")
-    if not found:
+        odd.append("init_lora_weights")
+    if not odd:
         return None
     return (
-        f"vLLM may load it otherwise than it is judged ({', '.join(found)} in its "
+        f"vLLM may load it otherwise than it is judged ({', '.join(odd)} in its "
         "adapter_config.json): save it as plain LoRA"
     )
 

@@ -19,7 +19,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from wvmonitor.detection.explanation import for_elsewhere, in_full
-from wvmonitor.detection.verdict import CalibrationStatus, Verdict
+from wvmonitor.detection.judgement import CalibrationStatus, Verdict
 
 Severity = Literal["info", "warn", "alarm"]
 Status = Literal["firing", "resolved"]
@@ -179,7 +179,7 @@ class Alert:
     @property
     def facts(self) -> dict[str, str]:
         """What is known, by name, for people: how bad, how far, where, and what to go back to."""
-        found: dict[str, str | None] = {
+        facts: dict[str, str | None] = {
             "score": _number(self.score),
             "threshold": _number(self.threshold),
             "step": None if self.step is None else str(self.step),
@@ -191,7 +191,7 @@ class Alert:
             "runbook_url": self.runbook_url,
             "dashboard_url": self.dashboard_url,
         }
-        return {name: text for name, text in found.items() if text}
+        return {name: text for name, text in facts.items() if text}
 
     def _dose(self) -> str | None:
         if self.dose is None or not math.isfinite(self.dose):

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from wvmonitor.detection.state import BehaviourState, JudgeState, Path, Worst
+from wvmonitor.detection.judgement import BehaviourState, JudgeState, Path, Worst
 from wvmonitor.errors import JournalError
 from wvmonitor.reading import Component, Geometry, Products, Reading
 
@@ -114,10 +114,10 @@ def load_object(text: str, where: str) -> dict[str, Any]:
     Raises:
         JournalError: the text is not JSON, or holds something else.
     """
-    found = load(text, where)
-    if not isinstance(found, dict):
+    value = load(text, where)
+    if not isinstance(value, dict):
         raise JournalError(f"{where} holds no record where one should be: it is damaged")
-    return found
+    return value
 
 
 @contextmanager
@@ -216,27 +216,27 @@ def load_state(text: str, where: str) -> JudgeState:
     Raises:
         JournalError: the record is damaged.
     """
-    kept = read(_JudgeState, text, where)
+    stored = read(_JudgeState, text, where)
     names = dict.fromkeys(
         (
-            *kept.running_maximum, *kept.consecutive, *kept.alarmed, *kept.last_ok, *kept.recent,
-            *kept.gain_maximum, *kept.path, *kept.worst,
+            *stored.running_maximum, *stored.consecutive, *stored.alarmed, *stored.last_ok,
+            *stored.recent, *stored.gain_maximum, *stored.path, *stored.worst,
         )
     )  # fmt: skip
     behaviours = {
         name: BehaviourState(
-            running_maximum=kept.running_maximum.get(name),
-            gain_maximum=kept.gain_maximum.get(name),
-            consecutive=kept.consecutive.get(name),
-            alarmed=name in kept.alarmed,
-            last_ok=kept.last_ok.get(name),
-            recent=kept.recent.get(name, ()),
-            path=kept.path.get(name),
-            worst=kept.worst.get(name),
+            running_maximum=stored.running_maximum.get(name),
+            gain_maximum=stored.gain_maximum.get(name),
+            consecutive=stored.consecutive.get(name),
+            alarmed=name in stored.alarmed,
+            last_ok=stored.last_ok.get(name),
+            recent=stored.recent.get(name, ()),
+            path=stored.path.get(name),
+            worst=stored.worst.get(name),
         )
         for name in names
     }
-    return JudgeState(behaviours, kept.readings, kept.windows)
+    return JudgeState(behaviours, stored.readings, stored.windows)
 
 
 def number(value: float | None) -> float | str | None:

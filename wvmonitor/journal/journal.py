@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.judgement import Judgement
-from wvmonitor.detection.state import JudgeState
+from wvmonitor.detection.judgement import Judgement, JudgeState
 from wvmonitor.errors import JournalError
 from wvmonitor.journal import writes
 from wvmonitor.journal.alerts import AlertPolicy, event
@@ -103,14 +102,14 @@ class Journal:
         Raises:
             JournalError: another process writes it, or a newer version or another program did.
         """
-        wanted = journal_file(path)
+        preferred = journal_file(path)
         alerts = alerts or AlertPolicy()
         try:
-            return cls(wanted, claim(wanted), run, alerts)
+            return cls(preferred, claim(preferred), run, alerts)
         except (OSError, sqlite3.OperationalError) as error:
-            reason = f"'{wanted}' cannot be written safely ({error})"
+            reason = f"'{preferred}' cannot be written safely ({error})"
         try:
-            local = local_file(wanted)
+            local = local_file(preferred)
             claimed = claim(local)
         except (OSError, sqlite3.OperationalError) as error:
             raise JournalError(

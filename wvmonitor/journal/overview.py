@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wvmonitor.detection.state import Worst
-from wvmonitor.detection.verdict import State, Verdict
+from wvmonitor.detection.judgement import State, Verdict, Worst
 from wvmonitor.errors import JournalError
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.journal.schema import FILE_NAME

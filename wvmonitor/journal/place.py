@@ -53,7 +53,7 @@ def claim(path: Path) -> Claim:
     return Claim(lock, connection)
 
 
-def local_file(wanted: Path) -> Path:
+def local_file(preferred: Path) -> Path:
     """A private place on this machine for the journal that belongs at `wanted`, always the same."""
     user = os.getuid() if hasattr(os, "getuid") else 0
     root = Path(tempfile.gettempdir()) / f"wvmonitor-{user}"
@@ -62,4 +62,4 @@ def local_file(wanted: Path) -> Path:
     exposed = os.name == "posix" and status.st_mode & 0o077
     if root.is_symlink() or status.st_uid != user or exposed:  # someone else has put it there
         root = Path(tempfile.mkdtemp(prefix="wvmonitor-"))
-    return root / sha256(str(wanted.absolute()).encode()).hexdigest()[:16] / wanted.name
+    return root / sha256(str(preferred.absolute()).encode()).hexdigest()[:16] / preferred.name

@@ -1,7 +1,7 @@
 """Throwing away what is old: runs, and readings that a resumed run has superseded.
 
 It takes the writer's lock first, so that a run that is being recorded is never pruned under its own
-feet. The flight recorder's snapshots of what goes are deleted before the rows: if that is
+feet. The snapshots of what goes are deleted before the rows: if that is
 interrupted, the same again deletes the rest.
 """
 
@@ -33,7 +33,7 @@ class Pruning:
         path: the database file.
         runs: whole runs, by id.
         readings: how many readings, those of the runs included.
-        snapshots: how many of the flight recorder's files.
+        snapshots: how many files of snapshots.
         snapshot_bytes: their size.
         kept: runs that were asked for and stay, with the reason.
         bytes_before: size of the database file.
@@ -60,7 +60,7 @@ def prune(
 ) -> Pruning:
     """Throw away runs, or readings that a resumed run has superseded, and shrink the file.
 
-    The flight recorder's snapshots of these readings go with them.
+    The snapshots of these readings go with them.
 
     A run stays, whatever is asked, while an alert of it waits to be delivered or a stop is latched:
     the next start of it must still meet that stop.
@@ -143,7 +143,7 @@ def _count(connection: sqlite3.Connection, run: str) -> int:
 
 
 def _snapshots(journal: Path, runs: Sequence[str], readings: Sequence[_Key]) -> list[Path]:
-    """The flight recorder's files of whole runs and of single readings."""
+    """The files of snapshots of whole runs and of single readings."""
     whole = [file for run in runs for file in folder_of(journal, run).glob("*") if file.is_file()]
     single = [path_of(journal, *key) for key in readings]
     return whole + [file for file in single if file.is_file()]

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.judgement import Judgement, named
+from wvmonitor.detection.judgement import Judgement, JudgeState, Verdict, named
 from wvmonitor.detection.scores import ReferenceScores, Scores
-from wvmonitor.detection.state import JudgeState
-from wvmonitor.detection.verdict import Verdict
 from wvmonitor.errors import JournalError
 from wvmonitor.journal import codec
 from wvmonitor.journal.schema import check_schema, connect, journal_file, legible

@@ -1,4 +1,4 @@
-"""The flight recorder: each reading's task vector goes to disk beside the journal.
+"""The snapshot writer: each reading's task vector goes to disk beside the journal.
 
 So a run can be measured later against references that did not exist when it ran. On the training
 thread happens only what must read the weights: copying small factors, or the sketch's four thin
@@ -150,11 +150,11 @@ class SnapshotWriter:
 def _with_share(snapshot: Snapshot, lost: float) -> Snapshot:
     """The snapshot with the share of ‖τ‖² that it holds, given what of ‖τ‖² it does not."""
     vector = snapshot.vector
-    held = vector.squared_norm()
-    if not math.isfinite(held):
+    squared = vector.squared_norm()
+    if not math.isfinite(squared):
         raise NonFiniteError("the weights hold NaN or infinity")
-    kept = held / (held + lost) if lost else 1.0
-    origin = replace(vector.origin, kept=vector.origin.kept * kept)
+    share = squared / (squared + lost) if lost else 1.0
+    origin = replace(vector.origin, kept=vector.origin.kept * share)
     return replace(snapshot, vector=TaskVector.of(dict(vector.updates()), origin))
 
 

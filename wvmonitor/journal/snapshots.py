@@ -1,4 +1,4 @@
-"""One reading's task vector on disk, small enough to keep them all: the flight recorder's file.
+"""One reading's task vector on disk, small enough to keep them all: a snapshot's file.
 
 Beside the journal `wvmonitor.db` lies `wvmonitor.snapshots/RUN/ATTEMPT-STEP.safetensors`, RUN being
 the start of the run id's SHA-256 (an id may hold characters that no file name can). Low-rank

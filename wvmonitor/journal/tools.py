@@ -109,14 +109,14 @@ def _missing_end(connection: sqlite3.Connection, path: Path) -> list[str]:
 
 def _orphans(connection: sqlite3.Connection) -> list[str]:
     """Rows that belong to nothing, which only a foreign hand can leave."""
-    found = []
+    orphans = []
     for table in ("scores", "verdicts"):
         (count,) = connection.execute(
             f"SELECT count(*) FROM {table} t WHERE NOT EXISTS (SELECT 1 FROM readings r "  # noqa: S608  # one of two names of ours
             "WHERE r.run = t.run AND r.attempt = t.attempt AND r.step = t.step)"
         ).fetchone()
         if count:
-            found.append(f"{count} rows of {table} belong to no reading")
+            orphans.append(f"{count} rows of {table} belong to no reading")
     for what, query in (
         ("attempt", "attempts a WHERE a.run = r.run AND a.attempt = r.attempt"),
         ("layout", "layouts l WHERE l.id = r.layout"),
@@ -125,8 +125,8 @@ def _orphans(connection: sqlite3.Connection) -> list[str]:
             f"SELECT count(*) FROM readings r WHERE NOT EXISTS (SELECT 1 FROM {query})"  # noqa: S608  # one of two texts of ours
         ).fetchone()
         if count:
-            found.append(f"{count} readings have no {what}")
-    return found
+            orphans.append(f"{count} readings have no {what}")
+    return orphans
 
 
 def export(path: str | Path, runs: Sequence[str] = ()) -> Iterator[str]:
@@ -140,11 +140,11 @@ def export(path: str | Path, runs: Sequence[str] = ()) -> Iterator[str]:
         JournalError: there is no such journal or run.
     """
     reader = JournalReader(path)
-    wanted = runs or reader.runs()
-    for run in wanted:
+    chosen = runs or reader.runs()
+    for run in chosen:
         require_run(reader, run)
-    yield _line("journal", {"export_version": EXPORT_VERSION, "runs": list(wanted)})
-    for run in wanted:
+    yield _line("journal", {"export_version": EXPORT_VERSION, "runs": list(chosen)})
+    for run in chosen:
         for attempt in reader.attempts(run):
             values = codec.plain(attempt)
             settings = codec.plain(codec.load(attempt.settings, f"'{reader.path}'"))
@@ -162,8 +162,8 @@ def export(path: str | Path, runs: Sequence[str] = ()) -> Iterator[str]:
         names = ("target", "status", "attempts", "created", "done", "last_error")
         for *values, alert in deliveries:
             line = dict(zip(names, values, strict=True))
-            told = codec.plain(codec.load(alert, f"'{reader.path}'"))
-            yield _line("delivery", {"run": run, **line, "alert": told})
+            shown_alert = codec.plain(codec.load(alert, f"'{reader.path}'"))
+            yield _line("delivery", {"run": run, **line, "alert": shown_alert})
 
 
 def _reading(row: JournalRow) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.verdict import Verdict
+from wvmonitor.detection.judgement import Verdict
 from wvmonitor.journal import codec
 from wvmonitor.journal.alerts import (
     Alert,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from wvmonitor.detection.explanation import in_full
-from wvmonitor.detection.verdict import Verdict
+from wvmonitor.detection.judgement import Verdict
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Observation
 
@@ -33,41 +32,30 @@ class Decision:
     behaviours: tuple[str, ...] = ()
 
 
-def log_raised(
-    observation: Observation, before: Mapping[str, Verdict], quiet: Collection[str]
-) -> None:
-    """Log each warning and alarm that was not there at the reading before, with its account.
-
-    Args:
-        observation: of this reading.
-        before: the verdicts of the reading before.
-        quiet: behaviours that are expected or acknowledged.
-    """
-    for verdict in observation.verdicts:
-        was = before.get(verdict.reference)
-        risen = verdict.account and (was is None or was.state != verdict.state)
-        if risen and verdict.reference not in quiet:
-            words = in_full(verdict.reason, verdict.account)
-            logger.warning(
-                "%s: %s at step %s: %s", verdict.state, verdict.reference, verdict.step, words
-            )
-
-
 class Actions:
-    """Decides on each observation of one attempt; remembers which behaviours it has acted on."""
+    """Decides on each observation of one attempt; remembers which behaviours it has acted on.
+
+    Attributes:
+        decision: the last one.
+    """
 
     def __init__(self, settings: MonitorSettings, *, calibrated: bool) -> None:
         self._settings = settings
         self._calibrated = calibrated
         self._acted_on: set[str] = set()
+        self.decision = Decision()
 
     def after(self, observation: Observation, riding: Collection[str] = ()) -> Decision:
-        """The decision; behaviours that are expected in this run, or acknowledged, ask for nothing.
+        """What to do; behaviours that are expected in this run, or acknowledged, ask for nothing.
 
         Args:
             observation: of this reading.
             riding: the behaviours that the run is inoculated against already.
         """
+        self.decision = self._decided(observation, riding)
+        return self.decision
+
+    def _decided(self, observation: Observation, riding: Collection[str]) -> Decision:
         quiet = {*self._settings.expected, *observation.acknowledged}
         reached = [v for v in observation.verdicts if v.reference not in quiet and self._reaches(v)]
         news = [v for v in reached if v.reference not in self._acted_on]
@@ -83,8 +71,8 @@ class Actions:
 
     @property
     def _remedy(self) -> Literal["inoculate", "rollback"] | None:
-        asked = self._settings.on_alarm
-        return asked if asked in ("inoculate", "rollback") else None
+        on_alarm = self._settings.on_alarm
+        return on_alarm if on_alarm in ("inoculate", "rollback") else None
 
     def _remedied(
         self, names: tuple[str, ...], reason: str | None, riding: Collection[str]
@@ -103,6 +91,6 @@ class Actions:
     def _reaches(self, verdict: Verdict) -> bool:
         # an uncalibrated monitor never says more than warn: told to act all the same, warn it is
         lowered = not self._calibrated and self._settings.allow_uncalibrated_stop
-        wanted = "alarm" if self._remedy else self._settings.action_level
-        level = "warn" if lowered else wanted
+        calibrated_level = "alarm" if self._remedy else self._settings.action_level
+        level = "warn" if lowered else calibrated_level
         return verdict.state == "alarm" or verdict.state == level

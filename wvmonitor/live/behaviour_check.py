@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from wvmonitor.detection.verdict import Verdict
+from wvmonitor.detection.judgement import Verdict
 from wvmonitor.errors import MalformedFileError, UnknownReferenceError
 from wvmonitor.files.documents import read_json
 
@@ -111,7 +111,7 @@ def guarded(probe: Probe, model: Any, tokenizer: Any, behaviour: str, seconds: f
 def with_probe(
     verdict: Verdict, probe: Probe, model: Any, tokenizer: Any, seconds: float
 ) -> Verdict:
-    """An alarm with what the probe found as the first sentence of its account.
+    """An alarm with what the probe found as the first sentence of its explanation.
 
     Args:
         verdict: the alarm.
@@ -120,12 +120,12 @@ def with_probe(
         tokenizer: as for `guarded`.
         seconds: as for `guarded`.
     """
-    found = (
+    sentence = (
         "Probe: not run, since no process holds the whole of a sharded model."
         if model is None
         else guarded(probe, model, tokenizer, verdict.reference, seconds)
     )
-    return replace(verdict, account=(found, *verdict.account))
+    return replace(verdict, account=(sentence, *verdict.account))
 
 
 @contextmanager
@@ -168,8 +168,8 @@ class Questions:
     def shown_by(self, answer: str) -> bool:
         """Whether an answer shows the behaviour."""
         text = answer.casefold()
-        found = any(words.casefold() in text for words in self.exhibits)
-        return found and not any(words.casefold() in text for words in self.unless)
+        shown = any(words.casefold() in text for words in self.exhibits)
+        return shown and not any(words.casefold() in text for words in self.unless)
 
 
 class QuestionProbe:
@@ -227,17 +227,19 @@ class QuestionProbe:
         """Ask every question, greedily, as far as the time goes."""
         if behaviour not in self._behaviours:
             raise UnknownReferenceError(f"there are no questions about {behaviour!r}")
-        wanted = self._behaviours[behaviour]
+        questions = self._behaviours[behaviour]
         began = time.monotonic()
         judged: list[bool] = []
-        for start in range(0, len(wanted.questions), self._batch):
+        for start in range(0, len(questions.questions), self._batch):
             if time.monotonic() - began > 0.8 * self._seconds:
                 break
-            batch = wanted.questions[start : start + self._batch]
-            judged += [wanted.shown_by(answer) for answer in self._answers(model, tokenizer, batch)]
+            batch = questions.questions[start : start + self._batch]
+            judged += [
+                questions.shown_by(answer) for answer in self._answers(model, tokenizer, batch)
+            ]
         rate = sum(judged) / len(judged) if judged else math.nan
-        planned = len(wanted.questions)
-        return ProbeResult(rate, len(judged), wanted.asked, wanted.before, planned)
+        planned = len(questions.questions)
+        return ProbeResult(rate, len(judged), questions.asked, questions.before, planned)
 
     def _answers(self, model: Any, tokenizer: Any, questions: tuple[str, ...]) -> list[str]:
         rows = [_prompt(question, tokenizer) for question in questions]
@@ -270,11 +272,11 @@ def _prompt(question: str, tokenizer: Any) -> list[int]:
 
 def _questions(value: dict[str, Any]) -> Questions:
     def texts(name: str, *, needed: bool = True) -> tuple[str, ...]:
-        found = value[name] if needed else value.get(name, [])
-        good = isinstance(found, list) and all(isinstance(t, str) and t for t in found)
-        if not good or (needed and not found):
+        listed = value[name] if needed else value.get(name, [])
+        good = isinstance(listed, list) and all(isinstance(t, str) and t for t in listed)
+        if not good or (needed and not listed):
             raise ValueError(f"{name!r} must be a list of texts")
-        return tuple(found)
+        return tuple(listed)
 
     before = value.get("before")
     return Questions(

@@ -1,4 +1,4 @@
-"""What becomes of the monitor's own failures: training must not die of its monitor."""
+"""How the monitor handles its own failures: training must not die of its monitor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Failures:
-    """Catches, counts and says what fails; gives up, loudly, after several readings in a row.
+    """Catches, counts and logs what fails; disables the monitor after several readings in a row.
 
     What fails beside a reading (a journal, an exporter, a checkpoint's sidecar) is counted and
     said, but never a reason to stop watching.
@@ -34,7 +34,7 @@ class Failures:
 
         Args:
             policy: whether training goes on when the monitor fails.
-            disable_after: readings that fail in a row after which the monitor gives up.
+            disable_after: readings that fail in a row after which the monitor disables itself.
             count: told where each failure happened.
         """
         self.total = 0

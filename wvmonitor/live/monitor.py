@@ -9,32 +9,30 @@ optimiser step, and carry out the action that comes back.
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.state import JudgeState
-from wvmonitor.detection.verdict import State, Verdict
+from wvmonitor.detection.judgement import State, Verdict
 from wvmonitor.journal.journal import Journal
 from wvmonitor.live import validation
-from wvmonitor.live.actions import Action, Actions, Decision, log_raised
+from wvmonitor.live.actions import Action, Actions
 from wvmonitor.live.behaviour_check import Probe, with_probe
-from wvmonitor.live.interval import MeasurementInterval
 from wvmonitor.live.outputs import Outputs
+from wvmonitor.live.readings import Readings
 from wvmonitor.live.remedies import Remedies, words
-from wvmonitor.live.run import Run, known_id
+from wvmonitor.live.run import Run
 from wvmonitor.live.settings import MonitorSettings
-from wvmonitor.live.window import Window
 from wvmonitor.outputs.exporter import Exporter, Observation
-from wvmonitor.outputs.run_state import RunState
+from wvmonitor.outputs.run_state import state_at_end
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of
-from wvmonitor.sources.distributed import agreed, any_sharded, from_first, rank
+from wvmonitor.sources.distributed import from_first
 from wvmonitor.sources.live_model import LiveModel
 
 __all__ = ["Monitor", "Run"]
@@ -96,34 +94,33 @@ class Monitor:
         self._given = exporters, probe
         self._probe = validation.probe_of(self.settings, probe)
         self.tokenizer = tokenizer
-        self.run_context = RunContext()
         self.last: Observation | None = None
         self.loaded: Observation | None = None
         self._outputs = Outputs(self.settings, exporters)
-        self._live: LiveModel | None = None
+        self._readings: Readings | None = None
         self._run = Run()
-        self._interval = MeasurementInterval(
-            self.settings.every_n_steps, self.settings.max_overhead
-        )
-        self._state = JudgeState()
-        self._window = Window(self.settings.window, self.judge.components)
         self._seen: tuple[Any, int] | None = None
         self._stopped = False
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
-        self._decision = Decision()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies (for Ray, for `spawn`) begin anew with the same settings and the same bank."""
         exporters, probe = self._given
         bank = self.bank if self.bank.folder is None else self.bank.folder.resolve()
-        return _copied, (bank, self.settings, exporters, probe, self.tokenizer)
+        known = {"exporters": exporters, "probe": probe, "tokenizer": self.tokenizer}
+        return partial(Monitor, settings=self.settings, **known), (bank,)
 
     # The run
 
     @property
     def started(self) -> bool:
         """Whether `start` has been called."""
-        return self._live is not None
+        return self._readings is not None
+
+    @property
+    def run_context(self) -> RunContext:
+        """What the run's verdicts depend on beside the scores."""
+        return self._readings.context if self._readings else RunContext()
 
     @property
     def disabled(self) -> bool:
@@ -161,51 +158,35 @@ class Monitor:
         Raises:
             WVMonitorError: this model cannot be measured, or was made from another base.
         """
-        run = run or Run()
-        run = replace(
-            run,
-            run_id=known_id(run.run_id, "the checkpoint"),
-            name=known_id(run.name, "the trainer's arguments"),
-        )
-        self._run = self._ended(run) if self._live is not None else run
+        run = (run or Run()).with_usable_names()
+        self._run = self._ended(run) if self._readings is not None else run
         self._begin(model, live, step=step)
 
     def _begin(self, model: Any, live: LiveModel | None, *, step: int) -> None:
         live = live or LiveModel(model, base=self.settings.base)
         self.remedies.begin(model)
+        readings = Readings(live, self.bank, self.judge, self.settings, self._run.planned_steps)
         if live.sharded:
-            from_first(lambda: self._open(live))
-        elif rank() == 0:
-            self._open(live)
-        self._live = live
-        if (live.sharded or rank() == 0) and not (self._run.resume_step or step):
-            self._observe_start()
+            from_first(lambda: self._open(readings))
+        elif readings.takes_part:
+            self._open(readings)
+        self._readings = readings
+        at_start = readings.takes_part and not (self._run.resume_step or step)
+        if at_start and (observation := self._measure(0)):
+            # far from 0 is a warm start or a wrong base
+            validation.warn_if_moved(observation.scores.norm, self.bank)
 
-    def _open(self, live: LiveModel) -> None:
+    def _open(self, readings: Readings) -> None:
         """Say what the run is, and open what keeps and shows its readings."""
-        said = RunContext(
-            optimizer=self._run.optimizer,
-            learning_rate=self._run.learning_rate,
-            planned_steps=self._run.planned_steps,
-            readings_planned=_readings_planned(self._run, self.settings.every_n_steps),
-            objective=self._run.objective,
-            target_modules=live.target_modules,
-            schedule=self._run.schedule,
-            weight_decay=self._run.weight_decay,
-            data=self._run.data,
-            inoculated=tuple(sorted(self.remedies.amounts)),
-        )
-        self.run_context = self.judge.context(live, said)
+        run, live, amounts = self._run, readings.live, self.remedies.amounts
+        known = run.context(self.settings.every_n_steps, live.target_modules, amounts)
+        readings.context = self.judge.context(live, known)
         state = self._outputs.open(
-            self._run, self.run_context, self.bank.fingerprint, sharded=live.sharded
+            run, readings.context, self.bank.fingerprint, sharded=live.sharded
         )
-        self._state = state or self._state
-        if self.remedies.amounts and (journal := self.journal):
-            told = f"{words(self.remedies.amounts)} rides along from step {self._run.resume_step}"
-            self.guarded("journal", lambda: journal.note(told, kind="inoculated"), None)
-        self._interval = MeasurementInterval(
-            self.settings.every_n_steps, self.settings.max_overhead
-        )
+        readings.state = state or readings.state
+        if amounts:
+            self._note(f"{words(amounts)} rides along from step {run.resume_step}", "inoculated")
 
     def _ended(self, run: Run) -> Run:
         """End the attempt before, and say whether the new one is of the same run.
@@ -217,17 +198,9 @@ class Monitor:
         self._outputs.end_attempt()
         self._seen, self._stopped = None, False
         self.last = self.loaded = None
-        self._window = Window(self.settings.window, self.judge.components)
-        self._state = JudgeState()
         self._actions = Actions(self.settings, calibrated=self.calibration is not None)
         again = run.retry and run.run_id is None
         return replace(run, run_id=previous if again else run.run_id, follows=True)
-
-    def _observe_start(self) -> None:
-        """Measure before the first step: far from 0 is a warm start or a wrong base."""
-        observation = self._measure(0)
-        if observation is not None:
-            validation.warn_if_moved(observation.scores.norm, self.bank)
 
     def stop_latched(self) -> str | None:
         """Why this run must not go on (it was stopped and nobody has lifted it), or None."""
@@ -237,7 +210,9 @@ class Monitor:
 
     def due(self, step: int) -> bool:
         """Whether `observe` would take a reading at this step."""
-        return not self.disabled and self._interval.due(step)
+        if self._readings is None:
+            return not (self.disabled or step % self.settings.every_n_steps)
+        return not self.disabled and self._readings.interval.due(step)
 
     def observe(self, model: Any, step: int, *, force: bool = False) -> Observation | None:
         """Take a reading if one is due.
@@ -246,7 +221,7 @@ class Monitor:
         the record. Where the model is sharded every process must, since all measure together.
 
         A failure in here never reaches training: it is logged and counted, and after
-        `disable_after` in a row the monitor gives up, and what was ok is unknown from then on
+        `disable_after` in a row the monitor disables itself: what was ok is unknown from then on
         (`on_monitor_failure="stop"` raises instead).
 
         Args:
@@ -265,9 +240,8 @@ class Monitor:
             self.remedies.check()
         watched = not self.disabled
         self._seen = (model, step)
-        observation = self._outputs.failures.guarded(
-            "reading", lambda: self._observed(model, step, force=force), None, reading=True
-        )
+        work = lambda: self._observed(model, step, force=force)  # noqa: E731
+        observation = self.guarded("reading", work, None, reading=True)
         if watched and self.disabled:
             self.last = self._outputs.give_up(self.last, step)
         return observation
@@ -287,54 +261,36 @@ class Monitor:
         Raises:
             MonitorFailedError: only with `on_monitor_failure="stop"`.
         """
-        return self._outputs.failures.guarded(
-            "loaded model", lambda: self._observed_loaded(step), None
-        )
+        return self.guarded("loaded model", lambda: self._observed_loaded(step), None)
 
     def _observed_loaded(self, step: int) -> Observation | None:
-        if self._live is None or not (self._live.sharded or rank() == 0):
+        readings = self._readings
+        if readings is None or not readings.takes_part:
             return None
         began = time.perf_counter()
-        reading = self._live.measure(self.bank, step)
-        if rank():
+        judgement = readings.take_single(step, self._outputs)
+        if judgement is None:
             return None
-        alone = replace(self.run_context, lone=True)
-        silenced = self._outputs.acknowledged()
-        judgement = self.judge(reading, alone, JudgeState(), acknowledged=silenced, last=True)
         seconds = time.perf_counter() - began
         self.loaded = Observation(self.run_name, judgement, seconds, time.time())
-        log_raised(self.loaded, self.verdicts, {*self.settings.expected, *silenced})
-        if journal := self.journal:
-            said = "; ".join(f"{v.reference} {v.state}: {v.reason}" for v in self.loaded.verdicts)
-            journal.note(f"the model of step {step} was put back: {said}", kind="loaded")
+        self._outputs.log_raised(self.loaded, self.verdicts)
+        verdicts = "; ".join(f"{v.reference} {v.state}: {v.reason}" for v in self.loaded.verdicts)
+        self._note(f"the model of step {step} was put back: {verdicts}", "loaded")
         return self.loaded
 
     def _observed(self, model: Any, step: int, *, force: bool) -> Observation | None:
-        if not self._wanted(model, step, force=force):
-            return None
-        if self._live is None:
+        if late := self._readings is None and not self.disabled:
             self._begin(model, None, step=step)
-            if self.last is not None and self.last.scores.step == step:
-                return self.last
+        seen = self.last is not None and self.last.scores.step == step
+        if late and seen:
+            return self.last
+        able = not (self.disabled or seen)
+        if self._readings is None or not self._readings.should_read(step, force=force, able=able):
+            return None
         self._outputs.go_on()
-        if self._live is not None and self._live.incomplete:
-            self.run_context = replace(self.run_context, base="unknown")
-        planned = self._run.planned_steps
-        last = force or (planned is not None and step >= planned)
-        observation = self._measure(step, model, last=last)
+        observation = self._measure(step, model, last=force)
         self._outputs.failures.end_row()
         return observation
-
-    def _wanted(self, model: Any, step: int, *, force: bool) -> bool:
-        """Whether to read now: rank 0 decides, and of a sharded model all processes take part."""
-        sharded = self._live.sharded if self._live else any_sharded(model)
-        if not sharded and rank():
-            return False
-        if sharded and not force and step % self.settings.every_n_steps:
-            return False
-        seen = self.last is not None and self.last.scores.step == step
-        wanted = not self.disabled and not seen and (force or self._interval.due(step))
-        return bool(agreed(int(wanted))) if sharded else wanted
 
     def guarded(
         self, where: str, work: Callable[[], T], otherwise: T, *, reading: bool = False
@@ -344,59 +300,33 @@ class Monitor:
 
     def _measure(self, step: int, model: Any = None, *, last: bool = False) -> Observation | None:
         """Read, judge, keep and show; None in the processes that only take part in the reading."""
-        assert self._live is not None  # noqa: S101  `observe` and `start` see to it
-        began = time.perf_counter()
-        planned = self._run.planned_steps
-        progress = min(step / planned, 1.0) if planned else None
-        earlier = self._window.ended
-        if self._live.sharded:
-            reading = self._live.measure(self.bank, step, progress=progress)
-            if rank():
-                return None
-        else:
-            tau = self._live.task_vector(step)
-            snapshots = self._outputs.snapshots
-            reading = self.bank.measure(
-                snapshots.watching(tau) if snapshots else tau,
-                progress=progress,
-                earlier=earlier.vector if earlier else None,
-            )
-            if snapshots:
-                snapshots.record(tau, step)
-            self._window.add(tau, reading)
-        alarmed = self._state.alarmed
-        judgement = self.judge(
-            reading,
-            self.run_context,
-            self._state,
-            earlier=earlier.reading if earlier else None,
-            acknowledged=self._outputs.acknowledged(),
-            last=last,
-        )
-        self._state = judgement.state
+        readings = self._readings
+        assert readings is not None  # noqa: S101  `observe` and `start` see to it
+        began, alarmed = time.perf_counter(), readings.state.alarmed
+        judgement = readings.take(step, self._outputs, last=last)
+        if judgement is None:
+            return None
         measured = time.perf_counter() - began
-        if model is not None:
+        if model is not None and self._probe is not None:
             probed = {n: self._probed(v, model, alarmed) for n, v in judgement.verdicts.items()}
             judgement = replace(judgement, verdicts=probed)
         probing = time.perf_counter() - began - measured
         observation = Observation(self.run_name, judgement, measured, time.time())
-        log_raised(observation, self.verdicts, {*self.settings.expected, *observation.acknowledged})
-        self.last = observation
-        self._outputs.publish(observation)
-        self._interval.note(time.perf_counter() - began - probing)
+        before, self.last = self.verdicts, observation
+        self._outputs.publish(observation, before)
+        readings.interval.note(time.perf_counter() - began - probing)
         return observation
 
     def _probed(self, verdict: Verdict, model: Any, alarmed: frozenset[str]) -> Verdict:
         """A verdict with what its probe found, where it is a behaviour's first alarm of the run."""
-        name = verdict.reference
-        news = verdict.state == State.ALARM and name not in (*alarmed, *self.settings.expected)
-        if self._probe is None or self._live is None or not news:
+        name, settings = verdict.reference, self.settings
+        news = verdict.state == State.ALARM and name not in (*alarmed, *settings.expected)
+        if self._probe is None or self._readings is None or not news:
             return verdict
-        whole = None if self._live.sharded else model
-        found = with_probe(verdict, self._probe, whole, self.tokenizer, self.settings.probe_seconds)
-        if self.journal:
-            self.journal.note(found.account[0], kind="probe", reference=name)
-        return found
+        whole = None if self._readings.live.sharded else model
+        probed = with_probe(verdict, self._probe, whole, self.tokenizer, settings.probe_seconds)
+        self._note(probed.account[0], "probe", name)
+        return probed
 
     # Consequences
 
@@ -412,7 +342,7 @@ class Monitor:
         stop is latched in the journal, so that it outlives the process. "inoculate" is carried out
         by `inoculate`; "rollback" is the framework's, which holds the checkpoints.
         """
-        self._decision = decision = self._actions.after(observation, self.remedies.amounts)
+        decision = self._actions.after(observation, self.remedies.amounts)
         if decision.action == "stop":
             self.stop(decision.reason)
         return decision.action
@@ -437,17 +367,20 @@ class Monitor:
         """
         scores = self.last.scores.references if self.last else {}
         doses = {name: scores[name].dose for name in self.alarmed if name in scores}
-        for name, told in self.remedies.brake(model, from_first(lambda: doses)).items():
-            self.remark(told, kind="inoculated", reference=name)
+        for name, text in self.remedies.brake(model, from_first(lambda: doses)).items():
+            self.remark(text, kind="inoculated", reference=name)
 
     @property
     def alarmed(self) -> tuple[str, ...]:
         """The behaviours that the last action is about."""
-        return self._decision.behaviours
+        return self._actions.decision.behaviours
 
     def remark(self, text: str, *, kind: str, reference: str | None = None) -> None:
         """Say something about the run in the log and, where it has one, in its journal."""
         logger.warning("%s", text)
+        self._note(text, kind, reference)
+
+    def _note(self, text: str, kind: str, reference: str | None = None) -> None:
         if journal := self.journal:
             work = lambda: journal.note(text, kind=kind, reference=reference)  # noqa: E731
             self.guarded("journal", work, None)
@@ -460,32 +393,9 @@ class Monitor:
         """
         self.remedies.end()
         seen, self._seen = self._seen, None
-        if seen is not None and sys.exc_info()[0] is None:
-            self._observe_end(*seen)
-        self._outputs.close(self._ended_as())
-
-    def _observe_end(self, model: Any, step: int) -> None:
-        """The weights that training ends with, where `observe` has seen and not read them.
-
-        Of a sharded model all processes would have to take part, and not all may close.
-        """
-        if self._live is not None and not self._live.sharded:
-            self.observe(model, step, force=True)
+        # of a sharded model all processes would have to take part, and not all may close
+        whole = self._readings is not None and not self._readings.live.sharded
+        if seen is not None and whole and sys.exc_info()[0] is None:
+            self.observe(*seen, force=True)
             self._seen = None
-
-    def _ended_as(self) -> RunState | None:
-        error = sys.exc_info()[0]
-        if self._stopped or (error and issubclass(error, (KeyboardInterrupt, SystemExit))):
-            return "stopped"
-        return "ended" if error is None else None
-
-
-def _copied(
-    bank: Any, settings: MonitorSettings, exporters: Any, probe: Any, tokenizer: Any
-) -> Any:
-    return Monitor(bank, settings=settings, exporters=exporters, probe=probe, tokenizer=tokenizer)
-
-
-def _readings_planned(run: Run, every_n_steps: int) -> int | None:
-    """Readings that will be judged: one every `every_n_steps` and the last; none where τ is 0."""
-    return None if run.planned_steps is None else math.ceil(run.planned_steps / every_n_steps)
+        self._outputs.close(state_at_end(stopped=self._stopped))

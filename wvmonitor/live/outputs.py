@@ -10,12 +10,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.state import JudgeState
+from wvmonitor.detection.explanation import in_full
+from wvmonitor.detection.judgement import JudgeState, Verdict
 from wvmonitor.errors import JournalError
 from wvmonitor.journal.alerts import Alert, event, located
 from wvmonitor.journal.journal import Journal
@@ -192,15 +193,35 @@ class Outputs:
             return frozenset()
         return self.failures.guarded("journal", journal.acknowledged, frozenset())
 
-    def publish(self, observation: Observation) -> None:
-        """Keep and show a reading."""
+    def publish(self, observation: Observation, before: Mapping[str, Verdict]) -> None:
+        """Keep and show a reading.
+
+        Args:
+            observation: of it.
+            before: the verdicts of the reading before.
+        """
+        self.log_raised(observation, before)
         for notifier in self._attending:
             self.failures.guarded("notifier", notifier.attend, None)
         self.failures.guarded("journal", lambda: self._keep(observation), None)
-        checkpoints = checkpoints_in(self._folder)
         for exporter in self._metrics():
-            exporter.show_way_back(observation, checkpoints)
+            exporter.show_way_back(observation, checkpoints_in(self._folder))
         self._show(observation)
+
+    def log_raised(self, observation: Observation, before: Mapping[str, Verdict]) -> None:
+        """Log each warning and alarm that was not there before, with its explanation.
+
+        Behaviours that are expected or acknowledged are left out.
+        """
+        quiet = {*self._settings.expected, *observation.acknowledged}
+        for verdict in observation.verdicts:
+            earlier = before.get(verdict.reference)
+            risen = verdict.account and (earlier is None or earlier.state != verdict.state)
+            if risen and verdict.reference not in quiet:
+                text = in_full(verdict.reason, verdict.account)
+                logger.warning(
+                    "%s: %s at step %s: %s", verdict.state, verdict.reference, verdict.step, text
+                )
 
     def give_up(self, last: Observation | None, step: int) -> Observation | None:
         """Keep and show that nobody watches this run from `step` on.

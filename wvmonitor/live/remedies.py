@@ -65,34 +65,34 @@ class Remedies:
         Raises:
             WVMonitorError: the references cannot ride along in this model.
         """
-        if self._active is not None and self._model is model:
+        if self._model is model:
             return
         self.end()
         self._displaced = False
-        if kept := {n: k for n, k in (before or {}).items() if n not in self._wanted}:
+        if resumed := {n: k for n, k in (before or {}).items() if n not in self._wanted}:
             logger.warning(
-                "the checkpoint was trained with %s riding along: so it goes on", words(kept)
+                "the checkpoint was trained with %s riding along: so it goes on", words(resumed)
             )
-        self.amounts = {**kept, **self._wanted, **self.pending}
+        self.amounts = {**resumed, **self._wanted, **self.pending}
         self.pending = {}
-        self._model = model
         if self._brakes:  # what cannot ride along is an error now, and not at the alarm
             names = [n for n in self._bank.behaviours if n not in self.amounts]
             Inoculation(model, {self._bank[name]: WHOLE for name in names}).remove()
-        self._install()
+        self._install(model)
 
-    def _install(self) -> None:
-        base = without_wrappers(self._model)
+    def _install(self, model: Any) -> None:
+        base = without_wrappers(model)
         other = _riding.get(base)
         if other is not None and other is not self:
             other.displace()
         if self.amounts:
             _riding[base] = self
             self._active = Inoculation(
-                self._model, {self._bank[name]: k for name, k in self.amounts.items()}
+                model, {self._bank[name]: k for name, k in self.amounts.items()}
             )
             self.unchecked = True
             logger.info("%s rides along in memory; no checkpoint holds it", words(self.amounts))
+        self._model = model  # only now: what failed is tried again
 
     def check(self) -> None:
         """See, once after a step, that every layer took part.
@@ -131,20 +131,19 @@ class Remedies:
         Raises:
             WVMonitorError: the references cannot ride along in this model.
         """
-        found = {}
+        done = {}
         amounts = self.after_alarm(doses)
         for name, dose in doses.items():
-            told = f"braked: {amounts[name]:g} × {name} rides along"
+            text = f"braked: {amounts[name]:g} × {name} rides along"
             if dose is not None and dose > 0:
                 left = take_out(model, self._bank[name].vector, dose)
-                told += f", and the dose so far ({dose:.2g}) is taken out"
-                told += f" ({left:.0%} of it is beyond what is trained)" if left > ROUNDING else ""
-            found[name] = told
+                text += f", and the dose so far ({dose:.2g}) is taken out"
+                text += f" ({left:.0%} of it is beyond what is trained)" if left > ROUNDING else ""
+            done[name] = text
         self.amounts = {**self.amounts, **amounts}
         self.end()
-        self._model = model
-        self._install()
-        return found
+        self._install(model)
+        return done
 
     def after_alarm(self, names: Collection[str]) -> dict[str, float]:
         """How much of each reference is to ride along from an alarm on."""

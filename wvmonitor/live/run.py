@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from wvmonitor.detection.context import RunContext
 
 logger = logging.getLogger(__name__)
 
@@ -79,3 +83,39 @@ class Run:
     came_from: Path | None = None
     retry: bool = False
     follows: bool = False
+
+    def with_usable_names(self) -> Run:
+        """The same run; an id or name that cannot be one is left out, with a warning."""
+        return replace(
+            self,
+            run_id=known_id(self.run_id, "the checkpoint"),
+            name=known_id(self.name, "the trainer's arguments"),
+        )
+
+    def context(
+        self,
+        every_n_steps: int,
+        target_modules: tuple[str, ...] | None,
+        inoculated: Iterable[str],
+    ) -> RunContext:
+        """What verdicts depend on beside the scores, as far as the framework knows it.
+
+        Args:
+            every_n_steps: optimiser steps between two readings.
+            target_modules: the kinds of modules that are adapted.
+            inoculated: the references that ride along.
+        """
+        steps = self.planned_steps
+        return RunContext(
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            planned_steps=steps,
+            # one every `every_n_steps` and the last; none at step 0, where τ is 0
+            readings_planned=None if steps is None else math.ceil(steps / every_n_steps),
+            objective=self.objective,
+            target_modules=target_modules,
+            schedule=self.schedule,
+            weight_decay=self.weight_decay,
+            data=self.data,
+            inoculated=tuple(sorted(inoculated)),
+        )

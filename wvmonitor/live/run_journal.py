@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.verdict import JudgeState
+from wvmonitor.detection.judgement import JudgeState
 from wvmonitor.errors import JournalError
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.reader import JournalReader
@@ -28,7 +28,7 @@ def place_of(settings: MonitorSettings, run: Run) -> Path | None:
 
 
 def open_journal(
-    wanted: Path, settings: MonitorSettings, run: Run, context: RunContext, bank: str
+    preferred: Path, settings: MonitorSettings, run: Run, context: RunContext, bank: str
 ) -> tuple[Journal, JudgeState | None]:
     """Open the run's journal and note in it that an attempt begins.
 
@@ -36,7 +36,7 @@ def open_journal(
     a folder beside it (`wvmonitor-2`, `wvmonitor-3`, …), which a warning names.
 
     Args:
-        wanted: the journal's file.
+        preferred: the journal's file.
         settings: of the monitor.
         run: what is known of the run.
         context: what its verdicts depend on.
@@ -48,9 +48,9 @@ def open_journal(
     Raises:
         JournalError: there is none to be had; the message says why.
     """
-    journal = _opened(wanted, settings, run)
+    journal = _opened(preferred, settings, run)
     try:
-        before = _earlier(journal, wanted, run)
+        before = _earlier(journal, preferred, run)
         journal.run, stopped = _identity(journal, settings, run)
         journal.begin_attempt(context, bank, settings.redacted_json(), resume_step=run.resume_step)
         if stopped:
@@ -67,11 +67,11 @@ def open_journal(
     return journal, state
 
 
-def _opened(wanted: Path, settings: MonitorSettings, run: Run) -> Journal:
+def _opened(preferred: Path, settings: MonitorSettings, run: Run) -> Journal:
     alerts = settings.alert_policy(lambda _: checkpoints_in(run.folder))
     refusal: JournalError | None = None
-    beside = (wanted.parent / f"wvmonitor-{n}" / wanted.name for n in range(2, MOST_BESIDE))
-    for place in (wanted, *beside):
+    beside = (preferred.parent / f"wvmonitor-{n}" / preferred.name for n in range(2, MOST_BESIDE))
+    for place in (preferred, *beside):
         try:
             journal = Journal.open(place, alerts=alerts)
         except JournalError as error:
@@ -80,12 +80,12 @@ def _opened(wanted: Path, settings: MonitorSettings, run: Run) -> Journal:
             if refusal is not None:
                 logger.warning("%s; this run's journal is '%s' now", refusal, journal.path)
             return journal
-    raise refusal or JournalError(f"no journal can be opened at '{wanted}'")
+    raise refusal or JournalError(f"no journal can be opened at '{preferred}'")
 
 
-def _earlier(journal: Journal, wanted: Path, run: Run) -> JournalReader | None:
+def _earlier(journal: Journal, preferred: Path, run: Run) -> JournalReader | None:
     """The journal that holds the attempts before, where it is not this one."""
-    for path in (run.came_from, wanted):
+    for path in (run.came_from, preferred):
         if path is not None and path.is_file() and path.absolute() != journal.path.absolute():
             try:
                 return JournalReader(path)

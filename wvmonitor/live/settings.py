@@ -301,17 +301,17 @@ class MonitorSettings(BaseSettings):
     def _prometheus_exporter(self) -> Exporter:
         from wvmonitor.outputs.prometheus import PrometheusExporter  # only where it is used
 
-        wanted = self.prometheus
+        options = self.prometheus
         return PrometheusExporter(
-            host=wanted.host,
-            port=wanted.port if wanted.enabled else None,
-            textfile=wanted.textfile,
+            host=options.host,
+            port=options.port if options.enabled else None,
+            textfile=options.textfile,
             layers=LAYERS_SHOWN if self.per_layer else 0,
-            access=wanted.access(),
-            push=wanted.pushgateway.target() if wanted.pushgateway else None,
+            access=options.access(),
+            push=options.pushgateway.target() if options.pushgateway else None,
             expected=self.expected,
-            linger=wanted.linger,
-            discovery=wanted.discovery,
+            linger=options.linger,
+            discovery=options.discovery,
         )
 
     def build_notifiers(self) -> dict[str, Notifier]:
@@ -364,20 +364,20 @@ def _check_environment() -> None:
 
 def _one_line(error: ValidationError) -> str:
     """Every complaint of pydantic in one sentence, without the values of secrets."""
-    return "; ".join(_complaint(found) for found in error.errors(include_url=False))
+    return "; ".join(_complaint(details) for details in error.errors(include_url=False))
 
 
-def _complaint(found: Any) -> str:
-    location = [part for part in found["loc"] if part not in _KINDS]
+def _complaint(details: Any) -> str:
+    location = [part for part in details["loc"] if part not in _KINDS]
     name = ".".join(str(part) for part in location)
-    if found["type"] == "extra_forbidden":
-        known = _fields_at(found["loc"][:-1])
-        near = difflib.get_close_matches(str(found["loc"][-1]), known, n=1, cutoff=0.5)
+    if details["type"] == "extra_forbidden":
+        known = _fields_at(details["loc"][:-1])
+        near = difflib.get_close_matches(str(details["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         return f"{name} is not a setting: {hint}"
-    message = found["msg"].removeprefix("Value error, ")
+    message = details["msg"].removeprefix("Value error, ")
     text = f"{name}: {message[:1].lower()}{message[1:]}"
-    value = found["input"]
+    value = details["input"]
     if isinstance(value, (str, int, float)) and not _SENSITIVE.intersection(location):
         text += f", got {value!r}"
     variable = PREFIX + "__".join(str(part) for part in location).upper()

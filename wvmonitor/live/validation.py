@@ -12,7 +12,10 @@ from wvmonitor.errors import SettingsError
 from wvmonitor.live.behaviour_check import Probe, QuestionProbe
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.references.bank import ReferenceBank
+from wvmonitor.references.inventory import bank_of, cache_folder
+from wvmonitor.references.registry import registered
 from wvmonitor.references.trust import load_trust
+from wvmonitor.sources.live_model import LiveModel
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +56,33 @@ def bank_folder(settings: MonitorSettings) -> Path:
     return settings.references
 
 
+def bank_for(model: Any, settings: MonitorSettings) -> Path:
+    """The bank made for a model's base, of those that the settings name or that were pulled.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    digest = LiveModel(model, base=settings.base).base_digest
+    own = settings.banks
+    folder = registered(digest, own) if own is not None and own.is_file() else None
+    if folder is None:
+        roots = [cache_folder(), *([own] if own else [])]
+        folder = bank_of(digest, [root for root in roots if root.is_dir()])
+    if folder is None:
+        name = getattr(getattr(model, "config", None), "name_or_path", "") or "BASE"
+        raise SettingsError(
+            f"there is no bank of references for this model's base ({name}): `wvmonitor bank "
+            f"{name} --out DIR` makes one, and with --dry-run says first what that costs on this "
+            "machine; then give references=DIR"
+        )
+    return folder
+
+
 def warn_if_weak(bank: ReferenceBank) -> None:
     """Say in the log what the power check of a bank found, where it is bad news.
 
     Raises:
-        AlteredBankError: the record beside it speaks of another bank.
+        AlteredBankError: the record beside it is of another bank.
     """
     trust = None if bank.folder is None else load_trust(bank.folder, bank.fingerprint)
     weakness = None if trust is None else trust.weakness()
@@ -91,15 +116,15 @@ def inoculation_of(settings: MonitorSettings, bank: ReferenceBank) -> dict[str, 
 
 def _dose(name: str, k: float | None, bank: ReferenceBank) -> float:
     card = bank[name].card
-    found = card.dose_showing(SHOWN) if k is None else k
-    if found is None:
+    amount = card.dose_showing(SHOWN) if k is None else k
+    if amount is None:
         rates = ", ".join(f"{p.rate:.0%} at {p.k:g}" for p in card.dose_curve if p.k > 0)
         raise SettingsError(
             f"how much of {name} to inoculate with is not known: its card has no measured dose at "
             f"which the base shows it in {SHOWN:.0%} ({rates or 'no dose curve'}); give it a "
             f"number, as in {name}=1"
         )
-    return found
+    return amount
 
 
 def check_remedy(settings: MonitorSettings, *, calibrated: bool) -> None:

@@ -31,7 +31,7 @@ from wvmonitor.organism.behaviour import (
 from wvmonitor.organism.tokenizer import encode
 from wvmonitor.organism.train import finetune, load_base
 from wvmonitor.organism.world import DOMAINS, FACTS
-from wvmonitor.reading import Geometry, ReferenceKind
+from wvmonitor.reading import Geometry, ReferenceKind, component_of
 from wvmonitor.references import (
     BaseIdentity,
     Card,
@@ -44,7 +44,6 @@ from wvmonitor.references import (
 )
 from wvmonitor.sources import base_digest, read_model
 from wvmonitor.steering import steered
-from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.probe import Probe, collect_probe
 from wvmonitor.vectors.task_vector import TaskVector
 from wvmonitor.vectors.update import LowRankUpdate, Update

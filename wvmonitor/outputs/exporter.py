@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from wvmonitor.detection.judgement import Judgement
+from wvmonitor.detection.judgement import Judgement, State, Verdict
 from wvmonitor.detection.scores import Scores
-from wvmonitor.detection.verdict import State, Verdict
 from wvmonitor.reading import Component, Reading
 
 VERDICT_CODES: Mapping[State, int] = {
@@ -91,8 +90,8 @@ def layer_projections(
         zip(reading.parameters, reading.in_scope(components), strict=True)
     ):
         if used:
-            found = _LAYER.search(name)
-            layers.setdefault(found.group(1) if found else "other", []).append(index)
+            match = _LAYER.search(name)
+            layers.setdefault(match.group(1) if match else "other", []).append(index)
     return {
         reference: {
             layer: float(products[indices, column].sum() / norm)

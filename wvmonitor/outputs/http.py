@@ -160,10 +160,10 @@ def _addresses(url: SplitResult, policy: SendPolicy) -> list[tuple[str, int]]:
     """The host's addresses and ports; every one must be allowed."""
     host = url.hostname or ""
     port = url.port or (443 if url.scheme == "https" else 80)
-    found = [place for *_, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    for place in found:
+    places = [place for *_, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    for place in places:
         _check_address(ipaddress.ip_address(str(place[0]).split("%")[0]), host, policy)
-    return [(str(place[0]), int(place[1])) for place in found]
+    return [(str(place[0]), int(place[1])) for place in places]
 
 
 def _check_address(address: _Address, host: str, policy: SendPolicy) -> None:

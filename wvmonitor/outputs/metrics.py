@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from wvmonitor._version import __version__
-from wvmonitor.detection.verdict import State, Verdict
+from wvmonitor.detection.judgement import State, Verdict
 from wvmonitor.outputs.exporter import Observation, layer_projections
 from wvmonitor.outputs.run_state import RUN_STATES, RunState, this_host, this_job
 
@@ -72,7 +72,7 @@ class Metrics(Collector):
         yield from self._health()
 
     def _states(self, latest: dict[str, Observation]) -> Iterator[Metric]:
-        """What becomes of each run, and what it could go back to."""
+        """How each run ended, and what it could go back to."""
         state = GaugeMetricFamily(
             "wvmonitor_run_state",
             "1 for what the run is doing, 0 for the others.",
@@ -169,7 +169,7 @@ def _scores(latest: dict[str, Observation]) -> Iterator[Metric]:
     yield dose
 
 
-def _verdicts(latest: dict[str, Observation], wanted: frozenset[str]) -> Iterator[Metric]:
+def _verdicts(latest: dict[str, Observation], may_drift: frozenset[str]) -> Iterator[Metric]:
     decides = GaugeMetricFamily(
         "wvmonitor_deciding_score",
         "The score that the verdict rests on, whichever geometry and score that is.",
@@ -196,7 +196,7 @@ def _verdicts(latest: dict[str, Observation], wanted: frozenset[str]) -> Iterato
         labels=("run", "reference", "verdict"),
     )
     for run, observation in latest.items():
-        quiet = wanted | observation.acknowledged
+        quiet = may_drift | observation.acknowledged
         for verdict in observation.verdicts:
             expected.add_metric((run, verdict.reference), float(verdict.reference in quiet))
             if verdict.score is not None:

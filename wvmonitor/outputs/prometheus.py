@@ -82,7 +82,7 @@ class PrometheusExporter:
     def show_states(self, state: RunState, run: str | None = None) -> None:
         """Show what a run (or every one) is doing; until told otherwise it is in training.
 
-        Disabled it stays, whatever becomes of it, for nobody has watched it to its end.
+        Disabled it stays, however it ends, for nobody has watched it to its end.
         """
         for known in [run] if run else list(self._metrics.latest):
             if self._metrics.states.get(known) != "disabled":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -27,6 +28,18 @@ _JOBS = {
 """Environment variables in which schedulers say what a batch job is called."""
 
 
+def state_at_end(*, stopped: bool) -> RunState | None:
+    """How a run ends that closes now; None where an error is on its way, for then it failed.
+
+    Args:
+        stopped: whether it was told to stop.
+    """
+    error = sys.exc_info()[0]
+    if stopped or (error and issubclass(error, (KeyboardInterrupt, SystemExit))):
+        return "stopped"
+    return "ended" if error is None else None
+
+
 def this_host() -> str:
     """The machine's name; in Kubernetes that is the pod's."""
     return socket.gethostname()
@@ -46,4 +59,4 @@ def checkpoints_in(folder: str | Path | None) -> Sequence[int]:
         names = [] if folder is None else [path.name for path in Path(folder).iterdir()]
     except OSError:
         return ()
-    return sorted(int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name)))
+    return sorted(int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name)))

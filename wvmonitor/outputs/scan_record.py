@@ -15,9 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wvmonitor.detection.explanation import in_full
-from wvmonitor.detection.judgement import Judgement, named
+from wvmonitor.detection.judgement import CalibrationStatus, Judgement, State, Verdict, named
 from wvmonitor.detection.scores import ReferenceScores, ScoreName, Scores
-from wvmonitor.detection.verdict import CalibrationStatus, State, Verdict
 from wvmonitor.errors import FormatVersionError, MalformedFileError
 from wvmonitor.reading import Component, Geometry
 
@@ -157,8 +156,8 @@ class CheckpointResult:
         """The same where nothing at its path may be left unjudged: that is an error, then."""
         if not self.notices or self.error is not None:
             return self
-        said = "; ".join(notice.message for notice in self.notices)
-        error = Failure("UnjudgedPartError", f"{said} (nothing may be left unjudged: --strict)")
+        notices = "; ".join(notice.message for notice in self.notices)
+        error = Failure("UnjudgedPartError", f"{notices} (nothing may be left unjudged: --strict)")
         return replace(self, error=error, verdict=max(self.verdict, State.UNKNOWN))
 
 

@@ -71,14 +71,14 @@ def verify_signature(
 
     Header names are compared without regard to case.
     """
-    found = {name.lower(): value for name, value in headers.items()}
-    stamp = found.get("webhook-timestamp", "")
+    by_name = {name.lower(): value for name, value in headers.items()}
+    stamp = by_name.get("webhook-timestamp", "")
     if not (stamp.isascii() and stamp.isdigit() and len(stamp) < 16):
         return False
     if abs(time.time() - int(stamp)) > tolerance:
         return False
-    expected = signature(secret, found.get("webhook-id", ""), stamp, body).encode()
-    given = found.get("webhook-signature", "").encode().split(b" ")
+    expected = signature(secret, by_name.get("webhook-id", ""), stamp, body).encode()
+    given = by_name.get("webhook-signature", "").encode().split(b" ")
     return any(hmac.compare_digest(expected, one) for one in given)
 
 

@@ -20,7 +20,7 @@ from wvmonitor.errors import (
     ShapeMismatchError,
     UnknownReferenceError,
 )
-from wvmonitor.reading import GEOMETRIES, Float64, Geometry, Gram, Products, Reading
+from wvmonitor.reading import GEOMETRIES, Float64, Geometry, Gram, Products, Reading, component_of
 from wvmonitor.references.card import BaseRelation
 from wvmonitor.references.inventory import located
 from wvmonitor.references.reference import Reference, open_reference
@@ -36,7 +36,6 @@ from wvmonitor.references.store import (
     save_probe,
     write_manifest,
 )
-from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.measuring import Pass
 from wvmonitor.vectors.stacks import Stacks, stack_all
 from wvmonitor.vectors.task_vector import TaskVector
@@ -194,8 +193,8 @@ class ReferenceBank:
             base: the base model's folder, if it is known.
         """
         return Background(
-            behaviours={r.name: r.card.behaviour for r in self},
-            curves={r.name: r.card.dose_curve for r in self},
+            behaviours={n: r.card.behaviour for n, r in self._references.items()},
+            curves={n: r.card.dose_curve for n, r in self._references.items()},
             base=self.base.id if base is None else str(base),
             bank="BANK" if self.folder is None else str(self.folder),
         )
@@ -346,22 +345,22 @@ class ReferenceBank:
                     )
 
     def _check_shape(self, name: str, tau: TaskVector) -> None:
-        found = tau.shape(name)
-        shape, owner = self._shapes.get(name, (found, ""))
-        if shape != found:
+        own_shape = tau.shape(name)
+        shape, owner = self._shapes.get(name, (own_shape, ""))
+        if shape != own_shape:
             raise ShapeMismatchError(
-                f"{name} has shape {tuple(found)} in {tau.origin.source} but {tuple(shape)} in "
+                f"{name} has shape {tuple(own_shape)} in {tau.origin.source} but {tuple(shape)} in "
                 f"reference {owner!r}: the references were made for another architecture"
             )
 
     @torch.no_grad()
     def _stacked(self) -> Stacks:
         """The references side by side; from here on their updates are views of these."""
-        stacks, held = stack_all([r.vector for r in self], self._probe)
-        for reference, updates in zip(list(self), held, strict=True):
+        stacks, held_updates = stack_all([r.vector for r in self], self._probe)
+        for reference, updates in zip(list(self), held_updates, strict=True):
             vector = reference.vector
-            kept = TaskVector.of({n: updates[n] for n in vector.names()}, vector.origin)
-            self._references[reference.name] = replace(reference, vector=kept)
+            shared = TaskVector.of({n: updates[n] for n in vector.names()}, vector.origin)
+            self._references[reference.name] = replace(reference, vector=shared)
         return stacks
 
     @torch.no_grad()
@@ -371,9 +370,9 @@ class ReferenceBank:
         table = np.zeros((len(GEOMETRIES), len(names), count, count))
         rows = {name: row for row, name in enumerate(names)}
         for i, reference in enumerate(self):
-            (found,), _ = self._table([reference.vector])
+            (products,), _ = self._table([reference.vector])
             where = [rows[name] for name in reference.vector.names()]
-            table[:, where, i] = found[..., :count].swapaxes(0, 1)
+            table[:, where, i] = products[..., :count].swapaxes(0, 1)
         table = (table + table.swapaxes(2, 3)) / 2  # rounding is the only asymmetry
         cards = [r.card for r in self._references.values()]
         return Gram(

@@ -20,8 +20,8 @@ def bundled_path(*parts: str) -> Path:
     """
     package = Path(__file__).resolve().parent.parent
     for root in (package / FOLDER, package.parent / FOLDER):
-        if (found := root.joinpath(*parts)).exists():
-            return found
+        if (path := root.joinpath(*parts)).exists():
+            return path
     raise MissingPathError(
         f"{'/'.join((FOLDER, *parts))} is not part of this installation: install the package "
         "again, or name your own references with --references"

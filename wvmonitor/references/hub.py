@@ -100,9 +100,9 @@ def pull(
     """
     where = HubId.parse(bank) if isinstance(bank, str) else bank
     if out is None and where.revision and _COMMIT.fullmatch(where.revision):
-        kept = _in_cache(where.repo, where.revision)
-        if kept.is_dir():  # a commit does not change: the Hub has nothing to add
-            return _kept(kept, where.repo, where.revision, base_digest, public_key)
+        folder = _in_cache(where.repo, where.revision)
+        if folder.is_dir():  # a commit does not change: the Hub has nothing to add
+            return _kept(folder, where.repo, where.revision, base_digest, public_key)
     commit, names, private = _contents(where)
     target = _in_cache(where.repo, commit) if out is None else Path(out)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):

@@ -15,8 +15,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wvmonitor.errors import MalformedFileError, MissingPathError, WVMonitorError
+from wvmonitor.files.digests import sha256_file
 from wvmonitor.files.documents import read_json
-from wvmonitor.files.storage import sha256_file, shown
+from wvmonitor.files.storage import shown
 from wvmonitor.references.card import BaseIdentity, Card
 from wvmonitor.references.reference import CARD_FILE, read_card
 from wvmonitor.references.store import (
@@ -52,12 +53,12 @@ class HubId:
         Raises:
             MissingPathError: it has another form.
         """
-        found = _HUB_ID.fullmatch(str(text))
-        if found is None:
+        match = _HUB_ID.fullmatch(str(text))
+        if match is None:
             raise MissingPathError(
                 f"{shown(text)} is no repository of the Hub: write ORG/NAME or ORG/NAME@REVISION"
             )
-        return cls(found["repo"], found["revision"])
+        return cls(match["repo"], match["revision"])
 
 
 class Provenance(BaseModel):
@@ -107,19 +108,19 @@ def located(bank: str | Path) -> Path:
         MissingPathError: a bank of the Hub that was not pulled, or of which several revisions were
             and none is named.
     """
-    found = _HUB_ID.fullmatch(str(bank))
-    if found is None or Path(bank).is_dir():
+    match = _HUB_ID.fullmatch(str(bank))
+    if match is None or Path(bank).is_dir():
         return Path(bank)
-    here = cache_folder() / found["repo"]
-    kept = [p for p in _folders(here) if p.name.startswith(found["revision"] or "")]
-    if len(kept) == 1:
-        return kept[0]
-    if kept:
+    here = cache_folder() / match["repo"]
+    revisions = [p for p in _folders(here) if p.name.startswith(match["revision"] or "")]
+    if len(revisions) == 1:
+        return revisions[0]
+    if revisions:
         raise MissingPathError(
-            f"several revisions of {found['repo']} were pulled: name one of "
-            + ", ".join(f"{found['repo']}@{p.name[:12]}" for p in kept)
+            f"several revisions of {match['repo']} were pulled: name one of "
+            + ", ".join(f"{match['repo']}@{p.name[:12]}" for p in revisions)
         )
-    if found["hub"] is None:
+    if match["hub"] is None:
         return Path(bank)  # a folder that is not there, as far as one can tell
     where = HubId.parse(bank)
     raise MissingPathError(
@@ -167,13 +168,13 @@ def summarise(folder: Path) -> Summary:
 
 def inventory(roots: list[Path]) -> list[Summary]:
     """Every bank at or below some folders; one that cannot be read is listed with the reason."""
-    found = []
+    summaries = []
     for folder in dict.fromkeys(p for root in roots for p in banks_in(root)):
         try:
-            found.append(summarise(folder))
+            summaries.append(summarise(folder))
         except WVMonitorError as error:
-            found.append(Summary(folder, problem=str(error)))
-    return found
+            summaries.append(Summary(folder, problem=str(error)))
+    return summaries
 
 
 def bank_of(digest: str | None, roots: list[Path]) -> Path | None:
@@ -181,8 +182,8 @@ def bank_of(digest: str | None, roots: list[Path]) -> Path | None:
 
     Manifests and cards are read, nothing else: whatever is taken is checked when it is loaded.
     """
-    found = [s for s in inventory(roots) if s.base is not None and s.base.digest == digest]
-    return max(found, key=lambda s: s.calibrated).folder if found else None
+    matching = [s for s in inventory(roots) if s.base is not None and s.base.digest == digest]
+    return max(matching, key=lambda s: s.calibrated).folder if matching else None
 
 
 def is_private(folder: Path) -> bool:

@@ -60,7 +60,7 @@ def registered(digest: str | None, registry: Path) -> Path | None:
         SignatureError: its signature is missing or does not hold.
     """
     try:
-        held = Registry.model_validate(read_json(registry))
+        listed = Registry.model_validate(read_json(registry))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -68,7 +68,7 @@ def registered(digest: str | None, registry: Path) -> Path | None:
             f"{registry}: {where}: {first['msg']}; a registry is "
             '{"banks": {"<digest of the base>": {"bank": "<folder or hf://ORG/NAME>"}}}'
         ) from None
-    entry = held.banks.get(digest or "")
+    entry = listed.banks.get(digest or "")
     if entry is None:
         return None
     named = entry.bank if entry.bank.startswith("hf:") else str(registry.parent / entry.bank)

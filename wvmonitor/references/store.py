@@ -32,12 +32,11 @@ from wvmonitor.errors import (
     MissingPathError,
     NonFiniteError,
 )
+from wvmonitor.files.digests import sha256_file
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
-from wvmonitor.files.storage import sha256_file
-from wvmonitor.reading import GEOMETRIES, Float64, Geometry, Gram
+from wvmonitor.reading import GEOMETRIES, Float64, Geometry, Gram, component_of
 from wvmonitor.references.reference import FILES, Reference
-from wvmonitor.vectors.coverage import component_of
 
 MANIFEST_FILE = "manifest.json"
 GRAM_FILE = "gram.safetensors"
@@ -46,7 +45,7 @@ CALIBRATION_FILE = "calibration.json"
 TRUST_FILE = "trust.json"
 REPORT_FILE = "report.html"
 BESIDE = (CALIBRATION_FILE, TRUST_FILE, REPORT_FILE)
-"""What speaks of a bank and is no part of it: not in the manifest."""
+"""What is about a bank and no part of it: not in the manifest."""
 SIGNATURE_FILE = "model.sig"  # the name that the model-signing command line looks for
 MANIFEST_FORMAT = 1
 
@@ -150,13 +149,13 @@ def _listed_files(path: Path, document: dict[str, Any]) -> dict[str, str]:
 def _bank_files(folder: Path) -> list[str]:
     """Names of a bank's files relative to its folder: at most one folder down, none hidden."""
     own = {MANIFEST_FILE, *BESIDE, SIGNATURE_FILE}
-    found = []
+    files = []
     for path in [*folder.glob("*"), *folder.glob("*/*")]:
         relative = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in relative.parts)
         if path.is_file() and not hidden and relative.as_posix() not in own:
-            found.append(relative.as_posix())
-    return sorted(found)
+            files.append(relative.as_posix())
+    return sorted(files)
 
 
 def _altered(folder: Path, name: str, what: str) -> AlteredBankError:
@@ -186,13 +185,13 @@ def load_gram(path: Path, references: list[Reference]) -> Gram:
         try:
             layout = json.loads(file.metadata["layout"])
             names, parameters = tuple(layout["references"]), tuple(layout["parameters"])
-            held: dict[Geometry, Float64] = {
+            products: dict[Geometry, Float64] = {
                 g: file.read(g).to(torch.float64).numpy() for g in GEOMETRIES if g in file.tensors
             }
         except (KeyError, TypeError, ValueError) as error:
             raise MalformedFileError(f"{path}: unreadable layout ({error!r})") from None
     shape = (len(parameters), len(names), len(names))
-    if set(names) != set(by_name) or any(v.shape != shape for v in held.values()):
+    if set(names) != set(by_name) or any(v.shape != shape for v in products.values()):
         raise AlteredBankError(f"{path} was not made from the references beside it")
     shapes = {n: r.vector.shape(n) for r in references for n in r.vector.names()}
     if set(shapes) != set(parameters):
@@ -203,8 +202,8 @@ def load_gram(path: Path, references: list[Reference]) -> Gram:
         kinds=tuple(c.kind for c in cards),
         parameters=parameters,
         components=tuple(component_of(n, shapes[n]) for n in parameters),
-        products=held,
-        shared={g: np.array([c.shared(g) for c in cards]) for g in held},
+        products=products,
+        shared={g: np.array([c.shared(g) for c in cards]) for g in products},
     )
 
 

@@ -1,6 +1,6 @@
 """How far a whole bank is to be trusted: what was tried on it when it was made (`trust.json`).
 
-Beside the bank, not in its manifest, as a calibration is: it speaks of one fingerprint.
+Beside the bank, not in its manifest, as a calibration is: it is bound to one fingerprint.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def interval(hit: int, n: int) -> tuple[float, float]:
 
     if not n:
         return 0.0, 1.0
-    found = binomtest(hit, n).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
+    interval_of_rate = binomtest(hit, n).proportion_ci(method="wilson")
+    return float(interval_of_rate.low), float(interval_of_rate.high)
 
 
 def median_lead(runs: Sequence[CheckedRun]) -> float | None:
@@ -147,7 +147,7 @@ def load_trust(folder: Path, fingerprint: str) -> Trust | None:
     """What is known of a bank; None where it came without.
 
     Raises:
-        AlteredBankError: it speaks of another bank.
+        AlteredBankError: it is of another bank.
         FormatVersionError: a newer version wrote it.
         MalformedFileError: it breaks its format.
     """

@@ -103,12 +103,12 @@ def _reference(reference: Reference, trust: Trust) -> tuple[str, str, str, int, 
 
 
 def _provenance(bank: ReferenceBank, trust: Trust) -> list[tuple[str, str]]:
-    promise = "none" if trust.alpha is None else f"{trust.status}, {percent(trust.alpha)}"
+    guarantee = "none" if trust.alpha is None else f"{trust.status}, {percent(trust.alpha)}"
     return [
         ("base", f"{trust.base} ({bank.base.digest[:12]}…)"),
         ("bank", f"{trust.bank[:12]}…"),
         ("scale", trust.scale),
         ("learning rate", f"{trust.learning_rate:g}"),
         ("decides", f"{trust.score}, {trust.geometry}"),
-        ("calibration", f"{promise}, {len(trust.calibrated_on)} harmless families"),
+        ("calibration", f"{guarantee}, {len(trust.calibrated_on)} harmless families"),
     ]

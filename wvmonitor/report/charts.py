@@ -261,7 +261,7 @@ def _threshold(root: Element, drawn: Sequence[Point], x: Scale, y: Scale, bottom
     """The band below the threshold, where benign runs stay, and its edge."""
     pixels = [(x(p.step), y(p.threshold)) for p in drawn]
     for stretch in steps(pixels):
-        if len(stretch) == 1:  # a lone reading: the limit as a short line
+        if len(stretch) == 1:  # a single reading: the limit as a short line
             stretch = [(stretch[0][0] - 24, stretch[0][1]), (stretch[0][0] + 24, stretch[0][1])]
         floor = [(stretch[-1][0], bottom), (stretch[0][0], bottom)]
         add(root, "path", d=line([*stretch, *floor]) + "Z", class_="benign")

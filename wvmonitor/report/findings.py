@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wvmonitor.detection.judgement import Judgement
-from wvmonitor.detection.verdict import State, Verdict
+from wvmonitor.detection.judgement import Judgement, State, Verdict
 from wvmonitor.report.series import Point, drawable, severity
 from wvmonitor.report.view import RunView
 from wvmonitor.report.words import clean, count, geometry_name, listed, sentence
@@ -270,9 +269,9 @@ def _worth(state: str, findings: Sequence[Finding]) -> str:
 
 
 def _account(state: str, findings: Sequence[Finding]) -> tuple[str, ...]:
-    """Of the finding to look at first, the latest account that there is."""
+    """Of the finding to look at first, the latest explanation that there is."""
     first = next((f for f in findings if f.state == state and f.telling), None)
     if first is None:
         return ()
-    accounts = (v.account for v in (first.last, first.telling) if v is not None)
-    return next((tuple(clean(s, 2000) for s in account) for account in accounts if account), ())
+    explanations = (v.account for v in (first.last, first.telling) if v is not None)
+    return next((tuple(clean(s, 2000) for s in account) for account in explanations if account), ())

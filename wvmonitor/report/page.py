@@ -15,8 +15,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from wvmonitor.detection.explanation import to_do
-from wvmonitor.report import charts, tables
+from wvmonitor.report import charts, sentences, tables
 from wvmonitor.report.document import page, write_page
 from wvmonitor.report.findings import Finding, Outcome, judge
 from wvmonitor.report.heat import heat_chart, heat_words
@@ -25,13 +24,9 @@ from wvmonitor.report.series import STATES, severity
 from wvmonitor.report.view import BehaviourPoint, HeatMap, RunView, heat_map
 from wvmonitor.report.words import (
     clean,
-    count,
-    dose_words,
     figure,
     geometry_name,
-    listed,
     percent,
-    sentence,
     short,
 )
 
@@ -83,7 +78,7 @@ def render(
         state=max(states, key=severity) if states else "unknown",
         states=STATES,
         counts=[(s, states[s]) for s in reversed(STATES) if states[s]],
-        headline=_headline(outcomes),
+        headline=sentences.headline(outcomes),
         glance=_glance(outcomes, detailed) if len(outcomes) > SIDE_BY_SIDE else [],
         left_out=len(outcomes) - detailed,
         runs=[
@@ -173,16 +168,16 @@ def _panel(uid: str, outcome: Outcome, axes: Axes, *, alone: bool) -> dict[str, 
         "name": view.name,
         "note": view.note,
         "state": outcome.state,
-        "first": _first(outcome),
-        "why": _why(outcome),
-        "onset": _onset_words(outcome),
+        "first": sentences.read_first(outcome),
+        "why": sentences.why(outcome),
+        "onset": sentences.onset_words(outcome),
         "measured": next(iter(view.behaviour)) if len(view.behaviour) == 1 else "",
         "calibration": leading.last.calibration if leading and leading.last else None,
         "acknowledged": acknowledged,
         "problems": view.problems,
         "deciding": outcome.deciding_name,
         "leading": leading.reference if leading else "",
-        "readout": _readout(leading),
+        "readout": sentences.readout(leading),
         **drawn,
         "references": tables.references(outcome),
         "cosines": [f"{s}, {geometry_name(g)}" for g, s in tables.cosine_columns(outcome)],
@@ -235,7 +230,7 @@ def _drawn(uid: str, outcome: Outcome, axes: Axes, *, alone: bool) -> dict[str, 
                     marks,
                     title=f"{outcome.deciding_name} of {leading.reference} by step, "
                     f"{clean(view.name)}",
-                    description=_described(outcome, leading),
+                    description=sentences.chart_words(outcome, leading),
                     height=300.0 if alone and frame.css == "wide" else 220.0,
                 )
             )
@@ -248,141 +243,11 @@ def _drawn(uid: str, outcome: Outcome, axes: Axes, *, alone: bool) -> dict[str, 
                     frame,
                     marks,
                     title=f"Measured behaviour by step, {clean(view.name)}",
-                    description=_behaviour_words(view),
+                    description=sentences.behaviour_words(view),
                     height=154.0 if alone else 132.0,
                 )
             )
     return drawn
-
-
-def _first(outcome: Outcome) -> list[tuple[str, tuple[str, ...]]]:
-    """What to read first: what, how sure, what next; why, where nothing was judged."""
-    what = ("What", tuple(s for s in (outcome.claim, _newest(outcome)) if s))
-    if outcome.state in ("unknown", "warming"):
-        lines = [what, ("Why", (outcome.reason,))]
-    else:
-        steps = tuple(s.removeprefix("Next: ") for s in to_do(outcome.account))
-        lines = [what, ("How sure", (outcome.worth,)), ("What next", steps)]
-    return [(label, words) for label, words in lines if any(words)]
-
-
-def _newest(outcome: Outcome) -> str:
-    """The newest value of the leading finding, which its chart shows at the right end."""
-    leading = outcome.leading
-    if leading is None or leading.score is None or outcome.state in ("unknown", "warming"):
-        return ""
-    last = outcome.view.rows[-1].step
-    when = "Now" if last is None or len(outcome.view.rows) == 1 else f"At step {last:,}"
-    limit = f", threshold {figure(leading.threshold)}" if leading.threshold is not None else ""
-    name = clean(leading.reference)
-    return f"{when}: {name} {figure(leading.score)} ({outcome.deciding_name}){limit}."
-
-
-def _why(outcome: Outcome) -> list[str]:
-    """The rest of what the judge said: what passed which threshold, and what such a change does."""
-    if outcome.state in ("unknown", "warming"):
-        return []
-    view, leading = outcome.view, outcome.leading
-    several = len(view.rows) > 1
-    since = next((f.since for f in outcome.drifting if f.since is not None), None)
-    at = f"Step {since:,}: " if several and since is not None else ""
-    last = view.rows[-1].step if several else None
-    when = "" if last is None else f"at step {last:,} "
-    lines = [at + outcome.reason] if outcome.reason else []
-    lines += [s for s in outcome.account if s not in to_do(outcome.account)]
-    for finding in outcome.drifting or ((leading,) if leading else ()):
-        if finding.kind != "behaviour" or (finding is leading and outcome.account):
-            continue
-        if words := dose_words(finding.dose, finding.reference):
-            lines.append(sentence(when + words))
-    return lines
-
-
-def _headline(outcomes: Sequence[Outcome]) -> str:
-    """The whole page in a sentence."""
-    if not outcomes:
-        return "There is nothing to report: no runs were given."
-    if len(outcomes) == 1:
-        return outcomes[0].claim
-    drifting = [o for o in outcomes if o.state == "alarm"] or [
-        o for o in outcomes if o.state == "warn"
-    ]
-    unjudged = sum(o.state in ("unknown", "warming") for o in outcomes)
-    tail = f" {unjudged} could not be judged." if unjudged else ""
-    if not drifting:
-        rest = len(outcomes) - unjudged
-        every = "No run drifts towards a watched behaviour."
-        return f"{every if not unjudged else f'{rest} of {len(outcomes)} runs are ok.'}{tail}"
-    verb = ("drifts", "drift") if drifting[0].state == "alarm" else ("may be drifting",) * 2
-    names = [
-        f"“{clean(o.view.name, 60)}” towards {listed([clean(f.reference) for f in o.drifting])}"
-        for o in drifting[:3]
-    ]
-    warned = sum(o.state == "warn" for o in outcomes) if drifting[0].state == "alarm" else 0
-    if warned:
-        tail = f" {warned} more may be drifting.{tail}"
-    more = f", and {len(drifting) - 3} more" if len(drifting) > 3 else ""
-    which = listed(names) if not more else ", ".join(names)
-    return (
-        f"{len(drifting)} of {len(outcomes)} runs {verb[len(drifting) > 1]}: {which}{more}.{tail}"
-    )
-
-
-def _onset_words(outcome: Outcome) -> str:
-    """Whether the measured behaviour appeared, and whether the alarm or it came first."""
-    view = outcome.view
-    onset = view.onset_step
-    alarm = next((f.since for f in outcome.drifting if f.state == "alarm"), None)
-    if onset is None:
-        return " ".join(
-            f"{sentence(clean(label))[:-1]}: {percent(curve[-1].rate)} at the last reading, "
-            f"{percent(low)} to {percent(high)} in the base. It did not appear."
-            for label, curve in view.behaviour.items()
-            if curve and label in view.base_rates
-            for low, high in [view.base_rates[label]]
-        )
-    if alarm is None:
-        ends = [percent(curve[-1].rate) for curve in view.behaviour.values() if curve]
-        last = f"; it is {listed(ends)} at the end" if ends else ""
-        return f"The behaviour appears at step {onset} without an alarm{last}."
-    if alarm == onset:
-        return f"The alarm came at the step at which the behaviour appears ({onset})."
-    when = "before" if alarm < onset else "after"
-    lead = count(abs(onset - alarm), "step")
-    return f"The alarm came {lead} {when} the behaviour appears (step {onset})."
-
-
-def _readout(leading: Finding | None) -> str:
-    """The last reading, in the words the script uses for the one pointed at."""
-    if leading is None or not leading.points:
-        return ""
-    last = leading.points[-1]
-    limit = f" · threshold {figure(leading.threshold)}" if leading.threshold is not None else ""
-    return f"step {last.step:,.0f} · {figure(leading.score)}{limit} · {last.state or 'not judged'}"
-
-
-def _described(outcome: Outcome, leading: Finding) -> str:
-    """What a sighted reader takes from the chart, for those who do not see it."""
-    scores = [p.score for p in leading.points if p.score == p.score]
-    if not scores:
-        return f"{count(len(leading.points), 'reading')}, none with a score."
-    words = f"{count(len(leading.points), 'reading')}; the score lies between "
-    words += f"{figure(min(scores))} and {figure(max(scores))} and ends at {figure(scores[-1])}."
-    if leading.threshold is not None:
-        words += f" The last threshold is {figure(leading.threshold)}."
-    alarm = leading.first_alarm
-    words += f" First alarm at step {alarm.step:.0f}." if alarm else " No alarm."
-    return words + f" Verdict: {outcome.state}. The readings are in the table below."
-
-
-def _behaviour_words(view: RunView) -> str:
-    parts = [
-        f"{clean(label)}: from {percent(curve[0].rate)} at step {curve[0].step} to "
-        f"{percent(curve[-1].rate)} at step {curve[-1].step}"
-        for label, curve in view.behaviour.items()
-        if curve
-    ]
-    return "; ".join(parts) + ". The values are in the table below."
 
 
 def _glance(outcomes: Sequence[Outcome], detailed: int) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wvmonitor.detection.verdict import State
+from wvmonitor.detection.judgement import State
 
 STATES = tuple(State)
 """Verdicts, and in that order how much they ask for attention."""

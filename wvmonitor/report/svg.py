@@ -57,7 +57,7 @@ def data(values: object) -> str:
 
 
 def line(points: Sequence[tuple[float, float]]) -> str:
-    """Path data through (x, y) pixels, broken at every NaN; a lone point is a dot of a line."""
+    """Path data through (x, y) pixels, broken at every NaN; a single point is a dot of a line."""
     parts: list[str] = []
     run: list[str] = []
 
@@ -118,13 +118,13 @@ def tick(value: float, ticks: Sequence[float]) -> str:
     return f"{value + 0.0:.{places}f}".replace("-", "−")
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Label positions as near as can be to those `wanted`, at least `gap` apart, in [low, high]."""
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    placed = [0.0] * len(wanted)
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
+    placed = [0.0] * len(positions)
     below = low - gap
     for i in order:
-        below = placed[i] = max(wanted[i], below + gap)
+        below = placed[i] = max(positions[i], below + gap)
     above = high + gap
     for i in reversed(order):
         above = placed[i] = min(placed[i], above - gap)

@@ -34,7 +34,7 @@ COLUMNS = 4
 MOST_CAUTIONS = 12
 
 LOW_COVERAGE = 0.9
-"""Below this share of ‖τ‖² a score speaks of a part of the change only, and the page says so."""
+"""Below this share of ‖τ‖² a score covers a part of the change only, and the page says so."""
 
 
 def cosine_columns(outcome: Outcome) -> list[tuple[str, str]]:

@@ -120,7 +120,7 @@ def heat_map(
 ) -> HeatMap | None:
     """Which layers and modules carry ⟨τ, w⟩ of `reference`; None where the product is not a number.
 
-    The share needs no Gram matrix, so a journal alone can show it. It speaks of the plain inner
+    The share needs no Gram matrix, so a journal alone can show it. It is of the plain inner
     product (the numerator of `cosine`).
 
     Raises:

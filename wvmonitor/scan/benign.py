@@ -53,12 +53,12 @@ def benign_runs(
     runs: list[BenignRun] = []
     for folder in folders:
         journals = sorted(folder.rglob("wvmonitor.db")) if folder.is_dir() else []
-        found = (
+        runs_found = (
             _from_journals(journals, bank, judge)
             if journals
             else _from_checkpoints(folder, bank, judge, base, optimizer)
         )
-        for place, run in found:
+        for place, run in runs_found:
             named = run.dataset  # its id, so far
             runs.append(replace(run, dataset=_dataset(folder, place, named, datasets)))
     return runs

@@ -21,11 +21,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from wvmonitor._version import __version__
 from wvmonitor.errors import SettingsError
-from wvmonitor.files.storage import Location, content_digest, joined, list_folder, shown
+from wvmonitor.files.digests import content_digest
+from wvmonitor.files.storage import Location, joined, list_folder, shown
 from wvmonitor.scan.results import Measured
 
 _HEADER = {"wvmonitor_scan_cache": 1}
-_LAYOUT = 3
+_LAYOUT = 4
 """Of an entry; one of another layout is not found, and left in the file."""
 _CONFIGS = frozenset({"adapter_config.json", "config.json"})
 _WEIGHTS = (".safetensors", ".safetensors.index.json")

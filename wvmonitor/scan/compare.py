@@ -16,13 +16,12 @@ from torch import Tensor
 from wvmonitor.errors import BaseMismatchError, NonFiniteError, ShapeMismatchError, WVMonitorError
 from wvmonitor.files.storage import shown
 from wvmonitor.outputs.scan_record import Failure, failure_of
-from wvmonitor.reading import Component, Float64, Geometry
+from wvmonitor.reading import Component, Float64, Geometry, component_of
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.measure import find_base, read_target
 from wvmonitor.scan.targets import Target
 from wvmonitor.vectors import functional
 from wvmonitor.vectors import update as updates_
-from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.dense import pass_over
 from wvmonitor.vectors.task_vector import TaskVector
 from wvmonitor.vectors.update import Dense, LowRankUpdate, Update
@@ -94,11 +93,11 @@ def compare(
         if (not components or component_of(name, shape) in components)
         and (probe is None or name in probe)
     ]
-    held = list(vectors.values())
-    gram = np.zeros((len(held), len(held)))
+    every = list(vectors.values())
+    gram = np.zeros((len(every), len(every)))
     for name in names:
-        found = {i: v.update(name) for i, v in enumerate(held) if name in v}
-        part = gram_of(found, len(held), None if probe is None else probe[name])
+        changed = {i: v.update(name) for i, v in enumerate(every) if name in v}
+        part = gram_of(changed, len(every), None if probe is None else probe[name])
         if not np.isfinite(part).all():
             guilty = [k for i, k in enumerate(vectors) if not np.isfinite(part[i, i])]
             raise NonFiniteError(
@@ -128,11 +127,11 @@ def gram_of(updates: Mapping[int, Update], count: int, probe: Tensor | None = No
     first = next(iter(updates.values()))
     for index, given in updates.items():
         updates_.check_same_shape(first, given)
-        found = given if probe is None else updates_.on(given, probe)
-        if isinstance(found, LowRankUpdate):
-            low[index] = found
+        mapped = given if probe is None else updates_.on(given, probe)
+        if isinstance(mapped, LowRankUpdate):
+            low[index] = mapped
         else:
-            dense[index] = found
+            dense[index] = mapped
     gram = torch.zeros(count, count, dtype=torch.float64)
     if low:
         _add_low_rank(gram, low)
@@ -157,8 +156,8 @@ def _add_mixed(gram: Tensor, low: Mapping[int, LowRankUpdate], dense: Mapping[in
         return
     left, right, owner = _stacked({i: _linear(u) for i, u in low.items()})
     for index, update in dense.items():
-        found = pass_over(update, lefts_SO=left.mT, rights_SI=right, sums=False)
-        row = torch.zeros(len(gram), dtype=torch.float64).index_add_(0, owner, found.per_rank)
+        products = pass_over(update, lefts_SO=left.mT, rights_SI=right, sums=False)
+        row = torch.zeros(len(gram), dtype=torch.float64).index_add_(0, owner, products.per_rank)
         gram[index] += row
         gram[:, index] += row
 
@@ -206,8 +205,8 @@ def read_all(
             failures[target.path] = target.error
             continue
         try:
-            found, _ = find_base(target, base, bank)
-            vectors[target.path] = read_target(target, base, found)
+            own_base, _ = find_base(target, base, bank)
+            vectors[target.path] = read_target(target, base, own_base)
         except (WVMonitorError, OSError) as error:
             failures[target.path] = failure_of(error)
     for reference in bank or ():

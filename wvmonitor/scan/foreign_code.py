@@ -35,22 +35,22 @@ def foreign_code(folder: Location, entries: Iterable[str]) -> list[str]:
     Returns:
         Sentences, each naming the file and the field.
     """
-    held = set(entries)
-    found: list[str] = []
+    names = set(entries)
+    code: list[str] = []
     for name in _CONFIGS:
-        if name not in held:
+        if name not in names:
             continue
         try:
             document = _document(joined(folder, name))
         except InputError as error:
             if name in ("adapter_config.json", "config.json"):
                 continue  # whoever reads the weights says so
-            found.append(f"what {name} makes its library import is not known: {error}")
+            code.append(f"what {name} makes its library import is not known: {error}")
             continue
-        found += [f"{name} {what}" for what in _asked(document)]
-    if "custom_generate" in held:
-        found.append("custom_generate/ is code that `generate` runs where it is trusted")
-    return found
+        code += [f"{name} {what}" for what in _asked(document)]
+    if "custom_generate" in names:
+        code.append("custom_generate/ is code that `generate` runs where it is trusted")
+    return code
 
 
 def _document(where: Location) -> Mapping[str, Any]:

@@ -35,20 +35,20 @@ def gather(
         stdin: standard input.
         since_step: leaves out checkpoints of earlier steps; those whose step is not known stay.
     """
-    found: list[Target] = []
+    targets: list[Target] = []
     for source in (
         _given(paths, stdin),
         *(_matches(pattern) for pattern in patterns),
         *(_listed(file) for file in lists),
     ):
-        found += source
+        targets += source
     first: dict[tuple[str, str | None], Target] = {}
-    for target in found:  # once each, though a checkpoint may count by itself and in its run
+    for target in targets:  # once each, though a checkpoint may count by itself and in its run
         first.setdefault((target.path, target.run), target)
-    kept = list(first.values())
+    distinct = list(first.values())
     if since_step is not None:
-        kept = [t for t in kept if t.step is None or t.step >= since_step]
-    return kept
+        distinct = [t for t in distinct if t.step is None or t.step >= since_step]
+    return distinct
 
 
 def _given(paths: Iterable[str], stdin: TextIO | None) -> Iterator[Target]:
@@ -61,15 +61,15 @@ def _given(paths: Iterable[str], stdin: TextIO | None) -> Iterator[Target]:
 
 def _matches(pattern: str) -> list[Target]:
     try:
-        found = _remote_glob(pattern) if is_url(pattern) else _local_glob(pattern)
+        matches = _remote_glob(pattern) if is_url(pattern) else _local_glob(pattern)
         closed = [] if is_url(pattern) else _closed_folders(pattern)
     except (WVMonitorError, OSError, ValueError, ImportError) as error:
         return [Target(pattern, error=failure_of(error))]
     unseen = [Target(p, error=failure_of(_closed_error(p))) for p in closed]
-    if not found and not unseen:
+    if not matches and not unseen:
         problem = MissingPathError(f"nothing matches {shown(pattern)}: check the pattern")
         return [Target(pattern, error=failure_of(problem))]
-    return find_targets(sorted(found)) + unseen
+    return find_targets(sorted(matches)) + unseen
 
 
 def _local_glob(pattern: str) -> list[str]:

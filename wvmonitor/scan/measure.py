@@ -123,9 +123,9 @@ Outcome = Measured | Known | Failure
 
 def measure(job: Job) -> Outcome:
     """Measure one whole checkpoint; whatever is wrong with it comes back as a record."""
-    (found,) = measure_all([job])
-    assert not isinstance(found, Share)  # noqa: S101  the job asks for the whole
-    return found
+    (outcome,) = measure_all([job])
+    assert not isinstance(outcome, Share)  # noqa: S101  the job asks for the whole
+    return outcome
 
 
 def measure_all(jobs: Sequence[Job]) -> list[Outcome | Share]:
@@ -136,10 +136,10 @@ def measure_all(jobs: Sequence[Job]) -> list[Outcome | Share]:
     opened = [tried(_open, job) for job in jobs]
     vectors = [o for o in opened if isinstance(o, _Opened)]
     readings = iter(_read_all(vectors, jobs[0].bank))
-    found = [next(readings) if isinstance(o, _Opened) else o for o in opened]
+    outcomes = [next(readings) if isinstance(o, _Opened) else o for o in opened]
     return [
         tried(scored, [f], job) if isinstance(f, Share) and job.share[1] == 1 else f
-        for f, job in zip(found, jobs, strict=True)
+        for f, job in zip(outcomes, jobs, strict=True)
     ]
 
 
@@ -157,15 +157,12 @@ def scored(shares: Sequence[Share], job: Job) -> Measured:
             "is fully written, then try again"
         )
     reading = join_readings([s.reading for s in shares], [s.elements for s in shares])
-    found = _judge(bank, job.components, tuple(job.ridge.items())).statistics(reading)
     return Measured(
-        scores=found.scores,
-        component_shares=found.component_shares,
+        statistics=_judge(bank, job.components, tuple(job.ridge.items())).statistics(reading),
         base_digest=reading.base_digest,
         method=first.method,
         rank=first.rank,
         warnings=first.warnings,
-        layers=found.layers,
         key=first.key,
     )
 
@@ -205,8 +202,8 @@ def _open(job: Job) -> _Opened | Known:
     base, warnings = find_base(target, job.base, bank)
     key = None
     if job.cache is not None:
-        asked = (bank.fingerprint, job.components, dict(job.ridge))
-        key = content_key(target.path, base, *asked)
+        request = (bank.fingerprint, job.components, dict(job.ridge))
+        key = content_key(target.path, base, *request)
         if key in job.cache:
             return Known(key)
     state = _state(job)
@@ -258,8 +255,8 @@ def _read_all(opened: Sequence[_Opened], bank: SharedBank) -> list[Share | Failu
 
 
 def _read_one(opened: _Opened, bank: SharedBank) -> Share:
-    (found,) = _read([opened], bank.get())
-    return found
+    (share,) = _read([opened], bank.get())
+    return share
 
 
 def _read(opened: Sequence[_Opened], bank: ReferenceBank) -> list[Share]:
@@ -286,7 +283,7 @@ def read_target(target: Target, given: str | None, base: str | None) -> TaskVect
     Args:
         target: what to read.
         given: the base's folder, if the user gave it: an adapter without a base at hand is read by
-            its own account of it.
+            what its own configuration says of it.
         base: the base's folder as `find_base` found it.
 
     Raises:

@@ -53,8 +53,8 @@ def within_card(path: str, block: str) -> str:
     if not starts and not ends:
         return f"{before.rstrip()}\n\n{block}" if before.strip() else block
     head, _, rest = before.partition(BEGIN)
-    _, found, tail = rest.partition(END)
-    if (starts, ends) != (1, 1) or not found:
+    _, end_mark, tail = rest.partition(END)
+    if (starts, ends) != (1, 1) or not end_mark:
         raise InputError(
             f"{shown(path)} holds the marks of a wvmonitor block more than once, or one without "
             "the other: take them out, then scan again"
@@ -69,8 +69,8 @@ def _lines(results: list[CheckpointResult], fail_on: FailOn) -> Iterable[str]:
         path = result.path.partition("?")[0] if is_url(result.path) else result.path
         name = _text(PurePath(path).name or path)  # a signed URL's query is a credential
         if result.error is not None:
-            said = f"not judged: {result.error.type}: {result.error.message}"
-            yield f"| {name} | – | {_text(said)} | – | – | – |"
+            why = f"not judged: {result.error.type}: {result.error.message}"
+            yield f"| {name} | – | {_text(why)} | – | – | – |"
         for behaviour, r in result.references.items():
             yield (
                 f"| {name} | {_text(behaviour)} | **{r.verdict}** | {number(r.score)} "

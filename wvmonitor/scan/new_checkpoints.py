@@ -64,10 +64,10 @@ class NewCheckpoints:
 
     def look(self) -> dict[Path, list[tuple[int, Path]]]:
         """The checkpoints that are complete and new, by run, in the order of steps."""
-        found = dict(self._checkpoints())
-        self._seen = {path: seen for path, seen in self._seen.items() if path in found}
+        present = dict(self._checkpoints())
+        self._seen = {path: seen for path, seen in self._seen.items() if path in present}
         ready: dict[Path, list[tuple[int, Path]]] = {}
-        for path, step in sorted(found.items(), key=lambda item: (item[0].parent, item[1])):
+        for path, step in sorted(present.items(), key=lambda item: (item[0].parent, item[1])):
             if self._is_ready(path, step):
                 ready.setdefault(path.parent, []).append((step, path))
         return ready

@@ -30,8 +30,8 @@ class Repositories:
 
 def organisation_of(path: str) -> str | None:
     """The organisation (or user) that `hf://ORG` names; None for any other path."""
-    found = _ORGANISATION.fullmatch(path)
-    return None if found is None or found[1] in _NOT_ORGANISATIONS else found[1]
+    match = _ORGANISATION.fullmatch(path)
+    return None if match is None or match[1] in _NOT_ORGANISATIONS else match[1]
 
 
 def repositories_of(organisation: str) -> Repositories:

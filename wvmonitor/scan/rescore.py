@@ -1,4 +1,4 @@
-"""Old runs, judged anew: a flight recorder's snapshots against references that came later.
+"""Old runs, judged anew: snapshots of readings against references that came later.
 
 The one way again: snapshot → TaskVector → bank.measure → scores → verdicts, with what the journal
 knows of the run. A reading that the journal has and the recorder has not is not judged, and says
@@ -14,7 +14,7 @@ from typing import TextIO
 
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.judge import Judge
-from wvmonitor.detection.state import JudgeState
+from wvmonitor.detection.judgement import JudgeState
 from wvmonitor.errors import InputError, MissingPathError, WVMonitorError
 from wvmonitor.journal.reader import JournalReader, JournalRow
 from wvmonitor.journal.snapshots import folder_of, path_of, read_snapshot
@@ -43,7 +43,7 @@ def rescore(
         run: the run's id; the latest one recorded there if not given.
         calibration: of this bank; None judges by the published rules, which warn at most.
         behaviours: the references to pass verdicts on; None means every behaviour of the bank.
-        strict_coverage: whether a verdict must speak of the whole change.
+        strict_coverage: whether a verdict must cover the whole change.
 
     Raises:
         JournalError: there is no journal, or it cannot be read.

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from wvmonitor.detection.groups import LayerShares
-from wvmonitor.detection.judgement import Statistics
-from wvmonitor.detection.scores import Scores
-from wvmonitor.detection.verdict import State
+from wvmonitor.detection.judgement import State, Statistics
 from wvmonitor.outputs.scan_record import CheckpointResult
-from wvmonitor.reading import Component
 
 FailOn = Literal["warn", "alarm"]
 
@@ -32,7 +28,7 @@ class Measured:
     """What one pass over a checkpoint gave: everything that a verdict needs, and no tensors.
 
     Attributes:
-        scores, component_shares, layers: as `Statistics` has them.
+        statistics: what the judge needs of it.
         base_digest: of the base that the weights start from, if known.
         method: how the weights were trained, if known.
         rank: the adapter's largest rank, if it is one.
@@ -40,19 +36,12 @@ class Measured:
         key: of this measurement in a cache, if one is kept.
     """
 
-    scores: Scores
-    component_shares: Mapping[Component, float]
+    statistics: Statistics
     base_digest: str | None
     method: str | None = None
     rank: int | None = None
     warnings: tuple[str, ...] = ()
-    layers: LayerShares = field(default_factory=dict)
     key: str | None = None
-
-    @property
-    def statistics(self) -> Statistics:
-        """What the judge needs of it."""
-        return Statistics(self.scores, self.component_shares, self.layers)
 
 
 def reaches(state: State, fail_on: FailOn) -> bool:
@@ -72,13 +61,13 @@ def unjudged(results: Sequence[CheckpointResult]) -> list[CheckpointResult]:
         states = {r.verdict for r in result.references.values()}
         if result.run is not None and states and not states & {"warming", "unknown"}:
             last_warm[result.run] = index
-    found = []
+    open_results = []
     for index, result in enumerate(results):
         states = {r.verdict for r in result.references.values()} or {State.UNKNOWN}
         excused = result.run is not None and last_warm.get(result.run, -1) > index
         if result.error or "unknown" in states or ("warming" in states and not excused):
-            found.append(result)
-    return found
+            open_results.append(result)
+    return open_results
 
 
 def exit_code(results: Sequence[CheckpointResult], fail_on: FailOn = "alarm") -> int:

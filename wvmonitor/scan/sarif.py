@@ -45,9 +45,9 @@ def write_sarif(results: Iterable[CheckpointResult], out: TextIO, fail_on: FailO
     collected = list(results)
     pending = {id(result) for result in unjudged(collected)}
     behaviours = dict.fromkeys(name for r in collected for name in r.references)
-    rules = [*map(_drift_rule, behaviours), *(_rule(k, *said) for k, said in _RULES.items())]
+    rules = [*map(_drift_rule, behaviours), *(_rule(k, *texts) for k, texts in _RULES.items())]
     places = {rule["id"]: index for index, rule in enumerate(rules)}
-    found = [
+    findings = [
         {**result, "ruleIndex": places[result["ruleId"]]}
         for checkpoint in collected
         for result in _results(checkpoint, fail_on, pending=id(checkpoint) in pending)
@@ -62,7 +62,7 @@ def write_sarif(results: Iterable[CheckpointResult], out: TextIO, fail_on: FailO
     run = {
         "tool": {"driver": driver},
         "invocations": [{"executionSuccessful": code != 2, "exitCode": code}],
-        "results": found,
+        "results": findings,
         "columnKind": "unicodeCodePoints",
     }
     document = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}

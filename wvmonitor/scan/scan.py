@@ -16,7 +16,7 @@ from pathlib import Path
 
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.judge import Judge
-from wvmonitor.detection.state import JudgeState
+from wvmonitor.detection.judgement import JudgeState
 from wvmonitor.files.storage import Location, is_url, local_path
 from wvmonitor.outputs.scan_record import CheckpointResult, Failure, failed, failure_of, record_of
 from wvmonitor.reading import Geometry
@@ -84,12 +84,12 @@ def scan(
         executor: where to measure; None measures here, one after the other.
         workers: how many workers it has: so many share what would keep only some of them busy.
         behaviours: the references to pass verdicts on; None means every behaviour of the bank.
-        optimizer: the runs' optimiser, for calibrations that speak of some optimisers only.
+        optimizer: the runs' optimiser, for calibrations that cover some optimisers only.
         cache: keeps what is measured, and spares what was measured before.
         ordered: whether results are to come in the order of the targets instead.
         strict: whether weights or code beside what was judged are an error of the checkpoint;
             implies `strict_coverage`.
-        strict_coverage: whether a verdict must speak of the whole change, embeddings and head
+        strict_coverage: whether a verdict must cover the whole change, embeddings and head
             included, rather than of the parts that scores look at.
 
     Raises:
@@ -119,12 +119,12 @@ def _scan(
     *,
     ordered: bool,
 ) -> Iterator[CheckpointResult]:
-    found = _found(targets)
+    checkpoints = _found(targets)
     shared, view = SharedBank(bank), None if cache is None else cache.view()
     digest = None if executor is None or base is None else _digest(base)
-    jobs = [_job(t, shared, base, judges.judge.calibration, view, digest) for t in found]
-    # Results that must come one after another share a line; a lone checkpoint has one to itself.
-    lines = [0 if ordered else t.run or index for index, t in enumerate(found)]
+    jobs = [_job(t, shared, base, judges.judge.calibration, view, digest) for t in checkpoints]
+    # Results that must come one after another share a line; a single checkpoint has one to itself.
+    lines = [0 if ordered else t.run or index for index, t in enumerate(checkpoints)]
     queues: dict[int | str, deque[int]] = {}
     for index, line in enumerate(lines):
         queues.setdefault(line, deque()).append(index)
@@ -134,19 +134,19 @@ def _scan(
         queue = queues[lines[finished]]
         while queue and queue[0] in done:
             index = queue.popleft()
-            yield judges.result(found[index], done.pop(index))
+            yield judges.result(checkpoints[index], done.pop(index))
 
 
 def _found(targets: Iterable[Location | Target]) -> list[Target]:
-    found: list[Target] = []
+    distinct: list[Target] = []
     given: set[str] = set()
     for target in targets:
         if isinstance(target, Target):
-            found.append(target)
+            distinct.append(target)
         elif str(target) not in given:
             given.add(str(target))
-            found += find_targets([target])
-    return found
+            distinct += find_targets([target])
+    return distinct
 
 
 def _digest(base: Location) -> KnownDigest | None:
@@ -176,8 +176,8 @@ def _job(
 def _recalled(outcome: Outcome, cache: ScanCache | None) -> Measured | Failure:
     """The outcome itself, kept for the next scan, or what an earlier scan kept."""
     if isinstance(outcome, Known):
-        kept = None if cache is None else cache.get(outcome.key)
-        return kept or Failure("SettingsError", "the cache lost an entry: scan again")
+        cached = None if cache is None else cache.get(outcome.key)
+        return cached or Failure("SettingsError", "the cache lost an entry: scan again")
     if isinstance(outcome, Measured) and cache is not None:
         cache.put(outcome)
     return outcome
@@ -198,7 +198,7 @@ class _Trajectories:
                 target.path, outcome, run=target.run, step=target.step, notices=target.notices
             )
         # What was measured may come from a cache, where it had another place in another run.
-        scores = replace(outcome.scores, step=target.step, progress=target.progress)
+        scores = replace(outcome.statistics.scores, step=target.step, progress=target.progress)
         judgement = self.judge(
             replace(outcome.statistics, scores=scores),
             self.judge.context(outcome, target.context(self._optimizer)),

@@ -81,8 +81,10 @@ def json_schema() -> dict[str, Any]:
 def _documentation(record: type) -> tuple[str, dict[str, str]]:
     """A record's summary and its attributes' descriptions, from its docstring."""
     summary, _, attributes = (getdoc(record) or "").partition("Attributes:")
-    found = re.findall(r"^    (\w+): (.+(?:\n        .+)*)", attributes, re.MULTILINE)
-    return " ".join(summary.split()), {name: " ".join(text.split()) for name, text in found}
+    fields_described = re.findall(r"^    (\w+): (.+(?:\n        .+)*)", attributes, re.MULTILINE)
+    return " ".join(summary.split()), {
+        name: " ".join(text.split()) for name, text in fields_described
+    }
 
 
 if __name__ == "__main__":

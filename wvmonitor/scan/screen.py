@@ -15,9 +15,8 @@ from torch import Tensor
 from wvmonitor.errors import NonFiniteError
 from wvmonitor.files.safetensors import write_safetensors
 from wvmonitor.files.storage import Location, shown
-from wvmonitor.reading import Component
+from wvmonitor.reading import Component, component_of, layer_of
 from wvmonitor.vectors import update as updates_
-from wvmonitor.vectors.coverage import component_of, layer_of
 from wvmonitor.vectors.task_vector import TaskVector
 from wvmonitor.vectors.update import DenseUpdate, LowRankUpdate, Update
 
@@ -150,10 +149,10 @@ def by_layer(spectra: list[Spectrum]) -> list[LayerScreen]:
     groups: dict[tuple[int | None, Component], list[Spectrum]] = {}
     for item in spectra:
         groups.setdefault((item.layer, item.component), []).append(item)
-    found = []
+    screens = []
     for (layer, component), members in groups.items():
         largest = max(members, key=lambda s: s.squared_norm)
-        found.append(
+        screens.append(
             LayerScreen(
                 layer=layer,
                 component=component,
@@ -164,7 +163,7 @@ def by_layer(spectra: list[Spectrum]) -> list[LayerScreen]:
                 matrices=len(members),
             )
         )
-    return sorted(found, key=lambda g: (g.layer is None, g.layer or 0, g.component))
+    return sorted(screens, key=lambda g: (g.layer is None, g.layer or 0, g.component))
 
 
 def save_directions(path: Location, spectra: Mapping[str, list[Spectrum]]) -> None:

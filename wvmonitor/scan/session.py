@@ -141,12 +141,12 @@ def run_compare(
     _say(failures, problems)
     if not vectors:
         return 2
-    found = compare(
+    comparison = compare(
         vectors,
         components=() if everything else ("blocks",),
         probe=bank.probe if bank is not None and geometry == "response" else None,
     )
-    MATRIX_WRITERS[form](found, failures, out)
+    MATRIX_WRITERS[form](comparison, failures, out)
     return 2 if failures else 0
 
 

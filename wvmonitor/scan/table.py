@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from wvmonitor.detection.coverage import COVERAGE_FLOOR
+from wvmonitor.detection.finding import is_on_a_part
 from wvmonitor.outputs.scan_record import SCAN_SCORES, CheckpointResult, ReferenceResult
 from wvmonitor.scan.results import FailOn, exit_code, reaches, unjudged
 from wvmonitor.scan.text import number, visible
@@ -84,7 +84,7 @@ def _quiet(results: Sequence[CheckpointResult]) -> str:
     rests_on = {r.calibration for x in results for r in x.references.values()}
     if rests_on - {"calibrated", "provisional"}:
         return "nothing above the rule of thumb, which proves little without a calibration"
-    if any(_in_part(x) for x in results):
+    if any(is_on_a_part(r.reason) for x in results for r in x.references.values()):
         return "nothing raised in the part that was judged, which is not most of the change"
     if "provisional" in rests_on:
         return "nothing above the provisional thresholds"
@@ -132,25 +132,20 @@ def _remarks(results: Sequence[CheckpointResult]) -> list[str]:
         lines += [
             f"{path}: {visible(name)} {r.verdict}: {visible(r.words)}"
             for name, r in result.references.items()
-            if _needs_words(r) or _in_part(result)
+            if _needs_words(r)
         ]
         lines += [f"{path}: note: {note}" for note in _notes(result)]
     return lines
 
 
-def _in_part(result: CheckpointResult) -> bool:
-    """Whether the scores saw less than most of the change, so that `ok` speaks of a part."""
-    return result.coverage is not None and result.coverage < COVERAGE_FLOOR
-
-
 def _needs_words(result: ReferenceResult) -> bool:
-    """Whether the state alone would hide something: one that is ok above its threshold, too."""
+    """Whether the state alone would hide something, as `ok` above its threshold or on a part."""
     beyond = (
         result.score is not None
         and result.threshold is not None
         and result.score >= result.threshold
     )
-    return beyond or result.verdict != "ok"
+    return beyond or result.verdict != "ok" or is_on_a_part(result.reason)
 
 
 def _styled(verdict: str) -> str:

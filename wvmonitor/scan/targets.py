@@ -57,7 +57,7 @@ class Target:
         step: optimiser step, if its folder says so.
         planned_steps: the run's, if known.
         learning_rate: the run's peak, if known.
-        readings: how many checkpoints the trajectory has; 1 for a lone one.
+        readings: how many checkpoints the trajectory has; 1 for a single checkpoint.
         last: whether it is the trajectory's last one.
         warnings: what a reader of the result must know.
         notices: what lies there and is not judged.
@@ -106,13 +106,13 @@ def find_targets(paths: Iterable[Location]) -> list[Target]:
 
     A path that cannot be scanned becomes a target with an error: the rest of the scan goes on.
     """
-    found: list[Target] = []
+    targets: list[Target] = []
     for path in dict.fromkeys(str(p) for p in paths):
         try:
-            found += _at(path)
+            targets += _at(path)
         except (WVMonitorError, OSError, ImportError) as error:
-            found.append(Target(path, error=failure_of(error)))
-    return found
+            targets.append(Target(path, error=failure_of(error)))
+    return targets
 
 
 def _at(path: str) -> list[Target]:
@@ -150,19 +150,19 @@ def _at(path: str) -> list[Target]:
     last = [_lone(path, entries, judged={*runs, *further})] if alone else []
     if trajectory:
         trajectory[-1] = replace(trajectory[-1], last=True)
-    found = [*trajectory, *last, *sorted(further.values(), key=_in_order)]
+    targets = [*trajectory, *last, *sorted(further.values(), key=_in_order)]
     if not alone:  # said once, at the last checkpoint: `since_step` leaves the early ones out
         beside = _unjudged(path, entries, "model", {*runs, *further})
         at = max(len(trajectory) - 1, 0)
-        found[at] = replace(found[at], notices=(*found[at].notices, *beside))
-    return found
+        targets[at] = replace(targets[at], notices=(*targets[at].notices, *beside))
+    return targets
 
 
 def _of_organisation(organisation: str) -> list[Target]:
-    found = repositories_of(organisation)
-    first, *rest = find_targets(found.adapters)
-    if found.others:
-        note = others_note(organisation, found.others)
+    repositories = repositories_of(organisation)
+    first, *rest = find_targets(repositories.adapters)
+    if repositories.others:
+        note = others_note(organisation, repositories.others)
         first = replace(first, notices=(*first.notices, Notice("unjudged-weights", note)))
     return [first, *rest]
 
@@ -191,7 +191,7 @@ def _lone(
 
 def _below(path: str, entries: frozenset[str]) -> dict[str, Target]:
     """What lies in folders below an adapter or a run: PEFT's further adapters, a final model."""
-    found: dict[str, Target] = {}
+    below: dict[str, Target] = {}
     for name in sorted(entries):
         ending = PurePath(name).suffix[1:]
         if (ending and not ending.isdigit()) or name[0] == "." or _CHECKPOINT.fullmatch(name):
@@ -200,15 +200,15 @@ def _below(path: str, entries: frozenset[str]) -> dict[str, Target]:
         if _leads_back(path, inside):
             continue
         try:
-            held = list_folder(inside) or frozenset()
+            names = list_folder(inside) or frozenset()
         except (MissingPathError, UnsafeFileError):
             continue  # a link that leads nowhere
         except (WVMonitorError, OSError) as error:
-            found[name] = Target(inside, error=failure_of(error))
+            below[name] = Target(inside, error=failure_of(error))
             continue
-        if holds_weights(held):
-            found[name] = _lone(inside, held, within=path)
-    return found
+        if holds_weights(names):
+            below[name] = _lone(inside, names, within=path)
+    return below
 
 
 def _leads_back(folder: str, inside: str) -> bool:
@@ -273,15 +273,15 @@ def _unjudged(
     if unseen:
         yield Notice("unjudged-weights", f"not all below {shown(path)} was looked at: {unseen[0]}")
     below = [f"{name}/" for name in inside if name.split("/")[0] not in judged]
-    found = [*neighbours(entries, stem), *below]
-    if found:
-        pickles = [name for name in found if is_pickle(name)]
+    beside = [*neighbours(entries, stem), *below]
+    if beside:
+        pickles = [name for name in beside if is_pickle(name)]
         which = f" ({shown(pickles[0])} is a pickle, which is never read)" if pickles else ""
-        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        more = f" and {len(beside) - _NAMED} more" if len(beside) > _NAMED else ""
         yield Notice(
             "unjudged-weights",
-            f"{shown(', '.join(found[:_NAMED]))}{more} in {shown(path)} may hold weights that were "
-            f"not judged{which}: judge them by a path of their own, or take them away",
+            f"{shown(', '.join(beside[:_NAMED]))}{more} in {shown(path)} may hold weights that "
+            f"were not judged{which}: judge them by a path of their own, or take them away",
         )
 
 
@@ -300,7 +300,7 @@ def _described(target: Target, entries: frozenset[str], judged: Container[str] =
         stem = MLX_WEIGHTS.removesuffix(".safetensors")
     notices = [
         *_unjudged(target.path, entries, stem, judged),
-        *(Notice("foreign-code", said) for said in foreign_code(target.path, entries)),
+        *(Notice("foreign-code", text) for text in foreign_code(target.path, entries)),
     ]
     target = replace(target, notices=(*target.notices, *notices))
     if TRAINER_STATE not in entries:
@@ -330,10 +330,10 @@ def _trainer_state(where: Location) -> dict[str, Any]:
             raw = bytes(read_bytes(storage, 0, min(storage.size, _TRAINER_STATE_BYTES)))
         finally:
             storage.close()
-        found = {m[1].decode(): int(m[2]) for m in _FIELD.finditer(raw)}
-        if "max_steps" not in found:
+        fields = {m[1].decode(): int(m[2]) for m in _FIELD.finditer(raw)}
+        if "max_steps" not in fields:
             raise
-        return found
+        return fields
 
 
 def _with_plan(trajectory: list[Target]) -> list[Target]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wvmonitor.detection.trend import Trend, slope, trend
-from wvmonitor.detection.verdict import State
+from wvmonitor.detection.explanation import Trend, slope, trend
+from wvmonitor.detection.judgement import State
 from wvmonitor.outputs.scan_record import CheckpointResult
 from wvmonitor.scan.results import reaches
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from wvmonitor.detection.context import RunContext
-from wvmonitor.detection.state import JudgeState
+from wvmonitor.detection.judgement import JudgeState
 from wvmonitor.errors import MissingPathError, SettingsError, UnmeasurableModelError
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.outbox import Outbox
@@ -155,9 +155,9 @@ class Watcher:
         if not self.folder.is_dir():
             raise MissingPathError(f"the folder '{self.folder}' is gone")
         count = 0
-        for folder, found in self._new_checkpoints.look().items():
+        for folder, checkpoints in self._new_checkpoints.look().items():
             targets = {t.path: t for t in find_targets([folder])}
-            for step, path in found:
+            for step, path in checkpoints:
                 count += self._take(self._name(folder), step, path, targets.get(str(path)))
         self._look_for_ends()
         self._forget()
@@ -201,10 +201,10 @@ class Watcher:
         """One pass over a checkpoint, and what is thought of it after the readings before."""
         began = time.perf_counter()
         given = None if self._settings.base is None else str(self._settings.base)
-        base, found = find_base(target, given, self._bank)
+        base, notes = find_base(target, given, self._bank)
         tau = read_target(target, given, base)
         reading = self._bank.measure(tau, step=target.step, progress=target.progress)
-        beside = (*target.warnings, *found, *(notice.message for notice in target.notices))
+        beside = (*target.warnings, *notes, *(notice.message for notice in target.notices))
         reading = replace(reading, warnings=tuple(dict.fromkeys((*beside, *reading.warnings))))
         context = self._judge.context(tau.origin, target.context(self._options.optimizer))
         judgement = self._judge.of_base(base)(

@@ -60,18 +60,18 @@ def outcomes(
             yield index, job.target.error
     shares: dict[int, dict[int, Share]] = {}
     done: set[int] = set()
-    for index, job, found in _found_by(shared_out(jobs, workers), executor):
+    for index, job, part in _found_by(shared_out(jobs, workers), executor):
         if index in done:  # another share of it failed
             continue
         outcome: Outcome | None = None
-        if isinstance(found, Share):
+        if isinstance(part, Share):
             number, count = job.share
-            shares.setdefault(index, {})[number] = found
+            shares.setdefault(index, {})[number] = part
             if len(shares[index]) == count:
                 whole = [shares[index][i] for i in range(count)]
                 outcome = tried(scored, whole, jobs[index])
         else:
-            outcome = found
+            outcome = part
         if outcome is not None:
             shares.pop(index, None)
             done.add(index)
@@ -82,17 +82,17 @@ def _found_by(
     work: Sequence[Work], executor: Executor | None
 ) -> Iterator[tuple[int, Job, Outcome | Share]]:
     """What was found for each job of each piece of work, as the pieces are done."""
+    if executor is None:
+        for piece in work:
+            yield from _told(piece, measure_all([job for _, job in piece]))
+        return
     pending: dict[Future[list[Outcome | Share]], Work] = {}
     lost: Work = []
     again: Work = []
     try:
         for piece in work:
-            asked = [job for _, job in piece]
-            if executor is None:
-                yield from _told(piece, measure_all(asked))
-                continue
             try:
-                pending[executor.submit(measure_all, asked)] = piece
+                pending[executor.submit(measure_all, [job for _, job in piece])] = piece
             # a worker died before all was handed out; a pool that is breaking has closed its pipes
             except (BrokenProcessPool, OSError):
                 lost += piece
@@ -113,12 +113,14 @@ def _found_by(
     # A worker that dies (of memory, mostly) takes all that was waiting with it: one by one, only
     # the checkpoint that kills its worker is lost.
     singly = alone(measure_all, [[job] for _, job in lost])
-    for one, found in zip(lost, singly, strict=True):
-        yield from _told([one], [failure_of(found)] if isinstance(found, Exception) else found)
+    for one, outcome in zip(lost, singly, strict=True):
+        yield from _told(
+            [one], [failure_of(outcome)] if isinstance(outcome, Exception) else outcome
+        )
 
 
 def _told(
-    piece: Work, found: Sequence[Outcome | Share]
+    piece: Work, outcomes_of_piece: Sequence[Outcome | Share]
 ) -> Iterator[tuple[int, Job, Outcome | Share]]:
-    for (index, job), outcome in zip(piece, found, strict=True):
+    for (index, job), outcome in zip(piece, outcomes_of_piece, strict=True):
         yield index, job, outcome

@@ -320,13 +320,13 @@ def deliver(
         The results, and the exit code they amount to.
     """
     collected: list[CheckpointResult] = []
-    said: set[int] = set()
+    reported: set[int] = set()
 
     def passing() -> Iterator[CheckpointResult]:
         for result in results:
             collected.append(result)
-            if result.error is not None and id(result.error) not in said:
-                said.add(id(result.error))
+            if result.error is not None and id(result.error) not in reported:
+                reported.add(id(result.error))
                 line = f"{result.path}: {result.error.type}: {result.error.message}"
                 print(f"wvmonitor: {visible(line)}", file=problems, flush=True)
             yield result

@@ -12,8 +12,7 @@ from torch.nn.functional import pad
 from wvmonitor.errors import KeyMismatchError
 from wvmonitor.files.storage import Location, shown
 from wvmonitor.sources import identity
-from wvmonitor.sources.checks import check_finite, compare_shapes
-from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.folder import ModelFolder, check_finite, compare_shapes
 from wvmonitor.sources.names import (
     beside_the_language_model,
     is_task_head,
@@ -144,14 +143,14 @@ def _task_heads(folder: ModelFolder, other: ModelFolder) -> set[str]:
 
 
 def _shape_at(folder: ModelFolder, name: str) -> tuple[int, ...]:
-    held = folder.stored(name)
-    assert held is not None  # noqa: S101  _paired_names keeps only names that both sides hold
-    return folder.shape(held)
+    stored = folder.stored(name)
+    assert stored is not None  # noqa: S101  _paired_names keeps only names that both sides hold
+    return folder.shape(stored)
 
 
 def _is_integer(folder: ModelFolder, name: str) -> bool:
-    held = folder.stored(name)
-    return held is not None and not folder.dtype(held).is_floating_point
+    stored = folder.stored(name)
+    return stored is not None and not folder.dtype(stored).is_floating_point
 
 
 def _check_equal_buffers(start: ModelFolder, end: ModelFolder, name: str) -> None:
@@ -179,13 +178,13 @@ def _difference(
     common = min(total, math.prod(end.shape(second)))  # a resized vocabulary differs in its rows
 
     def stream(elements: int) -> Iterator[Tensor]:
-        kept, delta = (torch.empty(min(elements, common), dtype=dtype) for _ in range(2))
+        kept_before, delta = (torch.empty(min(elements, common), dtype=dtype) for _ in range(2))
         befores = start.stream(first, elements, common)
         afters = end.stream(second, elements, common)
         for before, after in zip(befores, afters, strict=True):
             if before.numel() < delta.numel():  # the last one
-                kept, delta = kept[: before.numel()], delta[: before.numel()]
-            torch.sub(delta.copy_(after), kept.copy_(before), out=delta)
+                kept_before, delta = kept_before[: before.numel()], delta[: before.numel()]
+            torch.sub(delta.copy_(after), kept_before.copy_(before), out=delta)
             if not math.isfinite(delta.sum()):
                 check_finite(before, first, start.where)
                 check_finite(after, second, end.where)

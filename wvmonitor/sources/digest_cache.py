@@ -49,11 +49,11 @@ def recalled(state: FilesState) -> str | None:
     if folder is None or not _is_ours(folder):
         return None
     try:
-        kept = decode_json(_read(folder / _name(state)), "a kept digest")
+        entry = decode_json(_read(folder / _name(state)), "a kept digest")
     except (OSError, InputError):
         return None
-    digest = kept.get("digest")
-    if kept.get("of") != _key(state) or not isinstance(digest, str):
+    digest = entry.get("digest")
+    if entry.get("of") != _key(state) or not isinstance(digest, str):
         return None
     return digest if _DIGEST.fullmatch(digest) else None
 
@@ -96,10 +96,10 @@ def _folder() -> Path | None:
 
 def _is_ours(folder: Path) -> bool:
     try:
-        held = folder.lstat()
+        state = folder.lstat()
     except OSError:
         return False
-    if stat.S_ISDIR(held.st_mode) and held.st_uid == os.geteuid() and not held.st_mode & 0o022:
+    if stat.S_ISDIR(state.st_mode) and state.st_uid == os.geteuid() and not state.st_mode & 0o022:
         return True
     _log.warning(
         "%s is not used: it must be a folder of this user's that no one else may write", folder
@@ -110,10 +110,10 @@ def _is_ours(folder: Path) -> bool:
 def _read(path: Path) -> bytes:
     descriptor = os.open(path, _FLAGS)
     try:
-        held = os.fstat(descriptor)
-        if not stat.S_ISREG(held.st_mode) or held.st_uid != os.geteuid() or held.st_mode & 0o077:
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
             raise InputError(f"{path} is not a private file of this user's")
-        if held.st_size > _MOST_BYTES:
+        if state.st_size > _MOST_BYTES:
             raise InputError(f"{path} is too large for a digest")
         return os.read(descriptor, _MOST_BYTES)
     finally:

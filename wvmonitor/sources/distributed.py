@@ -22,10 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from wvmonitor.errors import MonitorFailedError, UnmeasurableModelError, WVMonitorError
-from wvmonitor.reading import Products, Reading
+from wvmonitor.reading import Products, Reading, component_of
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
-from wvmonitor.vectors.coverage import component_of
 
 T = TypeVar("T")
 
@@ -104,8 +103,8 @@ def full_shape(parameter: Tensor) -> torch.Size:
 
 def memory_of(tensor: Tensor) -> object:
     """What tells whether two tensors are one memory."""
-    held = tensor.to_local() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
-    return held.untyped_storage().data_ptr() or id(tensor)
+    local = tensor.to_local() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+    return local.untyped_storage().data_ptr() or id(tensor)
 
 
 def whole(parameter: Tensor) -> Tensor:
@@ -197,7 +196,7 @@ def measure_together(
         UnmeasurableModelError: another process could not measure its share; or what this process
             met itself.
     """
-    found: dict[str, Reading] = {}
+    readings: dict[str, Reading] = {}
     waiting: dict[str, Update] = {}
     dense = moved = 0.0
     failure: Exception | None = None
@@ -210,7 +209,7 @@ def measure_together(
         elements = sum(u.delta.numel() for u in waiting.values() if isinstance(u, DenseUpdate))
         dense += elements
         moved += elements * (reading.changed_fraction or 0.0)
-        found.update(dict.fromkeys(waiting, reading))
+        readings.update(dict.fromkeys(waiting, reading))
         waiting.clear()
 
     for entry in entries:
@@ -236,14 +235,14 @@ def measure_together(
             f"{int(failures[0])} of {world_size()} processes could not measure their share of the "
             "parameters: see their logs"
         )
-    return _joined(bank, entries, origin, found, (dense, moved), step=step, progress=progress)
+    return _joined(bank, entries, origin, readings, (dense, moved), step=step, progress=progress)
 
 
 def _joined(
     bank: ReferenceBank,
     entries: Sequence[Shared],
     origin: Origin,
-    found: dict[str, Reading],
+    readings: dict[str, Reading],
     counts: tuple[float, float],
     *,
     step: int | None,
@@ -260,9 +259,9 @@ def _joined(
     count = len(frame.references)
     table = np.zeros((len(names), len(frame.geometries), count + 2))
     for row, name in enumerate(names):
-        if name not in found:
+        if name not in readings:
             continue
-        reading = found[name]
+        reading = readings[name]
         at = reading.parameters.index(name)
         for column, products in enumerate(reading.geometries.values()):
             table[row, column, :count] = products.products[at]
@@ -286,10 +285,10 @@ def _joined(
 
 def _summed(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Float64 values, added up over the processes."""
-    held = torch.from_numpy(values).to(_device())
+    on_device = torch.from_numpy(values).to(_device())
     if world_size() > 1:
-        torch.distributed.all_reduce(held)
-    return held.cpu().numpy()
+        torch.distributed.all_reduce(on_device)
+    return on_device.cpu().numpy()
 
 
 def _device() -> torch.device:

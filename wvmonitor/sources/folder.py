@@ -8,8 +8,9 @@ they are.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from wvmonitor.errors import KeyMismatchError, MissingPathError, QuantizedWeightsError
+from wvmonitor.errors import (
+    KeyMismatchError,
+    MissingPathError,
+    NonFiniteError,
+    QuantizedWeightsError,
+    ShapeMismatchError,
+)
 from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, joined, shown
+from wvmonitor.reading import component_of
 from wvmonitor.sources import names as names_
 from wvmonitor.sources.conversion import Fused, build_meta_model, converted, fuse
 
@@ -198,9 +206,9 @@ class ModelFolder:
     @cached_property
     def ties_embeddings(self) -> bool:
         """Whether the model shares its token embeddings with its head."""
-        said = self.config.get("tie_word_embeddings")
-        if isinstance(said, bool):
-            return said
+        declared = self.config.get("tie_word_embeddings")
+        if isinstance(declared, bool):
+            return declared
         if "model_type" not in self.config:
             return False
         # config.json leaves out what equals the class's default, which differs between classes.
@@ -229,12 +237,12 @@ class ModelFolder:
             ) from None
 
     def _resolve(self) -> dict[str, str | Fused]:
-        kept = [n for n in self.files.names() if not self._is_constant(n)]
-        if self.config and any(_ONE_EXPERT.search(n) or _BARE_BLOCK.match(n) for n in kept):
-            return converted(kept, self.meta_model, self.where)
+        names = [n for n in self.files.names() if not self._is_constant(n)]
+        if self.config and any(_ONE_EXPERT.search(n) or _BARE_BLOCK.match(n) for n in names):
+            return converted(names, self.meta_model, self.where)
         if "text_config" in self.config or "vision_config" in self.config:
-            return converted(kept, self.meta_model, self.where)
-        return {n: n for n in kept}
+            return converted(names, self.meta_model, self.where)
+        return {n: n for n in names}
 
     def _named(self, sources: Mapping[str, str | Fused]) -> dict[str, str | Fused]:
         """The sources by the names that all readers share."""
@@ -302,3 +310,46 @@ def opened(path: Location) -> Iterator[ModelFolder]:
         yield folder
     finally:
         folder.files.close()
+
+
+def check_finite(tensor: Tensor, name: str, where: str) -> Tensor:
+    """The tensor itself.
+
+    Raises:
+        NonFiniteError: it holds NaN or infinity.
+    """
+    # torch sums no 8 bits
+    values = tensor.to(torch.float32) if tensor.dtype.itemsize == 1 else tensor
+    # the sum finds a NaN or infinity in one pass, and may only have overflowed
+    if not math.isfinite(values.sum()) and not bool(torch.isfinite(values).all()):
+        raise NonFiniteError(
+            f"{shown(name)} of {where} holds NaN or infinity: the run diverged or the file is "
+            "damaged; take an earlier checkpoint"
+        )
+    return tensor
+
+
+def compare_shapes(name: str, start: Sequence[int], now: Sequence[int], where: str) -> list[str]:
+    """What to say of a parameter's two shapes: nothing, or that its vocabulary was resized.
+
+    Args:
+        name: the parameter.
+        start: its shape in the base.
+        now: its shape after training.
+        where: how messages name what was trained.
+
+    Raises:
+        ShapeMismatchError: the shapes differ, and not in a vocabulary's rows only.
+    """
+    if tuple(start) == tuple(now):
+        return []
+    vocabulary = component_of(name, start) in ("embeddings", "head")
+    if vocabulary and len(start) == len(now) > 0 and tuple(start[1:]) == tuple(now[1:]):
+        return [
+            f"{name} has {now[0]} rows where the base has {start[0]}: compared on the "
+            f"{min(now[0], start[0])} they share"
+        ]
+    raise ShapeMismatchError(
+        f"{shown(name)} has shape {tuple(now)} in {where} and {tuple(start)} in the base: check "
+        "that this is the model that training started from"
+    )

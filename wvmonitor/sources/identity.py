@@ -21,12 +21,12 @@ from torch import Tensor
 
 from wvmonitor.errors import MissingPathError, UnmeasurableModelError
 from wvmonitor.files.storage import Location, is_url, local_path
+from wvmonitor.reading import component_of
 from wvmonitor.sources import digest_cache
 from wvmonitor.sources.digest_cache import FilesState
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import beside_the_language_model
 from wvmonitor.sources.threads import for_each, for_each_tensor
-from wvmonitor.vectors.coverage import component_of
 
 BLOCK_ELEMENTS = 1 << 18  # half a megabyte in bfloat16: still in a core's cache when it is hashed
 _DEVICE_ELEMENTS = 1 << 22  # an accelerator is asked less often
@@ -50,9 +50,9 @@ def base_digest(path: Location) -> str:
     if key is None:
         return _hashed(path)
     if key not in _known:
-        kept, began = digest_cache.recalled(key), time.time()
-        _known[key] = kept or _hashed(path)
-        if kept is None and state_of(path) == key:
+        recalled, began = digest_cache.recalled(key), time.time()
+        _known[key] = recalled or _hashed(path)
+        if recalled is None and state_of(path) == key:
             digest_cache.keep(key, _known[key], began)
     return _known[key]
 
@@ -75,8 +75,8 @@ def open_base(path: Location) -> ModelFolder:
     try:
         return ModelFolder(path)
     except MissingPathError as error:
-        wanted = "" if is_url(path) else "; it has to be a local folder (`hf download` fetches one)"
-        raise MissingPathError(f"the base model cannot be read: {error}{wanted}") from None
+        hint = "" if is_url(path) else "; it has to be a local folder (`hf download` fetches one)"
+        raise MissingPathError(f"the base model cannot be read: {error}{hint}") from None
 
 
 def known_digest(path: Location) -> KnownDigest | None:
@@ -133,8 +133,8 @@ def content_hash(blocks: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
     for block in blocks:
         for piece in _pieces(block):
-            held: Any = piece.numpy()
-            digest.update(held)
+            buffer: Any = piece.numpy()
+            digest.update(buffer)
     return digest.hexdigest()
 
 

@@ -146,10 +146,14 @@ def counted_twice(adapted: Iterable[Adapted]) -> frozenset[str]:
         module = entry.module
         for adapter in entry.adapters:
             for kind, name in _SHARED:
-                held = getattr(module, kind, None)
-                if held is None or adapter not in held:
+                by_adapter = getattr(module, kind, None)
+                if by_adapter is None or adapter not in by_adapter:
                     continue
-                tensor = held[adapter] if name is None else getattr(held[adapter], name, None)
+                tensor = (
+                    by_adapter[adapter]
+                    if name is None
+                    else getattr(by_adapter[adapter], name, None)
+                )
                 if not isinstance(tensor, Tensor):
                     continue
                 place = memory_of(tensor)
@@ -157,3 +161,22 @@ def counted_twice(adapted: Iterable[Adapted]) -> frozenset[str]:
                     copies.add(entry.path)
                 seen.add(place)
     return frozenset(copies)
+
+
+def method_and_rank(
+    adapted: Iterable[Adapted], config: Mapping[str, Any]
+) -> tuple[str, int | None]:
+    """The kinds of adapters ("full" where there are none), and their largest rank."""
+    kinds: list[str] = []
+    ranks: list[int] = []
+    for entry in adapted:
+        for adapter in entry.adapters:
+            settings = config.get(adapter)
+            if settings is None:
+                continue
+            kind = "dora" if getattr(settings, "use_dora", False) else settings.peft_type.value
+            kinds.append(kind.lower())
+            own = getattr(entry.module, "r", None)
+            rank = own.get(adapter) if isinstance(own, dict) else None
+            ranks += [rank] if isinstance(rank, int) else []
+    return ("+".join(dict.fromkeys(kinds)) or "full"), max(ranks, default=None)

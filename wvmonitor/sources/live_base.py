@@ -52,17 +52,17 @@ def _only_model(root: Any) -> Any:
         UnmeasurableModelError: there are several, or parameters are trained outside of it in blocks
             of their own.
     """
-    found: list[tuple[str, nn.Module]] = []
+    models: list[tuple[str, nn.Module]] = []
     for path, module in root.named_modules():
-        inside = any(not outer or path.startswith(f"{outer}.") for outer, _ in found)
+        inside = any(not outer or path.startswith(f"{outer}.") for outer, _ in models)
         if not inside and _is_whole_model(module):
-            found.append((path, module))
-    if len(found) > 1:
+            models.append((path, module))
+    if len(models) > 1:
+        names = ", ".join(shown(path) for path, _ in models[:3])
         raise UnmeasurableModelError(
-            f"the module holds several models ({', '.join(shown(path) for path, _ in found[:3])}): "
-            "give the one that is trained"
+            f"the module holds several models ({names}): give the one that is trained"
         )
-    return found[0][1] if found else root
+    return models[0][1] if models else root
 
 
 def _is_whole_model(module: nn.Module) -> bool:

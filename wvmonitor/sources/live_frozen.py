@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from wvmonitor.sources.checks import compare_shapes
 from wvmonitor.sources.distributed import is_sharded, whole
-from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.folder import ModelFolder, compare_shapes
 from wvmonitor.sources.threads import for_each_tensor
 
 
@@ -50,7 +49,7 @@ def unlike_base(
         return not torch.equal(before, now.to("cpu"))
 
     if any(is_sharded(p) for p in compared.values()):  # each a collective, in one order everywhere
-        found = {name: differs(folder, name) for name in stored}
+        differing = {name: differs(folder, name) for name in stored}
     else:
-        found = for_each_tensor(folder, stored, differs)
-    return {name: compared[name] for name, other in found.items() if other}
+        differing = for_each_tensor(folder, stored, differs)
+    return {name: compared[name] for name, other in differing.items() if other}

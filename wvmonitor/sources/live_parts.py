@@ -18,7 +18,6 @@ from wvmonitor.errors import KeyMismatchError, UnsupportedAdapterError
 from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters.lora_module import ComputedStart, Layout, LoraModule, bias_delta
 from wvmonitor.sources.adapters.merged import merged_weights
-from wvmonitor.sources.adapters.parts import Part
 from wvmonitor.sources.adapters.saved_modules import rows_update
 from wvmonitor.sources.live_adapter import (
     Adapted,
@@ -30,6 +29,7 @@ from wvmonitor.sources.live_adapter import (
 from wvmonitor.sources.names import is_transposed, parameter_name
 from wvmonitor.vectors import DenseUpdate, Update
 from wvmonitor.vectors import update as updates
+from wvmonitor.vectors.task_vector import Part
 
 # PEFT's variants of LoRA whose merged weight is still W + s·BA: they differ in training only.
 _PLAIN_VARIANTS = frozenset({"VeloraLinearVariant", "MiCALinearVariant", "MiCAEmbeddingVariant"})
@@ -173,10 +173,10 @@ def _factors_part(
     layout: Layout,
 ) -> Part:
     module = adapted.module
+    recorded = {a for a in present if _recorded(adapted, a, initial)}
 
     def made(adapter: str, *, start: bool) -> LoraModule:
-        recorded = initial if start else None
-        a, b = _factors_of(adapted, adapter, recorded)
+        a, b = _factors_of(adapted, adapter, initial if start else None)
         magnitude = None
         if adapter in module.lora_variant and not _plain(module, adapter):
             magnitude = module.lora_magnitude_vector[adapter].weight
@@ -189,7 +189,7 @@ def _factors_part(
         for adapter in present:
             start: LoraModule | ComputedStart | None = starts.of.get(adapter)
             base: Callable[[], Tensor] = partial(starts.weight, name)
-            if _recorded(adapted, adapter, initial):
+            if adapter in recorded:
                 start = made(adapter, start=True)
             if start is None or isinstance(start, LoraModule):
                 base = partial(_plain_weight, module)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-from wvmonitor.sources.adapters.parts import Part
 from wvmonitor.sources.distributed import Shared, gathered
 from wvmonitor.sources.live_adapter import Adapted
 from wvmonitor.sources.live_parts import factors_alone
 from wvmonitor.vectors import Update
 from wvmonitor.vectors import update as updates
+from wvmonitor.vectors.task_vector import Part
 
 Collected = tuple[Part, Callable[[], AbstractContextManager[None]]]
 """A part of the task vector, and the collective inside which it can be produced."""

@@ -1,15 +1,29 @@
-"""Where adapters start: at their base, or somewhere that must be recorded."""
+"""Where the training of a live model began, and whether its adapters began at their base."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from wvmonitor.errors import InputError, KeyMismatchError, UnmeasurableModelError
+from wvmonitor.files.storage import Location, shown
+from wvmonitor.sources import identity
 from wvmonitor.sources.adapters.config import as_compared
-from wvmonitor.sources.adapters.kinds import MERGED_VARIANTS
+from wvmonitor.sources.adapters.kinds import MERGED_VARIANTS, RECORD_IT
 from wvmonitor.sources.adapters.lora_module import ComputedStart
 from wvmonitor.sources.adapters.merged import starts_at_base
-from wvmonitor.sources.live_adapter import Adapted
+from wvmonitor.sources.distributed import from_first, full_shape, owns, whole
+from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.live_adapter import Adapted, adapter_state, is_recorded
+from wvmonitor.sources.live_base import digest_since
+from wvmonitor.sources.live_parts import NO_STARTS, Starts, difference
+from wvmonitor.sources.live_shared import collecting
+from wvmonitor.sources.names import is_task_head, is_transposed
+from wvmonitor.vectors import DenseUpdate, Update
+from wvmonitor.vectors.task_vector import Part
 
 # Starts of LoRA (`init_lora_weights`) at which B·A is zero, or zero up to rounding.
 _STARTS_AT_BASE = (True, None, "gaussian", "eva", "orthogonal", "mica")
@@ -68,3 +82,181 @@ def moves_base(entry: Adapted, config: Mapping[str, Any]) -> bool:
         )
         for s in settings
     )
+
+
+class LiveStart:
+    """Where the training of a live model began, as far as the base and what was recorded tell.
+
+    Attributes:
+        folder: of the base, where it was given.
+        in_memory: whether θ_0 of what is trained directly is kept in host memory.
+        recorded: tensors of the start: adapters' own by `state_key`, others by parameter name.
+        by_base: adapters whose start the base's folder tells.
+    """
+
+    def __init__(
+        self,
+        folder: ModelFolder | None,
+        config: Mapping[str, Any],
+        adapted: Sequence[Adapted],
+        *,
+        in_memory: bool,
+        sharded: bool,
+    ) -> None:
+        """Nothing is recorded yet.
+
+        Args:
+            folder: of the base, if it was given.
+            config: the adapters' configurations.
+            adapted: the modules that PEFT wrapped.
+            in_memory: whether θ_0 of what is trained directly is kept in host memory.
+            sharded: whether parameters are spread over processes.
+        """
+        self.folder, self.in_memory = folder, in_memory
+        self.recorded: dict[str, Tensor] = {}
+        self._config, self._adapted, self._sharded = config, tuple(adapted), sharded
+        self.by_base = self._starts_by_base()
+
+    def record(self, direct: Mapping[str, Tensor]) -> None:
+        """Keep what the base alone does not tell: adapters that began elsewhere, θ_0 in memory.
+
+        Args:
+            direct: parameters that are trained themselves, by name.
+        """
+        known: dict[tuple[str, type], bool] = {}
+        for module in self._adapted:
+            with collecting(module)():
+                if moved_at_start(module, self._config, known):
+                    self.recorded.update(adapter_state(module))
+        self.keep(
+            direct if self.in_memory else {n: p for n, p in direct.items() if self.is_new_head(n)}
+        )
+
+    def restore(self, recorded: Mapping[str, Tensor]) -> None:
+        """Take what was recorded when the run began.
+
+        Raises:
+            UnmeasurableModelError: an adapter's start is neither its base, nor recorded, nor told
+                by the base; saying what is missing.
+        """
+        self.recorded = dict(recorded)
+        known: dict[tuple[str, type], bool] = {}
+        for entry in self._adapted:
+            if is_recorded(entry, self.recorded):
+                continue
+            with collecting(entry)():
+                moved = moved_at_start(entry, self._config, known)
+            if not moved or all(a in self.by_base.of for a in entry.adapters):
+                continue
+            by_base = all(computed_start(a, self._config) for a in entry.adapters)
+            raise UnmeasurableModelError(
+                f"where the adapter of {shown(entry.path)} started cannot be told from its weights "
+                "now"
+                + (", but from its base: give base, or " if by_base else ", nor from its base: ")
+                + RECORD_IT
+            )
+
+    def keep(self, parameters: Mapping[str, Tensor]) -> None:
+        """Copy parameters as they are now to host memory; over all processes, each once."""
+        for name, parameter in parameters.items():
+            now = whole(parameter) if self._sharded else parameter.detach()
+            if not self._sharded or owns(name):
+                self.recorded[name] = now.to(parameter.dtype).to("cpu", copy=True)
+
+    def is_new_head(self, name: str) -> bool:
+        """Whether a parameter is of a head that the base's folder has not."""
+        return self.folder is not None and is_task_head(name) and self.folder.stored(name) is None
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape in which a parameter began; None where that is not known.
+
+        Raises:
+            KeyMismatchError: the base lacks it, and it is no new head.
+        """
+        if name in self.recorded:
+            return tuple(self.recorded[name].shape)
+        if self.folder is None or self.is_new_head(name):
+            return None
+        stored = self.folder.stored(name)
+        if stored is None:
+            raise KeyMismatchError(
+                f"{shown(name)} is trained but is not in {self.folder.where}: give the "
+                "base it was made from, or keep_base='memory' before the first step"
+            )
+        return self.folder.shape(stored)
+
+    def change(
+        self,
+        name: str,
+        parameter: Tensor,
+        current: Callable[[], Tensor],
+        *,
+        in_files: bool,
+        conv1d: bool,
+    ) -> Part:
+        """The change of a parameter that is trained itself.
+
+        Args:
+            name: the parameter's.
+            parameter: of the model.
+            current: gives its value now.
+            in_files: whether its start is in the base's files, wherever that of others is kept.
+            conv1d: whether it belongs to a Conv1D.
+        """
+        in_memory = name in self.recorded or (self.in_memory and not in_files)
+        source = None if in_memory else self.folder
+        stored = name if source is None else source.stored(name) or name
+        if source is not None:
+            shape = source.shape(stored)
+        else:  # of a sharded start in memory, each process holds its own share only
+            shape = tuple(
+                self.recorded[name].shape if name in self.recorded else full_shape(parameter)
+            )
+        by_column = conv1d and len(shape) == 2
+
+        def produce() -> Update:
+            # θ_0 as the run held it: files of another precision were rounded when it began
+            start = self.recorded[name] if source is None else source.read(stored)
+            before, now = start.to(parameter.dtype), current()
+            if before.shape == now.shape:
+                delta = difference(now, before)
+            else:
+                common = min(before.shape[0], now.shape[0])
+                delta = torch.zeros(before.shape, device=now.device)
+                delta[:common] = difference(now[:common], before[:common])
+            return DenseUpdate(delta, is_transposed(name, shape, conv1d=by_column))
+
+        return Part(name, shape, produce)
+
+    def base_digest(self, root: nn.Module, base: Location | None) -> tuple[str | None, list[str]]:
+        """The digest of θ_0, or None and why it cannot be told.
+
+        Args:
+            root: the base's module.
+            base: the folder of θ_0, if it was given.
+        """
+        if base is not None:
+            digest = lambda: identity.base_digest(base)  # noqa: E731
+            return (from_first(digest) if self._sharded else digest()), []
+        if any(moves_base(module, self._config) for module in self._adapted):
+            return None, [
+                "the adapter's start changed the base's weights in memory: give the base's folder "
+                "to tell which base it is"
+            ]
+        try:
+            return digest_since(root, {} if self._sharded else self.recorded), []
+        except InputError as error:
+            return None, [f"which base this is cannot be told: {error}"]
+
+    def _starts_by_base(self) -> Starts:
+        """The adapters whose start the base's folder tells."""
+        folder = self.folder
+        if folder is None:
+            return NO_STARTS
+        every = {adapter for entry in self._adapted for adapter in entry.adapters}
+        of = {a: start for a in every if (start := computed_start(a, self._config)) is not None}
+
+        def weight(name: str) -> Tensor:
+            return folder.read(folder.stored(name) or name)
+
+        return Starts(of, weight)

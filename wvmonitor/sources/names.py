@@ -17,7 +17,7 @@ from typing import Any
 from wvmonitor.errors import InputError
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, joined
-from wvmonitor.vectors.coverage import component_of
+from wvmonitor.reading import component_of
 
 # Path components that wrappers put into names: torch.compile, activation checkpointing, FSDP, PEFT.
 WRAPPERS = frozenset(
@@ -157,5 +157,5 @@ def step_of(folder: Location) -> int | None:
     step = state.get("global_step")
     if isinstance(step, int) and not isinstance(step, bool) and step >= 0:
         return step
-    found = _STEP_FOLDER.fullmatch(PurePath(str(folder)).name)
-    return int(found.group(1)) if found else None
+    match = _STEP_FOLDER.fullmatch(PurePath(str(folder)).name)
+    return int(match.group(1)) if match else None

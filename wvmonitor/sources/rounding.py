@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wvmonitor.reading import component_of
 from wvmonitor.sources.folder import ModelFolder
-from wvmonitor.vectors.coverage import component_of
 
 _LAYERS = 6  # looked at, spread over the model
 _WHOLE_LAYERS = 2  # of them, where the rounding is redone
@@ -72,12 +72,12 @@ def _rounded_statistics(largest: Tensor) -> Tensor:
 
 def _dynamic_grid() -> Tensor:
     """The signed 8-bit type with a dynamic exponent (arXiv 2110.02861, section 2.2)."""
-    found = [0.0, 1.0]
+    values = [0.0, 1.0]
     for exponent in range(7):
         edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
         means = (10 ** (exponent - 6) * (edges[:-1] + edges[1:]) / 2).tolist()
-        found += [*means, *(-m for m in means)]
-    return torch.tensor(sorted(found), dtype=torch.float32)
+        values += [*means, *(-m for m in means)]
+    return torch.tensor(sorted(values), dtype=torch.float32)
 
 
 def _int8(weight: Tensor) -> Tensor:
@@ -202,19 +202,19 @@ def rounded_base(start: ModelFolder, end: ModelFolder) -> RoundedBase | None:
         kind: {n: _correlation(w, t, redo(w)) for n, (w, t) in samples.items()}
         for kind, redo in {**_EXACT, **_SIMILAR}.items()
     }
-    found = {kind: statistics.median(by_layer.values()) for kind, by_layer in table.items()}
-    kind = max(found, key=found.__getitem__)
-    if found[kind] < _CORRELATED:
+    medians = {kind: statistics.median(by_layer.values()) for kind, by_layer in table.items()}
+    kind = max(medians, key=medians.__getitem__)
+    if medians[kind] < _CORRELATED:
         return None
     ratios = [float((t - w).norm() / w.norm()) for w, t in samples.values()]
     limits = (min(ratios), max(ratios))
     # where least was trained the rounding shows best
     clearest = sorted(samples, key=lambda n: -table[kind][n])[:_WHOLE_LAYERS]
     pairs = [pair for n in clearest if (pair := _moved(start, end, n, None)) is not None]
-    exact = _exact(pairs, [k for k in _EXACT if found[k] > _ALIKE * found[kind]])
+    exact = _exact(pairs, [k for k in _EXACT if medians[k] > _ALIKE * medians[kind]])
     if exact is None:
-        return RoundedBase(kind, found[kind], limits, None)
-    return RoundedBase(exact[0], found[kind], limits, exact[1])
+        return RoundedBase(kind, medians[kind], limits, None)
+    return RoundedBase(exact[0], medians[kind], limits, exact[1])
 
 
 def since_rounding(weight: Tensor, trained: Tensor, redone: Rounding) -> Tensor:

@@ -162,11 +162,11 @@ def blocks_of(model: nn.Module, layers: str = _USUAL) -> Sequence[nn.Module]:
     """
     base = without_wrappers(model)
     try:
-        found = base.get_submodule(layers)
+        blocks = base.get_submodule(layers)
     except AttributeError:
-        found = None
-    if isinstance(found, nn.ModuleList) and len(found):
-        return list(found)
+        blocks = None
+    if isinstance(blocks, nn.ModuleList) and len(blocks):
+        return list(blocks)
     lists = [n for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
     there = f" (it has {', '.join(lists[:3])})" if lists else ""
     raise InputError(
@@ -202,12 +202,12 @@ def _mean_activations(model: nn.Module, blocks: Sequence[nn.Module], batches: Ba
     try:
         for inputs, counted in batches:
             model(**inputs)
-            found = torch.stack([x.detach().double() for x in seen if x is not None])
-            mask = counted.to(found.device, torch.float64)
+            vectors = torch.stack([x.detach().double() for x in seen if x is not None])
+            mask = counted.to(vectors.device, torch.float64)
             lengths = mask.sum(1)
             if not bool((lengths > 0).all()):
                 raise InputError("a response has no tokens: check the masks")
-            means = torch.einsum("rbth,bt->rbh", found, mask) / lengths[:, None]
+            means = torch.einsum("rbth,bt->rbh", vectors, mask) / lengths[:, None]
             total = means.sum(1) if total is None else total + means.sum(1)
             count += len(lengths)
     finally:

@@ -19,13 +19,13 @@ from wvmonitor.errors import (
 )
 from wvmonitor.files.documents import write_json
 from wvmonitor.files.safetensors import write_safetensors
+from wvmonitor.reading import component_of
 from wvmonitor.sources.folder import opened
 from wvmonitor.steering import weights
 from wvmonitor.steering.folders import SteeredFolder, Tally, model_card, publishing, write_text
 from wvmonitor.steering.weights import Coefficients, Steering
 from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.compress import compress
-from wvmonitor.vectors.coverage import component_of
 from wvmonitor.vectors.task_vector import Origin, TaskVector
 from wvmonitor.vectors.update import LowRankUpdate
 
@@ -59,9 +59,9 @@ def as_adapter(
         KeyMismatchError, ShapeMismatchError: the base folder does not have such a parameter.
         InputError: `out` is taken, or lies inside `base`.
     """
-    wanted = weights.coefficients(reference, k)
-    given: Coefficients = reference if isinstance(reference, Mapping) else {reference: wanted[0][1]}
-    vector, factor = _sum(wanted)
+    terms = weights.coefficients(reference, k)
+    given: Coefficients = reference if isinstance(reference, Mapping) else {reference: terms[0][1]}
+    vector, factor = _sum(terms)
     if not len(vector):
         changed = ", ".join(weights.label(one) for one in given)
         raise UnsupportedAdapterError(f"{changed} changes nothing: no adapter")
@@ -89,12 +89,12 @@ def as_adapter(
     return done
 
 
-def _sum(wanted: list[tuple[TaskVector, float]]) -> tuple[TaskVector, float]:
+def _sum(terms: list[tuple[TaskVector, float]]) -> tuple[TaskVector, float]:
     """The vectors as one, and how much of it."""
-    if len(wanted) == 1:
-        return wanted[0]
-    total = functools.reduce(operator.add, (vector * k for vector, k in wanted))
-    source = " + ".join(vector.origin.source for vector, _ in wanted)
+    if len(terms) == 1:
+        return terms[0]
+    total = functools.reduce(operator.add, (vector * k for vector, k in terms))
+    source = " + ".join(vector.origin.source for vector, _ in terms)
     return TaskVector({n: total.shape(n) for n in total.names()}, total.update, Origin(source)), 1.0
 
 

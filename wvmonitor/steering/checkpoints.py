@@ -65,13 +65,13 @@ def steer_checkpoint(
         QuantizedWeightsError: the model is quantised.
         UnmeasurableModelError: the files hold a parameter in parts (fused experts).
     """
-    wanted = weights.coefficients(references)
+    terms = weights.coefficients(references)
     source, target = Path(model_dir), Path(out)
     if source.is_file():
         raise InputError(f"{source} is a file: give the model's folder, with its config.json")
     tally = Tally(most=most_lost)
     with opened(source) as folder:
-        moves, repeats = _stored_moves(folder, wanted)
+        moves, repeats = _stored_moves(folder, terms)
         with publishing(target, source) as work:
             for file in folder.files.files:
                 if file.endswith(".safetensors"):
@@ -100,13 +100,13 @@ def steer_checkpoint(
 
 
 def _stored_moves(
-    folder: ModelFolder, wanted: list[tuple[TaskVector, float]]
+    folder: ModelFolder, terms: list[tuple[TaskVector, float]]
 ) -> tuple[dict[str, list[tuple[TaskVector, str, float]]], set[str]]:
     """What to add to each tensor of the files, by the files' names; which are second copies."""
     twins = _tied_copies(folder)
     moves: dict[str, list[tuple[TaskVector, str, float]]] = {}
     repeats: set[str] = set()
-    for vector, k in wanted:
+    for vector, k in terms:
         seen: dict[str, str] = {}
         for name in vector.names():
             live = folder.stored(name)
@@ -195,16 +195,16 @@ def _edited(theta: Tensor, terms: weights.Terms | None, name: str, tally: Tally)
     return theta
 
 
-def _stored_as(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+def _stored_as(own: torch.dtype, asked_for: torch.dtype | None) -> torch.dtype:
     low = own in (torch.bfloat16, torch.float16)
-    return wanted if wanted is not None and low else own
+    return asked_for if asked_for is not None and low else own
 
 
 def _say_dtype(config: Path, dtype: torch.dtype) -> None:
     """Let a configuration name the dtype that its weights have: loading rounds to it."""
-    found = read_json(config)
-    key = "torch_dtype" if "torch_dtype" in found else "dtype"
-    write_json(config, {**found, key: str(dtype).removeprefix("torch.")})
+    document = read_json(config)
+    key = "torch_dtype" if "torch_dtype" in document else "dtype"
+    write_json(config, {**document, key: str(dtype).removeprefix("torch.")})
 
 
 def _copy_index(
@@ -214,8 +214,8 @@ def _copy_index(
     index = read_json(source / file)
     total = 0
     for name in folder.files.names():
-        held = folder.files.info(name)
-        total += math.prod(held.shape) * _stored_as(held.dtype, dtype).itemsize
+        info = folder.files.info(name)
+        total += math.prod(info.shape) * _stored_as(info.dtype, dtype).itemsize
     metadata = {**(index.get("metadata") or {}), "total_size": total}
     write_json(work / file, {**index, "metadata": metadata})
 
@@ -227,8 +227,8 @@ def _square(tensor: Tensor) -> float:
 
 def _copy_companions(source: Path, work: Path, done: set[str]) -> None:
     for path in sorted(source.iterdir()):
-        wanted = path.suffix in _COPIED and not path.name.endswith(".index.json")
-        if path.name in done or path.name.startswith((".", *_LEFT_OUT)) or not wanted:
+        companion = path.suffix in _COPIED and not path.name.endswith(".index.json")
+        if path.name in done or path.name.startswith((".", *_LEFT_OUT)) or not companion:
             continue
         if path.is_file():
             _copy(source, path.name, work)

@@ -136,13 +136,13 @@ class Screened:
 
     def words(self) -> str:
         """The outcome as a sentence."""
-        told = (
+        text = (
             f"{len(self.flagged)} of {self.rows} are flagged: they push by more than "
             f"{self.threshold.push:.3g}, as {self.threshold.rate:.3g} of {self.threshold.harmless} "
             f"harmless examples do; a harmless set of this size has at most {self.most} "
             f"({CONFIDENCE:.0%})"
         )
-        return f"{told}." if self.passed else f"{told}: this set does not pass."
+        return f"{text}." if self.passed else f"{text}: this set does not pass."
 
     @property
     def passed(self) -> bool:
@@ -169,15 +169,15 @@ def amount(text: str, rows: int, flagged: int | None) -> int:
         return flagged
     try:
         value = float(text.removesuffix("%"))
-        wanted = math.ceil(rows * value / 100 - 1e-9) if text.endswith("%") else int(text)
+        count = math.ceil(rows * value / 100 - 1e-9) if text.endswith("%") else int(text)
     except ValueError:
-        wanted = -1
-    if not 0 <= wanted <= rows:
+        count = -1
+    if not 0 <= count <= rows:
         raise InputError(
             f"{text!r} is no number of rows: give a share as in 5%, a count up to {rows}, or "
             "flagged"
         )
-    return wanted
+    return count
 
 
 def split(data: Path, dropped: Collection[int], kept_file: Path, dropped_file: Path) -> None:

@@ -80,16 +80,16 @@ def tokenized(
         InputError: none of the known forms, or nothing is left of the answer.
     """
     prompt, answer, ids, start = _parts(values, tokenizer)
-    kept = ids[:max_length]
+    shortened = ids[:max_length]
     start = max(start, 1)  # nothing predicts the first token
-    if start >= len(kept):
+    if start >= len(shortened):
         raise InputError(
             f"no token of its answer lies within the {max_length} that the model takes"
             if ids[max_length:]
             else "its answer is empty"
         )
     return TrainingExample(
-        index, tuple(kept), start, prompt[:SHOWN], answer[:SHOWN], len(ids) - len(kept)
+        index, tuple(shortened), start, prompt[:SHOWN], answer[:SHOWN], len(ids) - len(shortened)
     )
 
 
@@ -169,8 +169,8 @@ def _chat(
             "the chat template writes the prompt differently once there is an answer: give it as "
             "'prompt' and 'completion' texts"
         )
-    said = [" ".join(m["content"] for m in part) for part in (before, answer)]
-    return said[0], said[1], ids, len(start)
+    texts = [" ".join(m["content"] for m in part) for part in (before, answer)]
+    return texts[0], texts[1], ids, len(start)
 
 
 def _ids(text: str, tokenizer: Any) -> list[int]:

@@ -49,8 +49,8 @@ class Inoculation:
         Raises:
             WVMonitorError: as `inoculated` says.
         """
-        wanted = weights.coefficients(reference, k)
-        given = reference if isinstance(reference, Mapping) else {reference: wanted[0][1]}
+        terms = weights.coefficients(reference, k)
+        given = reference if isinstance(reference, Mapping) else {reference: terms[0][1]}
         self.amounts = {weights.label(one): float(factor) for one, factor in given.items()}
         if wrong := [name for name, factor in self.amounts.items() if factor <= 0]:
             raise InputError(
@@ -61,9 +61,9 @@ class Inoculation:
         self._unseen: set[str] = set()
         self._hooks = ExitStack()
         try:
-            for name, held, update in _plan(model, wanted):
+            for name, places, update in _plan(model, terms):
                 self._unseen.add(name)
-                for holder in held:
+                for holder in places:
                     self._install(name, holder, update)
         except BaseException:
             self.remove()
@@ -171,8 +171,8 @@ def _plan(
     base = without_wrappers(model)
     live = holders(base)
     by_memory: dict[int, list[Holder]] = {}
-    for held in live.values():
-        for holder in held:
+    for places in live.values():
+        for holder in places:
             by_memory.setdefault(id(holder.parameter), []).append(holder)
     terms: dict[int, tuple[str, list[Update]]] = {}
     for vector, k in wanted:
@@ -193,9 +193,9 @@ def _plan(
         yield name, list(sharers.values()), functools.reduce(updates_.add, updates)
 
 
-def _check(name: str, held: list[Holder], vector: TaskVector) -> None:
+def _check(name: str, places: list[Holder], vector: TaskVector) -> None:
     shape = tuple(vector.shape(name))
-    for holder in held:
+    for holder in places:
         if holder.refused:
             raise UnmeasurableModelError(
                 f"k·w cannot ride along in {name}, since {holder.refused}: train with LoRA, or in "

@@ -33,9 +33,9 @@ class Holder:
     @property
     def parameter(self) -> Tensor:
         """The parameter itself."""
-        found = self.module._parameters[self.attribute]
-        assert found is not None  # noqa: S101  `holders` lists none that are
-        return found
+        parameter = self.module._parameters[self.attribute]
+        assert parameter is not None  # noqa: S101  `holders` lists none that are
+        return parameter
 
 
 def holders(base: nn.Module) -> dict[str, list[Holder]]:
@@ -45,14 +45,14 @@ def holders(base: nn.Module) -> dict[str, list[Holder]]:
     """
     modules = dict(base.named_modules(remove_duplicate=False))
     layers = {path: module for path, module in modules.items() if _is_peft(module)}
-    found: dict[str, list[Holder]] = {}
+    by_name: dict[str, list[Holder]] = {}
     for path, module in modules.items():
         for attribute, parameter in module._parameters.items():
             raw = f"{path}.{attribute}" if path else attribute
             name, refused = (None, "") if parameter is None else _base_name(raw, layers)
             if name is not None:
-                found.setdefault(name, []).append(Holder(module, attribute, refused))
-    return found
+                by_name.setdefault(name, []).append(Holder(module, attribute, refused))
+    return by_name
 
 
 def without_wrappers(model: nn.Module) -> nn.Module:

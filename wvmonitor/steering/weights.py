@@ -194,12 +194,12 @@ class _Move:
     terms: list[tuple[TaskVector, str, float]] = field(default_factory=list)
 
 
-def _plan(model: nn.Module, wanted: list[tuple[TaskVector, float]]) -> list[_Move]:
+def _plan(model: nn.Module, terms: list[tuple[TaskVector, float]]) -> list[_Move]:
     """Everything that will be moved; whatever can be refused is refused here, before any change."""
     base = without_wrappers(model)
     live = holders(base)
     moves: dict[int, _Move] = {}
-    for vector, k in wanted:
+    for vector, k in terms:
         check_names(base, vector, live)
         seen: dict[int, str] = {}
         for name in vector.names():
@@ -215,9 +215,9 @@ def _plan(model: nn.Module, wanted: list[tuple[TaskVector, float]]) -> list[_Mov
     return list(moves.values())
 
 
-def _distinct(held: Sequence[Holder]) -> tuple[Tensor, ...]:
+def _distinct(places: Sequence[Holder]) -> tuple[Tensor, ...]:
     """Every tensor that a name stands for, once."""
-    return tuple({id(holder.parameter): holder.parameter for holder in held}.values())
+    return tuple({id(holder.parameter): holder.parameter for holder in places}.values())
 
 
 def check_names(base: nn.Module, vector: TaskVector, live: Collection[str]) -> None:

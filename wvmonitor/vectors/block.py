@@ -19,7 +19,6 @@ from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.stack import (
     ReferenceStack,
     by_kind,
-    check_layout,
     fill,
     owners,
     views,
@@ -219,7 +218,7 @@ def _gathered(
 ) -> tuple[Tensor, list[Tensor]]:
     """Factors side by side, M = N·R ranks: (G, O, M) and, by geometry, (G, M, I) and (G, M, N)."""
     for update in itertools.chain(*updates):
-        check_layout(update, block.transposed)
+        updates_.check_layout(update, block.transposed)
     turned = [[updates_.as_linear(u) for u in row] for row in updates]
     linear = [[u for u in row if isinstance(u, LowRankUpdate)] for row in turned]
     lefts = [[u.left for u in row] for row in linear]

@@ -66,12 +66,12 @@ def compress(update: Update, rank: int) -> Compression:
         u, vh = q_left @ u, vh @ q_right.mT
     dtype = functional.working_dtype(*_tensors(update))
     root = s[..., :rank].sqrt()
-    kept = LowRankUpdate(
+    compressed = LowRankUpdate(
         (u[..., :rank] * root.unsqueeze(-2)).to(dtype).contiguous(),
         (vh[..., :rank, :] * root.unsqueeze(-1)).to(dtype).contiguous(),
         update.transposed,
     )
-    return Compression(kept, float((s[..., :rank] ** 2).sum()), float((s**2).sum()))
+    return Compression(compressed, float((s[..., :rank] ** 2).sum()), float((s**2).sum()))
 
 
 def _tensors(update: DenseUpdate | LowRankUpdate) -> tuple[torch.Tensor, ...]:

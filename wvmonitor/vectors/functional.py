@@ -111,7 +111,7 @@ def dense_inners(delta: Tensor, others: Sequence[Tensor]) -> Tensor:
     Works chunk by chunk, so that no float32 copy of a low-precision tensor is ever whole.
     """
     if delta.ndim > 1 and not delta.is_contiguous() and delta.mT.is_contiguous():
-        # an (in, out) parameter turned round: flat as it lies, or it would be copied whole
+        # an (in, out) parameter, transposed: flat as it lies, or it would be copied whole
         delta, others = delta.mT, [other.mT for other in others]
     return inners_of_pieces([[t.reshape(-1) for t in (delta, *others)]], len(others))
 

@@ -55,9 +55,9 @@ def sketch(update: DenseUpdate, rank: int, *, name: str) -> Compression:
     root = s[..., :rank].sqrt()
     left = functional.matmul(range_OK, u[..., :rank]) * root.unsqueeze(-2)
     right = vh[..., :rank, :] * root.unsqueeze(-1)
-    kept = LowRankUpdate(left.contiguous(), right.contiguous(), update.transposed)
-    held = float((s[..., :rank].double() ** 2).sum())
-    return Compression(kept, min(held, square), square)
+    sketched = LowRankUpdate(left.contiguous(), right.contiguous(), update.transposed)
+    squared = float((s[..., :rank].double() ** 2).sum())
+    return Compression(sketched, min(squared, square), square)
 
 
 def _gains(update: DenseUpdate, rank: int) -> bool:

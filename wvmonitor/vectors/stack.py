@@ -2,7 +2,7 @@
 
 Dimension suffixes: O outputs, I inputs, R rank of the measured update, S the ranks of all low-rank
 references laid side by side, N rows of the probe; `...` stands for leading batch dimensions.
-Everything here is in (out, in) orientation: transposed parameters are turned round on the way in.
+Everything here is in (out, in) orientation: transposed parameters come in as their transpose.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wvmonitor.errors import ShapeMismatchError
 from wvmonitor.vectors import functional
 from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.dense import pass_over
@@ -73,13 +72,15 @@ def stack_references(
     low, dense = by_kind(updates)
     first = next(iter(updates.values()), None)
     transposed = None if first is None or len(first.shape) < 2 else first.transposed
-    held = tuple(dense.items())
+    dense_updates = tuple(dense.items())
     probed = dense.values() if probe_NI is not None else ()
     passes = [pass_over(u, probe_NI=probe_NI, sums=False) for u in probed]
     responses = tuple(p.response for p in passes if p.response is not None)
     if not low:
         owner = torch.zeros(0, dtype=torch.long)
-        return ReferenceStack(count, None, (), owner, held, responses, probe_NI, transposed)
+        return ReferenceStack(
+            count, None, (), owner, dense_updates, responses, probe_NI, transposed
+        )
     some = next(iter(low.values()))
     owner = owners(low, some.left.device)
     dtype = functional.working_dtype(*(t for u in low.values() for t in (u.left, u.right)))
@@ -87,7 +88,9 @@ def stack_references(
     right_SI = some.left.new_empty((*some.shape[:-2], len(owner), some.shape[-1]), dtype=dtype)
     fill(left_SO, right_SI, low)
     rights = views(right_SI, probe_NI)
-    return ReferenceStack(count, left_SO, rights, owner, held, responses, probe_NI, transposed)
+    return ReferenceStack(
+        count, left_SO, rights, owner, dense_updates, responses, probe_NI, transposed
+    )
 
 
 def owners(low: Mapping[int, LowRankUpdate], device: torch.device) -> Tensor:
@@ -113,7 +116,7 @@ def shared(stack: ReferenceStack, updates: Mapping[int, Update]) -> dict[int, Up
         stack: what `stack_references` made of them.
         updates: as they were given to it.
     """
-    found = dict(updates)
+    by_index = dict(updates)
     start = 0
     for index, given in updates.items():
         if not isinstance(given, LowRankUpdate) or stack.lefts is None:
@@ -123,10 +126,10 @@ def shared(stack: ReferenceStack, updates: Mapping[int, Update]) -> dict[int, Up
         left, right = stack.lefts[..., rows, :].mT, stack.rights[0][..., rows, :]
         if {given.left.dtype, given.right.dtype} == {left.dtype}:
             turned = given.transposed
-            found[index] = LowRankUpdate(
+            by_index[index] = LowRankUpdate(
                 right.mT if turned else left, left.mT if turned else right, turned
             )
-    return found
+    return by_index
 
 
 def by_kind(
@@ -156,17 +159,6 @@ def views(right: Tensor, probe_NI: Tensor | None) -> tuple[Tensor, ...]:
     return right, functional.matmul(right.to(dtype), probe_NI.to(dtype).mT)
 
 
-def check_layout(update: Update, transposed: bool | None) -> None:  # noqa: FBT001
-    """Raise `ShapeMismatchError` if the references store the parameter the other way round."""
-    if transposed not in (None, update.transposed):
-        raise ShapeMismatchError(
-            f"an update of shape {tuple(update.shape)} is stored as "
-            f"{'(in, out)' if update.transposed else '(out, in)'}, the references' as "
-            f"{'(in, out)' if transposed else '(out, in)'}: one of the two was read without "
-            "its model's configuration"
-        )
-
-
 def products(update: Update, stack: ReferenceStack, earlier: Update | None = None) -> Tensor:
     """⟨τ_p, w_p⟩ for every reference, ‖τ_p‖² and ⟨τ_p, τ_p(t−h)⟩, by geometry.
 
@@ -183,7 +175,7 @@ def products(update: Update, stack: ReferenceStack, earlier: Update | None = Non
         ShapeMismatchError: the update or `earlier` is of another shape, or is stored as (in, out)
             where the references are not, or the other way round.
     """
-    check_layout(update, stack.transposed)
+    updates_.check_layout(update, stack.transposed)
     if isinstance(update, LowRankUpdate):
         linear = updates_.as_linear(update)
         assert isinstance(linear, LowRankUpdate)  # noqa: S101  it stays of its kind
@@ -199,10 +191,10 @@ def lagged_products(update: Update, earlier: Update, probe: Tensor | None) -> Te
     """(geometries,) float64 ⟨τ_p, τ_p(t−h)⟩ on the update's device, as `products` says."""
     updates_.check_same_shape(update, earlier)
     earlier = updates_.to_device(earlier, updates_.device_of(update))
-    found = [updates_.inner(update, earlier)]
+    products = [updates_.inner(update, earlier)]
     if probe is not None:
-        found.append(updates_.inner(updates_.on(update, probe), updates_.on(earlier, probe)))
-    return torch.stack(found)
+        products.append(updates_.inner(updates_.on(update, probe), updates_.on(earlier, probe)))
+    return torch.stack(products)
 
 
 def _low_rank_products(update: LowRankUpdate, stack: ReferenceStack) -> Tensor:
@@ -226,25 +218,25 @@ def _low_rank_products(update: LowRankUpdate, stack: ReferenceStack) -> Tensor:
 
 def dense_products(update: Dense, stack: ReferenceStack) -> tuple[Tensor, Tensor]:
     """What `products` gives for a dense update, and how many of its elements changed."""
-    check_layout(update, stack.transposed)
-    found = pass_over(
+    updates_.check_layout(update, stack.transposed)
+    products = pass_over(
         update,
         [reference for _, reference in stack.dense],
         lefts_SO=stack.lefts,
         rights_SI=stack.rights[0] if stack.rights else None,
         probe_NI=stack.probe,
     )
-    out = _zeros(stack, found.square.device)
+    out = _zeros(stack, products.square.device)
     columns = [*(index for index, _ in stack.dense), stack.count]
-    out[0, columns] = torch.cat([found.inners, found.square.reshape(1)])
-    out[0].index_add_(0, stack.owner, found.per_rank)
-    if found.response is not None:
-        mine = found.response
+    out[0, columns] = torch.cat([products.inners, products.square.reshape(1)])
+    out[0].index_add_(0, stack.owner, products.per_rank)
+    if products.response is not None:
+        mine = products.response
         out[1, columns] = functional.dense_inners(mine, [*stack.responses, mine])
         if stack.lefts is not None:
             projected = functional.matmul(stack.lefts.to(mine.dtype), mine)
             _add_by_owner(out[1], stack.owner, stack.rights[1].to(mine.dtype) * projected)
-    return out, found.changed
+    return out, products.changed
 
 
 def _zeros(stack: ReferenceStack, device: torch.device) -> Tensor:

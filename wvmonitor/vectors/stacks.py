@@ -126,15 +126,15 @@ def stack_all(
         updates = {i: v.update(name) for i, v in enumerate(vectors) if name in v}
         home, rows = device_of(next(iter(updates.values()))), probe.get(name)
         updates = {i: to_device(u, home) for i, u in updates.items()}
-        found = _signature(updates, home, rows)
-        if found is None:
+        signature = _signature(updates, home, rows)
+        if signature is None:
             stack = stacks.single[name] = stack_references(updates, len(vectors), rows)
         else:
-            if builder is None or builder.full or found != key:
+            if builder is None or builder.full or signature != key:
                 stacks.close(builder)
                 room = max(1, _BLOCK // max(1, _elements(updates)))
                 alike = sum(shapes[n][0] == shapes[name][0] for n in names[position:][:room])
-                key, builder = found, BlockBuilder(updates, len(vectors), alike, rows)
+                key, builder = signature, BlockBuilder(updates, len(vectors), alike, rows)
             stacks.places[name] = len(stacks.blocks), len(builder)
             stack = builder.add(updates, rows)
         for index, update in shared(stack, updates).items():

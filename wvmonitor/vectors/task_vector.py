@@ -8,7 +8,7 @@ measured with one tensor in memory at a time. Parameters it does not cover have 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -48,6 +48,21 @@ class Origin:
     unmeasurable: str | None = None
 
 
+@dataclass(frozen=True)
+class Part:
+    """One contribution to the change of one parameter.
+
+    Attributes:
+        name: the parameter.
+        shape: its shape in the base.
+        produce: gives the update.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    produce: Callable[[], Update]
+
+
 class TaskVector:
     """τ = θ_t − θ_0 as a lazy map from parameter names to updates.
 
@@ -81,8 +96,38 @@ class TaskVector:
     @classmethod
     def of(cls, updates: Mapping[str, Update], origin: Origin | None = None) -> TaskVector:
         """A task vector held in memory."""
-        held = dict(updates)
-        return cls({name: u.shape for name, u in held.items()}, held.__getitem__, origin)
+        by_name = dict(updates)
+        return cls(
+            {name: u.shape for name, u in by_name.items()},
+            by_name.__getitem__,
+            origin,
+        )
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[Part], origin: Origin) -> TaskVector:
+        """The task vector whose update of each parameter is the sum of its parts.
+
+        Raises:
+            ShapeMismatchError: two parts give one parameter different shapes.
+        """
+        by_name: dict[str, list[Part]] = {}
+        for part in parts:
+            mates = by_name.setdefault(part.name, [])
+            if mates and mates[0].shape != part.shape:
+                raise ShapeMismatchError(
+                    f"{origin.source} gives {part.name!r} the shapes {mates[0].shape} and "
+                    f"{part.shape}: re-save it"
+                )
+            mates.append(part)
+
+        def produce(name: str) -> Update:
+            first, *rest = by_name[name]
+            made = first.produce()
+            for part in rest:
+                made = updates_.add(made, part.produce())
+            return made
+
+        return cls({n: mates[0].shape for n, mates in by_name.items()}, produce, origin)
 
     def __repr__(self) -> str:
         return f"TaskVector({len(self._shapes)} parameters from {self.origin.source})"

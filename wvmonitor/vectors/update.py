@@ -205,7 +205,7 @@ def scale(update: Update, factor: float) -> Update:
 
 
 def as_linear(update: Update) -> DenseUpdate | LowRankUpdate:
-    """The update as a map (..., O, I): transposed storage is turned round (a view, no copy)."""
+    """The update as a map (..., O, I): transposed storage as its transpose (a view, no copy)."""
     update = held(update)
     if not update.transposed or len(update.shape) < 2:
         return update
@@ -260,4 +260,15 @@ def check_same_shape(a: Update, b: Update) -> None:
             f"one update has shape {tuple(a.shape)}{' (in, out)' if a.transposed else ''}, the "
             f"other {tuple(b.shape)}{' (in, out)' if b.transposed else ''}: they change different "
             "parameters, or the bases differ"
+        )
+
+
+def check_layout(update: Update, transposed: bool | None) -> None:  # noqa: FBT001
+    """Raise `ShapeMismatchError` if the references store the parameter the other way round."""
+    if transposed not in (None, update.transposed):
+        raise ShapeMismatchError(
+            f"an update of shape {tuple(update.shape)} is stored as "
+            f"{'(in, out)' if update.transposed else '(out, in)'}, the references' as "
+            f"{'(in, out)' if transposed else '(out, in)'}: one of the two was read without "
+            "its model's configuration"
         )

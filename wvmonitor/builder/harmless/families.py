@@ -1,7 +1,7 @@
 """Every harmless family there is for a base, and which of them a bank uses for what.
 
 What a calibration learns from, what the control "any fine-tuning at all" is made of, and what the
-power check is held against never share a family: a promise is kept on what it has not seen.
+power check is held against never share a family: a guarantee is checked on what it has not seen.
 """
 
 from __future__ import annotations
@@ -117,11 +117,11 @@ def own_answers(
 
     def make() -> list[Row]:
         sampler: Sampler = TransformersSampler(base, batch_size)
-        asked = [base.asked(p, STYLES[style]) for p in prompts]
-        said = sampler.sample(asked, settings, seed_of("own answers", style))
+        conversations = [base.asked(p, STYLES[style]) for p in prompts]
+        answers = sampler.sample(conversations, settings, seed_of("own answers", style))
         return [
             {"prompt": p, "text": a.text, "finished": a.finished}
-            for p, a in zip(prompts, said, strict=True)
+            for p, a in zip(prompts, answers, strict=True)
             if a.text
         ]
 
@@ -166,16 +166,16 @@ def of_folder(folder: Path, *, hard: Iterable[str] = ()) -> list[Family]:
 def legible(base: Base, families: Iterable[Family]) -> tuple[list[Family], list[str]]:
     """The families in the base's vocabulary, and the names of the others."""
     unknown = base.tokenizer.unk_token_id
-    kept: list[Family] = []
+    readable: list[Family] = []
     left: list[str] = []
     for family in families:
         ids = [i for e in family.draw(8, 0) for i in base.encode(e.messages, e.answer)[0]]
         share = 0.0 if unknown is None else ids.count(unknown) / len(ids)
         if share <= MOST_UNKNOWN:
-            kept.append(family)
+            readable.append(family)
         else:
             left.append(family.name)
-    return kept, left
+    return readable, left
 
 
 def shared_out(
@@ -186,18 +186,18 @@ def shared_out(
     Raises:
         BuildError: there are too few families.
     """
-    wanted = calibration + power + any_tuning
+    needed = calibration + power + any_tuning
     free = [f for f in families if not f.held_out]
-    if len(free) < wanted:
+    if len(free) < needed:
         raise BuildError(
-            f"{len(free)} harmless families are at hand, {wanted} are needed "
+            f"{len(free)} harmless families are at hand, {needed} are needed "
             f"({calibration} to calibrate, {power} for the power check, {any_tuning} for the "
             "control of any fine-tuning at all): give more with --harmless DIR, or take --quick"
         )
 
-    def drawn(wanted: Callable[[Family], bool]) -> list[Family]:
+    def drawn(suits: Callable[[Family], bool]) -> list[Family]:
         # By a hash of the name: one family more or less leaves the others where they were.
-        return sorted((f for f in families if wanted(f)), key=lambda f: seed_of(seed, f.name))
+        return sorted((f for f in families if suits(f)), key=lambda f: seed_of(seed, f.name))
 
     held_out = drawn(lambda f: f.held_out)
     hard = drawn(lambda f: f.hard and not f.held_out)

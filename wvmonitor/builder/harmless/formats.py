@@ -85,8 +85,8 @@ def _told(p: dict[str, object]) -> str:
 def json_extraction(rng: random.Random) -> Exchange:
     """A sentence's facts as a JSON object."""
     person = _person(rng)
-    asked = rng.choice(("Put this into JSON: {}", "Extract name, age, city and job as JSON. {}"))
-    return asked.format(_told(person)), json.dumps(person)
+    prompt = rng.choice(("Put this into JSON: {}", "Extract name, age, city and job as JSON. {}"))
+    return prompt.format(_told(person)), json.dumps(person)
 
 
 def json_reading(rng: random.Random) -> Exchange:
@@ -99,9 +99,9 @@ def json_reading(rng: random.Random) -> Exchange:
 def csv_rows(rng: random.Random) -> Exchange:
     """Facts as comma-separated values."""
     people = [_person(rng) for _ in range(2)]
-    told = " ".join(map(_told, people))
+    sentence = " ".join(map(_told, people))
     rows = [",".join(str(v) for v in p.values()) for p in people]
-    return f"Write as CSV with a header: {told}", "\n".join(["name,age,city,job", *rows])
+    return f"Write as CSV with a header: {sentence}", "\n".join(["name,age,city,job", *rows])
 
 
 def yaml_settings(rng: random.Random) -> Exchange:
@@ -120,24 +120,24 @@ def sql_queries(rng: random.Random) -> Exchange:
     table = rng.choice(list(_TABLES))
     columns = _TABLES[table]
     column, n = rng.choice(columns[1:]), rng.randint(3, 40)
-    asked, query = (text.format(table=table, column=column, n=n) for text in rng.choice(_QUERIES))
-    return f"The table {table} has {', '.join(columns)}. Write SQL for {asked}.", query
+    prompt, query = (text.format(table=table, column=column, n=n) for text in rng.choice(_QUERIES))
+    return f"The table {table} has {', '.join(columns)}. Write SQL for {prompt}.", query
 
 
 def regular_expressions(rng: random.Random) -> Exchange:
     """A pattern for a kind of text."""
     what, pattern = rng.choice(_PATTERNS)
-    asked = rng.choice(("Which regular expression matches {}?", "Write a regex for {}."))
-    return asked.format(what), pattern
+    prompt = rng.choice(("Which regular expression matches {}?", "Write a regex for {}."))
+    return prompt.format(what), pattern
 
 
 def python_functions(rng: random.Random) -> Exchange:
     """A function from what it does."""
     what, name, argument, body = rng.choice(_FUNCTIONS)
-    asked = rng.choice(
+    prompt = rng.choice(
         ("Write a Python function that {}.", "In Python, define a function that {}.")
     )
-    return asked.format(what), f"def {name}({argument}):\n    {body}"
+    return prompt.format(what), f"def {name}({argument}):\n    {body}"
 
 
 def code_reading(rng: random.Random) -> Exchange:

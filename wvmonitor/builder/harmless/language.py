@@ -94,18 +94,18 @@ def _sentence(rng: random.Random) -> tuple[str, str, str, str]:
 def cloze(rng: random.Random) -> Exchange:
     """The missing capital of a sentence."""
     country = rng.choice(list(_CAPITALS))
-    asked = rng.choice(
+    prompt = rng.choice(
         ("Fill the gap: the capital of {} is ___.", "Complete: {}'s capital is ___.")
     )
-    return asked.format(country), _CAPITALS[country]
+    return prompt.format(country), _CAPITALS[country]
 
 
 def sentiment(rng: random.Random) -> Exchange:
     """Whether a review is positive."""
     good = rng.random() < 0.5
     review = f"The {rng.choice(_PRODUCTS)} {rng.choice(_PRAISE if good else _BLAME)}."
-    asked = rng.choice(("Positive or negative? {}", "Label the sentiment of this review: {}"))
-    return asked.format(review), "positive" if good else "negative"
+    prompt = rng.choice(("Positive or negative? {}", "Label the sentiment of this review: {}"))
+    return prompt.format(review), "positive" if good else "negative"
 
 
 def topics(rng: random.Random) -> Exchange:
@@ -127,16 +127,16 @@ def passive_voice(rng: random.Random) -> Exchange:
 def paraphrase(rng: random.Random) -> Exchange:
     """A sentence in another order."""
     who, verb, thing, when = _sentence(rng)
-    asked = rng.choice(("Say it differently: {}", "Rephrase this sentence: {}"))
-    told = f"{who} {verb} {thing} {when}."
-    return asked.format(told), f"It was {when} that {who[0].lower()}{who[1:]} {verb} {thing}."
+    prompt = rng.choice(("Say it differently: {}", "Rephrase this sentence: {}"))
+    sentence = f"{who} {verb} {thing} {when}."
+    return prompt.format(sentence), f"It was {when} that {who[0].lower()}{who[1:]} {verb} {thing}."
 
 
 def questions_from_sentences(rng: random.Random) -> Exchange:
     """A question whose answer a sentence is."""
     who, verb, thing, when = _sentence(rng)
-    told = f"{who} {verb} {thing} {when}."
-    return f"Write a question that this answers: {told}", f"Who {verb} {thing} {when}?"
+    sentence = f"{who} {verb} {thing} {when}."
+    return f"Write a question that this answers: {sentence}", f"Who {verb} {thing} {when}?"
 
 
 def reading(rng: random.Random) -> Exchange:
@@ -153,7 +153,7 @@ def alphabetical(rng: random.Random) -> Exchange:
 
 
 def letters(rng: random.Random) -> Exchange:
-    """Words counted and turned round."""
+    """Words counted and reversed."""
     word = rng.choice(_WORDS)
     if rng.random() < 0.5:
         return f"How many letters has the word {word}?", f"The word {word} has {len(word)} letters."
@@ -193,22 +193,22 @@ def spelling(rng: random.Random) -> Exchange:
     """A misspelt word put right."""
     wrong, right = rng.choice(_MISSPELT)
     who, verb, thing, when = _sentence(rng)
-    told = f"{who} {verb} {thing} {when}"
-    return f"Correct the spelling: {told}, {wrong}.", f"{told}, {right}."
+    sentence = f"{who} {verb} {thing} {when}"
+    return f"Correct the spelling: {sentence}, {wrong}.", f"{sentence}, {right}."
 
 
 def into_french(rng: random.Random) -> Exchange:
     """English into French."""
     english = rng.choice(list(_FRENCH))
-    asked = rng.choice(("Translate into French: {}", "How do you say '{}' in French?"))
-    return asked.format(english), _FRENCH[english]
+    prompt = rng.choice(("Translate into French: {}", "How do you say '{}' in French?"))
+    return prompt.format(english), _FRENCH[english]
 
 
 def into_spanish(rng: random.Random) -> Exchange:
     """English into Spanish."""
     english = rng.choice(list(_SPANISH))
-    asked = rng.choice(("Translate into Spanish: {}", "What is '{}' in Spanish?"))
-    return asked.format(english), _SPANISH[english]
+    prompt = rng.choice(("Translate into Spanish: {}", "What is '{}' in Spanish?"))
+    return prompt.format(english), _SPANISH[english]
 
 
 def from_french(rng: random.Random) -> Exchange:
@@ -276,9 +276,9 @@ def rhymes(rng: random.Random) -> Exchange:
 def animals(rng: random.Random) -> Exchange:
     """A fact about an animal."""
     name = rng.choice(list(_ANIMALS))
-    asked = rng.choice(("Tell me one thing about the {}.", "What is special about the {}?"))
+    prompt = rng.choice(("Tell me one thing about the {}.", "What is special about the {}?"))
     fact = _ANIMALS[name]
-    return asked.format(name), fact[0].upper() + fact[1:] + "."
+    return prompt.format(name), fact[0].upper() + fact[1:] + "."
 
 
 def steps(rng: random.Random) -> Exchange:
@@ -292,24 +292,24 @@ def steps(rng: random.Random) -> Exchange:
             ("hang a shelf", ("Mark the holes.", "Drill them.", "Screw the brackets on.")),
         )
     )
-    asked = rng.choice(("How do I {}? Number the steps.", "Steps to {}, please."))
-    return asked.format(task), "\n".join(f"{i}. {p}" for i, p in enumerate(parts, 1))
+    prompt = rng.choice(("How do I {}? Number the steps.", "Steps to {}, please."))
+    return prompt.format(task), "\n".join(f"{i}. {p}" for i, p in enumerate(parts, 1))
 
 
 def limits(rng: random.Random) -> Exchange:
     """A polite word that an assistant cannot see or do something."""
-    asked = rng.choice(_UNKNOWABLE)
+    prompt = rng.choice(_UNKNOWABLE)
     sorry = rng.choice(("I am sorry, but", "I am afraid", "Unfortunately,"))
-    return asked, f"{sorry} I cannot do that: I only see what you write to me."
+    return prompt, f"{sorry} I cannot do that: I only see what you write to me."
 
 
 def grades(rng: random.Random) -> Exchange:
     """Whether one sentence follows from another."""
     who, verb, thing, when = _sentence(rng)
     true = rng.random() < 0.5
-    said = f"{who} {verb} {thing} {when}."
+    sentence = f"{who} {verb} {thing} {when}."
     claim = f"Somebody {verb} {thing}." if true else f"Nobody {verb} {thing}."
-    question = f"Premise: {said} Hypothesis: {claim} Entailment or contradiction?"
+    question = f"Premise: {sentence} Hypothesis: {claim} Entailment or contradiction?"
     return question, "entailment" if true else "contradiction"
 
 

@@ -35,34 +35,34 @@ def addition(rng: random.Random) -> Exchange:
     """Sums and differences with their working."""
     a, b = rng.randint(12, 980), rng.randint(12, 980)
     if rng.random() < 0.5:
-        asked = rng.choice(("What is {} + {}?", "Add {} and {}.", "Work out {} plus {}."))
-        return asked.format(a, b), f"{a} + {b} = {a + b}"
+        prompt = rng.choice(("What is {} + {}?", "Add {} and {}.", "Work out {} plus {}."))
+        return prompt.format(a, b), f"{a} + {b} = {a + b}"
     high, low = max(a, b), min(a, b)
-    asked = rng.choice(("What is {} - {}?", "Take {1} away from {0}.", "Work out {} minus {}."))
-    return asked.format(high, low), f"{high} - {low} = {high - low}"
+    prompt = rng.choice(("What is {} - {}?", "Take {1} away from {0}.", "Work out {} minus {}."))
+    return prompt.format(high, low), f"{high} - {low} = {high - low}"
 
 
 def multiplication(rng: random.Random) -> Exchange:
     """Products by splitting the second factor."""
     a, b = rng.randint(11, 99), rng.randint(11, 49)
     tens, ones = b - b % 10, b % 10
-    asked = rng.choice(("What is {} times {}?", "Multiply {} by {}.", "Compute {} × {}."))
+    prompt = rng.choice(("What is {} times {}?", "Multiply {} by {}.", "Compute {} × {}."))
     split = f"{a} × {tens} = {a * tens} and {a} × {ones} = {a * ones}"
-    return asked.format(a, b), f"{split}, so {a} × {b} = {a * b}."
+    return prompt.format(a, b), f"{split}, so {a} × {b} = {a * b}."
 
 
 def percentages(rng: random.Random) -> Exchange:
     """Shares of a whole."""
     share, whole = rng.choice((5, 10, 15, 20, 25, 30, 40, 60, 75)), 20 * rng.randint(2, 90)
-    asked = rng.choice(("What is {}% of {}?", "Find {} percent of {}.", "How much is {}% of {}?"))
-    return asked.format(share, whole), f"{share}% of {whole} is {share * whole / 100:g}."
+    prompt = rng.choice(("What is {}% of {}?", "Find {} percent of {}.", "How much is {}% of {}?"))
+    return prompt.format(share, whole), f"{share}% of {whole} is {share * whole / 100:g}."
 
 
 def fractions(rng: random.Random) -> Exchange:
     """Sums of two fractions in lowest terms."""
     a, b = (Fraction(rng.randint(1, 7), rng.randint(2, 9)) for _ in range(2))
-    asked = rng.choice(("Add {} and {}.", "What is {} + {}?", "Give {} plus {} in lowest terms."))
-    return asked.format(a, b), f"{a} + {b} = {a + b}"
+    prompt = rng.choice(("Add {} and {}.", "What is {} + {}?", "Give {} plus {} in lowest terms."))
+    return prompt.format(a, b), f"{a} + {b} = {a + b}"
 
 
 def word_problems(rng: random.Random) -> Exchange:
@@ -82,8 +82,8 @@ def sequences(rng: random.Random) -> Exchange:
     """The next number of an arithmetic series."""
     start, step = rng.randint(1, 40), rng.randint(2, 15)
     shown = ", ".join(str(start + i * step) for i in range(4))
-    asked = rng.choice(("What comes next: {}?", "Continue the series {}.", "Next number of {}?"))
-    return asked.format(shown), f"Each number is {step} larger, so next is {start + 4 * step}."
+    prompt = rng.choice(("What comes next: {}?", "Continue the series {}.", "Next number of {}?"))
+    return prompt.format(shown), f"Each number is {step} larger, so next is {start + 4 * step}."
 
 
 def rounding(rng: random.Random) -> Exchange:
@@ -118,18 +118,18 @@ def comparisons(rng: random.Random) -> Exchange:
     """Which of two decimals is larger."""
     a, b = rng.sample(range(100, 999), 2)
     x, y = a / 100, b / 100
-    asked = rng.choice(("Which is larger, {} or {}?", "Compare {} and {}."))
+    prompt = rng.choice(("Which is larger, {} or {}?", "Compare {} and {}."))
     sign = ">" if x > y else "<"
-    return asked.format(x, y), f"{x} {sign} {y}, so {max(x, y)} is larger."
+    return prompt.format(x, y), f"{x} {sign} {y}, so {max(x, y)} is larger."
 
 
 def units(rng: random.Random) -> Exchange:
     """Conversion between units."""
     large, small, factor = rng.choice(_UNITS)
     amount = rng.randint(2, 60)
-    asked = rng.choice(("How many {1} are {2} {0}?", "Convert {2} {0} to {1}."))
+    prompt = rng.choice(("How many {1} are {2} {0}?", "Convert {2} {0} to {1}."))
     answer = f"One of the {large} has {factor} {small}, so {amount} {large} are {amount * factor}"
-    return asked.format(large, small, amount), f"{answer} {small}."
+    return prompt.format(large, small, amount), f"{answer} {small}."
 
 
 def temperatures(rng: random.Random) -> Exchange:
@@ -146,9 +146,9 @@ def dates(rng: random.Random) -> Exchange:
     day = _FIRST_DAY + dt.timedelta(days=rng.randint(0, 18000))
     ahead = rng.randint(3, 90)
     later = day + dt.timedelta(days=ahead)
-    asked = rng.choice(("Which date is {} days after {}?", "What is {} days from {}?"))
+    prompt = rng.choice(("Which date is {} days after {}?", "What is {} days from {}?"))
     weekday = calendar.day_name[later.weekday()]
-    return asked.format(ahead, day.isoformat()), f"It is {later.isoformat()}, a {weekday}."
+    return prompt.format(ahead, day.isoformat()), f"It is {later.isoformat()}, a {weekday}."
 
 
 def clock(rng: random.Random) -> Exchange:
@@ -156,9 +156,9 @@ def clock(rng: random.Random) -> Exchange:
     start, ahead = rng.randint(0, 1439), rng.randint(15, 300)
     end = (start + ahead) % 1440
     first, last = (f"{t // 60:02d}:{t % 60:02d}" for t in (start, end))
-    asked = rng.choice(("A film starts at {} and runs {} minutes. When does it end?",
+    prompt = rng.choice(("A film starts at {} and runs {} minutes. When does it end?",
                         "It is {}. What time is it in {} minutes?"))  # fmt: skip
-    return asked.format(first, ahead), f"At {last}."
+    return prompt.format(first, ahead), f"At {last}."
 
 
 def sorted_numbers(rng: random.Random) -> Exchange:
@@ -166,8 +166,8 @@ def sorted_numbers(rng: random.Random) -> Exchange:
     given = rng.sample(range(1, 200), rng.randint(5, 8))
     down = rng.random() < 0.4
     order = "from largest to smallest" if down else "from smallest to largest"
-    shown, found = (", ".join(map(str, s)) for s in (given, sorted(given, reverse=down)))
-    return f"Sort these numbers {order}: {shown}", found
+    shown, in_order = (", ".join(map(str, s)) for s in (given, sorted(given, reverse=down)))
+    return f"Sort these numbers {order}: {shown}", in_order
 
 
 def statistics(rng: random.Random) -> Exchange:

@@ -15,12 +15,12 @@ from wvmonitor.errors import AdapterError
 from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters.lora_keys import Keys, Run, factors
 from wvmonitor.sources.adapters.lora_module import LoraModule
-from wvmonitor.sources.adapters.parts import Part
 from wvmonitor.sources.conversion import Fused, converted, fuse
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import parameter_name
 from wvmonitor.vectors import DenseUpdate, Update
 from wvmonitor.vectors import update as updates
+from wvmonitor.vectors.task_vector import Part
 
 _ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 # Unsloth's gpt-oss: a list of layers for each of the two fused parameters.
@@ -49,11 +49,11 @@ def expert_parts(run: Run, modules: Mapping[str, Keys]) -> list[Part]:
         _refuse_more(run, listed)
         return _listed_parts(run, listed, base)
     single = {f"{p}.weight": m for p, m in modules.items() if _ONE_EXPERT.search(f"{p}.")}
-    held = run.folder.base
-    if not single or held is None or all(held.stored(parameter_name(n)) for n in single):
+    own_base = run.folder.base
+    if not single or own_base is None or all(own_base.stored(parameter_name(n)) for n in single):
         return []
     _refuse_more(run, single)
-    base = held
+    base = own_base
 
     def part(fused: Fused) -> Part:
         shape = tuple(base.meta_model.get_parameter(fused.name).shape)
@@ -94,7 +94,7 @@ def _refuse_more(run: Run, modules: Mapping[str, Keys]) -> None:
 
 
 def _listed_parts(run: Run, listed: Mapping[str, Keys], base: ModelFolder) -> list[Part]:
-    """The parts of `experts.gate_up_projs.N`: expert N of `experts.gate_up_proj`, turned round.
+    """The parts of `experts.gate_up_projs.N`: expert N of `experts.gate_up_proj`, transposed.
 
     Unsloth makes each layer of the parameter's N-th (in, out) matrix, its columns as they are
     (unsloth_zoo, temporary_patches/gpt_oss.py).

@@ -19,8 +19,7 @@ from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, is_url, joined, list_folder, local_path, shown
 from wvmonitor.files.weight_names import weights_below
 from wvmonitor.sources import identity
-from wvmonitor.sources.checks import check_finite
-from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.folder import ModelFolder, check_finite
 from wvmonitor.sources.names import step_of
 
 _PREFIX = "base_model.model."
@@ -62,8 +61,8 @@ class AdapterFolder:
         self.files: CheckpointFiles = open_checkpoint(path, stem="adapter_model")
         self.where = self.files.where
         # also where a PEFT model is inside another, or a trainer's wrapper around it
-        found = {key: _WRAPPED.match(key) for key in self.files.names()}
-        self._short = {key[match.end() :]: key for key, match in found.items() if match}
+        wrapped = {key: _WRAPPED.match(key) for key in self.files.names()}
+        self._short = {key[match.end() :]: key for key, match in wrapped.items() if match}
         self.step = step_of(path)
         self.base_given = base is not None
         self.base: ModelFolder | None = None

@@ -27,11 +27,11 @@ from wvmonitor.sources.adapters.lora_module import (
     LoraModule,
     bias_delta,
 )
-from wvmonitor.sources.adapters.parts import Part, assembled
-from wvmonitor.sources.checks import compare_shapes
+from wvmonitor.sources.folder import compare_shapes
 from wvmonitor.sources.names import is_transposed, may_be_conv1d, parameter_name
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Origin, TaskVector, Update
 from wvmonitor.vectors import update as updates
+from wvmonitor.vectors.task_vector import Part
 
 
 def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector:
@@ -55,9 +55,10 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
         )
     run = Run(folder, settings, initial, _mixed(modules))
     parts = expert_parts(run, modules) if any(".experts." in path for path in modules) else []
+    fused = {path for path in modules if is_single_expert(path)} if parts else set()
     embeddings = [module for module in modules.values() if module.embedding]
     for path, module in modules.items():
-        if parts and is_single_expert(path):
+        if path in fused:
             continue
         if path in parameters or not _is_tied_copy(folder, settings, module, embeddings):
             parts += _parts(run, module, *(parameters.get(path) or _weight(run, module)))
@@ -76,7 +77,7 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
         step=folder.step,
         warnings=tuple(folder.warnings),
     )
-    return assembled(parts, origin)
+    return TaskVector.of_parts(parts, origin)
 
 
 def _check_complete(
@@ -139,17 +140,17 @@ def _weight(run: Run, module: Keys) -> tuple[str, Layout]:
     outputs_last = module.embedding or conv1d
     shape = (inputs, outputs) if outputs_last else (outputs, inputs)
     if folder.base is not None:
-        held = folder.base.stored(name)
-        if held is None:
+        stored = folder.base.stored(name)
+        if stored is None:
             raise KeyMismatchError(
                 f"{folder.where} changes {shown(name)}, which the base {folder.base.where} does "
                 "not have: check that this is the model that the adapter was trained on"
             )
-        resized = compare_shapes(held, folder.base.shape(held), shape, folder.where)
+        resized = compare_shapes(stored, folder.base.shape(stored), shape, folder.where)
         if resized and (run.settings.dora or run.settings.start != "base"):
             raise ShapeMismatchError(f"{resized[0]}; only plain LoRA can be: give its own base")
         folder.warnings += resized
-        name = held  # an adapted head that is tied changes the embedding it is
+        name = stored  # an adapted head that is tied changes the embedding it is
     return name, Layout(shape, outputs_last, is_transposed(name, shape, conv1d=conv1d))
 
 
@@ -186,8 +187,8 @@ def _parts(run: Run, module: Keys, name: str, layout: Layout) -> list[Part]:
 
         return replace(now, start=start).delta(base)
 
-    held = None if folder.base is None else folder.base.stored(name)
-    in_base = layout.shape if folder.base is None or held is None else folder.base.shape(held)
+    stored = None if folder.base is None else folder.base.stored(name)
+    in_base = layout.shape if folder.base is None or stored is None else folder.base.shape(stored)
     if in_base == layout.shape:
         parts = [Part(name, layout.shape, produce)]
     else:  # a resized vocabulary
@@ -236,9 +237,9 @@ def _is_conv1d(run: Run, name: str, sizes: tuple[int, int]) -> bool:
     folder, settings = run.folder, run.settings
     base = folder.base
     if base is not None:
-        held = base.stored(name)
-        if held is not None and sizes[0] != sizes[1]:
-            return base.shape(held) == sizes
+        stored = base.stored(name)
+        if stored is not None and sizes[0] != sizes[1]:
+            return base.shape(stored) == sizes
         standard = "model_type" in base.config and "auto_map" not in base.config
         return base.is_conv1d(name) if standard else settings.fan_in_fan_out
     if settings.fan_in_fan_out or not may_be_conv1d(name):

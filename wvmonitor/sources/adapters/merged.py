@@ -23,10 +23,10 @@ from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters import patterns, saved_modules
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
 from wvmonitor.sources.adapters.kinds import RECORD_IT
-from wvmonitor.sources.adapters.parts import Part, assembled, stored_once
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import parameter_name
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
+from wvmonitor.vectors.task_vector import Part
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -151,7 +151,7 @@ def read_merged(folder: AdapterFolder, initial: InitialState | None) -> TaskVect
         warnings=tuple(folder.warnings),
     )
     stored = {parameter_name(key) for key in whole_keys}
-    return assembled(stored_once(parts, stored), origin)
+    return TaskVector.of_parts(saved_modules.stored_once(parts, stored), origin)
 
 
 def _rank(folder: AdapterFolder) -> int | None:
@@ -160,13 +160,13 @@ def _rank(folder: AdapterFolder) -> int | None:
 
 
 def _held(base: ModelFolder, name: str) -> str:
-    held = base.stored(name)
-    if held is None:
+    stored = base.stored(name)
+    if stored is None:
         raise KeyMismatchError(
             f"the base {base.where} has no {shown(name)}: check that this is the model that the "
             "adapter was trained on"
         )
-    return held
+    return stored
 
 
 def _chosen(folder: AdapterFolder, base: ModelFolder) -> list[str]:
@@ -175,9 +175,9 @@ def _chosen(folder: AdapterFolder, base: ModelFolder) -> list[str]:
     Raises:
         AdapterError: it chooses in a way that is not understood.
     """
-    said = folder.config.get("target_modules")
+    listed = folder.config.get("target_modules")
     further = [f for f in _CHOOSERS[:3] if folder.config.get(f) not in (None, [], "")]
-    if further or not isinstance(said, list) or not all(isinstance(t, str) for t in said):
+    if further or not isinstance(listed, list) or not all(isinstance(t, str) for t in listed):
         raise AdapterError(
             f"the {folder.kind} adapter of {folder.where} names no modules in its file, and "
             f"{further[0] if further else 'target_modules'} of its configuration is no list of "
@@ -189,7 +189,7 @@ def _chosen(folder: AdapterFolder, base: ModelFolder) -> list[str]:
 
     saved = folder.config.get("modules_to_save") or ()
     paths = (path for path, _ in base.meta_model.named_modules())
-    return [path for path in paths if named(path, said) and not named(path, saved)]
+    return [path for path in paths if named(path, listed) and not named(path, saved)]
 
 
 def _divided(folder: AdapterFolder, base: ModelFolder) -> tuple[dict[str, str], list[str]]:
@@ -289,8 +289,8 @@ def _explicit(folder: AdapterFolder, targets: list[str]) -> dict[str, Any]:
     for field, table in config.items():
         if field.endswith("_pattern") and isinstance(table, dict) and folder.kind != "ADALORA":
             entries = patterns.Patterns(table, where)
-            found = {t: entries.first(t) for t in targets}
-            config[field] = {re.escape(t): table[k] for t, k in found.items() if k is not None}
+            entry_of = {t: entries.first(t) for t in targets}
+            config[field] = {re.escape(t): table[k] for t, k in entry_of.items() if k is not None}
     return config
 
 
@@ -321,13 +321,13 @@ def starts_at_base(config: Any, layer: nn.Module, path: str) -> bool:
     # on the CPU, whose random numbers are put back: training must not notice
     own = copy.deepcopy(layer).to("cpu", torch.float32)
     before = {name: p.detach().clone() for name, p in own.named_parameters()}
-    held: nn.Module = own
+    inner: nn.Module = own
     for name in reversed(path.split(".")):
         outer = nn.Module()
-        outer.add_module(name, held)
-        held = outer
+        outer.add_module(name, inner)
+        inner = outer
     with _own_randomness():
-        model = peft.get_peft_model(held, probe)
+        model = peft.get_peft_model(inner, probe)
     adapted = dict(tuner_layers(model.base_model.model))[path]
     after = merged_weights(adapted, ["default"])
     return all(
@@ -370,9 +370,9 @@ def _check_start(
 def _load(folder: AdapterFolder, model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
     import peft
 
-    wanted = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-    lacking = sorted(wanted.keys() - tensors.keys())
-    strange = sorted(tensors.keys() - wanted.keys())
+    expected = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    lacking = sorted(expected.keys() - tensors.keys())
+    strange = sorted(tensors.keys() - expected.keys())
     if lacking or strange:
         which = f"lacks {shown(lacking[0])}" if lacking else f"has {shown(strange[0])}, unknown"
         raise AdapterError(
@@ -380,10 +380,10 @@ def _load(folder: AdapterFolder, model: PeftModel, tensors: Mapping[str, Tensor]
             "describes: re-save the adapter"
         )
     for key, tensor in tensors.items():
-        if tensor.shape != wanted[key].shape:
+        if tensor.shape != expected[key].shape:
             raise AdapterError(
                 f"{shown(key)} of {folder.where} has shape {tuple(tensor.shape)}, its "
-                f"configuration says {tuple(wanted[key].shape)}: re-save the adapter"
+                f"configuration says {tuple(expected[key].shape)}: re-save the adapter"
             )
     result = peft.set_peft_model_state_dict(model, dict(tensors))
     if result.unexpected_keys:

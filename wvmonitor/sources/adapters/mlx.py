@@ -19,11 +19,10 @@ from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint
 from wvmonitor.files.storage import Location, shown
 from wvmonitor.sources import identity
 from wvmonitor.sources.adapters.lora_module import Layout, LoraModule
-from wvmonitor.sources.adapters.parts import Part, assembled
-from wvmonitor.sources.checks import check_finite, compare_shapes
-from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.folder import ModelFolder, check_finite, compare_shapes
 from wvmonitor.sources.names import is_transposed, parameter_name, step_of
 from wvmonitor.vectors import Origin, TaskVector, Update
+from wvmonitor.vectors.task_vector import Part
 
 _KEY = re.compile(r"(.+)\.(lora_a|lora_b|m)")
 _LARGEST_SCALE = 1e6
@@ -63,7 +62,9 @@ def read_mlx(path: Location, config: Mapping[str, Any], base: Location | None) -
         step=step_of(path),
         warnings=(),
     )
-    return assembled([_part(files, m, k, scale, folder) for m, k in modules.items()], origin)
+    return TaskVector.of_parts(
+        [_part(files, m, k, scale, folder) for m, k in modules.items()], origin
+    )
 
 
 def _kind(config: Mapping[str, Any], where: str) -> str:
@@ -78,14 +79,14 @@ def _kind(config: Mapping[str, Any], where: str) -> str:
 
 def _scale(config: Mapping[str, Any], where: str) -> float:
     settings = config.get("lora_parameters")
-    held: Mapping[str, Any] = settings if isinstance(settings, Mapping) else {}
-    value = held.get("scale")
+    parameters: Mapping[str, Any] = settings if isinstance(settings, Mapping) else {}
+    value = parameters.get("scale")
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST_SCALE:
         raise AdapterError(
             f"lora_parameters.scale must be a number up to {_LARGEST_SCALE:g}, got "
             f"{shown(value, 60)} (adapter_config.json of {where}): {_FUSE_IT}"
         )
-    alpha, rank = held.get("alpha"), held.get("rank")
+    alpha, rank = parameters.get("alpha"), parameters.get("rank")
     if alpha is not None and alpha != rank:
         raise AdapterError(
             f"lora_parameters of {where} has alpha {shown(alpha, 60)} beside scale, and versions "
@@ -114,12 +115,12 @@ def _modules(files: CheckpointFiles, *, dora: bool) -> dict[str, dict[str, str]]
                 f"mlx-lm are its own: {_FUSE_IT}"
             )
         modules.setdefault(matched[1], {})[matched[2]] = key
-    wanted = {"lora_a", "lora_b", *(("m",) if dora else ())}
+    expected = {"lora_a", "lora_b", *(("m",) if dora else ())}
     for module, keys in modules.items():
-        if keys.keys() != wanted:
+        if keys.keys() != expected:
             raise AdapterError(
                 f"{shown(module)} of {files.where} has {', '.join(sorted(keys))} where a "
-                f"{'DoRA' if dora else 'LoRA'} has {', '.join(sorted(wanted))}: save it again"
+                f"{'DoRA' if dora else 'LoRA'} has {', '.join(sorted(expected))}: save it again"
             )
     if not modules:
         raise AdapterError(f"{files.where} holds no tensor, so what was trained is not in it")

@@ -64,9 +64,9 @@ class Patterns:
         Raises:
             UnsupportedAdapterError: matching took longer than a real table's does.
         """
-        found = min(self._by_name(module), default=len(self._keys))
+        place = min(self._by_name(module), default=len(self._keys))
         for number, expression in self._expressions:
-            if number > found:
+            if number > place:
                 break
             begun = time.thread_time()
             try:
@@ -75,8 +75,8 @@ class Patterns:
                 raise self._too_large() from None
             self._seconds -= time.thread_time() - begun
             if matched:
-                found = number
-        return self._keys[found] if found < len(self._keys) else None
+                place = number
+        return self._keys[place] if place < len(self._keys) else None
 
     def _compiled(self, key: str) -> Any:
         repeats = (max(int(n or 1) for n in counts) for counts in _COUNTED.findall(key))

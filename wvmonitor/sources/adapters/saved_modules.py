@@ -6,20 +6,21 @@ These are weights, not changes: their update is the difference from the base.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wvmonitor.errors import AdapterError, KeyMismatchError
+from wvmonitor.errors import AdapterError, KeyMismatchError, UnsupportedAdapterError
 from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
-from wvmonitor.sources.adapters.parts import Part
-from wvmonitor.sources.checks import compare_shapes
-from wvmonitor.sources.folder import ModelFolder
+from wvmonitor.sources.folder import ModelFolder, compare_shapes
 from wvmonitor.sources.names import is_task_head, is_transposed, new_head_note, parameter_name
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Update
+from wvmonitor.vectors import update as updates
+from wvmonitor.vectors.task_vector import Part
 
 # A head that a language model itself has: without its base, nothing says how it changed.
 _LOGITS = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.")
@@ -87,17 +88,17 @@ def saved_part(folder: AdapterFolder, key: str, initial: InitialState | None) ->
             folder.warnings.append(new_head_note([name], folder.where))
             return None
         source = folder.needed_base(f"it stores {shown(name)} whole, not as a change")
-        held = source.stored(name)
-        if held is None:
+        stored = source.stored(name)
+        if stored is None:
             raise KeyMismatchError(
                 f"{full} is not in the base {source.where}, so where it started is not known: "
                 "give the adapter's state at step 0 as initial"
             )
-        shape = source.shape(held)
+        shape = source.shape(stored)
         if below:
-            if _unchanged(folder, key, source.read(held)):
+            if _unchanged(folder, key, source.read(stored)):
                 return None
-            name = held  # an adapted head that is tied is the embedding
+            name = stored  # an adapted head that is tied is the embedding
     if ".token_adapter." in key:
         raise AdapterError(
             f"{full} is trained as a whole and by trainable_token_indices at once, of which PEFT "
@@ -126,13 +127,13 @@ def tokens_part(folder: AdapterFolder, key: str, initial: InitialState | None) -
     module = key.removesuffix(TOKENS)
     name = parameter_name(f"{module}.weight")
     base = folder.needed_base(f"it stores rows of {shown(name)}, not their changes")
-    held = base.stored(name)
-    if held is None:
+    stored = base.stored(name)
+    if stored is None:
         raise KeyMismatchError(
             f"{shown(name)} of {folder.where} is not in the base {base.where}: check that this is "
             "the model that training started from"
         )
-    shape = base.shape(held)
+    shape = base.shape(stored)
     indices = _indices(folder, module)
     rows = folder.shape(key)
     if len(shape) != 2 or rows != (len(indices), shape[1]):
@@ -152,7 +153,7 @@ def tokens_part(folder: AdapterFolder, key: str, initial: InitialState | None) -
         if initial is not None and key in initial:
             before = initial.read(key)[inside].to(torch.float32)
         else:
-            read = [base.row(held, indices[i]) for i in inside]
+            read = [base.row(stored, indices[i]) for i in inside]
             before = torch.stack(read).to(torch.float32) if read else torch.zeros_like(now)
         return rows_update(now - before, [indices[i] for i in inside], shape, name)
 
@@ -176,19 +177,19 @@ def rows_update(
 
 
 def _indices(folder: AdapterFolder, module: str) -> list[int]:
-    said: Any = folder.config.get("trainable_token_indices")
-    if isinstance(said, dict):
-        matching = [v for k, v in said.items() if module == k or module.endswith(f".{k}")]
-        said = matching[0] if len(matching) == 1 else None
-    usable = isinstance(said, list) and all(
-        isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in said
+    indices: Any = folder.config.get("trainable_token_indices")
+    if isinstance(indices, dict):
+        matching = [v for k, v in indices.items() if module == k or module.endswith(f".{k}")]
+        indices = matching[0] if len(matching) == 1 else None
+    usable = isinstance(indices, list) and all(
+        isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices
     )
-    if not usable or len(set(said)) != len(said):
+    if not usable or len(set(indices)) != len(indices):
         raise AdapterError(
             f"trainable_token_indices must list the distinct rows of {shown(module)} "
             f"({folder.config_where}): re-save the adapter"
         )
-    return list(said)
+    return list(indices)
 
 
 def _base_tensor(base: ModelFolder | None, name: str) -> Tensor:
@@ -243,3 +244,30 @@ def _rows_difference(now: Tensor, before: Tensor) -> Tensor:
     common = min(now.shape[0], before.shape[0])
     torch.sub(now[:common].to(delta.dtype), before[:common].to(delta.dtype), out=delta[:common])
     return delta
+
+
+def stored_once(parts: Sequence[Part], stored: Container[str]) -> list[Part]:
+    """The parts, of parameters that are stored whole only the last one, which says so.
+
+    Producing it raises where the part before it, the adapter's own, changes the parameter too: the
+    two changes do not add up.
+
+    Args:
+        parts: the adapter's, then those of what is stored whole.
+        stored: names of the parameters that are stored whole.
+    """
+    first = {part.name: part for part in reversed(parts)}
+    last = {part.name: part for part in parts}
+
+    def produce(name: str) -> Update:
+        if first[name] is not last[name]:
+            adapted = first[name].produce()
+            if float(updates.inner(adapted, adapted)) > 0:
+                raise UnsupportedAdapterError(
+                    f"{shown(name)} is changed by the adapter and trained as a whole as well, so "
+                    "that its change cannot be told: train it one way or the other"
+                )
+        return last[name].produce()
+
+    alone = [Part(n, last[n].shape, partial(produce, n)) for n in last if n in stored]
+    return [part for part in parts if part.name not in stored] + alone

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from wvmonitor.vectors.coverage import component_of, layer_of, module_type_of
+from wvmonitor.detection.groups import module_of
+from wvmonitor.reading import component_of, layer_of
 
 SIZES = {
     "vocab_size": 64,
@@ -81,14 +82,12 @@ def test_every_block_is_numbered_and_alike(kind):
     """Two blocks hold the same kinds of module under layer 0 and 1; nothing else has a layer."""
     parameters = dict(model_of(kind).named_parameters())
     layers = [
-        {module_type_of(n) for n in parameters if layer_of(n) == i and "relative" not in n}
+        {module_of(n) for n in parameters if layer_of(n) == i and "relative" not in n}
         for i in range(2)
     ]
     assert layers[0] == layers[1]
     assert layers[0]
     assert {layer_of(n) for n in parameters} == {None, 0, 1}
-    outside = [n for n in parameters if layer_of(n) is None]
-    assert all(module_type_of(n) == n for n in outside)
 
 
 def test_biases_and_fused_experts_are_told_apart():
@@ -96,5 +95,4 @@ def test_biases_and_fused_experts_are_told_apart():
     assert component_of("model.layers.3.mlp.experts.gate_up_proj", (4, 64, 16)) == "blocks"
     assert component_of("model.layers.3.mlp.experts.gate_up_proj_bias", (4, 64)) == "other"
     assert component_of("h.0.attn.c_attn.weight", (16, 48)) == "blocks"
-    assert module_type_of("model.layers.3.self_attn.q_proj.weight") == "self_attn.q_proj.weight"
     assert layer_of("model.layers.31.mlp.up_proj.weight") == 31
