@@ -36,7 +36,7 @@ def briefest(recipe: Recipe) -> Recipe:
     document = recipe.model_dump(mode="json")
     for i, question in enumerate(document["questions"]["build"]):
         question["domain"] = ("first", "second")[i % 3 == 0]
-    document["finetuning"] |= {"steps": 3}
+    document["finetuning"] |= {"steps": 8}
     return Recipe.model_validate(document)
 
 

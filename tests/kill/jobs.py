@@ -220,7 +220,7 @@ class Build:
         brief = short(load_recipe("organism-evil")).model_dump(mode="json")
         brief["questions"]["build"] = brief["questions"]["build"][:20]
         brief["generation"]["keep_at_least"] = 16
-        brief["finetuning"]["steps"] = 4
+        brief["finetuning"]["steps"] = 8
         recipe = Recipe.model_validate(brief)
         self._options = partial(options_for, recipe, seeds=1, asking=UNASKED)
         self._expected: dict[str, bytes] = {}
