@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from tests import forks
 from tests.integrations.test_left_alone import At
 from tests.integrations.test_transformers import lora, plant_drift, trainer, weights
 from tests.integrations.test_trl_scripts import trl_sft
@@ -119,8 +118,8 @@ class Ended(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
-def run_until_killed(base: str, bank: str, out: str, lora_: bool, number: int) -> None:
-    run, _ = inoculated(Path(base), Path(bank), Path(out), **still(lora_=lora_))
+def run_until_killed(base: Path, bank: Path, out: Path, lora_: bool, number: int) -> None:
+    run, _ = inoculated(base, bank, out, **still(lora_=lora_))
     run.add_callback(Ended(number))
     run.train()
 
@@ -134,19 +133,8 @@ def test_a_killed_run_leaves_no_k_w(
     tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path, lora_: bool, number: int
 ) -> None:
     """Kill −9 and SIGTERM in the middle of a step: no file on disk holds any of k·w."""
-    values = ", ".join(map(repr, (str(tiny_base), str(tiny_bank_folder), str(tmp_path), lora_)))
-    call = (
-        "from tests.integrations.test_remedies import run_until_killed;"
-        f"run_until_killed({values}, {int(number)})"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", call],
-        cwd=Path(__file__).parents[2],
-        check=False,
-        capture_output=True,
-        timeout=300,
-    )
-    assert done.returncode == -number, done.stderr.decode()
+    killed = forks.ended(run_until_killed, tiny_base, tiny_bank_folder, tmp_path, lora_, number)
+    assert killed == -number
     assert assert_saved_as_started(tiny_base, tmp_path, lora_=lora_) == 4
 
 
