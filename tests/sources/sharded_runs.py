@@ -128,7 +128,7 @@ def fail_in_one(bank: str) -> str:
     shard(model)
     live = LiveModel(model)
     if rank() == 1:
-        live._initial.clear()
+        live._start.recorded.clear()
     try:
         live.measure(ReferenceBank.load(bank))
     except Exception as error:  # noqa: BLE001  that is what is asked for
