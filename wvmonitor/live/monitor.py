@@ -91,7 +91,7 @@ class Monitor:
         validation.warn_if_weak(self.bank)
         validation.check_remedy(self.settings, calibrated=self.calibration is not None)
         self.remedies = Remedies(self.settings, self.bank)
-        self._given = exporters, probe
+        self._given: dict[str, Any] = {"exporters": exporters, "probe": probe}
         self._probe = validation.probe_of(self.settings, probe)
         self.tokenizer = tokenizer
         self.last: Observation | None = None
@@ -105,10 +105,9 @@ class Monitor:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies (for Ray, for `spawn`) begin anew with the same settings and the same bank."""
-        exporters, probe = self._given
         bank = self.bank if self.bank.folder is None else self.bank.folder.resolve()
-        known = {"exporters": exporters, "probe": probe, "tokenizer": self.tokenizer}
-        return partial(Monitor, settings=self.settings, **known), (bank,)
+        known = {**self._given, "settings": self.settings, "tokenizer": self.tokenizer}
+        return partial(Monitor, **known), (bank,)
 
     # The run
 
