@@ -61,7 +61,10 @@ def dense(work: Path, rounds: int, part: int, *, quick: bool) -> tuple[list[Figu
     bank.save(work / "bank")
     asked: dict[str, Any] = {"base": base, "runs": runs, "pair": pair, "bank": str(work / "bank")}
     found: dict[str, list[dict[str, Any]]] = {
-        way: [machine.alone(f"benchmarks.offline:dense_{way}", asked) for _ in range(rounds)]
+        way: [
+            machine.alone(f"benchmarks.offline:dense_{way}", asked, quick=quick)
+            for _ in range(rounds)
+        ]
         for way in ("one", "all", "plain", "read")
     }
 

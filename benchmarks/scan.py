@@ -103,7 +103,7 @@ def _matrix(
         for file in folders[number % 2].iterdir():
             (folder / file.name).hardlink_to(file)
     asked = {"folders": [str(f) for f in folders]}
-    found = machine.alone("benchmarks.scan:matrix_alone", asked)
+    found = machine.alone("benchmarks.scan:matrix_alone", asked, quick=quick)
     taus = [read_adapter(f) for f in folders[:2]]
     name = "cosine matrix of 8 adapters, r=16"
     minutes = found["seconds"] / 60

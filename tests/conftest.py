@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,6 +18,42 @@ import pytest
 
 REAL_PART = "real part:"
 """Begins the reason of every skip for want of a program that `make programs` installs."""
+
+
+LONGEST = (
+    "observability/test_alerts.py",
+    "organism/test_demo.py",
+    "builder/test_build.py",
+    "docs/test_pages.py",
+    "builder/test_bank.py",
+    "kill/test_battery.py",
+    "hostile/test_hostile.py",
+    "examples/test_paper.py",
+    "observability/test_end_to_end.py",
+    "integrations/test_distributed.py",
+    "benchmarks/test_quick.py",
+    "benchmarks/test_organisms.py",
+    "evals/test_run.py",
+    "sources/test_distributed.py",
+    "golden/test_golden.py",
+    "observability/test_rules.py",
+    "examples/test_notebook.py",
+)
+"""Files that take longest come first, so that no process is left alone with one in the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files for `--dist loadfile`, which hands them out from the first to the last."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    if gone := [str(path) for path in place if not path.exists()]:
+        raise pytest.UsageError(f"LONGEST names what is not there: {', '.join(gone)}")
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """Nothing that was imported is garbage; each `Trainer` would look through all of it twice."""
+    gc.collect()
+    gc.freeze()
 
 
 def _real_parts_skipped(config: pytest.Config) -> int:

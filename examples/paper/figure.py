@@ -23,6 +23,8 @@ from examples.paper.methods import Method
 from examples.paper.world import Item, World, outcomes, read_config, world_of
 
 HERE = Path(__file__).parent
+QUICK_WORDS = 12
+"""The longest answer of the organism in a figure's quick form: some are cut."""
 Row = dict[str, Any]
 
 
@@ -83,6 +85,8 @@ def start(
     found = sizes.model_validate({**config.common, **config.figures.get(figure, {})})
     if asked.quick:
         found = found.model_copy(update=found.quick())
+        if config.world == "organism":
+            config.settings_of.setdefault(figure, {})["longest"] = QUICK_WORDS
     torch.set_num_threads(1)
     asked.out.mkdir(parents=True, exist_ok=True)
     return world_of(config, figure), found, asked.out

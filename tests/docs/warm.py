@@ -8,8 +8,11 @@ The pages' shell blocks call the command some thirty times, and most of each cal
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import socket
 import sys
@@ -21,11 +24,16 @@ def serve(address: str) -> None:
     import torch
     import transformers
 
+    import wvmonitor
     from wvmonitor.cli import app
 
     assert peft
     assert transformers
+    for module in pkgutil.walk_packages(wvmonitor.__path__, "wvmonitor."):
+        if not module.name.startswith("wvmonitor.integrations."):  # those of frameworks
+            importlib.import_module(module.name)
     torch.set_num_threads(1)
+    gc.freeze()  # or each collection in a copy copies the heap
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)

@@ -18,13 +18,15 @@ def fail_on_rank_1(base: str, bank: str, out: str) -> dict[str, Any]:
     alone.train()
     watched = trainer(Path(base), Path(out), **quiet)
     callback = WVMonitorCallback.attach(watched, bank, every_n_steps=1)
+
+    def broken(*_: Any) -> bool:
+        raise RuntimeError("planted")
+
+    whole = integration.any_sharded
     if rank() == 1:
-
-        def broken(*_: Any) -> bool:
-            raise RuntimeError("planted")
-
         integration.any_sharded = broken
     watched.train()
+    integration.any_sharded = whole
     return {
         "alone": digest(alone.model),
         "watched": digest(watched.model),

@@ -1,12 +1,10 @@
-"""Runs that end early, and a fault on one rank only: the weights in the end are the same."""
+"""Runs that end early: the weights in the end are the same."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults import ranks
+from tests import forks
 from tests.faults.runs import STEPS, digest, trainer
 from wvmonitor import WVMonitorCallback
 from wvmonitor.integrations import checkpoints
@@ -22,7 +20,6 @@ from wvmonitor.journal import writes
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.scan import scan
-from wvmonitor.testing import run_distributed
 
 write_reading = writes.reading
 
@@ -70,11 +67,11 @@ def written_slowly(*given: Any) -> Any:
     return write_reading(*given)
 
 
-def run_until_killed(base: str, bank: str, out: str) -> None:
+def run_until_killed(base: Path, bank: Path, out: Path) -> None:
     """What the process does that is ended in the middle of a save, on a slow disk."""
     checkpoints.write_json = killed_while_saving  # type: ignore[assignment]
     writes.reading = written_slowly
-    watched(Path(base), Path(bank), Path(out))[0].train()
+    watched(base, bank, out)[0].train()
 
 
 def test_sigterm_during_a_save_costs_nothing(
@@ -84,14 +81,8 @@ def test_sigterm_during_a_save_costs_nothing(
 
     The reading of the step that was saved is on the disk by then: nobody will read it again.
     """
-    call = (
-        "from tests.faults.test_interrupted import run_until_killed;"
-        f"run_until_killed({str(tiny_base)!r}, {str(tiny_bank_folder)!r}, {str(tmp_path)!r})"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", call], cwd=Path(__file__).parents[2], check=False, timeout=200
-    )
-    assert done.returncode == -signal.SIGTERM
+    killed = forks.ended(run_until_killed, tiny_base, tiny_bank_folder, tmp_path)
+    assert killed == -signal.SIGTERM
     assert (tmp_path / "checkpoint-3").is_dir()
     assert not (tmp_path / "checkpoint-3" / checkpoints.SIDECAR).exists()
     assert resumed(tiny_base, tiny_bank_folder, tmp_path) == alone
@@ -119,20 +110,6 @@ def test_ctrl_c_reaches_whoever_pressed_it(
     assert callback.monitor.failures == 0
     callback.monitor.close()
     assert resumed(tiny_base, tiny_bank_folder, tmp_path) == alone
-
-
-def test_a_fault_on_rank_1_only_holds_nobody_up(
-    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
-) -> None:
-    """Where the monitor fails in one process of two, both train on and end as if unwatched."""
-    first, second = run_distributed(
-        ranks.fail_on_rank_1, base=str(tiny_base), bank=str(tiny_bank_folder), out=str(tmp_path)
-    )
-    assert first["steps"] == second["steps"] == STEPS
-    assert {first[k] for k in ("alone", "watched")} == {second[k] for k in ("alone", "watched")}
-    assert first["alone"] == first["watched"]
-    assert first["failures"] == 0
-    assert second["failures"] > 0
 
 
 def test_a_checkpoint_deleted_during_a_scan_is_an_error_of_its_own(

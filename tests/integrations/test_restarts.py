@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import TrainerCallback
 
+from tests import forks
 from tests.integrations.test_transformers import trainer
 from wvmonitor import WVMonitorCallback
 from wvmonitor.journal.reader import JournalReader, JournalRow
@@ -54,8 +53,8 @@ class Killed(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run_until_killed(base: str, bank: str, out: str) -> None:
-    run, _ = watched(Path(base), Path(bank), Path(out), **EVERY)
+def run_until_killed(base: Path, bank: Path, out: Path) -> None:
+    run, _ = watched(base, bank, out, **EVERY)
     run.add_callback(Killed())
     run.train()
 
@@ -64,18 +63,8 @@ def test_a_preempted_run_goes_on_as_if_nothing_had_been(
     tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path, whole: list[JournalRow]
 ) -> None:
     """Killed by SIGTERM between two checkpoints: same run, next attempt, the same readings."""
-    call = (
-        "from tests.integrations.test_restarts import run_until_killed;"
-        f"run_until_killed({str(tiny_base)!r}, {str(tiny_bank_folder)!r}, {str(tmp_path)!r})"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", call],
-        cwd=Path(__file__).parents[2],
-        check=False,
-        capture_output=True,
-        timeout=120,
-    )
-    assert done.returncode == -signal.SIGTERM, done.stderr.decode()
+    killed = forks.ended(run_until_killed, tiny_base, tiny_bank_folder, tmp_path)
+    assert killed == -signal.SIGTERM
     run, _ = watched(tiny_base, tiny_bank_folder, tmp_path, **EVERY)
     run.train(resume_from_checkpoint=True)
     rows = rows_of(tmp_path)

@@ -6,6 +6,7 @@ At each point the work runs in a fork, is killed, looked at, and taken to its en
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import os
 import random
@@ -43,6 +44,7 @@ class Moment:
 def forked(work: Callable[[Tell], None], moment: Moment | None) -> tuple[int, list[str]]:
     """Run `work` in a fork, killed at a moment if one is given; its status and what it told."""
     reading, writing = os.pipe()
+    gc.freeze()  # or each collection in the copy, and a Trainer asks for two, copies the heap
     pid = os.fork()
     if pid == 0:
         code = 70

@@ -6,16 +6,17 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests import forks
 from tests.live.test_monitor import lora_model, push
 from tests.outputs.conftest import Receiver
 from wvmonitor.errors import JournalError
@@ -209,22 +210,25 @@ def test_a_reading_that_the_writer_loses_is_told(
     assert "malformed" in alert["reason"]
 
 
-JOB = """
-import sys, time
-from pathlib import Path
-from tests.live.test_monitor import lora_model, push
-from wvmonitor.live.monitor import Monitor, Run
-base, bank, out, url = sys.argv[1:]
-monitor = Monitor(bank, every_n_steps=1, prometheus={
-    "enabled": True, "port": 0, "linger": 10,
-    "pushgateway": {"url": url, "interval": 0.05, "delete_after": 0.5}})
-model = lora_model(Path(base))
-monitor.start(model, Run(folder=Path(out), planned_steps=1000))
-monitor.observe(model, 1)
-print(monitor._outputs._exporters[-1].port, flush=True)
-while True:
-    time.sleep(0.02)
-"""
+def job(base: Path, bank: Path, out: Path, gateway: str, port: Connection) -> None:
+    """A run that goes on until it is stopped, scraped and pushed."""
+    monitor = Monitor(
+        bank,
+        every_n_steps=1,
+        prometheus={
+            "enabled": True,
+            "port": 0,
+            "linger": 10,
+            "pushgateway": {"url": gateway, "interval": 0.05, "delete_after": 0.5},
+        },
+    )
+    model = lora_model(base)
+    monitor.start(model, Run(folder=out, planned_steps=1000))
+    monitor.observe(model, 1)
+    (exporter,) = [e for e in monitor._outputs._exporters if isinstance(e, PrometheusExporter)]
+    port.send(exporter.port)
+    while True:
+        time.sleep(0.02)
 
 
 def test_sigterm_says_that_the_run_was_stopped(
@@ -236,24 +240,21 @@ def test_sigterm_says_that_the_run_was_stopped(
     from tests.outputs.test_pushgateway import Gateway
 
     gateway = Gateway()
-    job = subprocess.Popen(
-        [sys.executable, "-c", JOB, str(tiny_base), str(tiny_bank_folder), str(tmp_path),
-         gateway.url],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert job.stdout is not None
-    url = f"http://127.0.0.1:{int(job.stdout.readline())}/metrics"
+    heard, port = Pipe(duplex=False)
+    training = forks.started(job, tiny_base, tiny_bank_folder, tmp_path, gateway.url, port)
+    assert heard.poll(60)
+    url = f"http://127.0.0.1:{heard.recv()}/metrics"
 
     def scraped() -> bytes:
         with urllib.request.urlopen(url, timeout=5) as reply:
             return bytes(reply.read())
 
     assert state_of(scraped()) == "training"
-    job.send_signal(signal.SIGTERM)
+    training.terminate()
     time.sleep(0.3)
     assert state_of(scraped()) == "stopped"
-    assert job.wait(20) == -signal.SIGTERM
-    job.stdout.close()
+    training.join(20)
+    assert training.exitcode == -signal.SIGTERM
     puts = [body for method, _, _, body in gateway.requests if method == "PUT"]
     assert state_of(puts[-1]) == "stopped"
     assert gateway.requests[-1][0] == "DELETE"

@@ -131,7 +131,7 @@ def stack(tiny_base: Path, folder: Path, launch: Launch, webhook: Receiver) -> S
         notifiers=[{"kind": "alertmanager", "url": alertmanager}],
     )
     load = scraper(job, 1, SCRAPE_SECONDS)
-    until = Until(load)
+    until = Until(load, pause=0.05)
     run.add_callback(until)
     run.train()
     alive = time.time() - 1.5

@@ -29,16 +29,21 @@ def tool(*command: object) -> str:
     return done.stdout + done.stderr
 
 
-def firing(folder: Path, series: dict[str, str], at: str, rules: str | None = None) -> set[str]:
-    """Names of the alerts that Prometheus's rule engine has firing at a time, a sample a minute."""
+def firing(
+    folder: Path, series: dict[str, str], at: str, rules: str | None = None, every: str = "1m"
+) -> set[str]:
+    """Names of the alerts that Prometheus's rule engine has firing at a time.
+
+    It has a sample of each series, and a look at the rules, so often as `every` says.
+    """
     require("promtool")
     (folder / "rules.yml").write_text(rules or rules_text(WORDS))
     test = {
         "rule_files": ["rules.yml"],
-        "evaluation_interval": "1m",
+        "evaluation_interval": every,
         "tests": [
             {
-                "interval": "1m",
+                "interval": every,
                 "input_series": [{"series": s, "values": v} for s, v in series.items()],
                 "promql_expr_test": [
                     {
@@ -257,14 +262,14 @@ def test_what_stays_at_a_pushgateway_is_over_in_the_end(tmp_path: Path) -> None:
         'wvmonitor_coverage_ratio{run="r"}': "0.5x2000",
         'wvmonitor_outbox_pending{run="r",job="j"}': "2x2000",
     }
-    assert firing(tmp_path, series, "11h") == {
+    assert firing(tmp_path, series, "11h", every="5m") == {
         "WVMonitorAlarm",
         "WVMonitorUnjudged",
         "WVMonitorStale",
         "WVMonitorCoverage",
         "WVMonitorUndelivered",
     }
-    assert firing(tmp_path, series, "13h") == set()
+    assert firing(tmp_path, series, "13h", every="5m") == set()
 
 
 KNOWN = {

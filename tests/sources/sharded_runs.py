@@ -69,11 +69,6 @@ def train(model: nn.Module) -> None:
             parameter.add_(noise)
 
 
-def compare_all(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Several comparisons in one start of the processes."""
-    return [compare(**job) for job in jobs]
-
-
 def compare(bank: str, base: str | None, dtype: str, cases: list[str]) -> dict[str, Any]:
     """How far readings of sharded models are from those of the same models in one process."""
     references = ReferenceBank.load(bank)
@@ -128,7 +123,7 @@ def fail_in_one(bank: str) -> str:
     shard(model)
     live = LiveModel(model)
     if rank() == 1:
-        live._initial.clear()
+        live._start.recorded.clear()
     try:
         live.measure(ReferenceBank.load(bank))
     except Exception as error:  # noqa: BLE001  that is what is asked for

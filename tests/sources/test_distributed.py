@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from tests.integrations.distributed_runs import journal_steps
+from tests.ranks import in_turn
 from tests.sources import sharded_runs, zoo
+from tests.steering.sharded_runs import step as inoculated_step
 from wvmonitor.errors import UnmeasurableModelError
 from wvmonitor.reading import component_of
 from wvmonitor.references import BaseIdentity, Card, Construction, Reference, ReferenceBank
@@ -80,55 +82,82 @@ COMPARED = [
 """Model, dtype, tolerance, and whether θ_0 comes from files."""
 
 
+RUNS = "tests.sources.sharded_runs"
+
+
 @pytest.fixture(scope="module")
-def compared(banks: dict[str, Path]) -> list[list[dict[str, Any]]]:
-    """What two ranks read of every model, by rank; they are started once for all."""
-    jobs = [
-        {
-            "bank": str(banks[kind] / "bank"),
-            "base": str(banks[kind] / "base") if from_files else None,
-            "dtype": dtype,
-            "cases": cases_of(kind),
-        }
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run that two ranks watch."""
+    return tmp_path_factory.mktemp("sharded")
+
+
+@pytest.fixture(scope="module")
+def ranks(banks: dict[str, Path], sharded: Path) -> list[dict[str, Any]]:
+    """What two ranks read of every model, watched and learned, by rank; started once for all."""
+    calls: dict[str, tuple[str, dict[str, Any]]] = {
+        f"{kind}-{dtype}": (
+            f"{RUNS}:compare",
+            {
+                "bank": str(banks[kind] / "bank"),
+                "base": str(banks[kind] / "base") if from_files else None,
+                "dtype": dtype,
+                "cases": cases_of(kind),
+            },
+        )
         for kind, dtype, _, from_files in COMPARED
-    ]
-    return run_distributed(sharded_runs.compare_all, jobs=jobs, timeout=280)
+    }
+    bank = str(banks["llama"] / "bank")
+    calls["watch"] = f"{RUNS}:watch", {"bank": bank, "out": str(sharded), "sharded": True}
+    calls["inoculated"] = "tests.steering.sharded_runs:step", {"sharded": True}
+    calls["fail in one"] = f"{RUNS}:fail_in_one", {"bank": bank}
+    return run_distributed(in_turn, calls=calls, timeout=280)
 
 
-@pytest.mark.parametrize("number", range(len(COMPARED)), ids=[f"{k}-{d}" for k, d, *_ in COMPARED])
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tolerance"),
+    [c[:3] for c in COMPARED],
+    ids=[f"{c[0]}-{c[1]}" for c in COMPARED],
+)
 def test_fsdp2_gives_the_single_process_reading(
-    compared: list[list[dict[str, Any]]], number: int
+    ranks: list[dict[str, Any]], kind: str, dtype: str, tolerance: float
 ) -> None:
     """Full fine-tunes and adapters, sharded over two ranks, in both geometries."""
-    kind, _, tolerance, _ = COMPARED[number]
-    ranks = [of_rank[number] for of_rank in compared]
-    assert set(ranks[0]) == set(cases_of(kind))
+    found = [of_rank[f"{kind}-{dtype}"] for of_rank in ranks]
+    assert set(found[0]) == set(cases_of(kind))
     for case in cases_of(kind):
-        for got in ranks:
+        for got in found:
             assert got[case]["norm"] > 0
             assert got[case]["difference"] <= tolerance, case
             assert len(set(got[case]["digests"])) == 1
         if case.startswith("full"):  # θ_0 is kept once over all processes
-            assert sum(got[case]["held"] for got in ranks) == ranks[0][case]["whole"]
+            assert sum(got[case]["held"] for got in found) == found[0][case]["whole"]
 
 
-def test_what_one_process_cannot_measure_all_learn(banks: dict[str, Path]) -> None:
+def test_what_one_process_cannot_measure_all_learn(ranks: list[dict[str, Any]]) -> None:
     """No process is left waiting for one that failed."""
-    learned = run_distributed(sharded_runs.fail_in_one, bank=str(banks["llama"] / "bank"))
-    assert learned == ["UnmeasurableModelError", "KeyError"]
+    assert [r["fail in one"] for r in ranks] == ["UnmeasurableModelError", "KeyError"]
 
 
-def test_a_sharded_run_is_watched_like_a_whole_one(banks: dict[str, Path], tmp_path: Path) -> None:
+def test_a_sharded_run_is_watched_like_a_whole_one(
+    banks: dict[str, Path], tmp_path: Path, sharded: Path, ranks: list[dict[str, Any]]
+) -> None:
     """`Monitor` in a plain loop: rank 0 keeps the one journal, with the readings of a whole run."""
-    bank = str(banks["llama"] / "bank")
-    whole = sharded_runs.watch(bank, str(tmp_path / "whole"), False)
-    first, second = run_distributed(
-        sharded_runs.watch, bank=bank, out=str(tmp_path / "sharded"), sharded=True
-    )
+    whole = sharded_runs.watch(str(banks["llama"] / "bank"), str(tmp_path), False)
+    first, second = (r["watch"] for r in ranks)
     assert first == [pytest.approx(whole[0], rel=1e-5), 0]
     assert len(whole[0]) == 2
     assert second == [[], 0]
-    assert journal_steps(tmp_path / "sharded") == [0, 2, 4]
+    assert journal_steps(sharded) == [0, 2, 4]
+
+
+def test_an_inoculation_rides_along_in_a_sharded_model(ranks: list[dict[str, Any]]) -> None:
+    """Under FSDP2 loss and gradient with k·w are those of one process; no weight is touched."""
+    expected = inoculated_step(sharded=False)
+    assert abs(expected["loss"] - expected["plain"]) > 1e-3
+    for found in (r["inoculated"] for r in ranks):
+        assert found["unseen"] == []
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert found["gradient"] == pytest.approx(expected["gradient"], rel=1e-4)
 
 
 def test_a_sharded_model_has_no_task_vector_of_one_process(tmp_path: Path) -> None:
