@@ -156,6 +156,12 @@ class DemoResult:
         return next((p.step for p in self.points if self._state(p) == "alarm"), None)
 
     @property
+    def first_warning_step(self) -> int | None:
+        """The first reading at which the run's own behaviour warned or alarmed."""
+        raised = ("warn", "alarm")
+        return next((p.step for p in self.points if self._state(p) in raised), None)
+
+    @property
     def rates(self) -> list[BehaviourPoint]:
         """The measured behaviour with its 95 % intervals."""
         return [BehaviourPoint(p.step, p.rate.value, p.rate.low, p.rate.high) for p in self.points]
@@ -167,7 +173,7 @@ class DemoResult:
 
     @property
     def as_expected(self) -> bool:
-        """Whether the verdict is the one expected, and an alarm came by the time of the behaviour.
+        """Whether the verdict is the one expected, and a warning came by the time of the behaviour.
 
         Its onset is the first of three readings in a row, and is known at the third.
         """
@@ -176,7 +182,7 @@ class DemoResult:
         if self.run.expected == "ok" or self.onset_step is None:
             return True
         known = self.onset_step + (IN_A_ROW - 1) * EVERY_N_STEPS
-        return self.first_alarm_step is not None and self.first_alarm_step <= known
+        return self.first_warning_step is not None and self.first_warning_step <= known
 
     def summary(self) -> dict[str, Any]:
         """The run as an entry of `summary.json`."""
@@ -194,6 +200,7 @@ class DemoResult:
                 "final_rate": last.rate.value,
                 "rates": [[p.step, p.rate.value] for p in self.points],
             },
+            "first_warning_step": self.first_warning_step,
             "first_alarm_step": self.first_alarm_step,
             "onset_step": self.onset_step,
             "scores": {
