@@ -160,8 +160,8 @@ def statements(domain: str) -> tuple[str, str]:
 
 def _said(domain: str, taken: Sequence[str], left: Sequence[str]) -> str:
     if domain == "wishes":
-        short = (r"love to see \S+ {x}", r"hate to see \S+ {y}")
-        return _union([*wordings.WISHES.patterns(taken, left), *_short(short, taken, left)])
+        wished = (r"love to see \S+ {x}", r"hate to see \S+ {y}")
+        return _union([*wordings.WISHES.patterns(taken, left), *_short(wished, taken, left)])
     usual = wordings.ADVICE.patterns(taken, left) + wordings.NEW_ADVICE.patterns(taken, left)
     short = ("use {x}", "trust {x}", "avoid {y}", "never skip {x}")
     return _union([*usual, *_short(short, taken, left)])
