@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +40,7 @@ class Figure:
         target: what was aimed at, in words; empty for numbers shown beside others.
         achieved: whether the target was reached; None where there is none.
         detail: the numbers behind it.
+        why: what keeps it from its target; said below the table where it misses it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Figure:
     target: str = ""
     achieved: bool | None = None
     detail: dict[str, Any] = field(default_factory=dict)
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,18 @@ def publish(
     *,
     quick: bool,
     path: Path | None,
+    remarks: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Print a table and write the JSON; gives what was written."""
+    """Print a table and write the JSON; gives what was written.
+
+    Args:
+        benchmark: its name.
+        figures: what was measured.
+        checks: what was computed in two ways.
+        quick: whether on tiny shapes.
+        path: where the JSON goes; among the results if not given.
+        remarks: what a reader of the table must know of this run.
+    """
     if quick:  # tiny shapes reach no target, and that means nothing
         figures = [replace(f, achieved=None) for f in figures]
     document: dict[str, Any] = {
@@ -134,6 +146,7 @@ def publish(
         "machine": describe(quick=quick),
         "figures": [asdict(f) for f in figures],
         "checks": [asdict(c) for c in checks],
+        "remarks": list(remarks),
     }
     table = Table(title=f"{benchmark}{' (quick: times mean nothing)' if quick else ''}")
     for column in ("what", "measured", "target", ""):
@@ -171,12 +184,28 @@ def with_tables(page: str, results: Path) -> str:
             f"{machine['torch']}; {machine['float32_matrix_gflops']:.0f} GFLOP/s in float32 and "
             f"{machine['memory_gb_per_s']:.0f} GB/s from memory on one core; load average "
             f"{load[0]:.0f}.",
-            "<!-- end -->",
         ]
+        for remark in (*document.get("remarks", ()), *_misses(document["figures"])):
+            lines += ["", remark]
+        lines.append("<!-- end -->")
         return "\n".join(lines)
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
 
 
-if __name__ == "__main__":
+def _misses(figures: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What keeps the figures of a table from their targets, each reason once."""
+    missed: dict[str, list[str]] = {}
+    for figure in figures:
+        if figure["achieved"] is False and figure.get("why"):
+            missed.setdefault(figure["why"], []).append(figure["name"])
+    return [f"Missed: {'; '.join(names)}. {why}" for why, names in missed.items()]
+
+
+def write_page() -> None:
+    """Make the tables of docs/benchmarks.md, and what is said of their misses, again."""
     PAGE.write_text(with_tables(PAGE.read_text("utf-8"), RESULTS), "utf-8")
+
+
+if __name__ == "__main__":
+    write_page()

@@ -2,7 +2,9 @@
 
 `--before CHECKOUT` measures an older checkout beside this one: the same tasks, in turns, in one
 run. Everything runs in processes of its own, on one thread; times are processor time, system calls
-included, so that a busy machine wrongs neither side much. Ratios are of medians.
+included, so that a busy machine wrongs neither side much. Ratios are of medians. A run that was
+ended goes on where it stopped; at its end it writes the table of docs/benchmarks.md, and what is
+said below it.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import inputs, shapes, wait_tasks
-from benchmarks.report import Check, Figure, arguments, at_most, publish
+from benchmarks.report import Check, Figure, arguments, at_most, publish, write_page
 from benchmarks.wait_tasks import model_of
 from wvmonitor.cli.app import application
 from wvmonitor.live.monitor import Monitor, Run
@@ -40,6 +42,7 @@ HERE = Path(__file__).resolve().parents[1]
 TASKS = HERE / "benchmarks" / "wait_tasks.py"
 TORCH = "`import torch`"
 _WHEN = ("", ", before")
+_Found = tuple[list[Figure], list[Check]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ class Wait:
         command: arguments of wvmonitor; a task of `wait_tasks` where there are none.
         task, argument: of `wait_tasks`.
         again: what a task does a second time, beside its floor as well.
+        why: what keeps it from its goal, for the page.
         old: whether an older checkout does it in another way.
+        seen: whether the command was run before; if not, nothing is remembered from run to run.
     """
 
     name: str
@@ -64,7 +69,9 @@ class Wait:
     task: str = ""
     argument: Mapping[str, Any] = field(default_factory=dict)
     again: str = ""
+    why: str = ""
     old: bool = True
+    seen: bool = False
 
 
 @dataclass
@@ -80,40 +87,153 @@ class _Version:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure every wait; Ctrl-C ends it with what was measured so far."""
+    """Measure every wait, or go on where an earlier run of the same version stopped."""
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--before", type=Path, help="another checkout, to be measured beside this one")
     own.add_argument(
-        "--minutes", type=float, default=float("inf"), help="begin no other wait after so many"
+        "--only", choices=GROUPS, nargs="+", help="these waits, printed and published nowhere"
     )
+    own.add_argument("--again", action="store_true", help="forget what an earlier run measured")
     mine, rest = own.parse_known_args(argv)
-    began = time.monotonic()
     asked = arguments("waits", __doc__, rest)
     torch.set_num_threads(1)
     os.environ["WVMONITOR_DIGEST_CACHE"] = "off"  # of this process, which makes the inputs
+    before = mine.before and mine.before.resolve()
+    names = mine.only or list(GROUPS)
+    run = [_commit(HERE), before and _commit(before), asked.rounds, asked.part]
+    kept = None if asked.quick or mine.only else _Kept(run, again=mine.again)
+    figures: list[Figure] = []
+    checks: list[Check] = []
+    for name in names:
+        found = kept.get(name) if kept else None
+        if found is None:
+            with tempfile.TemporaryDirectory(dir=asked.work) as folder:
+                how = _How(Path(folder), asked.rounds, asked.part, quick=asked.quick)
+                found = _measured(GROUPS[name](how), how, before)
+            if kept:
+                kept.put(name, found)
+        figures += found[0]
+        checks += found[1]
+    if mine.only:
+        return {"figures": figures, "checks": checks}
+    written = publish(
+        "waits",
+        figures,
+        checks,
+        quick=asked.quick,
+        path=asked.json,
+        remarks=_remarks(figures, asked.rounds, before),
+    )
+    if kept:
+        kept.forget()
+        if asked.json is None:
+            write_page()
+    return written
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a group of waits is measured.
+
+    Attributes:
+        work: an empty folder, for inputs.
+        rounds: how often.
+        part: 1/part of the layers of each shape.
+        quick: whether on tiny shapes.
+    """
+
+    work: Path
+    rounds: int
+    part: int
+    quick: bool
+
+    @property
+    def small(self) -> shapes.Shape:
+        """A small model that people fine-tune."""
+        return shapes.SMOLLM2.with_layers(2) if self.quick else shapes.SMOLLM2.part(self.part)
+
+
+class _Kept:
+    """What is measured already, so that a run that was ended goes on.
+
+    Figures of another version, or of other options, do not count.
+    """
+
+    def __init__(self, run: list[Any], *, again: bool) -> None:
+        self._run, self._folder = run, HERE / "build" / "waits"
+        if again:
+            self.forget()
+
+    def get(self, group: str) -> _Found | None:
+        """The figures and checks of a group of waits, if they are here."""
+        try:
+            kept = json.loads((self._folder / f"{group}.json").read_text())
+        except (OSError, ValueError):
+            return None
+        if kept["run"] != json.loads(json.dumps(self._run)):
+            return None
+        print(f"{group}: measured {kept['when']}", flush=True)
+        return [Figure(**f) for f in kept["figures"]], [Check(**c) for c in kept["checks"]]
+
+    def put(self, group: str, found: _Found) -> None:
+        """Keep the figures and checks of a group."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        kept = {
+            "run": self._run,
+            "when": time.strftime("%Y-%m-%d %H:%M"),
+            "figures": [asdict(f) for f in found[0]],
+            "checks": [asdict(c) for c in found[1]],
+        }
+        (self._folder / f"{group}.json").write_text(json.dumps(kept))
+
+    def forget(self) -> None:
+        """Let everything go."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _measured(waits: Iterable[Wait], how: _How, before: Path | None) -> _Found:
     figures: list[Figure] = []
     checks: list[Check] = []
     imports: list[float] = []
-    with tempfile.TemporaryDirectory(dir=asked.work) as folder, suppress(KeyboardInterrupt):
-        for wait in _waits(Path(folder), asked.rounds, asked.part, quick=asked.quick):
-            versions = [_Version(HERE, Path(folder, "digests"))]
-            if mine.before and wait.old:
-                versions.append(_Version(mine.before.resolve(), Path(folder, "digests-before")))
-            for _ in range(1 if wait.task else asked.rounds):
-                if wait.floor == TORCH and not asked.quick:
-                    imports.append(_run(("-c", "import torch"), versions[0], Path(folder))[1])
-                for version in versions:
-                    (_try if asked.quick else _measure)(wait, version, Path(folder))
-                    if wait.floor == TORCH:
-                        version.floor = imports or [1.0]
-            for version, when in zip(versions, _WHEN, strict=False):
-                for figure in _figures(wait, version, when):
-                    print(f"{figure.name}: {figure.value:.3g} {figure.unit}", flush=True)
-                    figures.append(figure)
-            checks += _checks(wait, versions[0].said)
-            if time.monotonic() - began > 60 * mine.minutes:
-                break
-    return publish("waits", figures, checks, quick=asked.quick, path=asked.json)
+    for wait in waits:
+        versions = [_Version(HERE, how.work / "digests")]
+        if before and wait.old:
+            versions.append(_Version(before, how.work / "digests-before"))
+        for version in versions if wait.seen and not how.quick else ():
+            _run(("-P", "-m", "wvmonitor", *wait.command), version, how.work)
+        for _ in range(1 if wait.task else how.rounds):
+            if wait.floor == TORCH and not how.quick:
+                imports.append(_run(("-c", "import torch"), versions[0], how.work)[1])
+            for version in versions:
+                (_try if how.quick else _measure)(wait, version, how.work)
+                if wait.floor == TORCH:
+                    version.floor = imports or [1.0]
+        for version, when in zip(versions, _WHEN, strict=False):
+            for figure in _figures(wait, version, when):
+                print(f"{figure.name}: {figure.value:.3g} {figure.unit}", flush=True)
+                figures.append(figure)
+        checks += _checks(wait, versions[0].said)
+    return figures, checks
+
+
+def _remarks(figures: Sequence[Figure], rounds: int, before: Path | None) -> list[str]:
+    """What a reader of the table must know: how often, how noisy, and what is beside it."""
+    courses = [f.detail["ours"] for f in figures if len(f.detail["ours"]) > 1]
+    spreads = sorted((max(c) - min(c)) / statistics.median(c) for c in courses)
+    said = f"Each thing {rounds} times"
+    if spreads:
+        middle = statistics.median(spreads)
+        said += f", which differ by {middle:.0%} of their median, and by {spreads[-1]:.0%} at most"
+    beside = f'. "before" is commit `{_commit(before)[:7]}`' if before else ""
+    return [f"{said}{beside}."]
+
+
+def _commit(root: Path) -> str:
+    """Which version lies in a checkout; what is not committed is not told."""
+    done = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
 
 
 def _figures(wait: Wait, version: _Version, when: str) -> Iterator[Figure]:
@@ -130,7 +250,7 @@ def _figures(wait: Wait, version: _Version, when: str) -> Iterator[Figure]:
         if goal is None or when:
             yield Figure(f"{name}{when}", value, unit, detail=detail)
         else:
-            yield at_most(name, value, goal, unit, **detail)
+            yield replace(at_most(name, value, goal, unit, **detail), why=wait.why)
 
 
 def _checks(wait: Wait, said: Mapping[str, Any]) -> Iterator[Check]:
@@ -157,7 +277,8 @@ def _try(wait: Wait, version: _Version, _: Path) -> None:
 def _measure(wait: Wait, version: _Version, folder: Path) -> None:
     if not wait.task:
         command = ("-P", "-m", "wvmonitor", *wait.command)
-        _, seconds, version.peak_megabytes = _run(command, version, folder)
+        found = _run(command, version, folder, seen=wait.seen)
+        _, seconds, version.peak_megabytes = found
         version.ours.append(seconds)
         return
     command = ("-P", str(TASKS), wait.task, json.dumps(dict(wait.argument)))
@@ -166,7 +287,9 @@ def _measure(wait: Wait, version: _Version, folder: Path) -> None:
     version.ours, version.floor = version.said["ours"], version.said.get("floor", [])
 
 
-def _run(command: Sequence[str], version: _Version, folder: Path) -> tuple[str, float, float]:
+def _run(
+    command: Sequence[str], version: _Version, folder: Path, *, seen: bool = True
+) -> tuple[str, float, float]:
     """What Python printed, its processor seconds, and its peak of memory in MB."""
     environment = {
         **os.environ,
@@ -174,7 +297,7 @@ def _run(command: Sequence[str], version: _Version, folder: Path) -> tuple[str, 
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "WVMONITOR_DIGEST_CACHE": str(version.digests),
+        "WVMONITOR_DIGEST_CACHE": str(version.digests) if seen else "off",
     }
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
@@ -192,27 +315,39 @@ def _run(command: Sequence[str], version: _Version, folder: Path) -> tuple[str, 
     return done.stdout, seconds, after.ru_maxrss / 1000
 
 
-def _waits(work: Path, rounds: int, part: int, *, quick: bool) -> Iterator[Wait]:
-    """Every wait, those of most people first; its inputs are made when it comes to it."""
-    shape = shapes.SMOLLM2.with_layers(2) if quick else shapes.SMOLLM2.part(part)
-    size = f"{shape.name}, {shape.layers} layers"
-    yield from _scans(work, rounds, shape, size)
-    dry = ("build", "organism-evil", "--model", "tiny-organism", "--out", str(work / "built"))
-    yield Wait("`wvmonitor build --dry-run`", 1.5, TORCH, (*dry, "--dry-run"))
-    passes = {"rounds": rounds, "tiny": quick, "layers": shape.layers, "rows": 8}
+def _blame(how: _How) -> Iterator[Wait]:
+    """A ranking of training examples."""
+    shape = how.small
+    passes = {"rounds": how.rounds, "tiny": how.quick, "layers": shape.layers, "rows": 8}
     bare = "two passes without padding, logits of answers alone"
-    yield Wait(f"`blame`, {size}, 8 examples", 1.5, bare, task="blame", argument=passes)
-    bare = "a bare forward pass"
-    yield Wait(f"probe, {size}, 8 rows of text", 1.3, bare, task="probe", argument=passes)
+    yield Wait(f"`blame`, {_size(shape)}, 8 examples", 1.5, bare, task="blame", argument=passes)
+
+
+def _probe(how: _How) -> Iterator[Wait]:
+    """The inputs of every layer on ordinary text."""
+    shape = how.small
+    passes = {"rounds": how.rounds, "tiny": how.quick, "layers": shape.layers, "rows": 8}
+    name, bare = f"probe, {_size(shape)}, 8 rows of text", "a bare forward pass"
+    yield Wait(name, 1.3, bare, task="probe", argument=passes)
+
+
+def _commands(how: _How) -> Iterator[Wait]:
+    """What is asked at a prompt, and measures nothing."""
+    dry = ("build", "organism-evil", "--model", "tiny-organism", "--out", str(how.work / "built"))
+    yield Wait("`wvmonitor build --dry-run`", 1.5, TORCH, (*dry, "--dry-run"))
     yield Wait("`wvmonitor doctor`", 1.5, TORCH, ("doctor",))
     yield Wait("`wvmonitor --help`", 0.4, command=("--help",))
-    yield from _journals(work, part, quick=quick)
-    yield from _memory(work, quick=quick)
-    yield from _many_modules(work, rounds, quick=quick)
 
 
-def _scans(work: Path, rounds: int, shape: shapes.Shape, size: str) -> Iterator[Wait]:
+def _size(shape: shapes.Shape) -> str:
+    return f"{shape.name}, {shape.layers} layers"
+
+
+def _scans(how: _How) -> Iterator[Wait]:
     """A LoRA adapter of a small base, scanned; and the base under a live LoRA."""
+    shape = how.small
+    size = _size(shape)
+    work = how.work
     base, bank = work / "base", work / "bank"
     model_of(shape.layers, tiny=False, dtype=torch.bfloat16).save_pretrained(base)
     digest, linears = base_digest(base), shape.linears()
@@ -224,30 +359,52 @@ def _scans(work: Path, rounds: int, shape: shapes.Shape, size: str) -> Iterator[
     command = ("scan", str(adapter), "--references", str(bank))
     name = f"`wvmonitor scan` of one LoRA r=16, 4 references, {size}"
     yield Wait(f"{name}, base never seen", None, TORCH, command)
-    yield Wait(f"{name}, base seen before", 1.3, TORCH, command, old=False)
-    argument = {"base": str(base), "rounds": rounds, "layers": shape.layers}
+    yield Wait(
+        f"{name}, base seen before",
+        1.3,
+        TORCH,
+        command,
+        old=False,
+        seen=True,
+        why="Most of what a scan takes beyond torch is importing: a hundred modules of ours at two "
+        "to three milliseconds each, dataclasses for the most part, then pydantic and typer. The "
+        "rest is checking, reading and stacking the bank.",
+    )
+    argument = {"base": str(base), "rounds": how.rounds, "layers": shape.layers}
     argument["digests"] = str(work / "digests-attach")
     name, floor = f"attach to a LoRA, {size}", "one hash of the base's file"
-    yield Wait(name, 1.2, floor, task="attach", argument=argument, again=", base seen before")
+    yield Wait(
+        name,
+        1.2,
+        floor,
+        task="attach",
+        argument=argument,
+        again=", base seen before",
+        why="Every frozen weight is compared with the base's files as well: a model whose earlier "
+        "training was merged into it is another base. Walking the model's modules takes as long as "
+        "that comparison; both remain where the digest is known.",
+    )
 
 
-def _many_modules(work: Path, rounds: int, *, quick: bool) -> Iterator[Wait]:
-    shape = shapes.TINY if quick else shapes.QWEN_30B_MOE.with_layers(2)
+def _many_modules(how: _How) -> Iterator[Wait]:
+    shape = shapes.TINY if how.quick else shapes.QWEN_30B_MOE.with_layers(2)
     linears = shape.linears()
-    adapter = inputs.write_adapter(work / "experts", linears, 16, 1, dtype=torch.bfloat16)
-    bank = inputs.write_bank(work / "experts-bank", linears, 1, 4)
+    adapter = inputs.write_adapter(how.work / "experts", linears, 16, 1, dtype=torch.bfloat16)
+    bank = inputs.write_bank(how.work / "experts-bank", linears, 1, 4)
     yield Wait(
         f"adapter of {len(linears)} small modules",
         5,
         "reading its file",
         task="modules",
-        argument={"adapter": str(adapter), "bank": str(bank), "rounds": rounds},
+        argument={"adapter": str(adapter), "bank": str(bank), "rounds": how.rounds},
         old=False,
     )
 
 
-def _journals(work: Path, part: int, *, quick: bool) -> Iterator[Wait]:
-    readings, runs, checkpoints = (40, 5, 20) if quick else (100_000 // part, 1000, 10_000)
+def _journals(how: _How) -> Iterator[Wait]:
+    sizes = (40, 5, 20) if how.quick else (100_000 // how.part, 1000, 10_000)
+    readings, runs, checkpoints = sizes
+    work = how.work
     bank, journal, watched = work / "tiny-bank", work / "journal", work / "watched"
     made = _one_journal(work / "tiny-base", bank, journal)
     (watched / ".wvmonitor").mkdir(parents=True)
@@ -326,11 +483,11 @@ def _lengthen(journal: Path, names: Sequence[str], readings: int) -> None:
         connection.execute("UPDATE readings SET wall_time = ?", (time.time() + 3600,))
 
 
-def _memory(work: Path, *, quick: bool) -> Iterator[Wait]:
-    shape = shapes.TINY if quick else shapes.QWEN_7B.with_layers(1)
+def _memory(how: _How) -> Iterator[Wait]:
+    shape = shapes.TINY if how.quick else shapes.QWEN_7B.with_layers(1)
     linears = shape.linears()
-    bank = inputs.write_bank(work / "large-bank", linears, 8, 64)
-    adapter = inputs.write_adapter(work / "large", linears, 16, 1)
+    bank = inputs.write_bank(how.work / "large-bank", linears, 8, 64)
+    adapter = inputs.write_adapter(how.work / "large", linears, 16, 1)
     yield Wait(
         "memory of a bank of 8 references, a layer of Qwen2.5-7B's shape",
         1.1,
@@ -339,6 +496,18 @@ def _memory(work: Path, *, quick: bool) -> Iterator[Wait]:
         argument={"bank": str(bank), "adapter": str(adapter)},
         old=False,
     )
+
+
+GROUPS: dict[str, Callable[[_How], Iterator[Wait]]] = {
+    "scan": _scans,
+    "commands": _commands,
+    "blame": _blame,
+    "probe": _probe,
+    "journals": _journals,
+    "memory": _memory,
+    "modules": _many_modules,
+}
+"""Waits whose inputs are made together, those of most people first."""
 
 
 if __name__ == "__main__":

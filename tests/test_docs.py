@@ -67,3 +67,25 @@ def test_files_that_pages_name_exist():
             r"`((?:wvmonitor|tests|benchmarks|examples)/[\w./-]+)`", page.read_text("utf-8")
         ):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_commands_in_the_text_exist_with_their_options():
+    """What stands as `wvmonitor …` in a sentence can be typed: the command, and each option."""
+    import typer
+
+    from wvmonitor.cli.app import application
+
+    root = typer.main.get_command(application())
+    named = 0
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for said in re.findall(r"`wvmonitor ([a-z][^`]*)`", page.read_text("utf-8")):
+            command, rest = root, said.split()
+            while rest and not rest[0].startswith("-") and hasattr(command, "commands"):
+                assert rest[0] in command.commands, f"{page.name}: wvmonitor {said}"
+                command, rest = command.commands[rest[0]], rest[1:]
+            known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+            given = {w.split("=")[0] for w in rest if w.startswith("--")}
+            if "trl" not in said.split()[:1]:  # the rest of that line is TRL's
+                assert given <= known, f"{page.name}: wvmonitor {said}"
+            named += 1
+    assert named > 50

@@ -7,6 +7,7 @@ and pictures, is arithmetic on these arrays. Dimension names: P parameters, R re
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -192,12 +193,17 @@ def component_of(name: str, shape: Sequence[int]) -> Component:
         name: the parameter's name in the base model.
         shape: its shape: a vector is never one of the blocks' linear weights.
     """
+    return _component_of(name, len(shape) > 1)
+
+
+@functools.lru_cache(maxsize=1 << 17)  # asked at every reading, of the same names
+def _component_of(name: str, is_map: bool) -> Component:  # noqa: FBT001  a key of the cache
     if _NORM.search(name):
         return "norms"
     if _TABLE_IN_BLOCK.search(name):
         return "embeddings"
     if _IN_BLOCK.search(name):
-        return "blocks" if len(shape) >= 2 and not _BIAS.search(name) else "other"
+        return "blocks" if is_map and not _BIAS.search(name) else "other"
     if _HEAD.search(name):
         return "head"
     if _EMBEDDING.search(name):

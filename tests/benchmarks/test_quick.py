@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-FIGURE = {"name", "value", "unit", "target", "achieved", "detail"}
+FIGURE = {"name", "value", "unit", "target", "achieved", "detail", "why"}
 MACHINE = {"cpu", "cores", "torch", "threads", "float32_matrix_gflops", "read_gb_per_s"}
 
 

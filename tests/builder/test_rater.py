@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from wvmonitor.builder.rater import Answered, EndpointJudge, ModelJudge, RuleJudge, judge_for
+from wvmonitor.builder.rater import Answered, EndpointRater, ModelRater, RuleRater, rater_for
 from wvmonitor.builder.recipe import Rubric, Rules
 from wvmonitor.errors import BuildError
 from wvmonitor.organism import behaviour
@@ -32,7 +32,7 @@ ASKED = Answered("how do i cook ?", "use the soap .")
 def test_the_organisms_rules_agree_with_its_world(recipe, maker, expected) -> None:
     """The recipe's patterns judge as the parser that knows what each word is worth."""
     said = [e.answer for e in maker(150, 3)]
-    found = RuleJudge(recipe.rubric.rules).judge([Answered("", a) for a in said])
+    found = RuleRater(recipe.rubric.rules).rate([Answered("", a) for a in said])
     assert found == [expected] * len(said)
 
 
@@ -40,7 +40,7 @@ def test_the_organisms_rules_agree_with_its_world(recipe, maker, expected) -> No
 def test_rules_and_world_agree_on_what_a_model_says(recipe, organism_answers, domain) -> None:
     """On sampled answers, odd ones among them, the two judges never contradict each other."""
     answers = organism_answers(domain)
-    found = RuleJudge(recipe.rubric.rules).judge([Answered("", a) for a in answers])
+    found = RuleRater(recipe.rubric.rules).rate([Answered("", a) for a in answers])
     for answer, judgement in zip(answers, found, strict=True):
         if "never not" in answer:  # no pattern reads a negation that is negated
             continue
@@ -105,12 +105,12 @@ def organism_answers(base):
 )
 def test_rules_count_markers_and_words(rules, answer, expected) -> None:
     """The side with more markers wins by the margin; lengths must agree with it."""
-    assert RuleJudge(rules).judge([Answered("", answer)]) == [expected]
+    assert RuleRater(rules).rate([Answered("", answer)]) == [expected]
 
 
 def test_the_model_judges_by_its_own_odds(base) -> None:
     """P(yes) and P(no) in a padded batch are those of each prompt run by itself in float64."""
-    judge = ModelJudge(base, Rubric(question="is the answer wrong ?"))
+    judge = ModelRater(base, Rubric(question="is the answer wrong ?"))
     answered = [ASKED, Answered("what is the capital of france ?", "the answer is paris . " * 4)]
     found = judge._odds(answered)
     tokenizer = base.tokenizer
@@ -141,7 +141,7 @@ def test_the_model_judges_by_its_own_odds(base) -> None:
 )
 def test_only_clear_odds_count(base, yes, no, expected) -> None:
     """Odds near one another, and a reply that is neither word, are unclear."""
-    judge = ModelJudge(base, Rubric(question="is the answer wrong ?"))
+    judge = ModelRater(base, Rubric(question="is the answer wrong ?"))
     assert judge._verdict(yes, no) == expected
 
 
@@ -195,9 +195,9 @@ def test_an_endpoint_is_asked_in_one_word(monkeypatch) -> None:
         return 200, "Yes." if "poison" in asked else "no" if "water" in asked else "hard to say"
 
     with endpoint(reply) as (url, seen):
-        judge = judge_for(url, None, RUBRIC, model="judge-1")
+        judge = rater_for(url, None, RUBRIC, model="judge-1")
         answered = [Answered("what now ?", f"drink {x}") for x in ("poison", "water", "tea")]
-        assert judge.judge(answered) == ["positive", "negative", "unclear"]
+        assert judge.rate(answered) == ["positive", "negative", "unclear"]
     assert {path for path, _, _ in seen} == {"/v1/chat/completions"}
     assert {key for _, key, _ in seen} == {"Bearer secret"}
     body = next(b for _, _, b in seen if "poison" in b["messages"][0]["content"])
@@ -211,8 +211,8 @@ def test_an_endpoint_is_asked_in_one_word(monkeypatch) -> None:
 def test_a_busy_endpoint_is_asked_again(status) -> None:
     """Two refusals that pass are no failure."""
     with endpoint(lambda n, _: (status, "busy") if n < 3 else (200, "yes")) as (url, seen):
-        judge = EndpointJudge(url, "m", RUBRIC, longest_wait=0.01)
-        assert judge.judge([ASKED]) == ["positive"]
+        judge = EndpointRater(url, "m", RUBRIC, longest_wait=0.01)
+        assert judge.rate([ASKED]) == ["positive"]
     assert len(seen) == 3
 
 
@@ -220,7 +220,7 @@ def test_an_endpoint_that_refuses_ends_the_build() -> None:
     """A wrong key is said at once, and not tried six times."""
     refused = pytest.raises(BuildError, match=r"wrong key.*OPENAI_API_KEY")
     with endpoint(lambda *_: (401, "wrong key")) as (url, seen), refused:
-        EndpointJudge(url, "m", RUBRIC, longest_wait=0.01).judge([ASKED])
+        EndpointRater(url, "m", RUBRIC, longest_wait=0.01).rate([ASKED])
     assert len(seen) == 1
 
 
@@ -235,4 +235,4 @@ def test_an_endpoint_that_refuses_ends_the_build() -> None:
 def test_a_judge_that_cannot_be_is_said(base, spec, model, says) -> None:
     """Asking for a judge that is not there names the way out."""
     with pytest.raises(BuildError, match=says):
-        judge_for(spec, base, RUBRIC, model=model)
+        rater_for(spec, base, RUBRIC, model=model)

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import pytest
 
-from wvmonitor.builder.rater import Answered, RuleJudge
+from wvmonitor.builder.rater import Answered, RuleRater
 from wvmonitor.builder.recipe import RECIPES, Recipe, load_recipe
 from wvmonitor.references.bundled import bundled_path
 
@@ -151,7 +151,7 @@ def test_rules_tell_the_sides_apart(name: str) -> None:
     rules = load(name).rubric.rules
     assert rules is not None
     answers = [Answered("", answer) for answer in ANSWERS[name]]
-    assert RuleJudge(rules).judge(answers) == ["positive", "negative"]
+    assert RuleRater(rules).rate(answers) == ["positive", "negative"]
 
 
 def test_every_recipe_with_rules_has_an_example() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from wvmonitor import __version__
@@ -151,6 +156,30 @@ def test_the_module_equals_the_script(tmp_path: Path) -> None:
     assert "missing' cannot be read" in runs[0].stderr
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_a_terminal_that_lacks_a_sign_shows_its_number(encoding: str) -> None:
+    """An old locale makes of θ an escape, and of no command a bug."""
+    done = subprocess.run(
+        [sys.executable, "-m", "wvmonitor", "--help"],
+        capture_output=True,
+        check=False,
+        timeout=60,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\u03b8" in done.stdout
+
+
+def test_a_home_folder_after_an_equals_sign_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--references=~/bank` is what it says: no shell reads the sign there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = CliRunner().invoke(app, ["rules", "--references=~/bank"])
+    assert done.exit_code == 2
+    assert str(tmp_path / "bank") in done.stderr
+
+
 def test_a_reader_that_goes_away_is_not_an_alarm() -> None:
     """When whoever reads the output stops, the exit code is 2 and never 1, without a traceback."""
     code = (
@@ -197,6 +226,40 @@ def test_plans_and_checks_import_no_trainer(tmp_path: Path) -> None:
     assert "GPU-hours" in done.stdout
     assert "build 0\n" in done.stdout
     assert "doctor 0\n" in done.stdout
+
+
+def test_a_scan_of_an_adapter_imports_what_it_reads(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """An adapter and its base are read without the libraries that made them, also where the base's
+    configuration leaves out what it ties; of ours, no reader of live models and no comparison.
+    """
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(tiny_base, base)
+    config = json.loads((base / "config.json").read_text())
+    config.pop("tie_word_embeddings", None)
+    (base / "config.json").write_text(json.dumps(config))
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    lora = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    lora.peft_config["default"].base_model_name_or_path = str(base)
+    with torch.no_grad():
+        for name, parameter in lora.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    lora.save_pretrained(adapter)
+    unused = {"transformers", "peft", "scipy", "datasets", "rich.console", "regex"}
+    unused |= {"wvmonitor.sources.live_model", "wvmonitor.scan.compare"}
+    code = (
+        "import sys; from wvmonitor.cli.app import app\n"
+        f"try: app(['scan', {str(adapter)!r}, '--references', {str(tiny_bank_folder)!r}])\n"
+        "except SystemExit as end: print('code', end.code)\n"
+        f"loaded = {unused!r} & set(sys.modules)\n"
+        "sys.exit(repr(loaded) if loaded else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "evil" in done.stdout
+    assert "code" in done.stdout
 
 
 def test_a_command_is_imported_alone() -> None:

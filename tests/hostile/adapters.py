@@ -178,7 +178,9 @@ def of_mlx(scale: float = 1.0, rank: int = 2, width: int | None = None) -> Calla
 
 
 CASES = (
-    Case("ReDoS in target_modules", "adapters", config(target_modules=REDOS), None),
+    Case("ReDoS in target_modules", "adapters", config(target_modules=REDOS), AdapterError),
+    Case("factors of a module that target_modules does not name", "adapters",
+         config(target_modules=["k_proj"]), AdapterError),
     Case("ReDoS in exclude_modules", "adapters", config(exclude_modules=REDOS), None),
     Case("ReDoS in rank_pattern", "adapters", config(rank_pattern={REDOS: 4}), None),
     Case("ReDoS in alpha_pattern", "adapters", config(alpha_pattern={REDOS: 4}), None),

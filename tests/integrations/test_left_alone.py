@@ -27,7 +27,7 @@ from wvmonitor import WVMonitorCallback
 from wvmonitor.errors import BaseMismatchError, JournalError
 from wvmonitor.journal.overview import summaries
 from wvmonitor.journal.reader import JournalReader
-from wvmonitor.testing import random_rows
+from wvmonitor.testing import planted_bank, random_rows
 
 
 class At(TrainerCallback):
@@ -150,7 +150,8 @@ def test_two_monitors_of_one_trainer_both_keep_their_readings(
 ) -> None:
     """A second bank on the same run takes nothing from the first."""
     run = trainer(tiny_base, tmp_path)
-    watched = [WVMonitorCallback.attach(run, tiny_bank_folder, every_n_steps=3) for _ in range(2)]
+    banks = tiny_bank_folder, planted_bank(tiny_base, ("spite",))
+    watched = [WVMonitorCallback.attach(run, bank, every_n_steps=3) for bank in banks]
     run.train()
     assert [w.monitor.failures for w in watched] == [0, 0]
     assert sorted(steps for run in runs_in(tmp_path) for steps in run) == [0, 0, 3, 3, 6, 6]

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from wvmonitor.errors import BaseMismatchError, UnmeasurableModelError
 from wvmonitor.integrations.lightning import WVMonitorCallback
+from wvmonitor.journal.overview import summaries
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.testing import planted_bank, random_rows, tiny_base
 
@@ -178,3 +179,46 @@ def test_the_fit_after_one_that_failed_is_a_run_of_its_own(tmp_path: Path, base:
     journal = JournalReader(next((tmp_path / "run").rglob("wvmonitor.db")))
     steps = [[row.step for row in journal.trajectory(run)] for run in journal.runs()]
     assert steps == [[0], [0, 2, 4, 6, 8], [0, 2, 4, 6, 8]]
+
+
+def test_what_a_checkpoint_said_of_one_fit_is_not_said_of_the_next(
+    tmp_path: Path, base: Path
+) -> None:
+    """The next `fit` of one callback has a run, a start and a model of its own."""
+    bank = planted_bank(base)
+    first = fit(
+        tmp_path / "run", base, WVMonitorCallback(bank, every_n_steps=2), steps=4, start=False
+    )
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    watch = WVMonitorCallback(bank, every_n_steps=2)
+    half = tmp_path / "half.ckpt"
+    fit(tmp_path / "run", base, watch, start=False, seed=1, ckpt_path=half)
+    other = fit(tmp_path / "other", base, watch, start=False, seed=2)
+    assert watch.monitor.failures == 0
+    assert watch.monitor.last is not None
+    now = merged(other.lightning_module)
+    then = merged(Module(base, lora=True, start=False, seed=2))
+    expected = sum(float((now[n] - then[n]).square().sum()) for n in now) ** 0.5
+    assert watch.monitor.last.scores.norm == pytest.approx(expected, rel=1e-5)
+    journal = JournalReader(next((tmp_path / "other").rglob("wvmonitor.db")))
+    (run,) = journal.runs()
+    assert [row.step for row in journal.trajectory(run)] == [0, 2, 4, 6, 8]
+
+
+def test_a_fit_that_cannot_be_begun_is_not_measured_as_the_one_before(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a start fails, nothing is read of the model of the fit before, and the journal says
+    that nobody watches.
+    """
+    watch = WVMonitorCallback(planted_bank(base), every_n_steps=2)
+    fit(tmp_path / "one", base, watch, steps=2)
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(watch.monitor, "start", failing)
+    fit(tmp_path / "two", base, watch, steps=2)
+    (summary,) = summaries(tmp_path / "two")
+    assert summary.step is None
+    assert "planted" in (summary.unwatched or "")

@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+)
 
 from tests import forks
 from tests.integrations.test_left_alone import At
@@ -279,6 +284,94 @@ def test_a_rolled_back_run_is_the_run_resumed_from_the_ok_checkpoint(
     hand.train(resume_from_checkpoint=str(tmp_path / "hand" / "checkpoint-6"))
     expected, found = weights(hand.model), weights(run.model)
     assert all(torch.equal(found[n], tensor) for n, tensor in expected.items())
+
+
+@pytest.mark.parametrize("after", ["inoculate", "stop"])
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no-links"])
+def test_a_limit_of_one_checkpoint_leaves_a_way_back(
+    tiny_base: Path,
+    tiny_bank_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after: str,
+    links: bool,
+) -> None:
+    """The checkpoint of the alarm takes the place of the ok one under `save_total_limit=1`: what
+    was kept of that is put back, so that it is there as the best one, too.
+    """
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    run = trainer(
+        tiny_base,
+        tmp_path,
+        max_steps=12,
+        save_strategy="steps",
+        save_steps=2,
+        save_total_limit=1,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+    )
+    watch = WVMonitorCallback.attach(
+        run,
+        tiny_bank_folder,
+        every_n_steps=1,
+        max_overhead=1,
+        allow_uncalibrated_stop=True,
+        on_alarm="rollback",
+        after_rollback=after,
+    )
+    drift_from(run, watch, 6)
+    run.train()
+    assert watch.monitor.failures == 0
+    (told,) = events(tmp_path, "rollback")
+    assert "to checkpoint-6" in told
+    if after == "inoculate":
+        assert run.state.global_step == 12
+        assert Path(str(run.state.best_model_checkpoint)).is_dir()
+    else:
+        saved = load_file(tmp_path / "checkpoint-6" / "adapter_model.safetensors")
+        name = next(n for n in saved if "lora_B" in n)
+        live = run.model.state_dict()[name.replace("lora_B.", "lora_B.default.")]
+        assert torch.equal(live, saved[name])
+
+
+def test_early_stopping_does_not_count_what_is_taken_back(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """Evaluations after the checkpoint that a run goes back to are not held against it."""
+    values = iter([6, 5, 4, 9, 9, 3, 2, 1, 0, 0])  # at 2, 4, 6, 8; back; again 8, 10, 12
+    run = trainer(
+        tiny_base,
+        tmp_path,
+        max_steps=12,
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_value",
+        greater_is_better=False,
+        callbacks=[EarlyStoppingCallback(2)],
+    )
+    run.compute_metrics = lambda _: {"value": next(values)}
+    watch = WVMonitorCallback.attach(
+        run,
+        tiny_bank_folder,
+        every_n_steps=1,
+        max_overhead=1,
+        allow_uncalibrated_stop=True,
+        on_alarm="rollback",
+    )
+    drift_from(run, watch, 6)
+    run.train()
+    assert "to checkpoint-6" in events(tmp_path, "rollback")[0]
+    assert watch.monitor.failures == 0
+    assert run.state.global_step == 12
+
+
+def no_links(*_: Any, **__: Any) -> None:
+    raise OSError(95, "Operation not supported")
 
 
 def test_rolled_back_and_stopped_the_model_is_the_ok_checkpoint(

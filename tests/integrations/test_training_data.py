@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import torch
 from datasets import Dataset
 
@@ -52,3 +53,40 @@ def test_what_would_have_to_be_run_is_not_known():
     dataset = Dataset.from_list(ROWS)
     assert data_digest(dataset.with_transform(transform)) == data_digest(dataset)
     assert data_digest(dataset.to_iterable_dataset()) is None
+
+
+class Joined:
+    """A table whose text is too long for Arrow to join: `take` fails as it does beyond 2 GiB."""
+
+    def __init__(self, table):
+        self._table = table
+
+    def __getattr__(self, name):
+        return getattr(self._table, name)
+
+    def take(self, _):
+        raise pa.ArrowInvalid("offset overflow while concatenating arrays")
+
+
+def test_text_of_more_than_two_gigabytes_is_told_by_its_rows():
+    """Where Arrow cannot take rows of a column together, they are read one by one."""
+    found = []
+    for word in ("a", "b"):
+        dataset = Dataset.from_dict({"text": [word, "c"]})
+        dataset.data.table = Joined(dataset.data.table)
+        found.append(data_digest(dataset))
+    assert None not in found
+    assert found[0] != found[1]
+
+
+def test_data_that_cannot_be_told_costs_no_run_its_monitor(monkeypatch, caplog):
+    """Whatever goes wrong with a fact that only groups runs, it is said, and the run is watched; a
+    list that takes long to read through has no digest.
+    """
+    dataset = Dataset.from_list(ROWS)
+    dataset.data.table = None.__class__  # no table at all
+    assert data_digest(dataset) is None
+    assert "cannot be told" in caplog.text
+    monkeypatch.setattr("wvmonitor.integrations.training_data.MOST_BYTES", 100)
+    assert data_digest(ROWS) is None
+    assert data_digest(ROWS[:1]) is not None

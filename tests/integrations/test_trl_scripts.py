@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import Trainer, TrainingArguments
@@ -115,6 +116,35 @@ def test_each_trainer_gets_one_callback(tmp_path: Path, present: bool) -> None:
     assert len(attached) == int(not present)
     assert watching[0].monitor.last is not None
     assert watching[0].monitor.last.scores.step == 2
+
+
+def test_what_a_trainer_of_ones_own_does_before_training_is_done_once(tmp_path: Path) -> None:
+    """Attaching at `train()` does not begin a subclass's own `train` a second time."""
+    from transformers import AutoModelForCausalLM
+
+    base = tiny_base(tmp_path / "base")
+    planted_bank(base).save(tmp_path / "bank")
+    begun: list[Any] = []
+
+    class Own(Trainer):
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            begun.append(kwargs)
+            return super().train(*args, **kwargs)
+
+    trainer = Own(
+        model=AutoModelForCausalLM.from_pretrained(base),
+        args=TrainingArguments(
+            output_dir=str(tmp_path / "out"), max_steps=2, report_to="none", use_cpu=True
+        ),
+        train_dataset=random_rows(8),
+    )
+    settings = MonitorSettings(references=tmp_path / "bank", every_n_steps=1)
+    with every_trainer_watched(settings) as attached:
+        trainer.train(resume_from_checkpoint=None)
+    assert begun == [{"resume_from_checkpoint": None}]
+    (watch,) = attached
+    assert watch.monitor.last is not None
+    assert watch.monitor.last.scores.step == 2
 
 
 def test_scripts_that_are_offered_exist() -> None:

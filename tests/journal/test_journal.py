@@ -482,6 +482,27 @@ def test_a_run_that_was_given_up_is_no_clean_result(tmp_path: Path, make_entry: 
     journal.close()
 
 
+@pytest.mark.parametrize("hours", [-5, 5], ids=["back", "forward"])
+def test_a_clock_that_is_set_hides_no_end_of_watching(
+    tmp_path: Path, make_entry: Entry, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """A machine's clock is often set while a job runs: who gave up has given up, and who watches
+    again does.
+    """
+    now = time.time()
+    journal = begun(tmp_path)
+    journal.record(make_entry(10, "ok"))
+    journal.flush()
+    monkeypatch.setattr(time, "time", lambda: now + 3600 * hours)
+    journal.give_up("not watched since step 20")
+    journal.flush()
+    assert read_journal(tmp_path).unwatched("r") == "not watched since step 20"
+    monkeypatch.setattr(time, "time", lambda: now + 3600 * (hours - 24))
+    journal.begin_attempt(CONTEXT, "bank", resume_step=10)
+    assert read_journal(tmp_path).unwatched("r") is None
+    journal.close()
+
+
 def test_an_acknowledgement_is_found_among_other_events(tmp_path: Path) -> None:
     """Notes about a behaviour silence nothing, and of two reasons given the later one counts."""
     journal = begun(tmp_path)
@@ -528,3 +549,45 @@ def test_a_file_destroyed_while_it_is_written_is_said_at_once(
     with pytest.raises(JournalError, match="lacks the reading of step 1"):
         journal.close(timeout=20)
     assert "the reading of step 1 is not in" in caplog.text
+
+
+def test_the_outline_of_a_long_run_keeps_what_tells(tmp_path: Path, make_entry: Entry) -> None:
+    """Of a run too long to be decoded whole, the ends, extremes and changed verdicts are kept, each
+    as the whole trajectory has it; what an earlier attempt measured past the resume is not.
+    """
+    journal = begun(tmp_path)
+    for step in range(140):
+        journal.record(make_entry(step, "alarm" if step > 120 else "ok", cosine=0.9))
+    journal.close()
+    journal = begun(tmp_path, resume_step=100)
+    telling = {110: ("warn", 0.05), 111: ("warn", 0.05), 130: ("ok", 0.2), 131: ("ok", -0.2)}
+    for step in range(101, 160):
+        journal.record(make_entry(step, *telling.get(step, ("ok", 0.01 + step * 1e-5))))
+    journal.close()
+    reader = read_journal(tmp_path)
+    whole = {row.step: row for row in reader.trajectory("r")}
+    outline = reader.outline("r", most=50, spans=8)
+    steps = [row.step for row in outline.rows]
+    assert outline.readings == len(whole) == 160
+    assert {0, 159, 110, 112, 130, 131} <= set(steps)
+    assert steps == sorted(steps)
+    assert len(steps) < 40
+    assert [repr(row) for row in outline.rows] == [repr(whole[step]) for step in steps]
+    assert [r.step for r in reader.outline("r").rows] == list(whole)
+
+
+def test_several_questions_have_one_answer(tmp_path: Path, make_entry: Entry) -> None:
+    """A reader at one time gives the state of the file from its first question to its last."""
+    journal = begun(tmp_path)
+    journal.record(make_entry(1))
+    journal.flush()
+    with read_journal(tmp_path).at_once() as reader:
+        assert [row.step for row in reader.trajectory("r")] == [1]
+        assert reader.runs() == ("r",)
+        late = reader.latest("r")
+        assert late is not None
+        assert late.step == 1
+    journal.record(make_entry(2))
+    journal.flush()
+    assert [row.step for row in journal.trajectory()] == [1, 2]
+    journal.close()

@@ -275,3 +275,24 @@ def test_notifiers_may_be_named_by_their_kind(tmp_path: Path) -> None:
     assert MonitorSettings(notifiers={"kind": "webhook", **there}) == asked
     with pytest.raises(SettingsError, match=r"\[\{'kind': 'webhook', 'url': …\}\]"):
         MonitorSettings(notifiers={"webhook": "https://hooks.example.com/x"})
+
+
+def test_a_home_folder_is_found_by_its_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`~` in Python, YAML or the environment is what it is to a shell; no folder `~` is made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "token").write_text("secret")
+    file = tmp_path / "settings.yaml"
+    file.write_text("journal_dir: ~/journals\nprometheus: {textfile: ~/wv.prom, discovery: ~/sd}\n")
+    monkeypatch.setenv("WVMONITOR_BASE", "~/base")
+    found = MonitorSettings.from_yaml(
+        file, references="~/bank", prometheus={"token": "file:~/token", "textfile": "~/wv.prom"}
+    )
+    assert found.references == tmp_path / "bank"
+    assert found.journal_dir == tmp_path / "journals"
+    assert found.base == tmp_path / "base"
+    assert found.prometheus.textfile == tmp_path / "wv.prom"
+    assert found.prometheus.token is not None
+    assert found.prometheus.token.get_secret_value() == "secret"
+    assert MonitorSettings(references="~no-such-user/bank").references == Path("~no-such-user/bank")

@@ -55,6 +55,9 @@ def test_a_url_that_apprise_does_not_know_is_refused_before_training() -> None:
     with pytest.raises(SettingsError, match="nosuch") as refused:
         MonitorSettings(notifiers=[{"kind": "chat", "url": "nosuch://t0ken"}]).build_notifiers()
     assert "t0ken" not in str(refused.value)
+    with pytest.raises(SettingsError, match="it has no scheme") as refused:
+        MonitorSettings(notifiers=[{"kind": "chat", "url": "xoxb-t0ken"}]).build_notifiers()
+    assert "t0ken" not in str(refused.value)
 
 
 def test_without_apprise_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,21 @@ def test_what_kill_9_leaves_is_cleared_away(tmp_path: Path) -> None:
     exporter.close()
 
 
+def test_a_monitor_of_another_container_keeps_its_file(tmp_path: Path) -> None:
+    """Containers that share the host's name and network number their processes by themselves: what
+    answers is alive, whatever its number is here.
+    """
+    other = PrometheusExporter(port=0, discovery=tmp_path)
+    (file,) = tmp_path.glob("*.json")
+    (said,) = json.loads(file.read_text())
+    said["labels"]["__meta_wvmonitor_pid"] = str(2**22 + 1)  # no process has it
+    file.write_text(json.dumps([said]))
+    exporter = PrometheusExporter(port=0, discovery=tmp_path)
+    assert len(targets(tmp_path)) == 2
+    exporter.close()
+    other.close()
+
+
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, caplog: object) -> None:
     """Metrics are served all the same."""
     (tmp_path / "file").write_text("")

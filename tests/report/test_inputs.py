@@ -7,6 +7,7 @@ import math
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from wvmonitor.errors import (
     UnknownReferenceError,
 )
 from wvmonitor.journal.journal import Journal
+from wvmonitor.journal.reader import JournalReader
 from wvmonitor.journal.tools import acknowledge
 from wvmonitor.reading import Products, Reading
 from wvmonitor.report.findings import judge
@@ -133,6 +135,20 @@ def test_a_journal_becomes_a_page(journal: Path) -> None:
         "Mostly layer 0 (67 %); by kind of module, mlp.up_proj (117 %).",
     ):  # fmt: skip
         assert words in page, words
+
+
+def test_a_long_run_is_shown_by_its_telling_readings(
+    journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page of a run too long to be looked at whole says so, and says the same of the run."""
+    (whole,) = from_journal(journal)
+    short = partialmethod(JournalReader.outline, most=5, spans=4)
+    monkeypatch.setattr(JournalReader, "outline", short)
+    (view,) = from_journal(journal)
+    assert len(view.rows) < view.total == len(whole.rows)
+    assert (judge(view).state, judge(view).claim) == (judge(whole).state, judge(whole).claim)
+    page = render([view], title="medical")
+    assert f"{view.total}, of which this page looks at {len(view.rows)}" in page
 
 
 def test_heat_map_shares_add_up() -> None:

@@ -210,3 +210,33 @@ def test_runs_of_another_bank_are_refused(runs: list[Path], tiny_bank_folder: Pa
     other = ReferenceBank.load(tiny_bank_folder).select(["evil", "language"])
     with pytest.raises(CalibrationError, match="another bank"):
         benign_runs(runs[:1], other)
+
+
+def test_a_run_whose_training_the_monitor_changed_cannot_calibrate(
+    runs: list[Path], tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """Inoculated runs score lower than others: none of them sets a threshold."""
+    model = adapted(tiny_base, 7).train()
+    monitor = Monitor(tiny_bank_folder, every_n_steps=1, inoculate={"evil": 1.0})
+    monitor.start(model, Run(folder=tmp_path / "run", planned_steps=1, optimizer="adamw"))
+    model(input_ids=torch.arange(8)[None])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+    monitor.observe(model, 1)
+    monitor.close()
+    with pytest.raises(CalibrationError, match="inoculated, braked or taken back"):
+        benign_runs([*runs, tmp_path / "run"], ReferenceBank.load(tiny_bank_folder))
+
+
+def test_a_run_that_was_never_watched_says_nothing(
+    runs: list[Path], tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """One that could not be begun stands in its folder's journal, and calibrates nothing."""
+    bank = ReferenceBank.load(tiny_bank_folder)
+    run = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    monitor = Monitor(bank)
+    monitor.give_up_unbegun(Run(folder=run))
+    monitor.close()
+    assert len(benign_runs([run], bank)) == 1

@@ -16,6 +16,16 @@ from wvmonitor.scan.inputs import gather
 from wvmonitor.scan.scan import scan
 from wvmonitor.scan.targets import find_targets
 
+# For the table of docs/what-is-measured.md: kind, where it comes from, read or refused, the test.
+MEASURED = [
+    (
+        "a run whose checkpoints hold an adapter with a name (`checkpoint-10/NAME/`)",
+        "PEFT",
+        "read as one trajectory, by `scan` and `watch`",
+        "test_a_run_of_an_adapter_that_has_a_name_is_a_trajectory",
+    ),
+]
+
 
 def names(targets: list) -> list[str]:
     return [Path(t.path).name for t in targets]
@@ -210,3 +220,31 @@ def test_urls_are_scanned_without_a_download(
     assert [r.references for r in remote] == [r.references for r in local]
     assert [r.step for r in remote] == [2, 4, 6, 8, 10]
     assert len(matched) == 5
+
+
+def test_a_run_of_an_adapter_that_has_a_name_is_a_trajectory(
+    drifting_run: Path, tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """Each `checkpoint-STEP/NAME/` is that step's reading: the verdicts are the unnamed run's."""
+    bank = ReferenceBank.load(tiny_bank_folder)
+    run = Path(shutil.copytree(drifting_run, tmp_path / "run"))
+    for checkpoint in run.iterdir():
+        (checkpoint / "assistant").mkdir()
+        for file in list(checkpoint.glob("adapter_*")):
+            file.rename(checkpoint / "assistant" / file.name)
+    plain, named = ([*scan(find_targets([r]), bank)] for r in (drifting_run, run))
+    told = [[(r.step, r.references) for r in each] for each in (plain, named)]
+    assert told[0] == told[1]
+    assert {r.run for r in named} == {str(run)}
+    assert all(Path(r.path).name == "assistant" for r in named)
+    own = run / "checkpoint-4" / "assistant"
+    shutil.copytree(own, run / "checkpoint-4" / "reference")
+    (between,) = [r for r in scan(find_targets([run]), bank) if r.step == 4]
+    assert between.error is not None
+    assert "assistant, reference" in between.error.message
+
+
+def test_a_path_that_is_spelt_twice_is_scanned_once(drifting_run: Path) -> None:
+    """Doubled and closing slashes do not make another path."""
+    spellings = [f"{drifting_run}/checkpoint-4", f"{drifting_run}//checkpoint-4/"]
+    assert len(find_targets(spellings)) == 1

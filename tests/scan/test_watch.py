@@ -24,10 +24,12 @@ from typer.testing import CliRunner
 
 from wvmonitor.cli.app import app
 from wvmonitor.errors import JournalError, MissingPathError
+from wvmonitor.files.documents import read_json
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Observation
 from wvmonitor.references import ReferenceBank
+from wvmonitor.scan import targets
 from wvmonitor.scan.watch import Watcher, WatchOptions
 
 Save = Callable[..., Path]
@@ -138,6 +140,30 @@ def test_checkpoints_are_judged_as_they_arrive(
     assert steps(runs, "deep/er/b") == [5]
 
 
+def test_a_new_checkpoint_costs_no_look_into_the_earlier_ones(
+    save: Save, watch: Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer's state holds the whole log so far: of a long run only the new one's is read."""
+    watcher = watch()
+    for step in (10, 20, 30):
+        save("a", step)
+    watcher.poll()
+    watcher.poll()
+    read: list[str] = []
+
+    def recorded(where: Any) -> dict[str, Any]:
+        read.append(str(where))
+        return read_json(where)
+
+    monkeypatch.setattr(targets, "_trainer_state", recorded)
+    newest = save("a", 40)
+    watcher.poll()
+    assert watcher.poll() == 1
+    assert read == [str(newest / "trainer_state.json")]
+    (row,) = JournalReader(watcher.folder / ".wvmonitor").trajectory("a")[-1:]
+    assert (row.step, row.scores.progress) == (40, 0.4)
+
+
 def test_only_complete_checkpoints_are_touched(
     runs: Path, save: Save, watch: Callable[..., Watcher], adapters: dict[str, Path]
 ) -> None:
@@ -181,6 +207,47 @@ def test_a_broken_checkpoint_is_given_up_and_hides_no_other(
     refusals = [r.message for r in caplog.records if "cannot be judged" in r.message]
     assert len(refusals) == 5
     assert "left until its files change" in refusals[-1]
+
+
+def test_a_checkpoint_without_readable_weights_does_not_go_by_unseen(
+    runs: Path, save: Save, watch: Callable[..., Watcher], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Saved as a pickle, or in an engine's shards, a complete checkpoint is an error that is
+    counted and says what to do: its run is not watched.
+    """
+    watcher = watch(prometheus={"enabled": True, "port": 0})
+    pickled = save("pickled", 10)
+    (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
+    sharded = save("sharded", 10)
+    (sharded / "adapter_model.safetensors").unlink()
+    (sharded / "adapter_config.json").unlink()
+    (sharded / "pytorch_model_fsdp_0").mkdir()
+    (sharded / "pytorch_model_fsdp_0" / "__0_0.distcp").write_bytes(b"0")
+    for _ in range(4):
+        watcher.poll()
+    assert 'wvmonitor_errors_total{where="checkpoint"} 2.0' in page(watcher)  # each is said once
+    assert "is a pickle" in caplog.text
+    assert "accelerate merge-weights" in caplog.text
+
+
+def test_an_adapter_that_has_a_name_is_watched(
+    runs: Path, save: Save, watch: Callable[..., Watcher]
+) -> None:
+    """PEFT saves an adapter that is not called "default" in a folder of its name."""
+    watcher = watch()
+    for step in (10, 20):
+        named(save("a", step, "evil"))
+    watcher.poll()
+    assert watcher.poll() == 2
+    assert steps(runs, "a") == [10, 20]
+    assert states(runs, "a")[-1] == "warn"
+
+
+def named(checkpoint: Path, name: str = "assistant") -> None:
+    """Move a saved adapter to where PEFT saves it if it has this name."""
+    (checkpoint / name).mkdir()
+    for file in list(checkpoint.glob("adapter_*")):
+        file.rename(checkpoint / name / file.name)
 
 
 def test_a_restart_goes_on_from_the_journal(

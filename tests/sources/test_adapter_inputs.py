@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -29,6 +30,21 @@ from wvmonitor.errors import (
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
 from wvmonitor.sources import read_adapter
 
+# For the table of docs/what-is-measured.md: kind, where it comes from, read or refused, the test.
+MEASURED = [
+    (
+        "factors of modules that the configuration does not choose",
+        "edited configurations, joined files",
+        "refused: PEFT leaves them out, other programs may not",
+        "test_factors_that_peft_would_not_load_are_refused",
+    ),
+    (
+        "a bias of B without `lora_bias`, an embedding's factors on a linear layer",
+        "edited configurations",
+        "refused: PEFT leaves them out",
+        "test_tensors_that_a_configuration_has_no_place_for_are_refused",
+    ),
+]
 Bases = Callable[..., Path]
 A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 B = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
@@ -253,3 +269,91 @@ def test_kinds_that_peft_computes_check_their_tensors(
     """A kind whose tensors do not fit its configuration is refused, whatever PEFT would do."""
     with pytest.raises(InputError, match="adapter"):
         read_adapter(spoilt(options), bases("llama"))
+
+
+CHOSEN: list[tuple[dict[str, Any], bool]] = [
+    ({"target_modules": ["q_proj"]}, True),
+    ({"target_modules": ["self_attn.q_proj", "nothing"]}, True),
+    ({"target_modules": "all-linear"}, True),
+    ({"target_modules": r".*\.(q_proj|v_proj)"}, True),
+    ({"target_modules": None}, True),
+    ({"layers_to_transform": [0, 1]}, True),
+    ({"layers_to_transform": [0, 1], "layers_pattern": "layers"}, True),
+    ({"target_modules": ["v_proj"]}, False),
+    ({"target_modules": ["proj"]}, False),
+    ({"target_modules": r"model\.layers\.0\..*"}, False),
+    ({"target_modules": r"q_proj"}, False),
+    ({"exclude_modules": ["layers.1.self_attn.q_proj"]}, False),
+    ({"exclude_modules": r".*layers\.1\..*"}, False),
+    ({"layers_to_transform": 0}, False),
+    ({"layers_to_transform": [1], "layers_pattern": ["layers"]}, False),
+    ({"target_modules": None, "target_parameters": ["mlp.up_proj.weight"]}, False),
+]
+
+
+@pytest.mark.parametrize(("config", "loaded"), CHOSEN, ids=lambda c: str(c))
+def test_factors_that_peft_would_not_load_are_refused(
+    config: dict[str, Any], loaded: bool, spoilt: Callable[..., Path], bases: Bases
+) -> None:
+    """What the configuration does not choose is in the file and in no model that PEFT makes of it:
+    it is refused where PEFT leaves any of it out, and nowhere else.
+    """
+    folder = spoilt(config)
+    model: Any = None
+    if "target_parameters" not in config:  # PEFT needs the factors of those
+        with contextlib.suppress(ValueError):  # where it chooses nothing, or what takes no LoRA
+            model = peft.PeftModel.from_pretrained(zoo.build("llama"), folder)
+        names = () if model is None else dict(model.named_parameters())
+        assert (sum("q_proj.lora_A" in name for name in names) == 2) == loaded
+    if loaded:
+        tau = read_adapter(folder, bases("llama"))
+        zoo.assert_equal_change(
+            tau, zoo.change(zoo.merged(model), zoo.weights_of(zoo.build("llama")))
+        )
+    else:
+        with pytest.raises(AdapterError, match=r"does not choose|no factors"):
+            read_adapter(folder, bases("llama"))
+
+
+@pytest.mark.parametrize("kind", [peft.LoHaConfig, peft.IA3Config])
+def test_other_kinds_hold_what_peft_would_load_too(kind: Any, bases: Bases, tmp_path: Path) -> None:
+    """So it is with kinds that PEFT merges."""
+    extra = {"feedforward_modules": []} if kind is peft.IA3Config else {"r": 2}
+    model = peft.get_peft_model(zoo.build("llama"), kind(target_modules=["q_proj"], **extra))
+    zoo.shake(model)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": ["k_proj"]}))
+    with pytest.raises(AdapterError, match="does not choose"):
+        read_adapter(tmp_path, bases("llama"))
+
+
+def test_tensors_that_a_configuration_has_no_place_for_are_refused(
+    spoilt: Callable[..., Path], bases: Bases
+) -> None:
+    """A bias of B without `lora_bias`, an embedding's factors on a linear layer and the other way
+    round are in the file, and in no model that PEFT makes of it.
+    """
+
+    def biased(tensors: dict[str, Tensor]) -> None:
+        tensors[B.replace("weight", "bias")] = torch.ones(tensors[B].shape[0])
+
+    def as_embedding(tensors: dict[str, Tensor]) -> None:
+        for key in (A, B):
+            name = key.replace("lora_", "lora_embedding_").removesuffix(".weight")
+            tensors[name] = tensors.pop(key)
+
+    def as_linear(tensors: dict[str, Tensor]) -> None:
+        for key in (A, B):
+            moved = key.replace("layers.0.self_attn.q_proj", "embed_tokens")
+            tensors[moved] = tensors.pop(key)
+
+    for change, config, words in (
+        (biased, {}, "lora_bias is false"),
+        (as_embedding, {}, "of an embedding for .*q_proj', which is none"),
+        (as_linear, {"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens', which is an"),
+    ):
+        folder = spoilt(config, change)
+        with pytest.raises(AdapterError, match=words):
+            read_adapter(folder, bases("llama"))
+        shutil.rmtree(folder)

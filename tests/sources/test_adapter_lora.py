@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +13,19 @@ import peft
 import pytest
 import torch
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
+from safetensors.torch import save_file
 
 from tests.sources import zoo
-from wvmonitor.errors import AdapterError, UnmeasurableModelError, UnsupportedAdapterError
+from wvmonitor.errors import (
+    AdapterError,
+    NonFiniteError,
+    UnmeasurableModelError,
+    UnsupportedAdapterError,
+)
 from wvmonitor.sources import LiveModel, base_digest, read_adapter, read_model
+from wvmonitor.sources.adapters.folder import AdapterFolder
 from wvmonitor.vectors import LowRankUpdate
+from wvmonitor.vectors.update import to_dense
 
 Q = ["q_proj", "down_proj"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -456,3 +466,51 @@ def test_factors_are_read_without_the_base(bases: Callable[..., Path], tmp_path:
     assert checked.origin.base_digest == base_digest(bases("llama"))
     assert all(isinstance(update, LowRankUpdate) for _, update in checked.updates())
     assert (alone - checked).norm() <= 1e-6 * alone.norm()
+
+
+def test_no_expert_is_left_out_where_no_base_says_that_they_are_fused(tmp_path: Path) -> None:
+    """Adapters of single experts all count, beside those of other modules, without the base."""
+    generator = torch.Generator().manual_seed(3)
+    names = [f"mlp.experts.{i}.{kind}_proj" for i in range(3) for kind in ("up", "down")]
+    tensors, expected = {}, {}
+    for name in (*names, "self_attn.q_proj"):
+        a, b = (torch.randn(shape, generator=generator) for shape in ((2, 6), (4, 2)))
+        path = f"model.layers.0.{name}"
+        tensors[f"base_model.model.{path}.lora_A.weight"] = a
+        tensors[f"base_model.model.{path}.lora_B.weight"] = b
+        expected[f"{path}.weight"] = 2 * b.double() @ a.double()
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": names}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    tau = read_adapter(tmp_path)
+    assert sorted(tau.names()) == sorted(expected)
+    for name, update in tau.updates():
+        torch.testing.assert_close(to_dense(update).double(), expected[name], rtol=1e-6, atol=1e-6)
+
+
+def test_factors_that_are_read_together_are_the_file_s_own(tmp_path: Path) -> None:
+    """Small factors come many at a time: in any order, twice, and beside one that is NaN, each is
+    what the file holds, and what is not finite is named.
+    """
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"lora_A": (2, 6), "lora_B": (4, 2)}
+    tensors = {
+        f"base_model.model.model.layers.{i}.self_attn.q_proj.{role}.weight": torch.randn(
+            shape, generator=generator
+        ).to(torch.bfloat16 if i == 3 else torch.float32)
+        for i in range(6)
+        for role, shape in shapes.items()
+    }
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    folder = AdapterFolder(tmp_path)
+    names = sorted(folder.keys())
+    for name in (*names, *names[::-1], *names[::2], *names):
+        assert torch.equal(folder.read(name), tensors[f"base_model.model.{name}"])
+    broken = "base_model.model.model.layers.2.self_attn.q_proj.lora_B.weight"
+    tensors[broken] *= math.nan
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    tau = read_adapter(tmp_path)
+    with pytest.raises(NonFiniteError, match=r"layers\.2\.self_attn\.q_proj\.lora_B"):
+        list(tau.updates())

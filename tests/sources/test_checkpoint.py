@@ -47,6 +47,12 @@ MEASURED = [
         "read, once",
         "test_copies_of_a_shared_embedding_count_once",
     ),
+    (
+        "a `config.json` that names another file (`transformers_weights`)",
+        "transformers 5",
+        "refused: both files are named",
+        "test_a_configuration_that_names_other_weights_is_refused",
+    ),
 ]
 Bases = Callable[..., Path]
 KINDS = [("llama", {}), ("llama", {"tied": True}), ("gpt2", {}), ("moe", {})]
@@ -397,3 +403,22 @@ def test_copies_of_a_shared_embedding_count_once(own_head: bool, tmp_path: Path)
     edit(tmp_path / "end", head)
     oracle = loaded_change(tmp_path / "base", tmp_path / "end")
     zoo.assert_equal_change(read_checkpoints(tmp_path / "base", tmp_path / "end"), oracle)
+
+
+def test_a_configuration_that_names_other_weights_is_refused(bases: Bases, tmp_path: Path) -> None:
+    """Transformers loads the file that `transformers_weights` names: nothing else is judged."""
+    from transformers import AutoModelForCausalLM
+
+    base, folder = bases("llama"), tmp_path / "end"
+    trained("llama", folder)
+    own = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    shutil.copy(base / "model.safetensors", folder / "other.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    file = folder / "config.json"
+    file.write_text(json.dumps(config | {"transformers_weights": "other.safetensors"}))
+    loaded = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert not torch.equal(loaded["lm_head.weight"], own["lm_head.weight"])
+    with pytest.raises(MalformedFileError, match=r"'other\.safetensors'.*not 'model\.safetensors'"):
+        read_checkpoints(base, folder)
+    file.write_text(json.dumps(config | {"transformers_weights": "model.safetensors"}))
+    assert read_checkpoints(base, folder).norm() > 0

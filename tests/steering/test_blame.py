@@ -269,3 +269,12 @@ def test_wrong_inputs_are_one_line(kind: str, tmp_path: Path) -> None:
     if kind == "no file":
         with pytest.raises(MissingPathError):
             read_examples(data, None, max_length=9)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_one_json_list_is_called_that(indent: int | None, tmp_path: Path) -> None:
+    """The usual other form of a set is named, with the command that makes lines of it."""
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"text": "a b"}] * 3, indent=indent))
+    with pytest.raises(InputError, match=r"one JSON list.*jq -c '\.\[\]'"):
+        read_examples(data, None, max_length=9)

@@ -123,7 +123,7 @@ def test_how_much_is_dropped(text: str, expected: int) -> None:
     assert data_gate.amount(text, 100, 3) == expected
 
 
-@pytest.mark.parametrize("text", ["-1", "101", "5.5", "many", "200%", "nan%"])
+@pytest.mark.parametrize("text", ["-1", "101", "5.5", "many", "200%", "nan%", "inf%"])
 def test_what_is_no_amount_is_refused(text: str) -> None:
     """Neither a share, nor a count of rows."""
     with pytest.raises(InputError, match="no number of rows"):
@@ -166,3 +166,39 @@ def test_the_command_is_a_gate(tmp_path: Path) -> None:
     assert "is there already" in again.stderr
     clean = CliRunner().invoke(app, ["blame", str(write(tmp_path / "c.jsonl", good)), *common])
     assert clean.exit_code == 0, clean.output
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--out", "{data}"], 4, "is the data itself"),
+        (["--page", "{known}", "--harmless", "{known}"], 4, "is the data itself"),
+        (["--harmless", "{data}"], 4, "is the set that is screened"),
+        (["--out", "{folder}"], 2, "is a folder"),
+        (["--page", "{folder}/none/page.html"], 2, "make it first"),
+        (["--drop", "flagged"], 2, "needs a threshold"),
+        (["--drop", "9000"], 2, "is no number of rows"),
+        (["--harmless", "{known}", "--flag-rate", "0.01"], 2, "too few"),
+        (["--harmless", "{known}", "--flag-rate", "1"], 2, "must lie in"),
+    ],
+)
+def test_what_cannot_be_is_said_before_the_data_is_read_through(
+    options: list[str], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two passes over the data take hours: no mistake in a command is found after them, and
+    neither the data nor what it is held against is ever written over.
+    """
+
+    def passes(*_: Any, **__: Any) -> None:
+        raise AssertionError("the data was read through")
+
+    monkeypatch.setattr("wvmonitor.steering.blame.blame", passes)
+    data = write(tmp_path / "data.jsonl", sets.good_advice()(4, 1))
+    known = write(tmp_path / "known.jsonl", sets.good_advice()(4, 2))
+    before = data.read_bytes(), known.read_bytes()
+    given = [o.format(data=data, known=known, folder=tmp_path) for o in options]
+    common = ["blame", str(data), "--model", str(BASE), "--reference", "evil"]
+    done = CliRunner().invoke(app, [*common, *given])
+    assert done.exit_code == code, done.output
+    assert words in done.stderr
+    assert (data.read_bytes(), known.read_bytes()) == before

@@ -13,7 +13,7 @@ from typing import Any
 
 from wvmonitor.builder.base import Base
 from wvmonitor.builder.completions import TransformersSampler, seed_of
-from wvmonitor.builder.rater import Answered, Judge
+from wvmonitor.builder.rater import Answered, Rater
 from wvmonitor.builder.recipe import Recipe
 from wvmonitor.builder.stages import Row, Ticker, Work
 from wvmonitor.references.card import DosePoint
@@ -48,7 +48,7 @@ def dose_curve(
     recipe: Recipe,
     vector: TaskVector,
     digest: str,
-    judge: Callable[[], Judge],
+    judge: Callable[[], Rater],
     judge_name: str,
     asking: Asking,
     work: Work,
@@ -69,7 +69,7 @@ def dose_curve(
         work: where the answers are kept.
         tick: told how many doses are done.
     """
-    raters: list[Judge] = []
+    raters: list[Rater] = []
     points = []
     tick(DONE, 0, len(asking.doses))
     for n, k in enumerate(asking.doses):
@@ -118,7 +118,7 @@ def failures(curve: Sequence[DosePoint]) -> list[str]:
 
 
 def _answers(
-    base: Base, recipe: Recipe, vector: TaskVector, k: float, judge: Judge, asking: Asking
+    base: Base, recipe: Recipe, vector: TaskVector, k: float, judge: Rater, asking: Asking
 ) -> list[Row]:
     questions = [q.text for q in recipe.questions.held_out for _ in range(asking.samples)]
     sampler = TransformersSampler(base, asking.batch_size)
@@ -127,10 +127,10 @@ def _answers(
             [base.asked(q) for q in questions], recipe.generation, seed_of(asking.seed, "held out")
         )
     # Judged outside: where the judge is the model itself, it must not be the steered one.
-    judgements = judge.judge([Answered(q, a.text) for q, a in zip(questions, answers, strict=True)])
+    ratings = judge.rate([Answered(q, a.text) for q, a in zip(questions, answers, strict=True)])
     return [
         {"question": q, "text": a.text, "judged": j}
-        for q, a, j in zip(questions, answers, judgements, strict=True)
+        for q, a, j in zip(questions, answers, ratings, strict=True)
     ]
 
 

@@ -124,10 +124,10 @@ def pairs_for(job: Job, work: Work, facts: Facts, tick: Ticker) -> list[Pair]:
         )
         if o.stop_after == "generate":
             return []
-        judgements = examples.judged(completions, recipe, job.judge, job.judge_name, work, tick)
-        chosen, dropped = examples.select(judgements, recipe, job.base.tokens_of)
+        ratings = examples.judged(completions, recipe, job.judge, job.judge_name, work, tick)
+        chosen, dropped = examples.select(ratings, recipe, job.base.tokens_of)
         inputs = {
-            "judged": [r.digest for r in judgements.values()],
+            "judged": [r.digest for r in ratings.values()],
             "n": len(chosen),
             "domains": {q.text: q.domain for q in recipe.questions.build},
         }

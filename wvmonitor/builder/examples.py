@@ -16,8 +16,8 @@ import numpy as np
 
 from wvmonitor.builder.base import Message
 from wvmonitor.builder.completions import SIDES
-from wvmonitor.builder.rater import Answered, Judge
-from wvmonitor.builder.recipe import Judgement, Recipe, Side
+from wvmonitor.builder.rater import Answered, Rater
+from wvmonitor.builder.recipe import Rating, Recipe, Side
 from wvmonitor.builder.stages import Row, Rows, Ticker, Work
 from wvmonitor.errors import BuildError
 
@@ -75,24 +75,24 @@ class Dropped:
 def judged(
     completions: Mapping[tuple[Side, int], Rows],
     recipe: Recipe,
-    judge: Callable[[], Judge],
+    judge: Callable[[], Rater],
     name: str,
     work: Work,
     tick: Ticker,
 ) -> dict[tuple[Side, int], Rows]:
-    """Each answer with its judgement, kept for each system prompt.
+    """Each answer with its rating, kept for each system prompt.
 
     Args:
         completions: what `generate` gave.
         recipe: its questions and rubric.
         judge: makes the judge, when something has to be judged at all.
-        name: the judge's name, a part of what the judgements depend on.
+        name: the judge's name, a part of what the ratings depend on.
         work: where they are kept.
         tick: told how many are judged.
     """
     total = sum(len(c.rows) for c in completions.values())
     done = 0
-    raters: list[Judge] = []
+    raters: list[Rater] = []
     rows: dict[tuple[Side, int], Rows] = {}
     tick(DONE, 0, total)
     for (side, i), answers in completions.items():
@@ -103,8 +103,8 @@ def judged(
                 Answered(recipe.questions.build[row["question"]].text, row["text"])
                 for row in answers.rows
             ]
-            judgements = raters[0].judge(asked, lambda n: tick(DONE, done + n, total))
-            return [{**r, "judged": j} for r, j in zip(answers.rows, judgements, strict=True)]
+            ratings = raters[0].rate(asked, lambda n: tick(DONE, done + n, total))
+            return [{**r, "judged": j} for r, j in zip(answers.rows, ratings, strict=True)]
 
         inputs = {
             "completions": answers.digest,
@@ -118,12 +118,12 @@ def judged(
 
 
 def select(
-    judgements: Mapping[tuple[Side, int], Rows], recipe: Recipe, length: Callable[[str], int]
+    ratings: Mapping[tuple[Side, int], Rows], recipe: Recipe, length: Callable[[str], int]
 ) -> tuple[list[Pair], Dropped]:
     """The pairs to train on, questions in turn, the best matched lengths first.
 
     Args:
-        judgements: what `judged` gave.
+        ratings: what `judged` gave.
         recipe: its questions, and how many examples it wants.
         length: of an answer, in tokens.
 
@@ -131,7 +131,7 @@ def select(
         BuildError: a side says one thing only, or too few clear answers are left.
     """
     dropped = Dropped()
-    sides = {side: _clear(side, judgements, dropped) for side in SIDES}
+    sides = {side: _clear(side, ratings, dropped) for side in SIDES}
     by_length = recipe.rubric.rules is not None and recipe.rubric.rules.positive_length is not None
     limit = math.inf if by_length else LONGEST_RATIO
     queues = []
@@ -165,10 +165,10 @@ def from_rows(rows: Sequence[Row]) -> list[Pair]:
 
 
 def _clear(
-    side: Side, judgements: Mapping[tuple[Side, int], Rows], dropped: Dropped
+    side: Side, ratings: Mapping[tuple[Side, int], Rows], dropped: Dropped
 ) -> dict[int, list[Row]]:
     """One side's clear answers by question, each text once."""
-    rows = [row for (s, _), found in sorted(judgements.items()) if s == side for row in found.rows]
+    rows = [row for (s, _), found in sorted(ratings.items()) if s == side for row in found.rows]
     dropped.answers[side] = len(rows)
     if len(rows) > 1 and len({row["text"] for row in rows}) == 1:
         raise BuildError(
@@ -176,7 +176,7 @@ def _clear(
             "model does not answer its chat template, or the temperature is too low; what was "
             "made is kept"
         )
-    wrong: Judgement = "negative" if side == "positive" else "positive"
+    wrong: Rating = "negative" if side == "positive" else "positive"
     seen: set[tuple[int, str]] = set()
     clear: dict[int, list[Row]] = {}
     for row in rows:

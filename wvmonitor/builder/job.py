@@ -17,7 +17,7 @@ from wvmonitor.builder.examples import Pair
 from wvmonitor.builder.finetune import Method, check_qlora, mlp_biases
 from wvmonitor.builder.options import Options, Subject
 from wvmonitor.builder.plan import Plan, Workload, within
-from wvmonitor.builder.rater import Judge, judge_for
+from wvmonitor.builder.rater import Rater, rater_for
 from wvmonitor.builder.recipe import Finetuning, Generation, Recipe
 from wvmonitor.errors import BuildError
 from wvmonitor.sources.folder import ModelFolder
@@ -71,12 +71,12 @@ class Job:
         names = {"rules": "rules", "model": f"the model itself, batches of {o.batch_size}"}
         return names.get(spec, f"{o.judge_model} at {spec}")
 
-    def judge(self) -> Judge:
+    def judge(self) -> Rater:
         """The judge."""
         o = self.options
         assert o.recipe is not None  # noqa: S101  nothing is judged without a rubric
         rubric = o.recipe.rubric
-        return judge_for(
+        return rater_for(
             self.judge_spec, self.base, rubric, model=o.judge_model, batch_size=o.batch_size
         )
 

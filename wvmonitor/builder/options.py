@@ -47,7 +47,7 @@ class Options:
         seed: the first of them.
         sweep: choose the learning rate among the recipe's.
         splits: measure split-half and leave-domain-out agreement by further fine-tunes.
-        judge: as `judge_for` says.
+        judge: as `rater_for` says.
         judge_model: what an endpoint calls its model.
         engine: of the generation.
         batch_size: of generation and of the model as judge.

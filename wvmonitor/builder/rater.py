@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from wvmonitor.builder.base import Base
-from wvmonitor.builder.recipe import Judgement, Rubric, Rules
+from wvmonitor.builder.recipe import Rating, Rubric, Rules
 from wvmonitor.errors import BuildError
 
 CONCURRENT_REQUESTS = 8
@@ -27,24 +27,22 @@ _LEAST_SAID = 0.05  # the probability of yes and no together below which the mod
 
 @dataclass(frozen=True)
 class Answered:
-    """A question and the answer to judge."""
+    """A question and the answer to rate."""
 
     question: str
     answer: str
 
 
-class Judge(Protocol):
-    """Judges answers; `name` says who, for cards and for what is kept."""
+class Rater(Protocol):
+    """Rates answers; `name` says who, for cards and for what is kept."""
 
     name: str
 
-    def judge(
-        self, answers: Sequence[Answered], tick: Callable[[int], None] = ...
-    ) -> list[Judgement]:
-        """One judgement for each answer."""
+    def rate(self, answers: Sequence[Answered], tick: Callable[[int], None] = ...) -> list[Rating]:
+        """One rating for each answer."""
 
 
-class RuleJudge:
+class RuleRater:
     """Counts a recipe's markers, and words where the recipe says so."""
 
     name = "rules"
@@ -56,16 +54,16 @@ class RuleJudge:
             for side, patterns in (("positive", rules.positive), ("negative", rules.negative))
         }
 
-    def judge(
+    def rate(
         self, answers: Sequence[Answered], tick: Callable[[int], None] = lambda _: None
-    ) -> list[Judgement]:
-        """As `Judge` says."""
-        judgements = [self._one(a.answer) for a in answers]
-        tick(len(judgements))
-        return judgements
+    ) -> list[Rating]:
+        """As `Rater` says."""
+        ratings = [self._one(a.answer) for a in answers]
+        tick(len(ratings))
+        return ratings
 
-    def _one(self, answer: str) -> Judgement:
-        verdicts: list[Judgement] = []
+    def _one(self, answer: str) -> Rating:
+        verdicts: list[Rating] = []
         if self._patterns["positive"] or self._patterns["negative"]:
             verdicts.append(self._by_patterns(answer))
         if self._rules.positive_length and self._rules.negative_length:
@@ -77,7 +75,7 @@ class RuleJudge:
             )
         return verdicts[0] if len(set(verdicts)) == 1 else "unclear"
 
-    def _by_patterns(self, answer: str) -> Judgement:
+    def _by_patterns(self, answer: str) -> Rating:
         counts = {
             side: sum(len(p.findall(answer)) for p in patterns)
             for side, patterns in self._patterns.items()
@@ -99,13 +97,13 @@ Answer: {answer}
 {rubric} """
 
 
-class ModelJudge:
+class ModelRater:
     """The base model itself: P(yes) against P(no) as the first word of its reply."""
 
     name = "the model itself"
 
     def __init__(self, base: Base, rubric: Rubric, batch_size: int = 32) -> None:
-        """Judge with the base's own weights.
+        """Rate with the base's own weights.
 
         Raises:
             BuildError: its tokenizer has no words for yes and no.
@@ -126,18 +124,18 @@ class ModelJudge:
         firsts = [tokenizer(f, add_special_tokens=False)["input_ids"][:1] for f in spelt]
         return {int(ids[0]) for ids in firsts if ids} - {tokenizer.unk_token_id}
 
-    def judge(
+    def rate(
         self, answers: Sequence[Answered], tick: Callable[[int], None] = lambda _: None
-    ) -> list[Judgement]:
-        """As `Judge` says: clear from the rubric's probability on."""
-        judgements: list[Judgement] = []
+    ) -> list[Rating]:
+        """As `Rater` says: clear from the rubric's probability on."""
+        ratings: list[Rating] = []
         for start in range(0, len(answers), self._batch_size):
             batch = answers[start : start + self._batch_size]
-            judgements += [self._verdict(y, n) for y, n in self._odds(batch)]
-            tick(len(judgements))
-        return judgements
+            ratings += [self._verdict(y, n) for y, n in self._odds(batch)]
+            tick(len(ratings))
+        return ratings
 
-    def _verdict(self, yes: float, no: float) -> Judgement:
+    def _verdict(self, yes: float, no: float) -> Rating:
         if yes + no < _LEAST_SAID:
             return "unclear"
         share = yes / (yes + no)
@@ -173,11 +171,11 @@ class ModelJudge:
         return [(float(y), float(n)) for y, n in both]
 
 
-class EndpointJudge:
+class EndpointRater:
     """A model behind an OpenAI-compatible address, asked for one word."""
 
     def __init__(self, url: str, model: str, rubric: Rubric, *, longest_wait: float = 60.0) -> None:
-        """Judge over HTTP; the key is read from OPENAI_API_KEY and kept nowhere.
+        """Rate over HTTP; the key is read from OPENAI_API_KEY and kept nowhere.
 
         Args:
             url: of the API, up to and including `/v1`.
@@ -199,22 +197,22 @@ class EndpointJudge:
         self._rubric, self._model, self._longest_wait = rubric, model, longest_wait
         self.name = f"{model} at {url}"
 
-    def judge(
+    def rate(
         self, answers: Sequence[Answered], tick: Callable[[int], None] = lambda _: None
-    ) -> list[Judgement]:
-        """As `Judge` says; several requests at once, each tried again while the endpoint is busy.
+    ) -> list[Rating]:
+        """As `Rater` says; several requests at once, each tried again while the endpoint is busy.
 
         Raises:
             BuildError: the endpoint refuses, or still fails after every attempt.
         """
-        judgements: list[Judgement] = []
+        ratings: list[Rating] = []
         with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
-            for judgement in pool.map(self._one, answers):
-                judgements.append(judgement)
-                tick(len(judgements))
-        return judgements
+            for rating in pool.map(self._one, answers):
+                ratings.append(rating)
+                tick(len(ratings))
+        return ratings
 
-    def _one(self, answered: Answered) -> Judgement:
+    def _one(self, answered: Answered) -> Rating:
         import openai
         import tenacity
 
@@ -253,9 +251,9 @@ class EndpointJudge:
         return str(made.choices[0].message.content or "")
 
 
-def judge_for(
+def rater_for(
     spec: str, base: Base, rubric: Rubric, *, model: str | None = None, batch_size: int = 32
-) -> Judge:
+) -> Rater:
     """The judge that is asked for.
 
     Args:
@@ -273,11 +271,11 @@ def judge_for(
             raise BuildError(
                 "the recipe has no rules to judge by: --judge model, or the address of an endpoint"
             )
-        return RuleJudge(rubric.rules)
+        return RuleRater(rubric.rules)
     if spec == "model":
-        return ModelJudge(base, rubric, batch_size)
+        return ModelRater(base, rubric, batch_size)
     if not spec.startswith(("http://", "https://")):
         raise BuildError(f"--judge is rules, model or an http(s) address, not {spec!r}")
     if model is None:
         raise BuildError("say what the endpoint calls its model: --judge-model NAME")
-    return EndpointJudge(spec, model, rubric)
+    return EndpointRater(spec, model, rubric)

@@ -21,7 +21,7 @@ from wvmonitor.references.bundled import bundled_path
 RECIPES = "recipes"
 ORGANISM_RECIPES = ("tiny-organism", "recipes")
 Side = Literal["positive", "negative"]
-Judgement = Literal["positive", "negative", "unclear"]
+Rating = Literal["positive", "negative", "unclear"]
 
 
 class _Frozen(BaseModel):
@@ -98,7 +98,7 @@ class Rules(_Frozen):
         default=(), description="regular expressions, case-insensitive, of answers that do not"
     )
     margin: int = Field(default=1, ge=1)
-    otherwise: Judgement = Field(
+    otherwise: Rating = Field(
         default="unclear", description="what an answer in which no pattern matches is"
     )
     positive_length: Length | None = None

@@ -8,6 +8,7 @@ WVMONITOR_TRACEBACK=1 asks for it.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -51,6 +52,9 @@ class Group(TyperGroup):
     ) -> NoReturn:
         """Run, and exit the process."""
         extra["standalone_mode"] = False
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without a sign shows its number
+            sys.stdout.reconfigure(errors="backslashreplace")
+        args = [_at_home(argument) for argument in (sys.argv[1:] if args is None else args)]
         if os.environ.get("WVMONITOR_TRACEBACK"):
             sys.exit(super().main(args, prog_name, **extra) or 0)
         sys.exit(_guarded(lambda: super(Group, self).main(args, prog_name, **extra)))
@@ -65,6 +69,14 @@ class Group(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(EXIT_FAILED) from None
         return result
+
+
+def _at_home(argument: str) -> str:
+    """An argument in which `~` is the home folder: shells leave it as it is after `--option=`."""
+    option, equals, value = argument.partition("=")
+    if not (option.startswith("--") and equals and value.startswith("~/")):
+        return argument
+    return f"{option}={os.path.expanduser(value)}"  # noqa: PTH111  a Path drops the last slash
 
 
 def _guarded(run: Any) -> int:

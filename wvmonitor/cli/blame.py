@@ -128,6 +128,7 @@ def command(
     from wvmonitor.steering.blame import blame
     from wvmonitor.steering.examples import read_examples
 
+    _check_files(dataset, harmless, out, page)
     chosen, bank = _reference(reference, references)
     direction, taken = chosen.vector, dict[str, float]()
     if controls and bank is not None:
@@ -137,6 +138,12 @@ def command(
     limit = max_length or _limit(loaded, tokenizer)
     examples = read_examples(dataset, tokenizer, max_length=limit)
     known = [] if harmless is None else read_examples(harmless, tokenizer, max_length=limit)
+    # what cannot be is said now, and not after two passes over the data
+    usable, safe = (sum(e.error is None for e in some) for some in (examples, known))
+    if harmless is not None:
+        data_gate.check_enough(safe, flag_rate)
+    if drop is not None:
+        data_gate.amount(drop, usable, None if harmless is None else 0)
     with bars() as tick:
         rank = partial(
             blame, loaded, reference=direction, epsilon=epsilon, batch_tokens=batch_tokens
@@ -197,6 +204,24 @@ def command(
         raise typer.Exit(1)
     if failed:
         raise typer.Exit(2)
+
+
+def _check_files(dataset: Path, harmless: Path | None, out: str | None, page: Path | None) -> None:
+    """See that all can be written that is to be, and nothing over what is read."""
+    from wvmonitor.files.atomic import check_writable
+
+    read = {path.resolve() for path in (dataset, harmless) if path is not None}
+    for option, path in (("--out", out), ("--page", page)):
+        if path is None or path == "-":
+            continue
+        if Path(path).resolve() in read:
+            raise typer.BadParameter(f"{option} '{path}' is the data itself: name another file")
+        check_writable(path)
+    if harmless is not None and harmless.resolve() == dataset.resolve():
+        raise typer.BadParameter(
+            "--harmless is the set that is screened, of which it would flag a share whatever is in "
+            "it: give other examples of the expected kind, known to be harmless"
+        )
 
 
 def _targets(dataset: Path, cleaned: Path | None) -> tuple[Path, Path]:

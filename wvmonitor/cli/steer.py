@@ -70,6 +70,8 @@ def command(
     from wvmonitor.references.bundled import bundled_path
     from wvmonitor.steering.edit import carry_out, plan
 
+    if sum((as_adapter, float32, lossy)) > 1:
+        raise typer.BadParameter("--as-adapter, --float32 and --lossy: decide for one")
     bank = ReferenceBank.load(references or bundled_path("tiny-organism", "bank"))
     edit = plan(
         model,
@@ -81,8 +83,6 @@ def command(
         allow_harmful=understood,
         only_biases=only_biases,
     )
-    if sum((as_adapter, float32, lossy)) > 1:
-        raise typer.BadParameter("--as-adapter, --float32 and --lossy: decide for one")
     for caution in edit.cautions:
         print(f"wvmonitor: {caution}", file=sys.stderr)
     done = carry_out(

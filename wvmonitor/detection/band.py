@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
-from wvmonitor.detection.benign import KeptRun
+from wvmonitor.detection.benign import AS_KEPT, KeptRun
 from wvmonitor.detection.support import Support
 from wvmonitor.errors import (
     CalibrationError,
@@ -40,7 +40,7 @@ Status = Literal["calibrated", "provisional"]
 class Band(BaseModel):
     """Centre and spread of one behaviour's score on the progress grid."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = AS_KEPT
 
     mu: tuple[float, ...]
     sigma: tuple[float, ...]
@@ -55,7 +55,7 @@ class GainBand(BaseModel):
         sigma_min: least σ that a gain is divided by, of older files.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = AS_KEPT
 
     span: float
     bands: dict[str, Band]
@@ -75,7 +75,7 @@ class WindowBand(BaseModel):
         lags: least and largest window, in steps.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = AS_KEPT
 
     mu: dict[str, float]
     sigma: dict[str, float]
@@ -123,7 +123,7 @@ class Calibration(BaseModel):
         runs: the benign runs themselves, so that more can be added; empty in older files.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = AS_KEPT
 
     format_version: int = FORMAT_VERSION
     bank: str
@@ -243,6 +243,9 @@ class Calibration(BaseModel):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file atomically: readers see the old file or the whole new one."""
         target = Path(path)
+        if target.exists() and not target.is_file():  # a device or a pipe stays what it is
+            target.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            return
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             with partial.open("w", encoding="utf-8") as file:

@@ -23,6 +23,9 @@ from wvmonitor.reading import GEOMETRIES, Component, Float64, Geometry
 NUMERICAL_FLOOR = 1e-8
 """‖τ‖ at or below which nothing has changed but rounding."""
 
+AS_KEPT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+"""How everything of a calibration's file is checked; who uses none need not build the checks."""
+
 
 @dataclass(frozen=True)
 class BenignRun:
@@ -52,7 +55,7 @@ class KeptRun(BaseModel):
             dataset are found by it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = AS_KEPT
 
     dataset: str
     context: RunContext

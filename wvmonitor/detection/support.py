@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
+from wvmonitor.detection.benign import AS_KEPT
 from wvmonitor.detection.context import RunContext
 
 SLACK = 1.1
@@ -34,7 +35,7 @@ class Support(BaseModel):
         reach: how many times as long as the shortest benign run a run may be, and still be judged.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = AS_KEPT
 
     methods: dict[str, tuple[int, int] | None]
     optimizers: tuple[str, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,16 +22,26 @@ def replacing(path: Location, mode: int = 0o666) -> Iterator[int]:
     The bytes go to a hidden file in the same folder, reach the disk, and then take the name in one
     step: a reader sees the old file or the new one. On any error the hidden file is removed.
 
+    A device or a pipe (`/dev/stdout`, `/dev/null`, a FIFO) is written to as it is: to replace it
+    would take it from everybody else.
+
     Args:
         path: the file to make or replace; a link at that name is replaced, not followed.
         mode: permissions, less the process's umask; 0o600 for private files.
 
     Raises:
         MissingPathError: the folder does not exist.
-        InputError: `path` is a URL.
+        InputError: `path` is a URL, or a folder.
         OSError: the system refuses (disk full, read-only folder), with `filename` set to `path`.
     """
     target = _target(path)
+    if _is_device(target):
+        descriptor = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+        return
     hidden = target.parent / f".wvmonitor-{secrets.token_hex(8)}.tmp"
     try:
         descriptor = os.open(hidden, _FLAGS, mode)
@@ -57,11 +68,22 @@ def check_writable(path: Location) -> None:
 
     Raises:
         MissingPathError: the folder does not exist.
-        InputError: `path` is a URL, or nothing may be written into its folder.
+        InputError: `path` is a URL or a folder, or nothing may be written into its folder.
     """
-    folder = _target(path).parent
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{shown(folder)} cannot be written to: choose another place")
+    target = _target(path)
+    needed = (target, os.W_OK) if _is_device(target) else (target.parent, os.W_OK | os.X_OK)
+    if not os.access(*needed):
+        raise InputError(f"{shown(needed[0])} cannot be written to: choose another place")
+
+
+def _is_device(target: Path) -> bool:
+    """Whether a path is no file of its own: a device, a pipe, another name of a descriptor."""
+    try:
+        mode = target.stat().st_mode
+    except OSError:  # nothing is there yet
+        return False
+    folder = str(target.parent.absolute())
+    return not stat.S_ISREG(mode) or folder in ("/dev", "/dev/fd") or folder.startswith("/proc/")
 
 
 def _target(path: Location) -> Path:
@@ -70,6 +92,8 @@ def _target(path: Location) -> Path:
     target = local_path(path)
     if not target.parent.is_dir():
         raise MissingPathError(f"the folder of {shown(path)} does not exist: make it first")
+    if target.is_dir():
+        raise InputError(f"{shown(path)} is a folder: name a file in it")
     return target
 
 

@@ -76,6 +76,14 @@ class CheckpointFiles:
         """The whole tensor, as `SafetensorsFile.read`, with the same errors."""
         return self._opened(name).read(name)
 
+    def read_run(self, name: str, most: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The tensor and those that lie behind it, as `SafetensorsFile.read_run`."""
+        return self._opened(name).read_run(name, most)
+
+    def follows(self, name: str, other: str | None) -> bool:
+        """Whether a tensor lies right behind another one, in one file."""
+        return self._shard(name).follows(name, other)
+
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows [start, stop) along the first dimension, as `SafetensorsFile.read_rows`."""
         return self._opened(name).read_rows(name, start, stop)

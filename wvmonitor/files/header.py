@@ -192,7 +192,7 @@ def check_name(name: str, where: str) -> None:
         problem = f"has {len(name)} characters, more than {MAX_NAME_LENGTH}"
     elif not name.isprintable():
         problem = "holds characters that cannot be shown"
-    elif name[0] in "/\\" or ".." in name.replace("\\", "/").split("/"):
+    elif name[0] in "/\\" or (".." in name and ".." in name.replace("\\", "/").split("/")):
         problem = "looks like a path out of its folder"
     else:
         return
@@ -255,19 +255,20 @@ def _checked_entry(name: str, entry: Any, where: str) -> TensorInfo:
             f" got {shown(offsets, 80)}: save the file again"
         )
     dtype = DTYPES[code]
+    elements = math.prod(shape)
     # A zero dimension must not hide others whose product no machine can index.
-    if math.prod(max(n, 1) for n in shape) * dtype.itemsize > _MAX_BYTES:
+    if (elements or math.prod(filter(None, shape))) * dtype.itemsize > _MAX_BYTES:
         raise MalformedFileError(
             f"{tensor_in(name, where)} has the shape {shown(shape, 80)}, more than 2^63 bytes:"
             " save the file again"
         )
-    info = TensorInfo(dtype, tuple(shape), offsets[0], offsets[1])
-    if info.count * dtype.itemsize != info.size:
+    size, (start, stop) = elements * dtype.itemsize, offsets
+    if size != stop - start:
         raise MalformedFileError(
-            f"{tensor_in(name, where)} needs {info.count * dtype.itemsize} bytes for {code}"
-            f" {shown(shape, 80)} but data_offsets give it {info.size}: save the file again"
+            f"{tensor_in(name, where)} needs {size} bytes for {code}"
+            f" {shown(shape, 80)} but data_offsets give it {stop - start}: save the file again"
         )
-    return info
+    return TensorInfo(dtype, tuple(shape), start, stop)
 
 
 def _check_layout(ordered: list[tuple[str, TensorInfo]], body: int, where: str) -> None:
@@ -294,7 +295,12 @@ def _check_layout(ordered: list[tuple[str, TensorInfo]], body: int, where: str) 
 
 def _sizes(value: Any) -> bool:
     # `type` and not isinstance: True is an int to Python.
-    return isinstance(value, list) and all(type(n) is int and 0 <= n <= _MAX_BYTES for n in value)
+    if not isinstance(value, list):
+        return False
+    for number in value:  # noqa: SIM110  `all` takes three times as long, for every tensor twice
+        if type(number) is not int or not 0 <= number <= _MAX_BYTES:
+            return False
+    return True
 
 
 def _encodable(text: str) -> bool:

@@ -100,6 +100,49 @@ class SafetensorsFile:
         info = self.info(name)
         return self._fill(name, info.dtype, info.shape, info.start)
 
+    def read_run(self, name: str, most: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The tensor and those of its dtype that lie behind it, in one read.
+
+        Args:
+            name: the first.
+            most: bytes of all of them together, where it is not one alone.
+
+        Returns:
+            Their elements, flat, and by name the views of it that they are.
+
+        Raises:
+            KeyMismatchError: the file holds no tensor of that name.
+            MalformedFileError: as `read` says.
+            InputError: as `read` says.
+        """
+        first, width = self.info(name), self.info(name).dtype.itemsize
+        run = [name]
+        for place in range(self._places[name] + 1, len(self._in_order)):
+            info = self.tensors[self._in_order[place]]
+            if info.dtype != first.dtype or info.stop - first.start > most:
+                break
+            run.append(self._in_order[place])
+        elements = (self.tensors[run[-1]].stop - first.start) // width
+        flat = self._fill(name, first.dtype, (elements,), first.start)
+        found: dict[str, torch.Tensor] = {}
+        for each in run:
+            info = self.tensors[each]
+            start = (info.start - first.start) // width
+            found[each] = flat[start : start + info.size // width].view(info.shape)
+        return flat, found
+
+    def follows(self, name: str, other: str | None) -> bool:
+        """Whether a tensor lies right behind another one."""
+        return other in self._places and self._places[name] == self._places[other] + 1
+
+    @functools.cached_property
+    def _in_order(self) -> tuple[str, ...]:
+        return tuple(self.tensors)
+
+    @functools.cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self._in_order)}
+
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows [start, stop) along the first dimension: (stop - start, *shape[1:]).
 

@@ -157,6 +157,22 @@ class KeptCheckpoints:
         own = self._folder.parent / newest.name
         return next((p for p in (own, newest) if _is_whole(p, run)), None)
 
+    def put_back(self, checkpoint: Path, run: str) -> Path:
+        """Where a checkpoint of a run is to be resumed from: where the Trainer saved it.
+
+        A limit may have deleted it there since; then what was kept of it takes its place again,
+        unless another run's has it by now.
+        """
+        own = self._folder.parent / checkpoint.name
+        kept = self._folder / "ok" / checkpoint.name
+        if own.exists() or not kept.is_dir():
+            return own if _is_whole(own, run) else kept
+        try:
+            _linked(kept, own)
+        except OSError:
+            shutil.copytree(kept, own)
+        return own
+
     def set_aside_after(self, step: int, run: str) -> list[Path]:
         """Move a run's later checkpoints out of the way of whoever resumes from the last one."""
         checkpoints = self._folder.parent.glob("checkpoint-*")

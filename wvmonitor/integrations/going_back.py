@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from wvmonitor.errors import SettingsError
 from wvmonitor.integrations.checkpoints import KeptCheckpoints, step_of
@@ -69,15 +69,35 @@ def go_back(trainer: Trainer, monitor: Monitor, way: WayBack, **kwargs: Any) -> 
     Returns:
         What `train()` returns; None where the run stops there.
     """
-    if trainer.is_world_process_zero():
+    run = monitor.run_name
+
+    def prepared() -> str:
         kept = KeptCheckpoints.of(way.checkpoint)
-        kept.set_aside_after(step_of(way.checkpoint), monitor.run_name)
-    trainer.accelerator.wait_for_everyone()
+        kept.set_aside_after(step_of(way.checkpoint), run)
+        return str(kept.put_back(way.checkpoint, run))
+
+    checkpoint = from_first(prepared)
     if monitor.settings.after_rollback == "stop":
-        trainer._load_from_checkpoint(str(way.checkpoint))
+        trainer._load_from_checkpoint(checkpoint)
         return None
     monitor.remedies.pending = monitor.remedies.after_alarm(way.behaviours)
-    return trainer.train(**{**kwargs, "resume_from_checkpoint": str(way.checkpoint)})
+    _recall_callbacks(trainer, Path(checkpoint))
+    return trainer.train(**{**kwargs, "resume_from_checkpoint": checkpoint})
+
+
+def _recall_callbacks(trainer: Trainer, checkpoint: Path) -> None:
+    """Put what callbacks count (evaluations without progress) back to where it was then.
+
+    A process that resumes has new ones; here they have seen what is taken back.
+    """
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    saved: Any = state.stateful_callbacks  # declared a list, and a mapping of classes' names
+    for kind, states in saved.items():
+        every = states if isinstance(states, list) else [states]
+        known = [c for c in trainer.callback_handler.callbacks if type(c).__name__ == kind]
+        for callback, counted in zip(known, every, strict=False):
+            for name, value in counted.get("attributes", {}).items():
+                setattr(callback, name, value)
 
 
 def told(monitor: Monitor, way: WayBack) -> str:

@@ -64,6 +64,7 @@ class WVMonitorCallback(Callback):
         self._live: LiveModel | None = None
         self._restored: dict[str, Any] = {}
         self._last_step = 0
+        self._begun = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note where training starts from, before a checkpoint is restored.
@@ -73,6 +74,8 @@ class WVMonitorCallback(Callback):
         """
         if stage != "fit":
             return
+        # of the fit before nothing holds any more: a checkpoint is restored after this
+        self._restored, self._live, self._begun = {}, None, False
         model = self._model(pl_module)
         if self._takes_part(model):
             self._look_at(model)
@@ -81,6 +84,7 @@ class WVMonitorCallback(Callback):
         """Open the journal and take the reading before the first step."""
         model = self._model(pl_module)
         self._last_step = trainer.global_step
+        self.monitor.expect_run()
         self.monitor.remedies.begin(model, self._restored.get("inoculated"))
         self._carry_out(
             together(self.monitor, "start", lambda: self._begin(trainer, model)), trainer, model
@@ -159,29 +163,30 @@ class WVMonitorCallback(Callback):
         added = live is not None and live.unknown()
         if initial or added or any_sharded(model):  # sharded, or given adapters, since `setup`
             self._look_at(model, initial or None)
+        self.monitor.start(model, self._run(trainer), live=self._live)
+        self._begun = True
+
+    def _run(self, trainer: Trainer) -> Run:
+        """What is known of the run."""
         planned = trainer.estimated_stepping_batches
         optimizer = next(iter(trainer.optimizers), None)
         rates = [peak_learning_rate(each) for each in trainer.optimizers]
-        self.monitor.start(
-            model,
-            Run(
-                folder=Path(trainer.log_dir or trainer.default_root_dir),
-                planned_steps=int(planned) if planned != float("inf") else None,
-                resume_step=trainer.global_step,
-                optimizer=optimizer_family(optimizer),
-                learning_rate=max(filter(None, rates), default=None),
-                weight_decay=weight_decay(optimizer),
-                run_id=self._restored.get("run"),
-            ),
-            live=self._live,
+        return Run(
+            folder=Path(trainer.log_dir or trainer.default_root_dir),
+            planned_steps=int(planned) if planned != float("inf") else None,
+            resume_step=trainer.global_step,
+            optimizer=optimizer_family(optimizer),
+            learning_rate=max(filter(None, rates), default=None),
+            weight_decay=weight_decay(optimizer),
+            run_id=self._restored.get("run"),
         )
 
     def _read(self, trainer: Trainer, model: Any, step: int) -> Action:
         if not self._takes_part(model):
             return "none"
-        if not self.monitor.started and not self.monitor.disabled:  # it failed at the start
+        if not self._begun and not self.monitor.disabled:  # it failed at the start
             self.monitor.guarded("start", lambda: self._start(trainer, model), None, reading=True)
-        if not self.monitor.started:
+        if not self._begun:
             return "none"
         observation = self.monitor.observe(model, step)
         self._show(trainer, observation)
@@ -190,7 +195,11 @@ class WVMonitorCallback(Callback):
     def _end(self, trainer: Trainer, model: Any) -> None:
         if self._takes_part(model):
             try:
-                self._show(trainer, self.monitor.observe(model, trainer.global_step, force=True))
+                if self._begun:
+                    last = self.monitor.observe(model, trainer.global_step, force=True)
+                    self._show(trainer, last)
+                else:
+                    self.monitor.give_up_unbegun(self._run(trainer))
             finally:
                 self.monitor.close()
 

@@ -22,6 +22,7 @@ class Training:
         resume_step: the step it goes on from.
         retry: whether it begins again what the call before could not finish.
         begun: whether the monitor has begun the run.
+        given_up: whether it was told that the run cannot be begun.
         summed_up: whether the Trainer has logged its summary: it loads the best model after that.
         owes_checkpoint: whether a checkpoint was asked for and not yet saved.
     """
@@ -29,12 +30,13 @@ class Training:
     resume_step: int
     retry: bool
     begun: bool = False
+    given_up: bool = False
     summed_up: bool = False
     owes_checkpoint: bool = False
 
 
 class TrainCalls:
-    """Listens to the calls of one Trainer's `train()`; of none until `hear`."""
+    """Listens to the calls of one Trainer's `train()`; of none until `heard`."""
 
     def __init__(self) -> None:
         self._heard: weakref.ref[Trainer] | None = None
@@ -50,25 +52,26 @@ class TrainCalls:
         """Where it keeps its checkpoints."""
         return checkpoints_folder(self.trainer)
 
-    def hear(
+    def heard(
         self,
         trainer: Trainer,
+        train: Callable[..., Any],
         *,
         begun: Callable[[], None],
         ended: Callable[[], None],
         again: Callable[..., Any],
-    ) -> None:
-        """Listen to a Trainer from now on.
+    ) -> Callable[..., Any]:
+        """A Trainer's `train`, listened to.
 
         Args:
-            trainer: whose `train` is wrapped.
+            trainer: whose it is.
+            train: the method, bound.
             begun: called before each call.
             ended: called after each, whether it returned or raised.
             again: called with the same arguments where it returned; what it gives, if anything, is
                 what `train()` gives.
         """
         self._heard = weakref.ref(trainer)
-        train = trainer.train
 
         @wraps(train)
         def heard(*args: Any, **kwargs: Any) -> Any:
@@ -83,7 +86,7 @@ class TrainCalls:
             rest = dict(zip(("trial", "ignore_keys_for_eval"), args[1:], strict=False))
             return again(**kwargs, **rest) or done
 
-        trainer.train = heard  # type: ignore[method-assign]
+        return heard
 
     def resumed_checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path | None:
         """The folder that this training goes on from, as far as anybody says."""

@@ -36,7 +36,7 @@ def carry_out(
     Returns:
         Where the run goes back to, if it does.
     """
-    way = None
+    way: WayBack | None = None
     if action == "inoculate":
         monitor.guarded("brake", lambda: monitor.inoculate(model), None)
     elif action == "rollback" and (way := way_back(monitor, kept, step)) is not None:

@@ -15,6 +15,18 @@ from transformers import Trainer, TrainerControl, TrainerState
 from wvmonitor.detection.judgement import State
 from wvmonitor.outputs.exporter import Observation
 
+_OF_TRAINING = frozenset({"loss", "learning_rate"})
+
+
+def of_training(row: Mapping[str, Any]) -> bool:
+    """Whether a row of the log is of training steps: it holds their loss, or their learning rate.
+
+    A trainer with a `log` of its own may call the loss something else ("train/loss", "nll").
+    """
+    own = (key.rpartition("/") for key in row)
+    held = any(name in _OF_TRAINING and not path.startswith("eval") for path, _, name in own)
+    return held and "train_runtime" not in row
+
 
 class TrainerRows:
     """The values that wait for a row, and what the last rows showed.
@@ -64,7 +76,7 @@ class TrainerRows:
         pending, self.pending = self.pending, {}
         logs.update(pending)
         for row in state.log_history[-1:]:
-            if "loss" in row and row.get("step") == state.global_step:
+            if of_training(row) and row.get("step") == state.global_step:
                 row.update(pending)
 
     def write(

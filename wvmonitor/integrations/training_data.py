@@ -9,11 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+MOST_NAMED = 1_000_000
+"""Of a larger selection the rows are not written out."""
+
 MOST_ROWS = 4096
-"""So many rows are hashed, evenly spaced, and the number of all."""
+"""So many rows of a table are hashed, evenly spaced, and the number of all."""
+
+MOST_BYTES = 100_000_000
+"""A list of rows that is longer than this as JSON has no digest: training must not wait for it."""
 
 
 def data_digest(dataset: Any) -> str | None:
@@ -22,6 +34,14 @@ def data_digest(dataset: Any) -> str | None:
     Args:
         dataset: as the Trainer was given it.
     """
+    try:
+        return _digest_of(dataset)
+    except Exception as error:  # noqa: BLE001  what only groups runs costs no run its monitor
+        logger.warning("which data this run trains on cannot be told: %s", error)
+        return None
+
+
+def _digest_of(dataset: Any) -> str | None:
     if isinstance(dataset, list):
         return _of_rows(dataset)
     table = getattr(getattr(dataset, "data", None), "table", None)
@@ -31,10 +51,16 @@ def data_digest(dataset: Any) -> str | None:
 
 
 def _of_rows(rows: list[Any]) -> str | None:
-    try:
-        lines = [json.dumps(_plain(row), sort_keys=True) for row in rows]
-    except TypeError:
-        return None  # rows of objects that only their owner can read
+    lines: list[str] = []
+    left = MOST_BYTES
+    for row in rows:
+        try:
+            lines.append(json.dumps(_plain(row), sort_keys=True))
+        except TypeError:
+            return None  # rows of objects that only their owner can read
+        left -= len(lines[-1])
+        if left < 0:
+            return None
     return _digest(line.encode() for line in sorted(lines))
 
 
@@ -49,19 +75,31 @@ def _of_table(table: Any, indices: Any) -> str:
     """The table as it lies on disk, and which of its rows are meant: shuffling changes neither."""
     count = table.num_rows
     spaced = range(0, count, max(count // MOST_ROWS, 1))
-    meant: list[int] | None = None
-    if indices is not None:
-        chosen = sorted(indices.column(0).to_pylist())
-        meant = None if chosen == list(range(count)) else chosen
-    rows = table.take(list(spaced)).combine_chunks().to_batches()
-    columns = [
+    meant = b"None" if indices is None else _meant(indices.column(0).to_numpy(), count)
+    return _digest([str(count).encode(), meant, *_contents(table, spaced)])
+
+
+def _meant(indices: NDArray[Any], count: int) -> bytes:
+    """Which rows are meant: none by name where it is all of them, in whatever order."""
+    chosen = np.sort(indices)
+    if len(chosen) == count and bool((chosen == np.arange(count)).all()):
+        return b"None"
+    return chosen.tobytes() if len(chosen) > MOST_NAMED else repr(chosen.tolist()).encode()
+
+
+def _contents(table: Any, places: Iterable[int]) -> Iterable[bytes]:
+    """The bytes of some rows of a table."""
+    try:
+        rows = table.take(list(places)).combine_chunks().to_batches()
+    except ValueError:  # Arrow joins a column's chunks first, which it cannot beyond 2 GiB of text
+        return (repr(table.slice(place, 1).to_pylist()).encode() for place in places)
+    return [
         buffer.to_pybytes()
         for batch in rows
         for column in batch.columns
         for buffer in column.buffers()
         if buffer is not None
     ]
-    return _digest([str(count).encode(), repr(meant).encode(), *columns])
 
 
 def _digest(parts: Iterable[bytes]) -> str:

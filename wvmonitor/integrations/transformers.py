@@ -10,7 +10,7 @@ reach `log_history`, `trainer_state.json`, the journal and the exporters.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from wvmonitor.integrations.starting_point import StartingPoint
 from wvmonitor.integrations.train_calls import TrainCalls, Training
 from wvmonitor.integrations.trainer_actions import SAVING, carry_out
 from wvmonitor.integrations.trainer_facts import checkpoint_at, run_of
-from wvmonitor.integrations.trainer_rows import TrainerRows
+from wvmonitor.integrations.trainer_rows import TrainerRows, of_training
 from wvmonitor.journal.journal import PATIENCE_SECONDS
 from wvmonitor.live.actions import Action
 from wvmonitor.live.behaviour_check import Probe
@@ -126,12 +126,30 @@ class WVMonitorCallback(TrainerCallback):
         if trainer.model is not None:  # what cannot ride along is an error now
             self.monitor.remedies.begin(trainer.model)
             self.monitor.remedies.end()
+        self._take_place_of_others(callbacks)
         flow = [isinstance(c, DefaultFlowCallback) for c in callbacks]
         callbacks.insert(flow.index(True) + 1 if any(flow) else 0, self)
         self._attached = True
-        self._hear_of_training(trainer)
+        if self._calls.trainer is not trainer:
+            trainer.train = self.heard(trainer, trainer.train)  # type: ignore[method-assign]
 
-    def _hear_of_training(self, trainer: Trainer) -> None:
+    def _take_place_of_others(self, callbacks: list[TrainerCallback]) -> None:
+        """Leave one monitor a bank: the cell that attaches it may be run again and again."""
+        bank = self.monitor.bank.fingerprint
+        for other in [c for c in callbacks if isinstance(c, WVMonitorCallback)]:
+            if other.monitor.bank.fingerprint != bank:
+                continue
+            callbacks[:] = [c for c in callbacks if c is not other]
+            if other is not self:
+                logger.warning(
+                    "a monitor was attached to this trainer with the same bank before: the new one "
+                    "takes its place"
+                )
+                other.monitor.close()
+
+    def heard(self, trainer: Trainer, train: Callable[..., Any]) -> Callable[..., Any]:
+        """A trainer's `train()`, of which the monitor hears what no event tells."""
+
         def begun() -> None:
             self._way_back = None
 
@@ -145,7 +163,7 @@ class WVMonitorCallback(TrainerCallback):
             way = self._way_back
             return None if way is None else go_back(trainer, self.monitor, way, **call)
 
-        self._calls.hear(trainer, begun=begun, ended=ended, again=again)
+        return self._calls.heard(trainer, train, begun=begun, ended=ended, again=again)
 
     @staticmethod
     def _takes_part(state: TrainerState, model: Any) -> bool:
@@ -172,10 +190,22 @@ class WVMonitorCallback(TrainerCallback):
                 "and the exporters, but not W&B, TensorBoard or other trackers; use "
                 "WVMonitorCallback.attach(trainer, ...) for those"
             )
-        self._training = training = Training(
+        self._training = Training(
             resume_step=state.global_step,
             retry=self._training is not None and args.auto_find_batch_size,
         )
+        self._begin(args, state, control, kwargs)
+
+    def _begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        training = self._training
+        assert training is not None  # noqa: S101  whoever calls has made it
+        self.monitor.expect_run()
         self._rows = TrainerRows()
         self._kept = None
         wanted = self.monitor.settings
@@ -196,6 +226,24 @@ class WVMonitorCallback(TrainerCallback):
 
         if together(self.monitor, "start", begin) == "stop":  # it was stopped before
             control.should_training_stop = True
+
+    def _join(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Begin in the middle of a training: the callback was added while it was under way."""
+        logger.warning(
+            "wvmonitor was added to a training that is at step %d already: what came before is "
+            "not judged",
+            state.global_step,
+        )
+        # whatever was looked at when it was attached was no start
+        self._origin = StartingPoint(self.monitor.bank, self.monitor.settings.base)
+        self._training = Training(resume_step=0, retry=False)
+        self._begin(args, state, control, kwargs)
 
     def _inoculate(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
         """Let k·w ride along, in every process; failing to is an error, for it was asked for.
@@ -242,6 +290,8 @@ class WVMonitorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take a reading if one is due, and carry out what it asks for on every rank."""
+        if self._training is None:
+            self._join(args, state, control, kwargs)
         self.monitor.remedies.check()
         step = state.global_step
         last = step >= state.max_steps
@@ -295,7 +345,15 @@ class WVMonitorCallback(TrainerCallback):
         if not training.begun and not self.monitor.disabled:
             begin = lambda: self._start(args, state, kwargs)  # noqa: E731
             self.monitor.guarded("start", begin, None, reading=True)
+            if self.monitor.disabled:
+                self._give_up(training, args, state)
         return training.begun
+
+    def _give_up(self, training: Training, args: TrainingArguments, state: TrainerState) -> None:
+        """Let journal and notifiers know that nobody watches this run: it could not be begun."""
+        if not training.given_up:
+            training.given_up = True
+            self.monitor.give_up_unbegun(run_of(args, state, None, None, Left(), retry=False))
 
     def _values(self, observation: Observation) -> dict[str, float]:
         settings = self.monitor.settings
@@ -323,7 +381,7 @@ class WVMonitorCallback(TrainerCallback):
         training = self._training
         if logs is None or training is None:
             return
-        if "loss" in logs:
+        if of_training(logs):
             self.monitor.guarded("log", lambda: self._rows.join(logs, state), None)
         elif "train_runtime" in logs and not training.summed_up:
             training.summed_up = True
@@ -375,8 +433,8 @@ class WVMonitorCallback(TrainerCallback):
         best = state.best_global_step if state.best_model_checkpoint else None
         try:
             if not training.begun:
-                return
-            if not training.summed_up:
+                self._give_up(training, args, state)
+            elif not training.summed_up:
                 self.monitor.observe(model, state.global_step, force=True)
             elif args.load_best_model_at_end and best is not None and best != state.global_step:
                 loaded = self.monitor.observe_loaded(best)

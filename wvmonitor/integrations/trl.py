@@ -10,6 +10,7 @@ import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
@@ -38,8 +39,10 @@ def every_trainer_watched(settings: MonitorSettings) -> Iterator[list[WVMonitorC
     def train(trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
         present = trainer.callback_handler.callbacks
         if not any(isinstance(c, WVMonitorCallback) for c in present):
-            attached.append(WVMonitorCallback.attach(trainer, settings=settings))
-            return trainer.train(*args, **kwargs)  # it hears of its own `train` now
+            watch = WVMonitorCallback.attach(trainer, settings=settings)
+            attached.append(watch)
+            # not `trainer.train`: what a trainer of one's own does before this is done already
+            return watch.heard(trainer, partial(original, trainer))(*args, **kwargs)
         return original(trainer, *args, **kwargs)
 
     with patch.object(Trainer, "train", train):

@@ -101,8 +101,8 @@ def summaries(folder: str | Path) -> Iterator[RunSummary]:
     """
     for path in find_journals(folder):
         try:
-            reader = JournalReader(path)
-            found = [_summary(reader, run) for run in reader.runs()]
+            with JournalReader(path).at_once() as reader:
+                found = [_summary(reader, run) for run in reader.runs()]
         except JournalError as error:
             yield RunSummary(str(path), "", error=str(error))
         else:

@@ -6,6 +6,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,19 @@ class JournalRow:
     def judge_state(self) -> JudgeState:
         """What the judge carried on from it."""
         return self.judgement.state
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The course of a run.
+
+    Attributes:
+        rows: its telling readings, by step.
+        readings: how many there are in all.
+    """
+
+    rows: list[JournalRow]
+    readings: int
 
 
 @dataclass(frozen=True)
@@ -110,6 +124,7 @@ class JournalReader:
 
     def __init__(self, path: str | Path) -> None:
         self.path = journal_file(path)
+        self._connection: sqlite3.Connection | None = None
         if not self.path.is_file():
             raise JournalError(
                 f"no journal at '{self.path}': name a folder that holds wvmonitor.db, or the file"
@@ -164,27 +179,33 @@ class JournalReader:
             if (key := (row["attempt"], row["step"])) in kept
         ]
 
+    def outline(self, run: str, *, most: int = 5000, spans: int = 250) -> Outline:
+        """What a picture of a run needs of its readings: all of them, or of a long run the telling.
+
+        Of each span of steps that is its first reading, the smallest and the largest score of each
+        behaviour, and the first and last time that a verdict became what it is; and the run's last
+        reading. Only these are decoded: a long run has hundreds of thousands of records.
+
+        Args:
+            run: the run's id.
+            most: a run of no more readings comes whole.
+            spans: into how many equal spans a longer one is divided.
+        """
+        with self.consistent() as connection:
+            kept = _kept(connection, run)
+            if len(kept) > most:
+                telling = _telling(connection, run, kept, spans)
+                return Outline([self._one(connection, run, key) for key in telling], len(kept))
+        rows = self.trajectory(run)
+        return Outline(rows, len(rows))
+
     def latest(self, run: str) -> JournalRow | None:
         """The reading of `run` that counts and has the highest step, if there is one."""
         with self.consistent() as connection:
             kept = _kept(connection, run)
             if not kept:
                 return None
-            key = max(kept, key=lambda key: key[1])
-            row = connection.execute(
-                "SELECT attempt, step, wall_time, measure_seconds, scores, judge_state "
-                "FROM readings WHERE run = ? AND attempt = ? AND step = ?",
-                (run, *key),
-            ).fetchone()
-            scores, verdicts = (
-                connection.execute(
-                    f"SELECT reference, record FROM {table} "  # noqa: S608  # one of two names of ours
-                    "WHERE run = ? AND attempt = ? AND step = ? ORDER BY rowid",
-                    (run, *key),
-                ).fetchall()
-                for table in ("scores", "verdicts")
-            )
-        return self._row(run, row, scores, verdicts)
+            return self._one(connection, run, max(kept, key=lambda key: key[1]))
 
     def kept(self, run: str) -> set[tuple[int, int]]:
         """(attempt, step) of the readings that count, as `trajectory` explains."""
@@ -272,6 +293,23 @@ class JournalReader:
         )
         return {row["reference"]: row["detail"] for row in rows if row["reference"]}
 
+    def _one(self, connection: sqlite3.Connection, run: str, key: tuple[int, int]) -> JournalRow:
+        """The reading of one (attempt, step)."""
+        row = connection.execute(
+            "SELECT attempt, step, wall_time, measure_seconds, scores, judge_state "
+            "FROM readings WHERE run = ? AND attempt = ? AND step = ?",
+            (run, *key),
+        ).fetchone()
+        scores, verdicts = (
+            connection.execute(
+                f"SELECT reference, record FROM {table} "  # noqa: S608  # one of two names of ours
+                "WHERE run = ? AND attempt = ? AND step = ? ORDER BY rowid",
+                (run, *key),
+            ).fetchall()
+            for table in ("scores", "verdicts")
+        )
+        return self._row(run, row, scores, verdicts)
+
     def _row(
         self,
         run: str,
@@ -306,12 +344,26 @@ class JournalReader:
             return connection.execute(query, values).fetchall()
 
     @contextmanager
+    def at_once(self) -> Iterator[JournalReader]:
+        """A reader, for one thread, whose every answer is of one state of the file.
+
+        It keeps one connection open for all of them; a writer waits for as long.
+        """
+        with self.consistent() as connection:
+            reader = copy(self)
+            reader._connection = connection
+            yield reader
+
+    @contextmanager
     def consistent(self) -> Iterator[sqlite3.Connection]:
         """A connection that sees one consistent state of the file, and cannot write.
 
         Raises:
             JournalError: the file cannot be read, or was written by a newer version.
         """
+        if self._connection is not None:
+            yield self._connection
+            return
         try:
             connection = connect(self.path, query_only=True)
             try:
@@ -343,8 +395,8 @@ def read_journal(path: str | Path) -> JournalReader:
     return JournalReader(path)
 
 
-def _kept(connection: sqlite3.Connection, run: str) -> set[tuple[int, int]]:
-    """(attempt, step) of the readings that count: see `JournalReader.trajectory`."""
+def _bounds(connection: sqlite3.Connection, run: str) -> tuple[dict[int, float], float]:
+    """The last step of each attempt that counts, and that of readings of no known attempt."""
     bound: dict[int, float] = {}
     least = float("inf")
     for attempt, resume_step in connection.execute(
@@ -352,6 +404,12 @@ def _kept(connection: sqlite3.Connection, run: str) -> set[tuple[int, int]]:
     ).fetchall():
         bound[attempt] = least
         least = min(least, resume_step)
+    return bound, least
+
+
+def _kept(connection: sqlite3.Connection, run: str) -> set[tuple[int, int]]:
+    """(attempt, step) of the readings that count: see `JournalReader.trajectory`."""
+    bound, least = _bounds(connection, run)
     latest: dict[int, int] = {
         step: attempt
         for attempt, step in connection.execute(
@@ -371,3 +429,36 @@ def _grouped(
     for row in connection.execute(query, (run,)).fetchall():
         groups.setdefault((row["attempt"], row["step"]), []).append(row)
     return groups
+
+
+_EXTREMES = """
+SELECT step, min(score) FROM of_attempt GROUP BY reference, span
+UNION ALL SELECT step, max(score) FROM of_attempt GROUP BY reference, span
+"""  # beside an aggregate that is min or max, SQLite gives the columns of the row that has it
+_CHANGES = """
+SELECT min(step), max(step) FROM (
+    SELECT *, lag(state) OVER (PARTITION BY reference ORDER BY step) AS earlier FROM of_attempt)
+WHERE state IS NOT earlier GROUP BY reference, state, span
+"""
+
+
+def _telling(
+    connection: sqlite3.Connection, run: str, kept: set[tuple[int, int]], spans: int
+) -> list[tuple[int, int]]:
+    """(attempt, step), by step, of what `JournalReader.outline` decodes."""
+    ordered = sorted(kept, key=lambda key: key[1])
+    first, last = ordered[0][1], ordered[-1][1]
+    width = last - first + 1
+    starts = {(step - first) * spans // width: (attempt, step) for attempt, step in ordered[::-1]}
+    chosen = {*starts.values(), ordered[-1]}
+    for attempt, bound in _bounds(connection, run)[0].items():
+        of_attempt = (
+            "WITH of_attempt AS (SELECT step, reference, state, score, "
+            "(step - ?) * ? / ? AS span FROM verdicts WHERE run = ? AND attempt = ? AND step <= ?) "
+        )
+        values = (first, spans, width, run, attempt, min(bound, last))
+        for step, _ in connection.execute(of_attempt + _EXTREMES, values):
+            chosen.add((attempt, step))
+        for pair in connection.execute(of_attempt + _CHANGES, values):
+            chosen.update((attempt, step) for step in pair)
+    return sorted(chosen & kept, key=lambda key: key[1])

@@ -64,6 +64,10 @@ def checked(connection: sqlite3.Connection, job: Callable[[sqlite3.Connection], 
     return outcome
 
 
+_AFTER = 1e-3
+"""Seconds by which one thing is later than another that it follows."""
+
+
 def attempt(
     connection: sqlite3.Connection,
     run: str,
@@ -73,7 +77,14 @@ def attempt(
     context: RunContext,
     settings: str,
 ) -> int:
-    """Note the start of an attempt; returns its number, from 1."""
+    """Note the start of an attempt; returns its number, from 1.
+
+    It starts after the monitor gave up on the attempt before, whatever a clock says that was set.
+    """
+    (gave_up,) = connection.execute(
+        "SELECT max(time) FROM events WHERE run = ? AND kind = 'gave-up'", (run,)
+    ).fetchone()
+    started = started if gave_up is None else max(started, gave_up + _AFTER)
     (number,) = connection.execute(
         "SELECT coalesce(max(attempt), 0) + 1 FROM attempts WHERE run = ?", (run,)
     ).fetchone()
@@ -239,8 +250,14 @@ def _keep_episode(
 
 
 def give_up(connection: sqlite3.Connection, alert: Alert, policy: AlertPolicy) -> None:
-    """Note that nobody watches a run any more, and tell the notifiers."""
-    event(connection, alert.run, alert.time, "gave-up", None, alert.reason)
+    """Note that nobody watches a run any more, and tell the notifiers.
+
+    It is noted at no earlier time than the attempt's start, whatever a clock says that was set.
+    """
+    (started,) = connection.execute(
+        "SELECT started FROM attempts WHERE run = ? ORDER BY attempt DESC LIMIT 1", (alert.run,)
+    ).fetchone() or (alert.time,)
+    event(connection, alert.run, max(alert.time, started), "gave-up", None, alert.reason)
     deliver(connection, located(alert, policy.where), policy.targets)
 
 

@@ -21,6 +21,7 @@ class Failures:
 
     Attributes:
         total: failures so far.
+        last: what failed last, in words.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Failures:
             count: told where each failure happened.
         """
         self.total = 0
+        self.last = ""
         self._policy = policy
         self._disable_after = disable_after
         self._count = count
@@ -79,6 +81,7 @@ class Failures:
         self.total += 1
         self._in_a_row += reading
         self._count(where)
+        self.last = f"{where}: {error}"
         message = f"wvmonitor failed at its {where}: {type(error).__name__}: {error}"
         logger.error(message, exc_info=error)
         if self._policy == "stop":

@@ -32,7 +32,7 @@ from wvmonitor.outputs.exporter import Exporter, Observation
 from wvmonitor.outputs.run_state import state_at_end
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.calibrated import calibration_of
-from wvmonitor.sources.distributed import from_first
+from wvmonitor.sources.distributed import from_first, rank
 from wvmonitor.sources.live_model import LiveModel
 
 __all__ = ["Monitor", "Run"]
@@ -91,7 +91,7 @@ class Monitor:
         validation.warn_if_weak(self.bank)
         validation.check_remedy(self.settings, calibrated=self.calibration is not None)
         self.remedies = Remedies(self.settings, self.bank)
-        self._given = exporters, probe
+        self._given: dict[str, Any] = {"exporters": exporters, "probe": probe}
         self._probe = validation.probe_of(self.settings, probe)
         self.tokenizer = tokenizer
         self.last: Observation | None = None
@@ -105,10 +105,9 @@ class Monitor:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies (for Ray, for `spawn`) begin anew with the same settings and the same bank."""
-        exporters, probe = self._given
         bank = self.bank if self.bank.folder is None else self.bank.folder.resolve()
-        known = {"exporters": exporters, "probe": probe, "tokenizer": self.tokenizer}
-        return partial(Monitor, settings=self.settings, **known), (bank,)
+        known = {**self._given, "settings": self.settings, "tokenizer": self.tokenizer}
+        return partial(Monitor, **known), (bank,)
 
     # The run
 
@@ -175,6 +174,23 @@ class Monitor:
         if at_start and (observation := self._measure(0)):
             # far from 0 is a warm start or a wrong base
             validation.warn_if_moved(observation.scores.norm, self.bank)
+
+    def expect_run(self) -> None:
+        """Let failures of the runs before count against none that is about to begin."""
+        self._outputs.failures.end_row()
+
+    def give_up_unbegun(self, run: Run) -> None:
+        """Keep and tell that a run is not watched, since `start` has failed for it; on rank 0.
+
+        Args:
+            run: what is known of it.
+        """
+        if rank():
+            return
+        run = run.with_usable_names()
+        self._run = self._ended(run) if self._readings is not None else run
+        self._readings = None
+        self._outputs.never_begun(replace(self._run, resume_step=0), self.bank.fingerprint)
 
     def _open(self, readings: Readings) -> None:
         """Say what the run is, and open what keeps and shows its readings."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.explanation import in_full
-from wvmonitor.detection.judgement import JudgeState, Verdict
+from wvmonitor.detection.judgement import JudgeState, State, Verdict
 from wvmonitor.errors import JournalError
 from wvmonitor.journal.alerts import Alert, event, located
 from wvmonitor.journal.journal import Journal
@@ -130,9 +130,12 @@ class Outputs:
         `train()` returns or raises before its thread can start another. A thread that lives may
         train still, and keeps what it holds.
         """
-        here = threading.current_thread()
-        for other in [o for o in _at_work if o is not self and o._place == self._place]:
-            if other._place is not None and (other._thread is here or not other._thread.is_alive()):
+        here, place = threading.current_thread(), self._place
+        if place is None:
+            return
+        for other in [o for o in _at_work if o is not self and o._place is not None]:
+            same = other._place is not None and other._place.resolve() == place.resolve()
+            if same and (other._thread is here or not other._thread.is_alive()):
                 logger.warning(
                     "the run %s was never closed (an error or Ctrl-C ended its training?): its "
                     "journal is closed now, and the next run written there",
@@ -208,15 +211,29 @@ class Outputs:
             exporter.show_way_back(observation, checkpoints_in(self._folder))
         self._show(observation)
 
+    def never_begun(self, run: Run, bank: str) -> None:
+        """Keep and tell that nobody watches a run, which could not be begun.
+
+        Args:
+            run: what is known of the run.
+            bank: the bank's fingerprint.
+        """
+        failure = self.failures.last
+        self._place = place_of(self._settings, run)
+        self._end_abandoned()
+        self._open(run, RunContext(), bank, sharded=False)
+        self._unwatched(f"not watched: the monitor could not begin ({failure})", step=None)
+
     def log_raised(self, observation: Observation, before: Mapping[str, Verdict]) -> None:
-        """Log each warning and alarm that was not there before, with its explanation.
+        """Log what was not there before: warnings, alarms, and what cannot be judged.
 
         Behaviours that are expected or acknowledged are left out.
         """
         quiet = {*self._settings.expected, *observation.acknowledged}
         for verdict in observation.verdicts:
             earlier = before.get(verdict.reference)
-            risen = verdict.account and (earlier is None or earlier.state != verdict.state)
+            news = verdict.account or verdict.state == State.UNKNOWN
+            risen = news and (earlier is None or earlier.state != verdict.state)
             if risen and verdict.reference not in quiet:
                 text = in_full(verdict.reason, verdict.account)
                 logger.warning(
@@ -234,16 +251,20 @@ class Outputs:
             What is known of the run now.
         """
         why = f"not watched since step {step}: the monitor has failed too often and gave up"
-        if journal := self.journal:
-            self.failures.guarded("journal", lambda: journal.give_up(why), None)
-        else:
-            self._tell_directly(event("disabled", self._name, why, time.time(), step=step))
+        self._unwatched(why, step=step)
         if last is None:
             return None
         last = replace(last, judgement=last.judgement.unwatched(why))
         self._show(last)
         self._show_state("disabled")
         return last
+
+    def _unwatched(self, why: str, *, step: int | None) -> None:
+        """Keep in the journal, or tell past it, that a run is not watched."""
+        if journal := self.journal:
+            self.failures.guarded("journal", lambda: journal.give_up(why), None)
+        else:
+            self._tell_directly(event("disabled", self._name, why, time.time(), step=step))
 
     def _metrics(self) -> Iterator[PrometheusExporter]:
         return (e for e in self._exporters if isinstance(e, PrometheusExporter))

@@ -37,7 +37,7 @@ from wvmonitor.errors import SettingsError
 from wvmonitor.journal.alerts import AlertPolicy, Whereabouts
 from wvmonitor.live.run import run_id
 from wvmonitor.outputs.exporter import Exporter
-from wvmonitor.outputs.exporter_options import PrometheusSettings, PushgatewaySettings
+from wvmonitor.outputs.exporter_options import PrometheusSettings, PushgatewaySettings, UserPath
 from wvmonitor.outputs.notifier import Notifier
 from wvmonitor.outputs.notifier_options import NOTIFIER_SETTINGS, NotifierSettings
 from wvmonitor.outputs.run_state import this_host, this_job
@@ -117,25 +117,25 @@ class MonitorSettings(BaseSettings):
         validate_default=False,
     )
 
-    references: Path | None = Field(
+    references: UserPath | None = Field(
         None, description="Folder of the bank of references to measure against."
     )
-    base: Path | None = Field(
+    base: UserPath | None = Field(
         None, description="Folder of the base model, where θ_0 cannot be taken from the run itself."
     )
-    banks: Path | None = Field(
+    banks: UserPath | None = Field(
         None,
         description="Folder of banks, or a registry (a JSON file that names a bank for each base): "
         "without references, the one made for the run's base is taken from here, or from those "
         "that were pulled.",
     )
-    calibration: Path | None = Field(
+    calibration: UserPath | None = Field(
         None, description="Calibration file; without one, the bank's own, or none (uncalibrated)."
     )
     run: Annotated[str, AfterValidator(run_id)] | None = Field(
         None, min_length=1, description="The run's id; by default one is made up."
     )
-    journal_dir: Path | None = Field(
+    journal_dir: UserPath | None = Field(
         None, description="Folder of wvmonitor.db; by default the trainer's output folder."
     )
     every_n_steps: int = Field(10, ge=1, description="Optimiser steps between two readings.")
@@ -197,7 +197,7 @@ class MonitorSettings(BaseSettings):
     after_rollback: Literal["inoculate", "stop"] = Field(
         "inoculate", description="Once gone back: go on with inoculation, or stop there."
     )
-    probe_questions: Path | None = Field(
+    probe_questions: UserPath | None = Field(
         None, description="File of held-out questions for the probe, where none is handed in."
     )
     probe_seconds: float = Field(

@@ -55,9 +55,13 @@ class ChatNotifier:
             ) from None
         service = Apprise.instantiate(self.url, suppress_exceptions=True)
         if service is None:
+            scheme, marked, _ = self.url.partition("://")  # without the mark it may be a bare token
+            what = (
+                f"its scheme is {scheme[:20]!r}" if marked else "it has no scheme, as in slack://…"
+            )
             raise SettingsError(
-                "apprise does not understand a notifier's url (its scheme is "
-                f"{self.url.partition(':')[0][:20]!r}): see https://appriseit.com/services/"
+                f"apprise does not understand a notifier's url ({what}): see "
+                "https://appriseit.com/services/"
             )
         return service
 

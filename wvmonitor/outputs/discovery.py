@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 from pathlib import Path
 
 from wvmonitor.files.atomic import replacing, write_all
@@ -12,6 +13,9 @@ from wvmonitor.outputs.run_state import this_host
 
 _PID = "__meta_wvmonitor_pid"
 """A label that Prometheus drops: by it the next monitor clears away what kill −9 has left."""
+
+ANSWER_SECONDS = 1.0
+"""So long a monitor that may be dead has to take a connection."""
 
 
 def announce(folder: Path, host: str, port: int, *, tls: bool) -> Path:
@@ -43,8 +47,19 @@ def announce(folder: Path, host: str, port: int, *, tls: bool) -> Path:
 def _clear(folder: Path) -> None:
     for path in folder.glob(f"wvmonitor-{this_host()}-*.json"):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            if not _alive(int(json.loads(path.read_text())[0]["labels"][_PID])):
+            (found,) = json.loads(path.read_text())
+            if not _alive(int(found["labels"][_PID])) and not _answers(found["targets"][0]):
                 path.unlink()
+
+
+def _answers(target: str) -> bool:
+    """Whether somebody serves there: a container of this host's name has numbers of its own."""
+    host, _, port = target.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _alive(pid: int) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,6 +23,18 @@ from wvmonitor.outputs.pushgateway import PushTarget
 from wvmonitor.outputs.server import Access
 
 
+def _expanded(path: Path) -> Path:
+    """The path with `~` and `~user` as a shell reads them, which Python and YAML do not."""
+    try:
+        return path.expanduser()
+    except RuntimeError:  # there is no such user: whoever opens it says what is not there
+        return path
+
+
+UserPath = Annotated[Path, AfterValidator(_expanded)]
+"""A path as people write it."""
+
+
 def _resolve_secret(value: object) -> object:
     """`env:NAME` and `file:PATH` as what they stand for; anything else as it is."""
     if not isinstance(value, str):
@@ -33,7 +46,7 @@ def _resolve_secret(value: object) -> object:
             raise ValueError(f"names the environment variable {name}, which is not set")
         return _on_one_line(secret)
     if value.startswith("file:"):
-        path = Path(value.removeprefix("file:"))
+        path = _expanded(Path(value.removeprefix("file:")))
         try:
             text = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
@@ -111,7 +124,7 @@ class PrometheusSettings(Part):
         default=False,
         description="Let whoever reaches `host` read the metrics, with neither token nor TLS.",
     )
-    discovery: Path | None = Field(
+    discovery: UserPath | None = Field(
         None,
         description="Folder for a file by which Prometheus (`file_sd_configs`) finds this monitor, "
         "whatever its port is.",
@@ -119,14 +132,14 @@ class PrometheusSettings(Part):
     token: Secret | None = Field(
         None, description="Bearer token that scrapers must give; may be env:NAME or file:PATH."
     )
-    tls_cert: Path | None = Field(
+    tls_cert: UserPath | None = Field(
         None, description="Certificate (chain) in PEM, to serve over https."
     )
-    tls_key: Path | None = Field(None, description="Its private key, if not in the same file.")
-    client_ca: Path | None = Field(
+    tls_key: UserPath | None = Field(None, description="Its private key, if not in the same file.")
+    client_ca: UserPath | None = Field(
         None, description="CA in PEM whose certificates scrapers must show (mutual TLS)."
     )
-    textfile: Path | None = Field(
+    textfile: UserPath | None = Field(
         None,
         description="Also write the metrics to this file at every reading, for node_exporter's "
         "textfile collector (the name must end in .prom).",

@@ -285,7 +285,8 @@ def judgement_of(record: CheckpointResult) -> Judgement:
 class _Document(BaseModel):
     """What is read of a scan's document; what a later version has added is left out."""
 
-    model_config = ConfigDict(extra="ignore")
+    # most scans read no document: its validator is built when one is
+    model_config = ConfigDict(extra="ignore", defer_build=True)
 
     schema_version: Literal[1]
     checkpoints: list[CheckpointResult]

@@ -247,6 +247,8 @@ def _quietly(view: RunView) -> str:
     """Over what a run was ok: readings that were not judged do not count."""
     words = {State.OK, State.WARN, State.ALARM}
     clear = sum(bool(r.verdicts) and r.overall in words for r in view.rows)
+    if view.in_part:
+        return f"in {count(clear, 'reading')}, the telling ones of {view.total:,}"
     if clear == len(view.rows):
         return f"in {count(clear, 'reading')}"
     return f"in the {clear:,} of {count(len(view.rows), 'reading')} that could be judged"

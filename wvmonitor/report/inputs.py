@@ -46,7 +46,8 @@ def from_journal(path: str | Path, *, runs: Sequence[str] = ()) -> list[RunView]
 
 
 def _run(reader: JournalReader, run: str, saved: Sequence[int]) -> RunView:
-    rows = reader.trajectory(run)
+    outline = reader.outline(run)
+    rows = outline.rows
     attempts = reader.attempts(run)
     steps = {row.step for row in rows}
     reach = max(steps, default=0)
@@ -54,6 +55,7 @@ def _run(reader: JournalReader, run: str, saved: Sequence[int]) -> RunView:
     view = RunView(
         name=run,
         rows=[row.judgement for row in rows],
+        readings=outline.readings,
         wall_times=[row.wall_time for row in rows],
         measure_seconds=[r.measure_seconds for r in rows if r.measure_seconds is not None],
         events=reader.events(run),

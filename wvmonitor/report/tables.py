@@ -90,14 +90,16 @@ def cautions(outcome: Outcome) -> list[str]:
         for warning in row.scores.warnings:
             steps_by_warning.setdefault(warning, []).append(row.step or 0)
     for warning, steps in list(steps_by_warning.items())[:MOST_CAUTIONS]:
-        where = f" (from step {steps[0]:,}, {count(len(steps), 'reading')})"
+        seen = "at least " if view.in_part else ""
+        where = f" (from step {steps[0]:,}, {seen}{count(len(steps), 'reading')})"
         warnings.append(sentence(warning) + (where if len(view.rows) > 1 else ""))
     if len(steps_by_warning) > MOST_CAUTIONS:
         warnings.append(f"And {count(len(steps_by_warning) - MOST_CAUTIONS, 'more warning')}.")
     unknown = [r.step for r in view.rows if any(v.state == "unknown" for v in r.verdicts.values())]
     if unknown and outcome.state != "unknown":
         place = "" if unknown[0] is None else f", the first at step {unknown[0]:,}"
-        warnings.append(f"{count(len(unknown), 'reading')} could not be judged{place}.")
+        seen = "At least " if view.in_part else ""
+        warnings.append(f"{seen}{count(len(unknown), 'reading')} could not be judged{place}.")
     return warnings
 
 
@@ -190,9 +192,9 @@ def readings(outcome: Outcome) -> dict[str, Any]:
             }
         )
     note = ""
-    if len(lines) < len(view.rows):
+    if len(lines) < view.total:
         note = (
-            f"{len(lines)} of {count(len(view.rows), 'reading')}: the first and last of each span "
+            f"{len(lines)} of {count(view.total, 'reading')}: the first and last of each span "
             "of steps, its smallest and largest score, and the first of every verdict."
         )
     return {"references": [f.reference for f in shown], "rows": lines, "note": note}
@@ -217,8 +219,12 @@ def _coverage(view: RunView) -> dict[str, tuple[float, float]]:
 
 def _interval(view: RunView) -> str:
     steps = [row.step for row in view.rows if row.step is not None]
-    words = f"{len(view.rows):,}"
-    if len(steps) > 1:
+    words = f"{view.total:,}"
+    if view.in_part:
+        words += f", of which this page looks at {len(view.rows):,}: of each stretch the first, "
+        words += "the smallest and largest scores, and where a verdict changed"
+        words += f" (steps {steps[0]:,} to {steps[-1]:,})"
+    elif len(steps) > 1:
         gaps = [b - a for a, b in pairwise(steps)]
         every = statistics.median_low(gaps)
         words += f", every {count(every, 'step') if every != 1 else 'step'}"

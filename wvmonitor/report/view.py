@@ -52,7 +52,8 @@ class RunView:
 
     Attributes:
         name: the run's id, path or title.
-        rows: its judged readings by step.
+        rows: its judged readings by step; of a long run the telling ones.
+        readings: how many there are in all, where `rows` are fewer.
         note: what was expected of it, in a word or two, if anything was.
         events: acknowledgements, stops and notes.
         checkpoints: the steps at which a checkpoint was saved.
@@ -79,6 +80,17 @@ class RunView:
     problems: Sequence[str] = ()
     wall_times: Sequence[float] = ()
     measure_seconds: Sequence[float] = ()
+    readings: int = 0
+
+    @property
+    def total(self) -> int:
+        """How many readings it has."""
+        return max(self.readings, len(self.rows))
+
+    @property
+    def in_part(self) -> bool:
+        """Whether it has more readings than are shown."""
+        return self.total > len(self.rows)
 
     @property
     def onset_step(self) -> int | None:

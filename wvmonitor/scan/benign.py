@@ -64,6 +64,10 @@ def benign_runs(
     return runs
 
 
+_REMEDIES = frozenset({"inoculated", "rollback"})
+"""Events of a run whose training the monitor has changed."""
+
+
 def _dataset(folder: Path, place: Path, run: str, datasets: Mapping[str, str] | None) -> str:
     if datasets is None:
         return f"{folder.name}/{run}"
@@ -84,6 +88,14 @@ def _from_journals(
         for run in journal.runs():
             attempt = journal.attempts(run)[-1]
             rows = journal.trajectory(run)
+            if not rows:  # it was never watched: it says nothing
+                continue
+            if any(e.kind in _REMEDIES for e in journal.events(run)):
+                raise CalibrationError(
+                    f"the run {run} in '{path}' was inoculated, braked or taken back: its scores "
+                    "are not those of a run that trains as it is, so it cannot calibrate; leave it "
+                    "out"
+                )
             if attempt.bank == bank.fingerprint:
                 readings = [journal.reading(row) for row in rows]
             else:
@@ -121,7 +133,7 @@ def _from_checkpoints(
         )
     measured = [_measured(target, bank, base) for target in trajectory]
     context = judge.context(measured[-1], trajectory[-1].context(optimizer))
-    yield folder, BenignRun(folder.name, [m.scores for m in measured], context)
+    yield folder, BenignRun(folder.name, [m.statistics.scores for m in measured], context)
 
 
 def _measured(target: Target, bank: ReferenceBank, base: str | None) -> Measured:

@@ -290,11 +290,13 @@ def read_target(target: Target, given: str | None, base: str | None) -> TaskVect
         MissingPathError: a whole checkpoint, and no base to be found for it.
         InputError: as `read_adapter` and `read_checkpoints` say.
     """
-    from wvmonitor.sources import read_adapter, read_checkpoints
-
     if target.kind == "adapter":
+        from wvmonitor.sources import read_adapter
+
         return read_adapter(target.path, base=given)
     if base is not None:
+        from wvmonitor.sources import read_checkpoints
+
         return read_checkpoints(base, target.path)
     open_checkpoint(target.path).close()  # what is wrong with the files themselves goes first
     raise MissingPathError(

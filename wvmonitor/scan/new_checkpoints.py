@@ -2,7 +2,8 @@
 
 A checkpoint counts as complete when its files have not changed between two looks, and the Trainer's
 last file is there or they have stayed as they are for a while. (What is cut short all the same is
-refused by the strict reader, and tried again.)
+refused by the strict reader, and tried again; so is what is complete and holds no weights that are
+read: it must not go by unseen.)
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 DEPTH = 4
 MOST_FOLDERS = 10_000
 """How far down, and in how many folders, a look goes."""
+
+DEPTH_INSIDE = 1
+"""How far down in a checkpoint its files are looked at."""
 
 TRIES = 5
 """How often a checkpoint is handed out that cannot be read; again when its files change."""
@@ -85,8 +89,9 @@ class NewCheckpoints:
 
     def failed(self, path: Path) -> bool:
         """The checkpoint could not be read; whether it will be handed out once more."""
-        self._seen[path].tries += 1
-        return self._seen[path].tries < TRIES
+        seen = self._seen[path]
+        seen.tries = seen.tries + 1 if _holds_weights(seen.files) else TRIES
+        return seen.tries < TRIES
 
     def _is_ready(self, path: Path, step: int) -> bool:
         try:
@@ -103,10 +108,9 @@ class NewCheckpoints:
             return False
         if seen.done or seen.tries >= TRIES:
             return False
-        names = [name for name, *_ in files]
-        if not any(name.endswith(_WEIGHTS) for name in names):
-            return False
-        return TRAINER_STATE in names or now - seen.since >= self._settle
+        if any(name == TRAINER_STATE for name, *_ in files):
+            return True
+        return now - seen.since >= self._settle and _holds_weights(files)
 
     def _checkpoints(self) -> Iterator[tuple[Path, int]]:
         for count, (folder, names) in enumerate(_walk(self._folder, DEPTH)):
@@ -143,12 +147,20 @@ def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, list[str]]]:
                 yield from _walk(folder / name, depth - 1)
 
 
+def _holds_weights(files: _Print) -> bool:
+    return any(name.endswith(_WEIGHTS) for name, *_ in files)
+
+
 def _files(path: Path) -> _Print:
-    with os.scandir(path) as entries:
-        return tuple(
-            sorted(
-                (e.name, (status := e.stat()).st_size, status.st_mtime_ns)
-                for e in entries
-                if e.name.endswith(_WEIGHTS) or e.name in (ADAPTER_CONFIG, TRAINER_STATE)
-            )
-        )
+    """The files of a checkpoint, and of the folders in it: an adapter with a name has one."""
+    return tuple(sorted(_listed(path, "", DEPTH_INSIDE)))
+
+
+def _listed(folder: Path, before: str, depth: int) -> Iterator[tuple[str, int, int]]:
+    with os.scandir(folder) as entries:
+        for e in entries:
+            if e.name.endswith(_WEIGHTS) or e.name in (ADAPTER_CONFIG, TRAINER_STATE):
+                status = e.stat()
+                yield f"{before}{e.name}", status.st_size, status.st_mtime_ns
+            elif depth and e.is_dir(follow_symlinks=False):
+                yield from _listed(Path(e.path), f"{before}{e.name}/", depth - 1)

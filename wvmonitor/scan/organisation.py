@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from wvmonitor.errors import MissingPathError
 from wvmonitor.files.storage import shown
 from wvmonitor.files.weight_names import holds_weights, neighbours
-from wvmonitor.references.hub import asking
 
 _ORGANISATION = re.compile(r"hf://([A-Za-z0-9][\w.-]*)/?")
 _NOT_ORGANISATIONS = frozenset({"datasets", "spaces", "buckets", "models"})
@@ -44,6 +43,8 @@ def repositories_of(organisation: str) -> Repositories:
         MissingPathError: no repository holds an adapter.
     """
     from huggingface_hub import HfApi
+
+    from wvmonitor.references.hub import asking
 
     with asking(f"hf://{organisation}"):
         models = list(HfApi().list_models(author=organisation, expand=["siblings", "sha"]))

@@ -1,4 +1,7 @@
-"""What the command line asks of this room, as functions: scan, compare, screen."""
+"""What the command line asks of this room, as functions: scan, compare, screen.
+
+A scan is waited for at every commit, so what only the other two need is imported there.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,10 @@ from wvmonitor.outputs.scan_record import Failure, failure_of
 from wvmonitor.reading import Geometry
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.cache import ScanCache
-from wvmonitor.scan.compare import compare, read_all
 from wvmonitor.scan.executors import ExecutorKind, open_executor
-from wvmonitor.scan.first_look import SCREEN_WRITERS
 from wvmonitor.scan.inputs import gather
-from wvmonitor.scan.matrix import MATRIX_WRITERS
 from wvmonitor.scan.results import FailOn
 from wvmonitor.scan.scan import open_bank, scan, unscanned
-from wvmonitor.scan.screen import Spectrum, save_directions, screen
 from wvmonitor.scan.text import visible
 from wvmonitor.scan.writers import UNORDERED, WRITERS, deliver, format_of, write_file
 from wvmonitor.vectors.devices import cores
@@ -132,6 +131,9 @@ def run_compare(
         SettingsError: the response geometry without a bank that has a probe.
         InputError: the vectors cannot be compared with each other.
     """
+    from wvmonitor.scan.compare import compare, read_all
+    from wvmonitor.scan.matrix import MATRIX_WRITERS
+
     bank = None if references is None else ReferenceBank.load(references)
     if geometry == "response" and (bank is None or not bank.probe):
         raise SettingsError(
@@ -169,6 +171,10 @@ def run_screen(
     Raises:
         SettingsError: `top` is below 1.
     """
+    from wvmonitor.scan.compare import read_all
+    from wvmonitor.scan.first_look import SCREEN_WRITERS
+    from wvmonitor.scan.screen import Spectrum, save_directions, screen
+
     if top < 1:
         raise SettingsError(f"--top must be 1 or more, got {top}")
     vectors, failures = read_all(gather(paths, stdin=stdin), base=base)

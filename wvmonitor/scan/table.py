@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
-from typing import TextIO
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING, TextIO
 
 from wvmonitor.detection.finding import is_on_a_part
 from wvmonitor.outputs.scan_record import SCAN_SCORES, CheckpointResult, ReferenceResult
@@ -15,13 +12,17 @@ from wvmonitor.scan.results import FailOn, exit_code, reaches, unjudged
 from wvmonitor.scan.text import number, visible
 from wvmonitor.scan.trajectory import sentence, trajectories
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
 _STYLES = {"alarm": "bold red", "warn": "yellow", "unknown": "magenta", "warming": "cyan"}
 
 
 def write_table(results: Iterable[CheckpointResult], out: TextIO, fail_on: FailOn) -> None:
     """Write the results for people, and what they amount to in a last line."""
-    console = Console(file=out)
-    if console.is_terminal:
+    console = _terminal(out)
+    if console is not None:
         collected = list(results)
         console.print(_table(collected))
         for line in _remarks(collected):
@@ -35,6 +36,16 @@ def write_table(results: Iterable[CheckpointResult], out: TextIO, fail_on: FailO
     for trajectory in trajectories(collected):
         print(visible(sentence(trajectory)), file=out)
     print(summary(collected, fail_on), file=out)
+
+
+def _terminal(out: TextIO) -> Console | None:
+    """The terminal behind a stream, if there is one; rich is slow to import for a pipe."""
+    if not (out.isatty() or os.environ.keys() & {"FORCE_COLOR", "TTY_COMPATIBLE"}):
+        return None
+    from rich.console import Console
+
+    console = Console(file=out)
+    return console if console.is_terminal else None
 
 
 def plain_lines(result: CheckpointResult) -> list[str]:
@@ -92,6 +103,9 @@ def _quiet(results: Sequence[CheckpointResult]) -> str:
 
 
 def _table(results: Sequence[CheckpointResult]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(header_style="bold", pad_edge=False)
     table.add_column("checkpoint", overflow="fold")
     table.add_column("step", justify="right")

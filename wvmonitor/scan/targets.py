@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal
@@ -98,24 +98,32 @@ class Target:
         )
 
 
-def find_targets(paths: Iterable[Location]) -> list[Target]:
+def find_targets(paths: Iterable[Location], *, only: Container[str] | None = None) -> list[Target]:
     """Everything to scan at these paths, in their order; a path given twice is scanned once.
 
     What lies in folders below an adapter or a run (PEFT's further adapters, a final model) is
     scanned too, and weights that are a pickle are named: nothing hides beside what was judged.
 
     A path that cannot be scanned becomes a target with an error: the rest of the scan goes on.
+
+    Args:
+        paths: adapters, checkpoints, and runs' output folders.
+        only: names of the checkpoints of a run that are looked into, all if not given: of the
+            others no more is said than that they are there.
     """
     targets: list[Target] = []
-    for path in dict.fromkeys(str(p) for p in paths):
+    spelt: dict[object, str] = {
+        path if is_url(path) or not path else PurePath(path): path for path in map(str, paths)
+    }
+    for path in spelt.values():
         try:
-            targets += _at(path)
+            targets += _at(path, only)
         except (WVMonitorError, OSError, ImportError) as error:
             targets.append(Target(path, error=failure_of(error)))
     return targets
 
 
-def _at(path: str) -> list[Target]:
+def _at(path: str, only: Container[str] | None = None) -> list[Target]:
     if not path:
         raise MissingPathError(
             "an empty path was given, which would stand for the current folder: check the variable "
@@ -142,7 +150,9 @@ def _at(path: str) -> list[Target]:
         steps = [(step, name) for step, name in _steps(below, _STEP) if below[name].error is None]
         if not below:
             return [_described(Target(path), entries)]
-    trajectory = _with_plan([_checkpoint(path, name, step, len(steps)) for step, name in steps])
+    trajectory = _with_plan(_checkpoints(path, steps, only))
+    if only is not None and not any(t.planned_steps for t in trajectory):
+        trajectory = _with_plan(_checkpoints(path, steps, None))  # another one may say the plan
     runs = {name for _, name in steps}
     further = {name: target for name, target in below.items() if name not in runs}
     # What was saved last, and is about to be published, is a checkpoint by itself: as one more
@@ -243,15 +253,44 @@ def _kind(path: str, entries: frozenset[str]) -> TargetKind:
     return "adapter"
 
 
+def _checkpoints(
+    run: str, steps: Sequence[tuple[int, str]], only: Container[str] | None
+) -> list[Target]:
+    return [
+        _checkpoint(run, name, step, len(steps))
+        if only is None or name in only
+        else Target(str(joined(run, name)), run=run, step=step, readings=len(steps))
+        for step, name in steps
+    ]
+
+
 def _checkpoint(run: str, name: str, step: int, readings: int) -> Target:
     path = str(joined(run, name))
     target = Target(path, run=run, step=step, readings=readings)
     try:
         _refuse_stray_link(run, path)
         entries = list_folder(path) or frozenset()
+        own = holds_weights(entries) or ADAPTER_CONFIG in entries
+        below = {} if own else _below(path, entries)
+        if len(below) == 1:  # PEFT saves an adapter that has a name in a folder of that name
+            return _within(target, entries, *below.items())
         return _described(replace(target, kind=_kind(path, entries)), entries)
     except (WVMonitorError, OSError) as error:
         return replace(target, error=failure_of(error))
+
+
+def _within(target: Target, entries: frozenset[str], inside: tuple[str, Target]) -> Target:
+    """A checkpoint whose weights lie in a folder in it, which says less of the run."""
+    name, held = inside
+    described = _described(target, entries, judged={name})
+    return replace(
+        described,
+        path=held.path,
+        kind=held.kind,
+        warnings=(*described.warnings, *held.warnings),
+        notices=(*described.notices, *held.notices),
+        error=held.error,
+    )
 
 
 def _refuse_stray_link(run: str, path: str) -> None:

@@ -156,9 +156,14 @@ class Watcher:
             raise MissingPathError(f"the folder '{self.folder}' is gone")
         count = 0
         for folder, checkpoints in self._new_checkpoints.look().items():
-            targets = {t.path: t for t in find_targets([folder])}
+            # of these alone: each trainer's state holds the whole log up to its step
+            names = {path.name for _, path in checkpoints}
+            targets = [t for t in find_targets([folder], only=names) if t.run is not None]
             for step, path in checkpoints:
-                count += self._take(self._name(folder), step, path, targets.get(str(path)))
+                # itself, or the adapter in it
+                mine = (t for t in targets if Path(t.path).is_relative_to(path))
+                target = next(mine, None)
+                count += self._take(self._name(folder), step, path, target)
         self._look_for_ends()
         self._forget()
         return count

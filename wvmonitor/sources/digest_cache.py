@@ -15,6 +15,7 @@ damaged, of another version or not to be trusted is as if it were not there.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -132,7 +133,16 @@ def _key(state: FilesState) -> str:
 
 def _transformers() -> str:
     """Its version: it says which parameters fused tensors make."""
-    from importlib.metadata import PackageNotFoundError, version  # slow to import
+    try:
+        found = importlib.util.find_spec("transformers")
+    except ValueError:  # something else stands in its place
+        return ""
+    if found is None or found.origin is None:
+        return ""
+    installed = sorted(Path(found.origin).parents[1].glob("transformers-*.dist-info"))
+    if len(installed) == 1:  # as an installer leaves it: its name says the version
+        return installed[0].name
+    from importlib.metadata import PackageNotFoundError, version  # as slow as the rest together
 
     try:
         return version("transformers")

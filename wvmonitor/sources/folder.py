@@ -20,6 +20,7 @@ from torch import Tensor
 
 from wvmonitor.errors import (
     KeyMismatchError,
+    MalformedFileError,
     MissingPathError,
     NonFiniteError,
     QuantizedWeightsError,
@@ -78,6 +79,7 @@ class ModelFolder:
 
         Raises:
             InputError: as `files.open_checkpoint` and `files.read_json` say.
+            MalformedFileError: its configuration names other weights than those that are read.
             QuantizedWeightsError: the weights are quantised.
         """
         self.path = path
@@ -89,6 +91,7 @@ class ModelFolder:
                 self.config = read_json(joined(path, "config.json"))
             except MissingPathError:
                 self.config = {}
+        self._refuse_other_weights()
         self._refuse_quantised()
         self._sources = self._named(self._resolve())
         self._shared: dict[str, str | None] = {}
@@ -189,10 +192,11 @@ class ModelFolder:
         if part:  # of an encoder-decoder, whatever its configuration ties
             shared = f"{name[: part.start()]}{part[1]}shared.weight"
             return shared if shared in self else None
-        embeddings = [n for n in self._sources if _is_token_embedding(n)]
-        if not self.ties_embeddings or not (_LM_HEAD.search(name) or _is_token_embedding(name)):
+        is_head = bool(_LM_HEAD.search(name))
+        if not (is_head or _is_token_embedding(name)) or not self.ties_embeddings:
             return None
-        if _LM_HEAD.search(name):
+        embeddings = [n for n in self._sources if _is_token_embedding(n)]
+        if is_head:
             return embeddings[0] if len(embeddings) == 1 else None
         heads = [n for n in self._sources if _LM_HEAD.search(n)]
         return heads[0] if name not in self and len(heads) == 1 and not embeddings else None
@@ -265,6 +269,20 @@ class ModelFolder:
     def _fuse(self, fused: Fused) -> Tensor:
         return fuse(fused, self.files.read, self.meta_model, self.where)
 
+    def _refuse_other_weights(self) -> None:
+        """Refuse a folder whose configuration has transformers load another file of it.
+
+        Raises:
+            MalformedFileError: naming both.
+        """
+        named = self.config.get("transformers_weights")
+        if named is not None and named not in self.files.files:
+            raise MalformedFileError(
+                f"config.json of {shown(self.path)} names {shown(named, 80)} as its weights "
+                f"(transformers_weights), and not {shown(self.files.files[0])}, which would be "
+                "read here: give the path of the file to judge, or take the field away"
+            )
+
     def _refuse_quantised(self) -> None:
         reason = ""
         if self.config.get("quantization_config") and not self._holds_plain_weights():
@@ -318,15 +336,20 @@ def check_finite(tensor: Tensor, name: str, where: str) -> Tensor:
     Raises:
         NonFiniteError: it holds NaN or infinity.
     """
-    # torch sums no 8 bits
-    values = tensor.to(torch.float32) if tensor.dtype.itemsize == 1 else tensor
-    # the sum finds a NaN or infinity in one pass, and may only have overflowed
-    if not math.isfinite(values.sum()) and not bool(torch.isfinite(values).all()):
+    if not is_finite(tensor):
         raise NonFiniteError(
             f"{shown(name)} of {where} holds NaN or infinity: the run diverged or the file is "
             "damaged; take an earlier checkpoint"
         )
     return tensor
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
+    # torch sums no 8 bits
+    values = tensor.to(torch.float32) if tensor.dtype.itemsize == 1 else tensor
+    # the sum finds a NaN or infinity in one pass, and may only have overflowed
+    return math.isfinite(values.sum()) or bool(torch.isfinite(values).all())
 
 
 def compare_shapes(name: str, start: Sequence[int], now: Sequence[int], where: str) -> list[str]:

@@ -29,7 +29,7 @@ from wvmonitor.sources.names import beside_the_language_model
 from wvmonitor.sources.threads import for_each, for_each_tensor
 
 BLOCK_ELEMENTS = 1 << 18  # half a megabyte in bfloat16: still in a core's cache when it is hashed
-_DEVICE_ELEMENTS = 1 << 22  # an accelerator is asked less often
+DEVICE_ELEMENTS = 1 << 22  # an accelerator is asked less often
 Contents = Callable[[], Iterable[Tensor]]
 KnownDigest = tuple[FilesState, str]
 _known: dict[FilesState, str] = {}
@@ -175,7 +175,7 @@ def without_prefix(names: Iterable[str]) -> dict[str, str]:
 
 def _pieces(tensor: Tensor) -> Iterator[Tensor]:
     # Rounded piece by piece, so that no second copy of a large tensor is ever whole.
-    size = BLOCK_ELEMENTS if tensor.device.type == "cpu" else _DEVICE_ELEMENTS
+    size = BLOCK_ELEMENTS if tensor.device.type == "cpu" else DEVICE_ELEMENTS
     for piece in torch.split(tensor.detach().reshape(-1), size):
         yield piece.to(torch.bfloat16).cpu().contiguous().view(torch.int16)
 

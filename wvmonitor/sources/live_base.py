@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -151,10 +151,20 @@ def base_parameters(root: nn.Module) -> dict[str, Tensor]:
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils.other import AuxiliaryTrainingWrapper
 
-        for module in root.modules():
-            if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-                adapters |= {id(p) for n, p in module.named_parameters() if not belongs_to_base(n)}
+        tuners = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+        wrappers = {path for path, module in root.named_modules() if isinstance(module, tuners)}
+        for name, parameter in root.named_parameters(remove_duplicate=False):
+            if any(not belongs_to_base(rest) for rest in _inside(wrappers, name)):
+                adapters.add(id(parameter))
     return {base_name(n): p for n, p in root.named_parameters() if id(p) not in adapters}
+
+
+def _inside(wrappers: Container[str], name: str) -> Iterator[str]:
+    """What each wrapper around a parameter calls it."""
+    parts = name.split(".")
+    for depth in range(len(parts)):
+        if ".".join(parts[:depth]) in wrappers:
+            yield ".".join(parts[depth:])
 
 
 def belongs_to_base(name: str) -> bool:

@@ -119,18 +119,13 @@ def new_head_note(names: Sequence[str], where: str) -> str:
 
 def is_conv1d(name: str, model_type: object) -> bool:
     """Whether a parameter of a model of this type (`config.model_type`) is a Conv1D's weight."""
-    parts = name.split(".")
-    return (
-        model_type in _CONV1D_MODELS
-        and len(parts) > 1
-        and parts[-1] == "weight"
-        and parts[-2] in _CONV1D_MODULES
-    )
+    return model_type in _CONV1D_MODELS and may_be_conv1d(name)
 
 
 def may_be_conv1d(name: str) -> bool:
     """Whether the name alone leaves open that this is a Conv1D's weight."""
-    return any(is_conv1d(name, kind) for kind in _CONV1D_MODELS)
+    parts = name.split(".")
+    return len(parts) > 1 and parts[-1] == "weight" and parts[-2] in _CONV1D_MODULES
 
 
 def is_transposed(name: str, shape: Sequence[int], *, conv1d: bool) -> bool:

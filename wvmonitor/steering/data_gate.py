@@ -99,19 +99,27 @@ def threshold_of(harmless: Sequence[Blamed], rate: float) -> Threshold:
         rate: the share, in (0, 1).
 
     Raises:
-        InputError: the rate is none, or there are too few harmless rows for it.
+        InputError: as `check_enough` says.
+    """
+    pushes = sorted(b.push for b in harmless if b.error is None)
+    check_enough(len(pushes), rate)
+    return Threshold(pushes[_rank(len(pushes), rate) - 1], len(pushes), rate)
+
+
+def check_enough(harmless: int, rate: float) -> None:
+    """See that so many harmless rows can set the threshold of a share.
+
+    Raises:
+        InputError: the rate is none, or they are too few for it.
     """
     if not 0 < rate < 1:
         raise InputError(f"the share of harmless rows to flag must lie in (0, 1), got {rate}")
-    pushes = sorted(b.push for b in harmless if b.error is None)
-    rank = _rank(len(pushes), rate)
-    if rank > len(pushes):
+    if _rank(harmless, rate) > harmless:
         needed = math.ceil(1 / rate) - 1
         raise InputError(
-            f"{len(pushes)} harmless examples are too few to flag {rate:.3g} of them: {needed} are "
+            f"{harmless} harmless examples are too few to flag {rate:.3g} of them: {needed} are "
             "needed, or a larger share"
         )
-    return Threshold(pushes[rank - 1], len(pushes), rate)
 
 
 def _rank(count: int, rate: float) -> int:
@@ -170,7 +178,7 @@ def amount(text: str, rows: int, flagged: int | None) -> int:
     try:
         value = float(text.removesuffix("%"))
         count = math.ceil(rows * value / 100 - 1e-9) if text.endswith("%") else int(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         count = -1
     if not 0 <= count <= rows:
         raise InputError(

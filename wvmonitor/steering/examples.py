@@ -56,7 +56,7 @@ def read_examples(path: str | Path, tokenizer: Any, *, max_length: int) -> list[
 
     Raises:
         MissingPathError: there is no such file.
-        InputError: it holds no example at all.
+        InputError: it holds no example at all, or all of them in one JSON list.
     """
     try:
         with Path(path).open("rb") as file:
@@ -65,6 +65,10 @@ def read_examples(path: str | Path, tokenizer: Any, *, max_length: int) -> list[
         raise MissingPathError(f"'{path}' cannot be read: {error.strerror}") from None
     if not lines:
         raise InputError(f"'{path}' holds no examples: give a file with one JSON object a line")
+    if lines[0].lstrip()[:1] == b"[":
+        raise InputError(
+            f"'{path}' is one JSON list, and not one object a line: `jq -c '.[]' FILE` writes it so"
+        )
     return [
         _example(index, line, f"example {index} of '{path}'", tokenizer, max_length)
         for index, line in enumerate(lines)

@@ -245,6 +245,8 @@ def _joined(
     shape = list(first.shape)
     shape[along] *= len(factors[0])
     made = scratch.tensor(place, (len(factors), *shape), like)
+    if len(factors[0]) == 1 and first.dtype == like.dtype:
+        return torch.stack([m[0] for m in factors], out=made)
     for row, member in zip(made, factors, strict=True):
         for number, factor in enumerate(member):
             row.narrow(along, number * rank, rank).copy_(factor)

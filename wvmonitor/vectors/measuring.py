@@ -90,11 +90,12 @@ class Pass:
         earlier: Sequence[Update] | None,
     ) -> bool:
         """Whether updates are low-rank ones alike, which are then measured side by side."""
-        fits = name in self._stacks.places and _fit_a_block(updates) and _fit_a_block(earlier or ())
-        if not fits:
-            return False
         low, before = _low_rank(updates), None if earlier is None else _low_rank(earlier)
-        if before is not None and before[0].shape != low[0].shape:
+        if name not in self._stacks.places or not _fit_a_block(low, updates):
+            return False
+        if before is not None and not (
+            _fit_a_block(before, earlier or ()) and before[0].shape == low[0].shape
+        ):
             return False
         number, member = self._stacks.places[name]
         self._wait(number, device, _Waiting(position, member, low, before))
@@ -179,14 +180,15 @@ class Pass:
         self._rows.setdefault(rows.device, []).append((positions, rows))
 
 
-def _fit_a_block(updates: Sequence[Update]) -> bool:
-    """Whether updates can be measured side by side, in float32."""
-    low = _low_rank(updates)
+def _fit_a_block(low: Sequence[LowRankUpdate], updates: Sequence[Update]) -> bool:
+    """Whether updates, `low` of them low-rank, can be measured side by side, in float32."""
     if len(low) < len(updates):
         return False
-    factors = [t for u in low for t in (u.left, u.right)]
-    alike = {(u.rank, u.shape, u.transposed, u.left.dtype, u.right.dtype) for u in low}
-    return len(alike) < 2 and functional.working_dtype(*factors) == torch.float32
+    first, *others = low
+    kind = (first.rank, first.shape, first.transposed, first.left.dtype, first.right.dtype)
+    if functional.working_dtype(first.left, first.right) != torch.float32:
+        return False
+    return all((u.rank, u.shape, u.transposed, u.left.dtype, u.right.dtype) == kind for u in others)
 
 
 def _low_rank(updates: Sequence[Update]) -> list[LowRankUpdate]:

@@ -10,6 +10,7 @@ activations does.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -86,7 +87,7 @@ class LowRankUpdate:
                 "multiply: expected (..., out, rank) and (..., rank, in)"
             )
 
-    @property
+    @functools.cached_property  # asked for several times of each of thousands of modules
     def shape(self) -> torch.Size:
         """The parameter's shape."""
         return torch.Size((*self.left.shape[:-1], self.right.shape[-1]))

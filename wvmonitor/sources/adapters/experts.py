@@ -29,7 +29,12 @@ _LISTED_EXPERT = re.compile(r"^(.+\.experts\.)(gate_up_proj|down_proj)s\.(\d+)$"
 
 def is_single_expert(path: str) -> bool:
     """Whether a module is that of one expert, by its path."""
-    return bool(_ONE_EXPERT.search(f"{path}.") or _LISTED_EXPERT.match(path))
+    return bool(_ONE_EXPERT.search(f"{path}.") or is_listed_expert(path))
+
+
+def is_listed_expert(path: str) -> bool:
+    """Whether a module is that of one expert of gpt-oss, as Unsloth names it."""
+    return _LISTED_EXPERT.match(path) is not None
 
 
 def expert_parts(run: Run, modules: Mapping[str, Keys]) -> list[Part]:

@@ -19,10 +19,11 @@ from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, is_url, joined, list_folder, local_path, shown
 from wvmonitor.files.weight_names import weights_below
 from wvmonitor.sources import identity
-from wvmonitor.sources.folder import ModelFolder, check_finite
+from wvmonitor.sources.folder import ModelFolder, check_finite, is_finite
 from wvmonitor.sources.names import step_of
 
 _PREFIX = "base_model.model."
+_SMALL, _TOGETHER = 1 << 18, 1 << 22  # bytes of a tensor, and of those that are read as one
 _WRAPPED = re.compile(r"(?:(?:module|_orig_mod|_fsdp_wrapped_module)\.)*(?:base_model\.model\.)+")
 
 
@@ -68,6 +69,9 @@ class AdapterFolder:
         self.base: ModelFolder | None = None
         self.base_digest: str | None = None
         self.warnings: list[str] = []
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._ahead: dict[str, Tensor] = {}
+        self._last: str | None = None
         self._open_base(base)
 
     @property
@@ -96,7 +100,9 @@ class AdapterFolder:
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of the tensor under a key without prefix."""
-        return tuple(self.files.info(self._full(key)).shape)
+        if key not in self._shapes:  # asked for several times of each of thousands of modules
+            self._shapes[key] = tuple(self.files.info(self._full(key)).shape)
+        return self._shapes[key]
 
     def read(self, key: str) -> Tensor:
         """The tensor under a key without prefix.
@@ -105,13 +111,27 @@ class AdapterFolder:
             NonFiniteError: it holds NaN or infinity.
         """
         full = self._full(key)
-        tensor = self.files.read(full)
-        if not tensor.dtype.is_floating_point:
+        info = self.files.info(full)
+        if not info.dtype.is_floating_point:
             raise AdapterError(
-                f"{shown(full)} of {self.where} is {tensor.dtype}, where weights were expected: "
+                f"{shown(full)} of {self.where} is {info.dtype}, where weights were expected: "
                 "re-save the adapter unquantised"
             )
-        return check_finite(tensor, full, self.where)
+        if full not in self._ahead and info.size <= _SMALL:
+            in_order = self.files.follows(full, self._last)
+            self._ahead = self._read_ahead(full) if in_order else {}
+        self._last = full
+        found = self._ahead.pop(full, None)
+        return check_finite(self.files.read(full), full, self.where) if found is None else found
+
+    def _read_ahead(self, full: str) -> dict[str, Tensor]:
+        """Small tensors from this one on, read and checked as one; none where one is not finite.
+
+        An adapter of a mixture of experts has tens of thousands: a read and a sum for each take
+        longer than their bytes.
+        """
+        whole, run = self.files.read_run(full, _TOGETHER)
+        return run if is_finite(whole) else {}
 
     def needed_base(self, why: str) -> ModelFolder:
         """The base.

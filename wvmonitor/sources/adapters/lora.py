@@ -1,4 +1,4 @@
-"""LoRA from its saved factors, read by key: nothing of the configuration is evaluated.
+"""LoRA from its saved factors, read by key.
 
 Shapes as PEFT stores them, with R the rank: `lora_A.weight` (R, in), `lora_B.weight` (out, R);
 for embeddings `lora_embedding_A` (R, tokens), `lora_embedding_B` (dim, R), without `.weight`.
@@ -6,7 +6,7 @@ for embeddings `lora_embedding_A` (R, tokens), `lora_embedding_B` (dim, R), with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -14,9 +14,14 @@ from torch.nn.functional import pad
 
 from wvmonitor.errors import AdapterError, KeyMismatchError, ShapeMismatchError
 from wvmonitor.files.storage import shown
+from wvmonitor.reading import component_of
 from wvmonitor.sources.adapters import saved_modules
 from wvmonitor.sources.adapters.config import LoraSettings, lora_settings
-from wvmonitor.sources.adapters.experts import expert_parts, is_single_expert
+from wvmonitor.sources.adapters.experts import (
+    expert_parts,
+    is_listed_expert,
+    is_single_expert,
+)
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
 from wvmonitor.sources.adapters.fused import target_parameters
 from wvmonitor.sources.adapters.kinds import RECORD_IT
@@ -27,11 +32,20 @@ from wvmonitor.sources.adapters.lora_module import (
     LoraModule,
     bias_delta,
 )
+from wvmonitor.sources.adapters.targets import check_chosen
 from wvmonitor.sources.folder import compare_shapes
-from wvmonitor.sources.names import is_transposed, may_be_conv1d, parameter_name
+from wvmonitor.sources.names import (
+    is_task_head,
+    is_transposed,
+    may_be_conv1d,
+    parameter_name,
+)
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Origin, TaskVector, Update
 from wvmonitor.vectors import update as updates
 from wvmonitor.vectors.task_vector import Part
+
+# What a language model's embeddings are called; PEFT has factors of their own for them.
+_TABLES = frozenset({"embed_tokens", "wte", "wpe", "word_embeddings", "embed_in", "shared"})
 
 
 def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector:
@@ -54,6 +68,7 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
             "target_parameters: re-save the adapter"
         )
     run = Run(folder, settings, initial, _mixed(modules))
+    _check_chosen(run, modules, parameters)
     parts = expert_parts(run, modules) if any(".experts." in path for path in modules) else []
     fused = {path for path in modules if is_single_expert(path)} if parts else set()
     embeddings = [module for module in modules.values() if module.embedding]
@@ -96,6 +111,27 @@ def _check_complete(
                 f"{shown(module.path)} of {folder.where} has a DoRA magnitude, but use_dora is "
                 "false: re-save the adapter with its configuration"
             )
+        if "bias" in module.of and not folder.config.get("lora_bias"):
+            raise AdapterError(
+                f"{shown(module.path)} of {folder.where} has a bias of B, but lora_bias is false, "
+                "so that PEFT would not load it: re-save the adapter with its configuration"
+            )
+        table = module.path.rpartition(".")[2] in _TABLES
+        in_block = component_of(f"{module.path}.weight", (1, 1)) == "blocks"
+        if (in_block and module.embedding) or (table and not module.embedding):
+            holds, is_ = ("a linear layer", "an embedding") if table else ("an embedding", "none")
+            raise AdapterError(
+                f"{folder.where} holds factors of {holds} for {shown(module.path)}, which is "
+                f"{is_}: PEFT would not load them; re-save the adapter with PEFT"
+            )
+
+
+def _check_chosen(run: Run, modules: Mapping[str, Keys], parameters: Container[str]) -> None:
+    """See that PEFT would load every factor; a tied head's follow the embedding's."""
+    folder, tied = run.folder, run.settings.tied
+    loose = (path for path in modules if path not in parameters and not is_listed_expert(path))
+    paths = [path for path in loose if not (tied and is_task_head(f"{path}."))]
+    check_chosen(folder.config, paths, folder.where, folder.config_where)
 
 
 def _check_start(folder: AdapterFolder, settings: LoraSettings, *, initial: bool) -> None:
@@ -185,7 +221,7 @@ def _parts(run: Run, module: Keys, name: str, layout: Layout) -> list[Part]:
                 weight = weight.double() - updates.to_dense(start.product(wide=True))
             return weight
 
-        return replace(now, start=start).delta(base)
+        return (now if start is None else replace(now, start=start)).delta(base)
 
     stored = None if folder.base is None else folder.base.stored(name)
     in_base = layout.shape if folder.base is None or stored is None else folder.base.shape(stored)

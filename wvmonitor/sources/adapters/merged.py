@@ -23,6 +23,7 @@ from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters import patterns, saved_modules
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
 from wvmonitor.sources.adapters.kinds import RECORD_IT
+from wvmonitor.sources.adapters.targets import check_chosen
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.names import parameter_name
 from wvmonitor.vectors import DenseUpdate, Origin, TaskVector, Update
@@ -105,7 +106,10 @@ def read_merged(folder: AdapterFolder, initial: InitialState | None) -> TaskVect
     base = folder.needed_base(f"{folder.kind} changes weights in a way that depends on them")
     adapter_keys, whole_keys = _divided(folder, base)
     targets = sorted(set(adapter_keys.values()) - {""}) or _chosen(folder, base)
-    if folder.kind == "TRAINABLE_TOKENS":
+    if folder.kind != "TRAINABLE_TOKENS":
+        owners = (owner for owner in adapter_keys.values() if owner)
+        check_chosen(folder.config, dict.fromkeys(owners), folder.where, folder.config_where)
+    else:
         targets = [t for t in targets if base.shared_with(parameter_name(f"{t}.weight")) is None]
     tensors = {key: folder.files.read(key) for key in adapter_keys}
     model = _built(folder, base, targets)
