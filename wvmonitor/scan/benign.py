@@ -121,7 +121,7 @@ def _from_checkpoints(
         )
     measured = [_measured(target, bank, base) for target in trajectory]
     context = judge.context(measured[-1], trajectory[-1].context(optimizer))
-    yield folder, BenignRun(folder.name, [m.scores for m in measured], context)
+    yield folder, BenignRun(folder.name, [m.statistics.scores for m in measured], context)
 
 
 def _measured(target: Target, bank: ReferenceBank, base: str | None) -> Measured:
