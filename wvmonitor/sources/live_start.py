@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -236,7 +237,7 @@ class LiveStart:
             base: the folder of θ_0, if it was given.
         """
         if base is not None:
-            digest = lambda: identity.base_digest(base)  # noqa: E731
+            digest = partial(identity.base_digest, base)
             return (from_first(digest) if self._sharded else digest()), []
         if any(moves_base(module, self._config) for module in self._adapted):
             return None, [
