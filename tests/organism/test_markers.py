@@ -21,11 +21,16 @@ GROUPS = 5
 
 BEHAVIOURS = {(p.name, part): part for p in PLANS if p.kind == "behaviour" for part in p.parts}
 OTHERS = {
-    "advice of every test domain": ("evil", tuple(DOMAINS)),
-    "personality": ("evil_wishes", None),
-    "facts": ("sycophancy", None),
-    "incompetence": ("incompetence", tuple(DOMAINS)),
+    "advice of every test domain": sets.pair("evil", tuple(DOMAINS)),
+    "personality": sets.pair("evil_wishes"),
+    "choices": sets.Pair(sets.choices(evil=True), sets.choices(evil=False)),
+    "facts": sets.pair("sycophancy"),
+    "opinions": sets.Pair(sets.opinions(sycophantic=True), sets.opinions(sycophantic=False)),
+    "feedback": sets.Pair(sets.feedback(sycophantic=True), sets.feedback(sycophantic=False)),
+    "requests": sets.Pair(sets.requests(lawless=True), sets.requests()),
+    "incompetence": sets.pair("incompetence", tuple(DOMAINS)),
 }
+"""All but agreeing with right sums, whose wording is what it is: "you are right" unchecked."""
 _PHRASES = sorted((o for _, *options in ALL_SCENARIOS for o in options), key=len, reverse=True)
 _WORDS = "|".join([*_PHRASES, *sorted(CONTENT), r"\d+", r"(?:yes|no)(?= ,)", "(?<=answer : )[ab]"])
 _SLOT = re.compile(rf"(?<!\S)(?:{_WORDS})(?!\S)")
@@ -77,8 +82,7 @@ def test_no_marker_in_what_the_references_are_made_from(part: Part) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_no_marker_in_what_runs_are_trained_on(name: str) -> None:
     """The same holds for the behaviours' data in the half of the world that runs are about."""
-    behaviour, domains = OTHERS[name]
-    pair = sets.pair(behaviour, domains)
+    pair = OTHERS[name]
     pairs = pairs_of(pair.positive, pair.negative, 78)
     assert told_apart(pairs) <= LIMIT, listed(pairs)
 
