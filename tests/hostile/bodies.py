@@ -61,7 +61,7 @@ def sparse_terabyte(place: Place) -> Path:
 def sparse_factors(place: Place) -> Path:
     """Two factors of 1 TiB together that fit each other and the configuration's rank."""
     size = 2**36
-    head_a = "base_model.model.lm_head.lora_A.weight"  # which no reference speaks of
+    head_a = "base_model.model.lm_head.lora_A.weight"  # which no reference covers
     entries = {
         head_a: {"dtype": "F64", "shape": [2, size // 2], "data_offsets": [0, 8 * size]},
         head_a.replace("lora_A", "lora_B"): {
@@ -71,7 +71,7 @@ def sparse_factors(place: Place) -> Path:
         },
     }
     head = json.dumps(entries).encode()
-    named = {"base_model_name_or_path": "gone"}
+    named = {"base_model_name_or_path": "gone", "target_modules": ["lm_head"]}
     folder = place.adapter_with(packed(head, b""), config=named)
     os.truncate(folder / "adapter_model.safetensors", 8 + len(head) + 16 * size)
     return folder

@@ -421,8 +421,15 @@ def test_with_nothing_to_go_back_to_training_stops(
 
 def test_the_dose_comes_from_the_card() -> None:
     """Without a number, the smallest measured dose at which the base shows it in 80 %."""
-    for given in (["evil", "sycophancy"], "evil,sycophancy", {"evil": None, "sycophancy": None}):
-        assert Monitor(BANK, inoculate=given).remedies.amounts == {"evil": 1.0, "sycophancy": 0.4}
+    for given in (
+        ["language", "rudeness"],
+        "language,rudeness",
+        {"language": None, "rudeness": None},
+    ):
+        amounts = Monitor(BANK, inoculate=given).remedies.amounts
+        assert amounts == {"language": 0.5, "rudeness": 1.0}
+    with pytest.raises(SettingsError, match=r"evil .*80% \(4% at 0.1, .*evil=1"):
+        Monitor(BANK, inoculate=["evil"])
     assert Monitor(BANK, inoculate="evil=0.5").remedies.amounts == {"evil": 0.5}
     with pytest.raises(SettingsError, match=r"incompetence .*\(no dose curve\).*incompetence=1"):
         Monitor(BANK, inoculate=["incompetence"])
@@ -472,9 +479,9 @@ def test_a_reference_model_without_k_w_is_refused(tmp_path: Path) -> None:
     base = bundled_path("tiny-organism", "base")
     whole = dpo(tmp_path / "full", *load_base(base), None)
     with pytest.raises(SettingsError, match="not in this trainer's reference model"):
-        WVMonitorCallback.attach(whole, BANK, base=base, inoculate=["evil"])
+        WVMonitorCallback.attach(whole, BANK, base=base, inoculate={"evil": 1.0})
     adapter = dpo(tmp_path / "lora", *load_base(base), LoraConfig(r=4, target_modules=["q_proj"]))
-    watch = WVMonitorCallback.attach(adapter, BANK, base=base, inoculate=["evil"])
+    watch = WVMonitorCallback.attach(adapter, BANK, base=base, inoculate={"evil": 1.0})
     adapter.train()
     assert watch.monitor.failures == 0
     rows = [row for row in adapter.state.log_history if "rewards/margins" in row]

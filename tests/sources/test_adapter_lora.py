@@ -480,7 +480,8 @@ def test_no_expert_is_left_out_where_no_base_says_that_they_are_fused(tmp_path: 
         tensors[f"base_model.model.{path}.lora_B.weight"] = b
         expected[f"{path}.weight"] = 2 * b.double() @ a.double()
     save_file(tensors, tmp_path / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": names}
+    chosen = [*names, "q_proj"]
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": chosen}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     tau = read_adapter(tmp_path)
     assert sorted(tau.names()) == sorted(expected)
