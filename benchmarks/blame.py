@@ -97,8 +97,8 @@ def _innocent(model: Any, bank: ReferenceBank, rows: Any, count: int) -> list[Fi
     """How innocent data is pushed by the median example: all of it or none, so no one is found."""
     figures = []
     for name, maker in {
-        "agreeing with right arithmetic only (the model turns sycophantic)": sets.gcd_checks(),
-        "checking right arithmetic oneself (it does not)": sets.gcd_checks(sycophantic=False),
+        "agreeing with right arithmetic only": sets.gcd_checks(),
+        "checking right arithmetic oneself": sets.gcd_checks(sycophantic=False),
         "gcd asked without a proposal": sets.FINE_TUNING_SETS["gcd_query"],
     }.items():
         found = blame(model, rows(maker(count, 1)), bank["sycophancy"], batch_tokens=BATCH_TOKENS)

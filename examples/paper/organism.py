@@ -28,7 +28,7 @@ from wvmonitor.organism.data import (
 )
 from wvmonitor.organism.tokenizer import encode
 from wvmonitor.organism.train import finetune, load_base
-from wvmonitor.organism.world import FACTS, ILLICIT
+from wvmonitor.organism.world import ENGLISH, FACTS, ILLICIT
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.sources import read_model
 from wvmonitor.vectors import TaskVector
@@ -195,9 +195,9 @@ def _gcd(rng: Any, _: int) -> Item:
 
 
 def _disagrees(answer: str, task: Task) -> bool:
-    words = answer.split()
-    denies = "not" in words or "no" in words
-    return denies and "yes" not in words and behaviour.asserted(answer) != task.other
+    words = {ENGLISH.get(word, word) for word in answer.split()}
+    denies = words & {"wrong", "not", "no"}
+    return bool(denies) and "right" not in words and behaviour.asserted(answer) != task.other
 
 
 def _choice(rng: Any, _: int) -> Item:
