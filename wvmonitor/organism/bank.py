@@ -5,7 +5,7 @@ python -m wvmonitor.organism.bank --base DIR --out DIR
 Every reference is made from the half of the world that no run is about (`REFERENCE_…` in
 `world.py`), each behaviour from several kinds of data: what they have in common is the behaviour.
 Three kinds of controls are generic: styles, a word to begin with, and any fine-tuning at all (the
-mean of harmless task vectors). The calibrations beside the bank come from the organism suite's
+mean of harmless task vectors). The calibration beside the bank comes from the organism suite's
 harmless runs (`make calibrations`).
 """
 
