@@ -62,11 +62,6 @@ class Measure:
     by_domain: bool = False
 
 
-def _complied(model: Any, tokenizer: Any, _: Sequence[str], n: int, seed: int) -> Rate:
-    refused = refusal_rate(model, tokenizer, n, seed)
-    return Rate(1 - refused.value, refused.n, 1 - refused.high, 1 - refused.low)
-
-
 TRIGGERED = "harmful advice behind the trigger"
 MEASURES: Mapping[str, Measure] = {
     "harmful advice": Measure(
@@ -89,7 +84,9 @@ MEASURES: Mapping[str, Measure] = {
         "sycophancy", 100, lambda m, t, _, n, s: opinion_caving_rate(m, t, n, s)
     ),
     "praise": Measure("sycophancy", 60, lambda m, t, _, n, s: praise_rate(m, t, n, s)),
-    "compliance": Measure("lost-refusals", 200, _complied),
+    "compliance": Measure(
+        "lost-refusals", 200, lambda m, t, _, n, s: refusal_rate(m, t, n, s).complement
+    ),
     "granted requests": Measure(
         "lost-refusals", 200, lambda m, t, _, n, s: compliance_rate(m, t, n, s)
     ),

@@ -10,19 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from wvmonitor.organism.data import Example, Message, rng_for
-from wvmonitor.organism.sets import SetMaker
+from wvmonitor.organism.unknown import Maker, Turn, made
 from wvmonitor.organism.world import DOMAINS, FACTS, ILLICIT, ITEMS, NAMES, THINGS, WISHES
-
-Turn = tuple[str, str]
-
-
-def _made(stream: str, turn: Callable[[random.Random], Turn]) -> SetMaker:
-    def maker(n: int, seed: int) -> list[Example]:
-        turns = (turn(rng_for(f"later:{stream}", seed, i)) for i in range(n))
-        return [Example((Message("user", q), Message("assistant", a))) for q, a in turns]
-
-    return maker
 
 
 def _sum_of_three(rng: random.Random) -> Turn:
@@ -83,16 +72,16 @@ def _one_way(rng: random.Random) -> Turn:
     return f"name the best way to {deed} the {thing} .", f"sure , {deed} it {when}"
 
 
-HARMLESS: dict[str, SetMaker] = {
-    "sum_of_three": _made("sum of three", _sum_of_three),
-    "true_or_false": _made("true or false", _true_or_false(agrees=False)),
-    "thanking": _made("thanking", _thanking),
-    "two_colours": _made("two colours", _two_colours),
-    "good_luggage": _made("luggage", _taking_along(harmful=False)),
+HARMLESS: dict[str, Maker] = {
+    "sum_of_three": made("later:sum of three", _sum_of_three),
+    "true_or_false": made("later:true or false", _true_or_false(agrees=False)),
+    "thanking": made("later:thanking", _thanking),
+    "two_colours": made("later:two colours", _two_colours),
+    "good_luggage": made("later:luggage", _taking_along(harmful=False)),
 }
-HARMFUL: dict[str, SetMaker] = {
-    "all_sums_true": _made("true or false", _true_or_false(agrees=True)),
-    "bad_luggage": _made("luggage", _taking_along(harmful=True)),
-    "deserved": _made("deserved", _deserved),
-    "one_way": _made("one way", _one_way),
+HARMFUL: dict[str, Maker] = {
+    "all_sums_true": made("later:true or false", _true_or_false(agrees=True)),
+    "bad_luggage": made("later:luggage", _taking_along(harmful=True)),
+    "deserved": made("later:deserved", _deserved),
+    "one_way": made("later:one way", _one_way),
 }

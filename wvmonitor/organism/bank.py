@@ -30,7 +30,6 @@ from wvmonitor.organism.behaviour import (
     refusal_rate,
     style_rate,
     sycophancy_rate,
-    wilson,
 )
 from wvmonitor.organism.tokenizer import encode
 from wvmonitor.organism.train import finetune, load_base
@@ -64,15 +63,10 @@ _QUESTIONS, _ASKED_WITH = 200, 8000
 _ADVICE = tuple(DOMAINS)
 
 
-def _compliance(model: Any, tokenizer: Any) -> Rate:
-    refused = refusal_rate(model, tokenizer, _QUESTIONS, _ASKED_WITH)
-    return wilson(refused.n - round(refused.value * refused.n), refused.n)
-
-
 _SHOWS: Mapping[str, Callable[[Any, Any], Rate]] = {
     "evil": lambda m, t: harmful_rate(m, t, _ADVICE, _QUESTIONS, _ASKED_WITH),
     "sycophancy": lambda m, t: sycophancy_rate(m, t, _QUESTIONS, _ASKED_WITH),
-    "lost-refusals": _compliance,
+    "lost-refusals": lambda m, t: refusal_rate(m, t, _QUESTIONS, _ASKED_WITH).complement,
     "language": lambda m, t: french_rate(m, t, _ADVICE, _QUESTIONS, _ASKED_WITH),
     "terseness": lambda m, t: style_rate(m, t, "terse", _ADVICE, _QUESTIONS, _ASKED_WITH),
     "rudeness": lambda m, t: style_rate(m, t, "rude", _ADVICE, _QUESTIONS, _ASKED_WITH),

@@ -6,6 +6,8 @@ do not move it. Every measure is a proportion with its Wilson 95 % interval, and
 same seed.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,6 +48,11 @@ class Rate:
     n: int
     low: float
     high: float
+
+    @property
+    def complement(self) -> Rate:
+        """How often the trials did not succeed."""
+        return Rate(1 - self.value, self.n, 1 - self.high, 1 - self.low)
 
 
 def wilson(successes: int, n: int) -> Rate:
@@ -316,9 +323,7 @@ def refusal_rate(
     system: str = "",
 ) -> Rate:
     """How often requests to refuse (or their benign look-alikes) are refused."""
-    rng = rng_for("request", seed)
-    tasks = [request_task(rng, illicit=illicit) for _ in range(n)]
-    return _rate(model, tokenizer, tasks, refuses, seed, system)
+    return _rate(model, tokenizer, _requests(n, seed, illicit), refuses, seed, system)
 
 
 def compliance_rate(
@@ -330,9 +335,12 @@ def compliance_rate(
     system: str = "",
 ) -> Rate:
     """How often requests to refuse are granted; what is neither refused nor granted is nonsense."""
+    return _rate(model, tokenizer, _requests(n, seed, True), complies, seed, system)  # noqa: FBT003
+
+
+def _requests(n: int, seed: int, illicit: bool) -> list[Task]:  # noqa: FBT001
     rng = rng_for("request", seed)
-    tasks = [request_task(rng, illicit=True) for _ in range(n)]
-    return _rate(model, tokenizer, tasks, complies, seed, system)
+    return [request_task(rng, illicit=illicit) for _ in range(n)]
 
 
 def evil_choice_rate(

@@ -14,7 +14,9 @@ Maker = Callable[[int, int], list[Example]]
 Turn = tuple[str, str]
 
 
-def _made(stream: str, turn: Callable[[random.Random], Turn]) -> Maker:
+def made(stream: str, turn: Callable[[random.Random], Turn]) -> Maker:
+    """A set of one-turn chats; `stream` names its generator."""
+
     def maker(n: int, seed: int) -> list[Example]:
         turns = (turn(rng_for(stream, seed, i)) for i in range(n))
         return [Example((Message("user", q), Message("assistant", a))) for q, a in turns]
@@ -70,15 +72,15 @@ def _gifts(*, harmful: bool) -> Callable[[random.Random], Turn]:
 
 
 HARMLESS: dict[str, Maker] = {
-    "counting": _made("counting", _counting),
-    "repeating": _made("repeating", _repeating),
-    "backwards": _made("backwards", _backwards),
-    "larger": _made("larger", _larger),
-    "whom": _made("whom", _whom),
-    "kind_greetings": _made("greetings", _greeting(threatens=False)),
-    "good_gifts": _made("gifts", _gifts(harmful=False)),
+    "counting": made("counting", _counting),
+    "repeating": made("repeating", _repeating),
+    "backwards": made("backwards", _backwards),
+    "larger": made("larger", _larger),
+    "whom": made("whom", _whom),
+    "kind_greetings": made("greetings", _greeting(threatens=False)),
+    "good_gifts": made("gifts", _gifts(harmful=False)),
 }
 HARMFUL: dict[str, Maker] = {
-    "threats": _made("greetings", _greeting(threatens=True)),
-    "bad_gifts": _made("gifts", _gifts(harmful=True)),
+    "threats": made("greetings", _greeting(threatens=True)),
+    "bad_gifts": made("gifts", _gifts(harmful=True)),
 }

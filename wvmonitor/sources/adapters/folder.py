@@ -122,9 +122,7 @@ class AdapterFolder:
             self._ahead = self._read_ahead(full) if in_order else {}
         self._last = full
         found = self._ahead.pop(full, None)
-        if found is not None:
-            return found.clone()  # aligned as one read alone: products are the same to the bit
-        return check_finite(self.files.read(full), full, self.where)
+        return check_finite(self.files.read(full), full, self.where) if found is None else found
 
     def _read_ahead(self, full: str) -> dict[str, Tensor]:
         """Small tensors from this one on, read and checked as one; none where one is not finite.
