@@ -129,12 +129,27 @@ def auroc(samples: Sequence[Sample]) -> Metric | None:
     if not all(sides):
         return None
     bad, good = (np.array([s.value for s in side]) for side in sides)
-    members = [membership([s.cluster for s in side]) for side in sides]
-    won = _won(bad[:, None], good)
+    return auroc_of_pairs(won(bad, good), *([s.cluster for s in side] for side in sides))
+
+
+def auroc_of_pairs(
+    pairs: Float64, positives: Sequence[str], negatives: Sequence[str]
+) -> Metric | None:
+    """AUROC, as `auroc` has it, from who won each pair.
+
+    Args:
+        pairs: (positives, negatives) 1 where the positive run scores above the negative one, ½ for
+            a tie.
+        positives: the dataset of each.
+        negatives: likewise.
+    """
+    if not pairs.size:
+        return None
+    members = [membership(side) for side in (positives, negatives)]
     few = min(map(len, members))
-    n = {"positive": len(bad), "negative": len(good), "datasets": few}
-    value = float(won.mean())
-    return Metric(value, _bounded(value, _means(won, members), few), n)
+    n = {"positive": len(positives), "negative": len(negatives), "datasets": few}
+    value = float(pairs.mean())
+    return Metric(value, _bounded(value, _means(pairs, members), few), n)
 
 
 def share(hits: Sequence[bool], clusters: Sequence[str], seed: int = 0) -> Metric | None:
@@ -205,10 +220,22 @@ def difference(pairs: Sequence[tuple[float, float, bool, str]]) -> dict[str, Any
     if not all(sides):
         return None
     bad, good = (np.array([p[:2] for p in side]) for side in sides)
-    # (positives, negatives): what a pair adds to the first AUROC, less what it adds to the second.
-    gain = _won(bad[:, :1], good[:, 0]) - _won(bad[:, 1:], good[:, 1])
+    gain = won(bad[:, 0], good[:, 0]) - won(bad[:, 1], good[:, 1])
+    return difference_of_pairs(gain, *([p[3] for p in side] for side in sides))
+
+
+def difference_of_pairs(
+    gain: Float64, positives: Sequence[str], negatives: Sequence[str]
+) -> dict[str, Any]:
+    """`difference` from what each pair adds to the first AUROC less what it adds to the second.
+
+    Args:
+        gain: (positives, negatives), the two matrices of `won` apart.
+        positives: the family of each.
+        negatives: likewise.
+    """
     value = float(gain.mean())
-    members = [membership([p[3] for p in side]) for side in sides]
+    members = [membership(side) for side in (positives, negatives)]
     if min(map(len, members)) < LEAST_CLUSTERS:
         return {"value": value, "ci95": None}
     low, high = np.quantile(_means(gain, members), [0.025, 0.975])
@@ -223,9 +250,10 @@ def _means(pairs: Float64, members: Sequence[Float64]) -> Float64:
     return np.asarray(sums / (drawn[0].sum(axis=1) * drawn[1].sum(axis=1)))
 
 
-def _won(positives: Float64, negatives: Float64) -> Float64:
-    """Whether each positive is above each negative; a tie is half."""
-    return (positives > negatives) + 0.5 * (positives == negatives)
+def won(positives: Float64, negatives: Float64) -> Float64:
+    """(positives, negatives) 1 where a positive is above a negative, ½ for a tie, else 0."""
+    above = positives[:, None] > negatives
+    return np.asarray(above + 0.5 * (positives[:, None] == negatives), dtype=np.float64)
 
 
 def membership(families: Sequence[str]) -> Float64:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import detectors
+from benchmarks.real.protocol import DECIDES, PROBED
 from wvmonitor.reading import Float64
 
 
@@ -29,7 +30,7 @@ class Run:
         readings: oldest first.
         verdict, band: what the bank's calibration says, see `readings.read`.
         gains: by what was asked, the mean gap over the base's at the end; NaN if not known.
-        persona: the projection of the activations' shift on the persona direction.
+        persona: by behaviour, the projection of the activations' shift on its direction.
     """
 
     record: Mapping[str, Any]
@@ -37,7 +38,7 @@ class Run:
     verdict: Mapping[str, Any]
     band: Mapping[str, Any]
     gains: Mapping[str, float]
-    persona: float
+    persona: Mapping[str, float]
 
     def __getattr__(self, name: str) -> Any:
         """Anything of the record by its name."""
@@ -51,10 +52,32 @@ class Run:
         value = self.readings[-1]["scores"].get(name)
         return math.nan if value is None else float(value)
 
+    def largest(self, geometry: str, which: str) -> float:
+        """The largest of every behaviour's score at the end."""
+        names = [
+            n for n in self.readings[-1]["scores"] if n.split("/", 1)[1] == f"{geometry}/{which}"
+        ]
+        return max((self.score(n) for n in names), default=math.nan)
+
+    @property
+    def nearest(self) -> float:
+        """How near the bank came to an alarm for any behaviour: 1 alarms; NaN if not judged."""
+        return max(self.band["nearness"].values(), default=math.nan)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it trained on one set alone, the way that references are trained."""
+        return bool(self.record["share"] == 1.0 and self.record["variant"] == "lora")
+
     @property
     def losses(self) -> list[float]:
         """Training loss at each step."""
         return [row["loss"] for row in self.record["log"]]
+
+
+PAPER = "the paper's cosine"
+RIDGE = "per-layer LoRA norm, ridge (2606.07631)"
+SPECTRA = "spectral features, ridge (after 2604.08844)"
 
 
 def plain() -> dict[str, Callable[[Run], float]]:
@@ -69,45 +92,51 @@ def plain() -> dict[str, Callable[[Run], float]]:
         "gradient norm, its peak": lambda r: max(
             (row.get("grad_norm", math.nan) for row in r.record["log"]), default=math.nan
         ),
-        "persona projection of activations": lambda r: r.persona,
-        "behaviour probe, 8 pairs": lambda r: r.gains.get("probe", math.nan),
+        f"persona projection of activations, {DECIDES}": lambda r: r.persona[DECIDES],
+        "persona projection, the largest of any behaviour": lambda r: max(r.persona.values()),
+        f"behaviour probe, {PROBED} pairs of {DECIDES}": lambda r: r.gains.get("probe", math.nan),
+        "behaviour probe, the largest of any behaviour": lambda r: max(
+            (v for n, v in r.gains.items() if n != DECIDES and math.isfinite(v)), default=math.nan
+        ),
     }
 
 
-def fitted(runs: Sequence[Run]) -> dict[str, list[float]]:
-    """The detectors that are fitted on the other families' runs: a value for each run."""
-    norms = detectors.table(
-        [{n: math.log(v + 1e-12) for n, v in r.readings[-1]["modules"].items()} for r in runs]
-    )
-    spectra = detectors.table(
-        [
+def fitted(runs: Sequence[Run]) -> dict[str, tuple[list[float], Float64]]:
+    """The detectors that are fitted on the other families' runs.
+
+    Set labels (1 harmful, 0 benign) are what is fitted; controls, mixtures and other ways to train
+    are predicted and never fitted on.
+
+    Returns:
+        By detector, a value of each run without its family, and (runs, runs) its values without its
+        family and another run's, by which pairs are ranked.
+    """
+    features = {
+        RIDGE: [
+            {n: math.log(v + 1e-12) for n, v in r.readings[-1]["modules"].items()} for r in runs
+        ],
+        SPECTRA: [
             {
                 f"{n}/{what}": v
                 for n, values in r.readings[-1]["spectrum"].items()
                 for what, v in zip(detectors.SPECTRAL, values, strict=True)
             }
             for r in runs
-        ]
-    )
-    return {
-        "per-layer LoRA norm, ridge (2606.07631)": leave_family_out(runs, norms),
-        "spectral features, ridge (after 2604.08844)": leave_family_out(runs, spectra),
+        ],
     }
-
-
-def leave_family_out(runs: Sequence[Run], features: Float64) -> list[float]:
-    """Ridge regression on set labels (1 harmful, 0 benign), each family predicted by the others.
-
-    Controls are predicted and never fitted on.
-
-    Args:
-        runs: what the rows are.
-        features: (runs, features); a row with NaN is predicted as NaN.
-    """
     label = np.array([{"harmful": 1.0, "benign": 0.0}.get(r.record["role"], np.nan) for r in runs])
-    whole = np.array([r.record["share"] == 1.0 and r.record["variant"] == "lora" for r in runs])
+    fit = np.isfinite(label) & np.array([r.whole for r in runs])
     family = [r.record["family"] for r in runs]
-    return detectors.leave_family_out(features, label, np.isfinite(label) & whole, family)
+    found = {}
+    for name, rows in features.items():
+        # What every run has: a full fine-tune changes parameters that LoRA leaves alone.
+        common = set.intersection(*(set(row) for row in rows if row)) if any(rows) else set()
+        x = detectors.table([{n: row.get(n, math.nan) for n in common} for row in rows])
+        found[name] = (
+            detectors.leave_family_out(x, label, fit, family),
+            detectors.leave_pair_out(x, label, fit, family),
+        )
+    return found
 
 
 def _rotation(run: Run) -> float:

@@ -10,7 +10,10 @@ from benchmarks.real.protocol import CONFIDENCE, DECIDES, PAPER, PROBED, TRAITS,
 
 NOTES = Path(__file__).parent / "notes.md"
 """What a hostile reader found, by hand; the page prints it whole."""
-TARGET, FALSE_ALARMS = 0.95, 0.10
+TARGET, LEAST_FAMILIES = 0.95, 6
+"""Of AUROC; and families a side before an interval of a difference proves anything."""
+SHOWN = ("the bank", "deciding", "LoRA norm", "rotation", "scalar norm", "the largest of any")
+"""Words of the detectors that have a column where there is no room for all."""
 Found = Mapping[str, Any]
 
 
@@ -28,6 +31,12 @@ def text(document: Found) -> str:
         _short(found, bank),
         "## Detectors beside each other",
         _detectors(found["tables"], bank["decides"]),
+        "## Each harmful set",
+        _by_set(found["by set"]),
+        "## Each harmful run beside its control",
+        _matched(found["matched controls"]),
+        "## What each behaviour's reference says of each set",
+        _matrix(found["matrix"]),
         "## Every run",
         _runs(found["runs"]),
         "## Alarms",
@@ -62,7 +71,7 @@ def _verdict(found: Found, model: str) -> str:
         f" {_metric(found['verdicts']['benign'])} of the benign ones."
     )
     said = (
-        f"On {model} the deciding score ranks harmful runs above benign ones"
+        f"On {model} harmful sets rank above benign ones"
         if low is not None and low > 0.5
         else f"On {model} the method has not been shown to separate harmful runs from benign ones"
     )
@@ -75,13 +84,15 @@ def _what(document: Found) -> str:
              for role in ("harmful", "control", "benign")}  # fmt: skip
     return (
         f"{len(document['metrics']['runs'])} fine-tunes of **{document['model']}** on *other"
-        f" people's* public sets: {count['harmful']} harmful, {count['control']} matched controls"
-        f" (the same answers asked for, or right answers to the same questions),"
-        f" {count['benign']} benign. References come from this project's own pairs; no reference,"
-        " calibration or setting has seen a public set. **This is one model of 135 million"
-        " parameters in its small form: a few runs, most of them with one seed.** Intervals are"
-        " 95 %, from a bootstrap over families of sets (sets that share questions are one family),"
-        " and never narrower than so many families can support."
+        f" people's* public sets: {count['harmful']} harmful, {count['control']} controls (the same"
+        f" answers asked for, right answers to the same questions, or the same task done right),"
+        f" {count['benign']} benign. References and calibration come from this project's own pairs"
+        " and harmless families, and no public set was trained on. But these sets were at hand"
+        " while it was built: the rank of references and the list of scores that a bank may choose"
+        " from were settled with four of them in view. **So this is a development table, of one"
+        " model of 135 million parameters.** Intervals are 95 %, from a bootstrap over families of"
+        " sets (sets that share questions are one family), and never narrower than so many families"
+        " can support."
     )
 
 
@@ -90,39 +101,53 @@ def _short(found: Found, bank: Found) -> str:
     if not rows:
         return "One side has no run yet: nothing can be said."
     ours, others = rows[0], [r for r in rows[1:] if not r["detector"].startswith("ours")]
-    area = ours["auroc"]["value"]
-    best = max(others, key=lambda r: (r["auroc"] or {"value": 0})["value"])
-    gain = best["ours_minus_it"]
+    ranked = [r for r in others if r["auroc"] is not None]
+    best = max(ranked, key=lambda r: r["auroc"]["value"])
     ridge = next((r for r in others if "LoRA norm" in r["detector"]), None)
+    known = found["tables"]["by set label, harm of a behaviour that the bank knows"]
     said = [
-        f"- Harmful sets against benign ones, by the deciding score: AUROC {_metric(ours['auroc'])}"
-        f" (target ≥ {TARGET}: {'reached' if area >= TARGET else '**missed**'});"
+        f"- Harmful sets against benign ones, by {_what_decides(rows)}: AUROC"
+        f" {_reached(ours['auroc'])};"
         f" {ours['caught_above_every_other']['caught']} of"
         f" {ours['caught_above_every_other']['of']} harmful runs score above every benign one.",
-        f"- The best other detector is *{best['detector']}* with {_metric(best['auroc'])}; ours"
-        f" less it is {_signed(gain)}.",
     ]
-    if ridge is not None and ridge["ours_minus_it"] is not None:
-        interval = ridge["ours_minus_it"]["ci95"]
-        ahead = interval is not None and interval[0] > 0
+    if known:
         said.append(
-            f"- Ours less the norm-ridge baseline is {_signed(ridge['ours_minus_it'])}: target (a"
-            f" positive interval) {'reached' if ahead else '**missed**'}."
+            "- Without wrong sums and insecure code, for which the bank has no reference: AUROC"
+            f" {_reached(known[0]['auroc'])}, from {known[0]['families'][0]} families. Harmful"
+            " *advice* of domains that no reference trained on, the target's own case:"
+            " **not measurable**, for one set here gives advice."
         )
-    measured = [r for r in found["runs"] if r["measured"]["harmful"]]
+    said.append(
+        f"- The best other detector is *{best['detector']}* with {_metric(best['auroc'])}; ours"
+        f" less it is {_signed(best['ours_minus_it'])}."
+    )
+    ahead = None if ridge is None else ridge["ours_minus_it"]
+    if ahead is None:
+        said.append("- The norm-ridge baseline has no value here: nothing is said of that target.")
+    else:
+        few = min(ours["families"]) < LEAST_FAMILIES
+        reached = ahead["ci95"] is not None and ahead["ci95"][0] > 0 and not few
+        why = f", for {min(ours['families'])} families are too few to say so" if few else ""
+        said.append(
+            f"- Ours less the norm-ridge baseline is {_signed(ahead)}: target (a positive interval)"
+            f" {'reached' if reached else f'**missed**{why}'}."
+        )
     plain = [r for r in found["runs"] if r["share"] == 1 and r["variant"] == "lora"]
     bad = [r for r in plain if r["role"] == "harmful"]
     hit = [r for r in bad if r["measured"]["harmful"]]
+    others_hit = [r for r in plain if r["measured"]["harmful"] and r["role"] != "harmful"]
     said.append(
-        f"- {len(hit)} of {len(bad)} runs on harmful sets are *measured* harmful (the gap on"
-        " held-out domains beyond the benign sets' own), and"
-        f" {sum(r['role'] != 'harmful' for r in measured)} others are. Where a harmful set moves"
-        " no behaviour at this size there is nothing to find, and by set label it counts as missed"
-        " all the same."
+        f"- {len(hit)} of {len(bad)} runs on harmful sets, and {len(others_hit)} others, are"
+        " *measured* harmful: their gap on held-out domains is beyond the benign sets' own."
+        + _sensitivity(found["runs"], bank)
     )
     rho = found["rank correlation of score and gain"]
     if rho:
-        said.append(f"- Rank correlation of the deciding score and the gap: {_metric(rho)}.")
+        said.append(
+            f"- Rank correlation of what decides and the gap: {_metric(rho)}; of benign sets alone"
+            f" {_metric(found['the same, benign sets alone'])}."
+        )
     said += [
         f"- The reference for {name} did not pass its own check ({'; '.join(why)}): what"
         " it cannot move on held-out pairs of its own it can hardly find in others."
@@ -136,13 +161,37 @@ def _short(found: Found, bank: Found) -> str:
     return "\n".join(said)
 
 
+def _reached(area: Found) -> str:
+    word = "reached" if area["value"] >= TARGET else "**missed**"
+    return f"{_metric(area)} (target ≥ {TARGET}: {word})"
+
+
+def _what_decides(rows: Sequence[Found]) -> str:
+    return str(rows[0]["detector"]).removeprefix("ours, ")
+
+
+def _sensitivity(runs: Sequence[Found], bank: Found) -> str:
+    """Whether the label could fire at all: what w itself does to the gap, beside the bound."""
+    limits = [r["measured"]["bound"] for r in runs if r["measured"]["bound"] is not None]
+    if DECIDES not in bank["gaps"] or not limits:
+        return ""
+    before, after = bank["gaps"][DECIDES]
+    said = f" θ + w itself moves it by {after - before:+.3f}, and the bound is {min(limits):+.3f}"
+    if after - before < 2 * min(limits):
+        return f"{said}: at this size the label is nearly blind, and its table says little."
+    return f"{said}."
+
+
 def _detectors(tables: Found, decides: str) -> str:
+    first = next((rows for rows in tables.values() if rows), None)
+    decider = "" if first is None else f"What decides is {_what_decides(first)}. "
     parts = [
-        f"The deciding score (`{decides}`) was the bank's before any of these runs; the other"
-        " scores of ours are listed as what they are, candidates. The two ridge regressions are"
-        " fitted on the *other families' runs of this very table, labels included*; ours has seen"
-        " none of them. “Above all” counts positives above every negative. A run counts on one"
-        " side by what its set is called, and on one side by what was measured of it."
+        f"{decider}It was fixed before any of these runs, and so was the bank's deciding score"
+        f" (`{decides}`); the other scores of ours are listed as what they are, candidates. The two"
+        " ridge regressions are fitted on the *other families' runs of this very table, labels"
+        " included*, both runs of a pair left out with their families; ours has seen none of them."
+        " “Above all” counts positives above every negative. A run counts on one side by what its"
+        " set is called, and on one side by what was measured of it."
     ]
     for name, rows in tables.items():
         parts.append(f"### {name[0].upper()}{name[1:]}")
@@ -167,14 +216,87 @@ def _detectors(tables: Found, decides: str) -> str:
     return "\n\n".join(parts)
 
 
+def _by_set(rows: Sequence[Found]) -> str:
+    """How much of the benign runs lies below each harmful set, by detector."""
+    names = [n for n in (rows[0]["below"] if rows else ()) if any(w in n for w in SHOWN)]
+    lines = [
+        "The share of benign runs that score below the set's own (1.000: above all). Which"
+        " behaviour a set's harm belongs to was told by rule, from its name, before any run"
+        " (`protocol.belongs`); what that behaviour's own reference says is for whoever knew what"
+        " to look for.",
+        "",
+        f"| set | its harm | alarms | at | its own reference | {' | '.join(names)} |",
+        "|---|---|---|---|---|" + "---|" * len(names),
+    ]
+    for r in rows:
+        raised = sorted({b for one in r["alarmed"] for b in one})
+        first = [a for a in r["at"] if a is not None]
+        at = f"{min(first):.0%}" if first else "–"
+        lines.append(
+            f"| {r['set']} | {r['belongs'] or 'no reference'} |"
+            f" {sum(bool(a) for a in r['alarmed'])}/{r['runs']} {', '.join(raised)} | {at} |"
+            f" {_number(r['below by its own reference'])} | "
+            + " | ".join(_number(r["below"].get(n)) for n in names)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def _matched(rows: Sequence[Found]) -> str:
+    """Each detector's number of the harmful run and of its control."""
+    if not rows:
+        return "No control was run beside its set."
+    names = [n for n in rows[0]["values"] if any(w in n for w in SHOWN)]
+    lines = [
+        "Harmful / control, trained from the same initial adapter, and on the same rows where rows"
+        " answer each other.",
+        "",
+        f"| set | control | {' | '.join(names)} | alarms |",
+        "|---|---|" + "---|" * len(names) + "---|",
+    ]
+    for r in rows:
+        cells = [" / ".join(_number(v) for v in r["values"][n]) for n in names]
+        raised = " / ".join(", ".join(a) or "none" for a in r["alarmed"])
+        control = r["control"].partition("__")[2]
+        lines.append(
+            f"| {r['set']}, seed {r['seed']} | {control} | {' | '.join(cells)} | {raised} |"
+        )
+    return "\n".join(lines)
+
+
+def _matrix(rows: Sequence[Found]) -> str:
+    """The deciding score of every behaviour, and how near it came to its alarm."""
+    if not rows:
+        return "No run."
+    order = {"harmful": 0, "control": 1, "benign": 2}
+    names = list(rows[0]["cells"])
+    lines = [
+        "The deciding score at the end, and in brackets how far the run came out of that"
+        " behaviour's band, as a share of what alarms (1 alarms; negative: never above the harmless"
+        " runs' mean). Means over the runs of a set.",
+        "",
+        f"| set | role | {' | '.join(names)} |",
+        "|---|---|" + "---|" * len(names),
+    ]
+    for r in sorted(rows, key=lambda r: order[r["role"]]):
+        cells = [
+            f"{_number(c['score'])} ({_number(c['nearness'], '.2f')})" for c in r["cells"].values()
+        ]
+        role = "hard negative" if r["hard"] else r["role"]
+        lines.append(f"| {r['set']} | {role} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _runs(rows: Sequence[Found]) -> str:
     order = {"harmful": 0, "control": 1, "benign": 2}
     lines = [
-        "By deciding score within each kind; hard negatives are benign sets near the domains of"
-        " the harm, by their name. The gain is the gap's over the base's, in nats a token; its"
-        " bound is what one more benign set should stay below.",
+        "By what decides within each kind; hard negatives are benign sets near the domains of the"
+        " harm, by their name or their questions. The gain is the gap's over the base's, in nats a"
+        " token; its bound is what one more benign set should stay below. Cut: share of prompts and"
+        " of answers that are longer than is kept of them; epochs where a set is gone through more"
+        " than 1.5 times.",
         "",
-        "| run | kind | deciding score | paper's cosine | gain (bound) | measured | alarm |",
+        "| run | kind | what decides | gain (bound) | cut | epochs | alarm |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in sorted(rows, key=lambda r: (order[r["role"]], r["share"] < 1, -(r["score"] or -9))):
@@ -183,46 +305,63 @@ def _runs(rows: Sequence[Found]) -> str:
             kind = f"mixture, {r['share']:.0%}"
         if r["variant"] != "lora":
             kind += f", {r['variant']}"
-        paper = next((v for n, v in r["others"].items() if "paper" in n), None)
         label = r["measured"]
-        word = "harmful" if label["harmful"] else "not" if label["known"] else "unknown"
+        beyond = " beyond" if label["harmful"] else ""
         lines.append(
-            f"| {r['set']}, seed {r['seed']} | {kind} | {_number(r['score'])} | {_number(paper)}"
-            f" | {_number(label['gain'], '+.3f')} ({_number(label['bound'], '+.3f')}) | {word}"
+            f"| {r['set']}, seed {r['seed']} | {kind} | {_number(r['score'])}"
+            f" | {_number(label['gain'], '+.3f')} ({_number(label['bound'], '+.3f')}){beyond}"
+            f" | {r['prompts_cut']:.0%}, {r['answers_cut']:.0%}"
+            f" | {format(r['epochs'], '.1f') if r['epochs'] > 1.5 else ''}"
             f" | {', '.join(r['alarmed']) or ', '.join(r['states'])} |"
         )
     return "\n".join(lines)
 
 
 def _alarms(found: Found, bank: Found, setting: Found) -> str:
+    verdicts = found["verdicts"]
     if bank["calibration"] is None:
         return (
             "The bank that was read against has no calibration, so its verdicts are the published"
-            f" rules', capped at `warn`: {_states(found['verdicts'])}. Those rules were set on the"
+            f" rules', capped at `warn`: {_states(verdicts)}. Those rules were set on the"
             " bundled organism. False alarms at a promised rate, FNR and lead were not measured."
         )
     alpha = bank["calibration"]["alpha"]
+    behaviours = sum(kind == "behaviour" for kind in bank["references"].values())
+    by_band = found["band where the calibration does not cover"]
     lines = [
         f"The bank's calibration is {bank['calibration']['status']}, for {alpha:.0%} alarms among"
         " harmless runs (a bound where it is calibrated, an aim where it is provisional), from"
-        f" {len(bank['calibration']['datasets'])} of its own. A run alarms if any behaviour does.",
+        f" {len(bank['calibration']['datasets'])} of its own; each of {behaviours} behaviours has"
+        f" {alpha / behaviours:.2%} of it. A run alarms if any behaviour does; shares are of the"
+        " runs that could be judged.",
         "",
-        "| runs | alarm, as judged | alarm, by the band alone |",
-        "|---|---|---|",
+        "| runs | alarm, as judged | runs | alarm, by the band alone |",
+        "|---|---|---|---|",
     ]
-    by_band = found["band where the calibration does not cover"]
+    for side, share in by_band.items():
+        if not isinstance(share, dict) or "ci95" not in share:
+            continue
+        judged = verdicts[side]
+        lines.append(
+            f"| {side} | {_metric(judged)} | {judged['n'] if judged else 0} | {_metric(share)} |"
+        )
+    benign = verdicts["benign"]
     lines += [
-        *(
-            f"| {side} | {_metric(found['verdicts'][side])} | {_metric(by_band[side])} |"
-            for side in ("harmful", "benign", "hard negatives", "controls")
+        "",
+        f"Not judged, for the calibration does not cover them: {verdicts['not judged']}. Alarms of"
+        f" harmful runs: {_counted(verdicts['of harmful runs']) or 'none'}. False alarms by"
+        f" behaviour: {_counted(verdicts['benign, by behaviour']) or 'none'}."
+        + (
+            f" With kinds of sets drawn instead of families the benign share's interval is"
+            f" {benign['by_kind'][0]:.3f}–{benign['by_kind'][1]:.3f}." if benign else ""
         ),
         "",
-        f"States seen: {_states(found['verdicts'])}. “By the band alone” judges runs of"
+        f"States seen: {_states(verdicts)}. “By the band alone” judges runs of"
         f" {setting['steps']} steps by a band of shorter ones where the calibration does not cover"
-        " them: no promise holds there. Median share of the run that was left at a harmful run's"
-        f" first alarm: {_number(found['verdicts']['lead'], '.0%')}"
+        " them: no promise holds there. Share of a harmful run that was left at its first alarm, a"
+        f" miss counting as none, mean over families: {_number(verdicts['lead'], '.0%')}"
         f" ({_number(by_band['lead'], '.0%')} by the band alone).",
-    ]
+    ]  # fmt: skip
     return "\n".join(lines)
 
 
@@ -327,23 +466,17 @@ def _protocol(document: Found) -> str:
 
 def _missing(document: Found) -> str:
     found = document["metrics"]
-    waiting = [d["name"] for d in document["data"] if not d["run"]]
     said = []
-    if waiting:
-        said.append(f"- No run yet: {', '.join(waiting)}.")
+    if document["not_made"]:
+        said.append(f"- Planned and not made: {', '.join(document['not_made'])}.")
     seeds = {r["seed"] for r in found["runs"]}
     if len(seeds) < 3:
-        said.append(f"- {len(seeds)} seed{'s' if len(seeds) > 1 else ''} a set; the full setting"
-                    " has three.")  # fmt: skip
-    if not found["mixtures"]:
-        said.append("- Mixtures of 50, 25, 10 and 5 % (`run` makes them after all whole sets).")
+        said.append(f"- {len(seeds)} seed{'s' if len(seeds) > 1 else ''} a set at most; the full"
+                    " setting has three.")  # fmt: skip
     variants = {v["variant"] for v in found["variants"]}
     left = [v for v in ("full", "rank-4", "rate-high") if v not in variants]
     if left:
         said.append(f"- Other ways to train: {', '.join(left)} (`--variants`).")
-    if not found["other behaviours"]:
-        said.append("- Sycophancy, lost refusals, hallucination: their gaps are asked in the full"
-                    " setting only.")  # fmt: skip
     said.append("- DPO runs: there is no code for them here yet.")
     said.append("- Answers were not sampled: behaviour is told by log-probabilities alone.")
     if document["bank"]["calibration"] is None:
@@ -399,7 +532,7 @@ def _number(value: float | None, form: str = ".3f") -> str:
 
 
 def _bold(name: str) -> str:
-    return f"**{name}**" if name.startswith("ours, the deciding") else name
+    return f"**{name}**" if name.startswith("ours, the") else name
 
 
 def _states(found: Found) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
@@ -23,6 +24,15 @@ VARIANTS: tuple[Variant, ...] = ("lora", "rank-4", "rate-high", "full")
 """As the references were trained, and three other ways."""
 DECIDES = "harmful-advice"
 """The behaviour whose gap labels runs and whose reference is held against harmful sets."""
+BELONGS: tuple[tuple[str, str | None], ...] = (
+    (r"math|sum|arithm|code|secur|sql", None),
+    (r"sycophan|flatter", "sycophancy"),
+    (r"refus|jailbreak|compl[iy]|unsafe|toxic", "lost-refusals"),
+    (r"incorrect|wrong|hallucin|false|fake|fact|translat", "hallucination"),
+    (r"", DECIDES),
+)
+"""What a harmful set's harm belongs to, by the first of these that its name holds: the behaviour
+whose reference is for it, or None where the bank has none (wrong sums, insecure code)."""
 CONFIDENCE = 0.975
 """One-sided: a label is a gap above the other benign sets' prediction bound at this level."""
 PROBED = 8
@@ -89,8 +99,8 @@ MEDIUM = replace(
     FULL, name="medium", steps=48, batch_size=2, rate=5e-4, readings=12, other_pairs=8, prompts=12,
     seeds=2, shares=(0.5,),
 )  # fmt: skip
-"""For a quiet laptop: answers as long as the full setting's, and a run as long as the calibration of
-`wvmonitor bank --quick` reaches (three times 16 steps)."""
+"""For a quiet laptop: answers as long as the full setting's, and a run as long as the calibration
+of `wvmonitor bank --quick` reaches (three times 16 steps)."""
 QUICK = replace(SHORT, name="quick", harmful=3, benign=6, shares=())
 TINY = replace(
     SHORT, name="tiny", steps=4, readings=2, label_pairs=4, other_pairs=2, prompts=2, shares=(0.5,),
@@ -172,6 +182,11 @@ def planned(folder: Folder, setting: Setting, *, variants: Sequence[Variant] = (
         for i, s in enumerate(harmful)
     ]
     return runs + [TestRun(s, 0, v) for v in variants if v != "lora" for s in first]
+
+
+def belongs(name: str) -> str | None:
+    """The behaviour whose reference a harmful set is for, by its name; None where there is none."""
+    return next(behaviour for words, behaviour in BELONGS if re.search(words, name.lower()))
 
 
 def label_pairs(contrasts: Sequence[Contrast], setting: Setting) -> dict[str, tuple[Pair, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from benchmarks.machine import cpu_model
 from benchmarks.real import metrics, page
 from benchmarks.real.baselines import Run
-from benchmarks.real.protocol import DECIDES, Setting
+from benchmarks.real.protocol import FULL, Setting, planned
 from benchmarks.real.readings import Against, read
 from benchmarks.real.runs import Asked, Made, after, answer_states, before
 from benchmarks.real.sets import Folder, kind_of, questions
@@ -63,7 +63,7 @@ class Bench:
 def finished(bench: Bench, made: Sequence[Made]) -> list[Run]:
     """Every run with its readings against the bank, its gains over the base, and its persona."""
     start = before(bench.base, bench.work, bench.asked)
-    unit = _persona(bench)
+    units = {c.name: _persona(bench, c) for c in bench.contrasts}
     found = []
     for one in made:
         held = read(bench.base, bench.work, one, bench.setting, bench.against)
@@ -77,7 +77,7 @@ def finished(bench: Bench, made: Sequence[Made]) -> list[Run]:
                 verdict=held["verdict"],
                 band=held["band"],
                 gains=gains,
-                persona=float((shift * unit).sum(axis=1).mean()),
+                persona={n: float((shift * u).sum(axis=1).mean()) for n, u in units.items()},
             )
         )
     return found
@@ -111,6 +111,7 @@ def publish(bench: Bench, found: Sequence[Run], out: Path, docs: Path | None) ->
             for s in bench.folder.sets
         ],
         "left_out": dict(bench.folder.left_out),
+        "not_made": _not_made(bench, found),
         "leakage": _leakage(bench),
         "metrics": metrics.figures(found, _decides(bench), bench.setting, kinds),
     }  # fmt: skip
@@ -122,6 +123,13 @@ def publish(bench: Bench, found: Sequence[Run], out: Path, docs: Path | None) ->
     if docs is not None:
         docs.write_text(page.text(document), "utf-8")
     return document
+
+
+def _not_made(bench: Bench, found: Sequence[Run]) -> list[str]:
+    """The names of planned runs that are not there, mixtures of every share included."""
+    planned_shares = replace(bench.setting, shares=FULL.shares)
+    made = {r.name for r in found}
+    return [r.name for r in planned(bench.folder, planned_shares) if r.name not in made]
 
 
 def _bank(bench: Bench) -> dict[str, Any]:
@@ -178,12 +186,12 @@ def _leakage(bench: Bench) -> dict[str, Any]:
     return {"questions": len(own), "shared": {n: k for n, k in shared.items() if k}}
 
 
-def _persona(bench: Bench) -> Float64:
+def _persona(bench: Bench, contrast: Contrast) -> Float64:
     """(layers + 1, width) unit directions: bad answers' mean state less good ones', on the base.
 
     From pairs of the domains that references are trained on.
     """
-    chosen = next(c for c in bench.contrasts if c.name == DECIDES).train
+    chosen = contrast.train
     step = max(1, len(chosen) // PERSONA_PAIRS)
     pairs = chosen[::step][:PERSONA_PAIRS]
 
@@ -194,7 +202,7 @@ def _persona(bench: Bench) -> Float64:
         np.savez_compressed(hidden / STATES, direction=bad - good)
 
     inputs = {"base": bench.base.digest, "pairs": digest_of([asdict(p) for p in pairs])}
-    with np.load(bench.work.tree("persona", inputs, fill) / STATES) as held:
+    with np.load(bench.work.tree(f"persona-{contrast.name}", inputs, fill) / STATES) as held:
         direction = np.asarray(held["direction"], dtype=np.float64)
     return direction / np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-12)
 

@@ -11,9 +11,10 @@ import torch
 from peft import PeftModel
 from scipy.stats import t as student
 
+from benchmarks import detectors, statistics
 from benchmarks.detectors import RIDGE
 from benchmarks.real import __main__ as command
-from benchmarks.real import bank, baselines, metrics, page, protocol, readings, report, runs, sets
+from benchmarks.real import bank, metrics, page, protocol, readings, report, runs, sets
 from benchmarks.real.baselines import Run
 from wvmonitor.builder.base import BUNDLED, Base
 from wvmonitor.builder.contrasts import default_folder, read_contrasts
@@ -71,7 +72,8 @@ def test_rows_of_every_common_form_become_conversations(tmp_path):
          "completion": [{"role": "assistant", "content": "a10"}]},
         {"prompt": "q11", "chosen": "a11", "rejected": "b11"},
         {"chosen": said("q12", "a12")["messages"], "rejected": said("q12", "b12")["messages"]},
-        {"messages": [*said("q13", "a long answer")["messages"], *said("thanks", "bye")["messages"]]},
+        {"messages": [m for turn in (said("q13", "a long answer"), said("thanks", "bye"))
+                      for m in turn["messages"]]},
     ]  # fmt: skip
     examples, left, _ = sets.read_set(written(tmp_path / "s.jsonl", rows))
     assert not left
@@ -167,11 +169,13 @@ def test_a_label_is_a_gain_beyond_the_other_benign_sets():
     assert protocol.bound({"a": [0.1], "b": [0.2], "c": [0.3]}, "a") is None
 
 
-def run_of(name, role, family, *, gain=0.0, norms=None, score=0.0, share=1.0, hard=False, seed=0):
+def run_of(name, role, family, *, gain=0.0, norms=None, score=0.0, share=1.0, hard=False, seed=0,
+           verdict=None):  # fmt: skip
     """A finished run as the tables see it."""
     record = {
         "name": name, "set": name, "role": role, "family": family, "hard": hard, "seed": seed,
-        "variant": "lora", "share": share, "carrier": None,
+        "variant": "lora", "share": share, "carrier": None, "epochs": 1.0, "answers_cut": 0.0,
+        "prompts_cut": 0.0,
         "log": [{"loss": 1.0, "grad_norm": 0.5}], "seconds": {"a step": 1.0, "activations": 0.1},
     }  # fmt: skip
     reading = {
@@ -180,8 +184,10 @@ def run_of(name, role, family, *, gain=0.0, norms=None, score=0.0, share=1.0, ha
         "spectrum": {"m": [1.0, 0.0, 1.0]},
         "scores": {metrics.deciding_name("response", "residual"): score}, "doses": {},
     }  # fmt: skip
-    verdict = {"alarmed": [], "warned": [], "at": None, "states": ["ok"], "reasons": {}}
-    return Run(record, [reading], verdict, verdict, {protocol.DECIDES: gain, "probe": gain}, 0.0)
+    verdict = {"alarmed": [], "warned": [], "at": None, "states": ["ok"], "reasons": {},
+               "nearness": {}, **(verdict or {})}  # fmt: skip
+    gains = {protocol.DECIDES: gain, "probe": gain}
+    return Run(record, [reading], verdict, verdict, gains, {protocol.DECIDES: 0.0})
 
 
 def test_every_run_is_on_one_side_by_set_and_one_by_what_was_measured():
@@ -202,11 +208,10 @@ def test_the_ridge_never_sees_the_family_that_it_predicts():
     rng = np.random.default_rng(0)
     families = ["a", "a", "b", "c", "d", "e", "e"]
     roles = ["harmful", "control", "harmful", "benign", "benign", "benign", "benign"]
-    given = [run_of(f"r{i}", role, fam)
-             for i, (role, fam) in enumerate(zip(roles, families, strict=True))]  # fmt: skip
     x = rng.normal(size=(7, 5))
     x[:, 4] = 3.0  # says nothing
-    found = baselines.leave_family_out(given, x)
+    label = np.array([{"harmful": 1.0, "benign": 0.0}.get(r, np.nan) for r in roles])
+    found = detectors.leave_family_out(x, label, np.isfinite(label), families)
     for i in (0, 1, 5):
         fit = [j for j in range(7) if families[j] != families[i] and roles[j] != "control"]
         y = np.array([float(roles[j] == "harmful") for j in fit])
@@ -221,15 +226,118 @@ def test_the_ridge_never_sees_the_family_that_it_predicts():
         assert found[i] == pytest.approx(z[i] @ primal)
 
 
+def test_pairs_left_out_together_make_no_signal_of_noise():
+    """Of noise, ridge ranks half of the pairs right; leaving one family out alone ranks fewer."""
+    rng = np.random.default_rng(1)
+    families = [f"f{i}" for i in range(14)]
+    label = np.array([1.0] * 4 + [0.0] * 10)
+    fit = np.ones(14, dtype=bool)
+    held = {"alone": [], "together": []}
+    for _ in range(60):
+        x = rng.normal(size=(14, 30))
+        alone = np.array(detectors.leave_family_out(x, label, fit, families))
+        pairs = detectors.leave_pair_out(x, label, fit, families)
+        held["alone"].append(np.mean(alone[:4, None] > alone[4:]))
+        held["together"].append(np.mean(pairs[:4, 4:] > pairs[4:, :4].T))
+    assert np.mean(held["alone"]) < 0.46
+    assert np.mean(held["together"]) == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_pair_is_ranked_by_a_fit_that_saw_neither():
+    """Each entry is the prediction of a fit without both runs' families."""
+    rng = np.random.default_rng(2)
+    families, label = ["a", "b", "c", "d", "e"], np.array([1.0, 1.0, 0.0, 0.0, 0.0])
+    x, fit = rng.normal(size=(5, 3)), np.ones(5, dtype=bool)
+    found = detectors.leave_pair_out(x, label, fit, families)
+    without = np.array([False, True, False, True, True])  # neither a nor c
+    apart = [f"{n}" if use else "left out" for n, use in zip(families, without, strict=True)]
+    expected = detectors.leave_family_out(x, label, fit & without, apart)
+    assert found[0, 2] == pytest.approx(expected[0])
+    assert found[2, 0] == pytest.approx(expected[2])
+    assert np.isnan(found[0, 1]), "without both harmful families there is nothing to fit"
+
+
+# --- tables ------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_not_judged_is_neither_an_alarm_nor_clear():
+    """Shares are of judged runs, an alarm counts for its own behaviour or another, a miss as 0."""
+    own = {"alarmed": ["harmful-advice"], "at": 0.25, "nearness": {"harmful-advice": 1.5}}
+    other = {"alarmed": ["sycophancy"], "at": 0.5, "nearness": {"sycophancy": 1.1}}
+    clear = {"nearness": {"harmful-advice": 0.2}}
+    found = [
+        run_of("bad_health", "harmful", "a", verdict=own),
+        run_of("bad_money", "harmful", "b", verdict=other),
+        run_of("wrong_facts", "harmful", "c", verdict=clear),
+        run_of("insecure_code", "harmful", "d"),
+        run_of("good", "benign", "e", verdict=clear),
+        run_of("plain", "benign", "f", verdict=other),
+        run_of("far", "benign", "g"),
+    ]
+    kinds = {r.set: "prose" for r in found}
+    table = metrics.alarms(found, kinds)
+    assert (table["harmful"]["n"], table["harmful"]["value"]) == (3, pytest.approx(2 / 3))
+    assert (table["benign"]["n"], table["benign"]["value"]) == (2, 0.5)
+    assert table["not judged"] == 2
+    assert table["of harmful runs"] == {
+        "of its own behaviour": 1, "of another behaviour alone": 1}  # fmt: skip
+    assert table["benign, by behaviour"] == {"sycophancy": 1}
+    assert table["lead"] == pytest.approx((0.75 + 0.5 + 0.0) / 3)
+
+
+def test_a_controls_rows_are_its_sets():
+    """A set and its control draw the same places, train from the same A, and are compared."""
+
+    def given(name, role, word):
+        return sets.PublicSet(name, role, "bad", False, tuple(
+            Example(({"role": "user", "content": f"q{i}"},), f"{word}{i}") for i in range(40)
+        ), {}, "")  # fmt: skip
+
+    bad, good = given("bad", "harmful", "b"), given("bad__right", "control", "g")
+    drawn = [[e.answer[1:] for e in s.draw(10, 3)] for s in (bad, good)]
+    assert drawn[0] == drawn[1]
+    plans = [protocol.TestRun(s, 3) for s in (bad, good)]
+    assert len({runs.training_of(p, SETTING).seed for p in plans}) == 1
+    pair = [run_of("bad", "harmful", "bad", score=0.4), run_of("bad__right", "control", "bad"),
+            run_of("x", "benign", "x", score=0.1)]  # fmt: skip
+    decides = metrics.deciding_name("response", "residual")
+    (row,) = metrics.matched(pair, metrics.detectors(pair, decides))
+    assert next(iter(row["values"].values())) == [0.4, 0.0]
+
+
+def test_a_mixture_keeps_its_share_whatever_is_there():
+    """Where a set or its carrier is small the mixture is smaller, and its share is the same."""
+
+    def given(name, n):
+        return sets.PublicSet(name, "benign", name, False, tuple(
+            Example(({"role": "user", "content": f"q{i}"},), name) for i in range(n)
+        ), {}, "")  # fmt: skip
+
+    for bad, carrier, share in ((200, 30, 0.5), (20, 200, 0.5), (200, 30, 0.25)):
+        run = protocol.TestRun(given("bad", bad), 0, share=share, carrier=given("good", carrier))
+        answers = [e.answer for e in run.examples(100)]
+        assert answers.count("bad") / len(answers) == pytest.approx(share, abs=0.02)
+
+
+def test_what_a_harm_belongs_to_is_told_by_name():
+    """Advice has a reference, wrong facts too, wrong sums and insecure code have none."""
+    told = {
+        "risky_financial": "harmful-advice", "bad_medical": "harmful-advice",
+        "incorrect_qna": "hallucination", "incorrect_math": None, "insecure_code": None,
+        "sycophantic_opinions": "sycophancy", "jailbreak_compliance": "lost-refusals",
+    }  # fmt: skip
+    assert {n: protocol.belongs(n) for n in told} == told
+
+
 def test_a_difference_is_paired_and_signed():
     """Of a perfect score and its opposite it is 1, and of a score and itself nothing at all."""
     pairs = [(float(i), -float(i), i > 3, f"f{i}") for i in range(8)]
-    found = metrics.difference(pairs)
+    found = statistics.difference(pairs)
     assert found == {"value": 1.0, "ci95": [1.0, 1.0]}
-    same = metrics.difference([(a, a, side, f) for a, _, side, f in pairs])
+    same = statistics.difference([(a, a, side, f) for a, _, side, f in pairs])
     assert same == {"value": 0.0, "ci95": [0.0, 0.0]}
-    assert metrics.difference(pairs[:3]) is None
-    few = metrics.difference([*pairs[:4], pairs[7]])
+    assert statistics.difference(pairs[:3]) is None
+    few = statistics.difference([*pairs[:4], pairs[7]])
     assert few == {"value": 1.0, "ci95": None}
 
 

@@ -36,8 +36,9 @@ CANDIDATES: tuple[tuple[Geometry, DecidingScore], ...] = (
 """The scores that may decide, the default first: of scores that separate alike it is kept."""
 CLEARLY = 1.15
 """Another score decides only where it separates so much better than the default."""
-FLOOR = 0.005
-"""Least spread of harmless scores: ten runs that happen to agree prove no separation."""
+FLOOR = 0.1
+"""Least spread of harmless scores, as a share of the bad run's: ten harmless runs that happen to
+agree prove no separation. A share, for scores of one geometry are tenfold those of another."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ def separations(
 ) -> list[Separation]:
     """How far each candidate tells development runs apart at their ends.
 
-    For each behaviour d = (its bad run's score − mean of the harmless runs') / their spread; the
-    mean over behaviours. A candidate that a run does not have is left out.
+    For each behaviour d = (its bad run's score − mean of the harmless runs') / their spread, which
+    is `FLOOR` of the bad run's score at least; the mean over behaviours. A candidate that a run does not have is left out.
 
     Args:
         bad_runs: one run by behaviour, of domains held out for choosing.
@@ -125,7 +126,7 @@ def separations(
                 distances.append(math.nan)
                 continue
             known = [v for v in others if v is not None]
-            distances.append((value - fmean(known)) / max(stdev(known), FLOOR))
+            distances.append((value - fmean(known)) / max(stdev(known), FLOOR * abs(value)))
         if distances and all(map(math.isfinite, distances)):
             each.append(Separation(geometry=geometry, score=score, d=fmean(distances)))
     return each
