@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from benchmarks.real import tables
 from benchmarks.real.protocol import CONFIDENCE, DECIDES, PAPER, PROBED, TRAITS, Setting
+from benchmarks.real.wording import Found, counted, listed, metric, signed, what_decides
 
 NOTES = Path(__file__).parent / "notes.md"
 """What a hostile reader found, by hand; the page prints it whole."""
 TARGET, LEAST_FAMILIES = 0.95, 6
 """Of AUROC; and families a side before an interval of a difference proves anything."""
-SHOWN = ("the bank", "deciding", "LoRA norm", "rotation", "scalar norm", "the largest of any")
-"""Words of the detectors that have a column where there is no room for all."""
-Found = Mapping[str, Any]
 
 
 def text(document: Found) -> str:
@@ -30,21 +28,21 @@ def text(document: Found) -> str:
         "## In short",
         _short(found, bank),
         "## Detectors beside each other",
-        _detectors(found["tables"], bank["decides"]),
+        tables.by_detector(found["tables"], bank["decides"]),
         "## Each harmful set",
-        _by_set(found["by set"]),
+        tables.by_set(found["by set"]),
         "## Each harmful run beside its control",
-        _matched(found["matched controls"]),
+        tables.beside_controls(found["matched controls"]),
         "## What each behaviour's reference says of each set",
-        _matrix(found["matrix"]),
+        tables.by_behaviour(found["matrix"]),
         "## Every run",
-        _runs(found["runs"]),
+        tables.every_run(found["runs"]),
         "## Alarms",
-        _alarms(found, bank, setting),
+        tables.alarms(found, bank, setting),
         "## Mixtures, other ways to train, calibrations that lack a kind",
-        _further(found),
+        tables.further(found),
         "## What a reading costs",
-        _costs(found["seconds"]),
+        tables.costs(found["seconds"]),
         "## How it was done",
         _protocol(document),
         "## What a hostile reader would say",
@@ -67,15 +65,15 @@ def _verdict(found: Found, model: str) -> str:
     alarmed = (
         ""
         if not caught or caught.get("value") is None
-        else f" A share of {_metric(caught)} of the harmful runs raised the alarm, and"
-        f" {_metric(found['verdicts']['benign'])} of the benign ones."
+        else f" A share of {metric(caught)} of the harmful runs raised the alarm, and"
+        f" {metric(found['verdicts']['benign'])} of the benign ones."
     )
     said = (
         f"On {model} harmful sets rank above benign ones"
         if low is not None and low > 0.5
         else f"On {model} the method has not been shown to separate harmful runs from benign ones"
     )
-    return f"**{said}: AUROC {_metric(area)}.{alarmed}**"
+    return f"**{said}: AUROC {metric(area)}.{alarmed}**"
 
 
 def _what(document: Found) -> str:
@@ -106,7 +104,7 @@ def _short(found: Found, bank: Found) -> str:
     ridge = next((r for r in others if "LoRA norm" in r["detector"]), None)
     known = found["tables"]["by set label, harm of a behaviour that the bank knows"]
     said = [
-        f"- Harmful sets against benign ones, by {_what_decides(rows)}: AUROC"
+        f"- Harmful sets against benign ones, by {what_decides(rows)}: AUROC"
         f" {_reached(ours['auroc'])};"
         f" {ours['caught_above_every_other']['caught']} of"
         f" {ours['caught_above_every_other']['of']} harmful runs score above every benign one.",
@@ -119,8 +117,8 @@ def _short(found: Found, bank: Found) -> str:
             " **not measurable**, for one set here gives advice."
         )
     said.append(
-        f"- The best other detector is *{best['detector']}* with {_metric(best['auroc'])}; ours"
-        f" less it is {_signed(best['ours_minus_it'])}."
+        f"- The best other detector is *{best['detector']}* with {metric(best['auroc'])}; ours"
+        f" less it is {signed(best['ours_minus_it'])}."
     )
     ahead = None if ridge is None else ridge["ours_minus_it"]
     if ahead is None:
@@ -130,7 +128,7 @@ def _short(found: Found, bank: Found) -> str:
         reached = ahead["ci95"] is not None and ahead["ci95"][0] > 0 and not few
         why = f", for {min(ours['families'])} families are too few to say so" if few else ""
         said.append(
-            f"- Ours less the norm-ridge baseline is {_signed(ahead)}: target (a positive interval)"
+            f"- Ours less the norm-ridge baseline is {signed(ahead)}: target (a positive interval)"
             f" {'reached' if reached else f'**missed**{why}'}."
         )
     plain = [r for r in found["runs"] if r["share"] == 1 and r["variant"] == "lora"]
@@ -145,8 +143,8 @@ def _short(found: Found, bank: Found) -> str:
     rho = found["rank correlation of score and gain"]
     if rho:
         said.append(
-            f"- Rank correlation of what decides and the gap: {_metric(rho)}; of benign sets alone"
-            f" {_metric(found['the same, benign sets alone'])}."
+            f"- Rank correlation of what decides and the gap: {metric(rho)}; of benign sets alone"
+            f" {metric(found['the same, benign sets alone'])}."
         )
     said += [
         f"- The reference for {name} did not pass its own check ({'; '.join(why)}): what"
@@ -163,11 +161,7 @@ def _short(found: Found, bank: Found) -> str:
 
 def _reached(area: Found) -> str:
     word = "reached" if area["value"] >= TARGET else "**missed**"
-    return f"{_metric(area)} (target ≥ {TARGET}: {word})"
-
-
-def _what_decides(rows: Sequence[Found]) -> str:
-    return str(rows[0]["detector"]).removeprefix("ours, ")
+    return f"{metric(area)} (target ≥ {TARGET}: {word})"
 
 
 def _sensitivity(runs: Sequence[Found], bank: Found) -> str:
@@ -182,253 +176,6 @@ def _sensitivity(runs: Sequence[Found], bank: Found) -> str:
     return f"{said}."
 
 
-def _detectors(tables: Found, decides: str) -> str:
-    first = next((rows for rows in tables.values() if rows), None)
-    decider = "" if first is None else f"What decides is {_what_decides(first)}. "
-    parts = [
-        f"{decider}It was fixed before any of these runs, and so was the bank's deciding score"
-        f" (`{decides}`); the other scores of ours are listed as what they are, candidates. The two"
-        " ridge regressions are fitted on the *other families' runs of this very table, labels"
-        " included*, both runs of a pair left out with their families; ours has seen none of them."
-        " “Above all” counts positives above every negative. A run counts on one side by what its"
-        " set is called, and on one side by what was measured of it."
-    ]
-    for name, rows in tables.items():
-        parts.append(f"### {name[0].upper()}{name[1:]}")
-        if not rows:
-            parts.append("One side has no run: no figure.")
-            continue
-        (bad, good), (of_bad, of_good) = rows[0]["runs"], rows[0]["families"]
-        parts.append(
-            f"{bad} positive runs of {of_bad} families against {good} others of {of_good}."
-        )
-        lines = [
-            "| detector | AUROC (95 %) | ours less it (95 %) | above all | no value |",
-            "|---|---|---|---|---|",
-        ]
-        for r in rows:
-            caught = r["caught_above_every_other"]
-            lines.append(
-                f"| {_bold(r['detector'])} | {_metric(r['auroc'])} | {_signed(r['ours_minus_it'])}"
-                f" | {caught['caught']}/{caught['of']} | {r['without_a_value'] or ''} |"
-            )
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
-
-
-def _by_set(rows: Sequence[Found]) -> str:
-    """How much of the benign runs lies below each harmful set, by detector."""
-    names = [n for n in (rows[0]["below"] if rows else ()) if any(w in n for w in SHOWN)]
-    lines = [
-        "The share of benign runs that score below the set's own (1.000: above all). Which"
-        " behaviour a set's harm belongs to was told by rule, from its name, before any run"
-        " (`protocol.belongs`); what that behaviour's own reference says is for whoever knew what"
-        " to look for.",
-        "",
-        f"| set | its harm | alarms | at | its own reference | {' | '.join(names)} |",
-        "|---|---|---|---|---|" + "---|" * len(names),
-    ]
-    for r in rows:
-        raised = sorted({b for one in r["alarmed"] for b in one})
-        first = [a for a in r["at"] if a is not None]
-        at = f"{min(first):.0%}" if first else "–"
-        lines.append(
-            f"| {r['set']} | {r['belongs'] or 'no reference'} |"
-            f" {sum(bool(a) for a in r['alarmed'])}/{r['runs']} {', '.join(raised)} | {at} |"
-            f" {_number(r['below by its own reference'])} | "
-            + " | ".join(_number(r["below"].get(n)) for n in names)
-            + " |"
-        )
-    return "\n".join(lines)
-
-
-def _matched(rows: Sequence[Found]) -> str:
-    """Each detector's number of the harmful run and of its control."""
-    if not rows:
-        return "No control was run beside its set."
-    names = [n for n in rows[0]["values"] if any(w in n for w in SHOWN)]
-    lines = [
-        "Harmful / control, trained from the same initial adapter, and on the same rows where rows"
-        " answer each other.",
-        "",
-        f"| set | control | {' | '.join(names)} | alarms |",
-        "|---|---|" + "---|" * len(names) + "---|",
-    ]
-    for r in rows:
-        cells = [" / ".join(_number(v) for v in r["values"][n]) for n in names]
-        raised = " / ".join(", ".join(a) or "none" for a in r["alarmed"])
-        control = r["control"].partition("__")[2]
-        lines.append(
-            f"| {r['set']}, seed {r['seed']} | {control} | {' | '.join(cells)} | {raised} |"
-        )
-    return "\n".join(lines)
-
-
-def _matrix(rows: Sequence[Found]) -> str:
-    """The deciding score of every behaviour, and how near it came to its alarm."""
-    if not rows:
-        return "No run."
-    order = {"harmful": 0, "control": 1, "benign": 2}
-    names = list(rows[0]["cells"])
-    lines = [
-        "The deciding score at the end, and in brackets how far the run came out of that"
-        " behaviour's band, as a share of what alarms (1 alarms; negative: never above the harmless"
-        " runs' mean). Means over the runs of a set.",
-        "",
-        f"| set | role | {' | '.join(names)} |",
-        "|---|---|" + "---|" * len(names),
-    ]
-    for r in sorted(rows, key=lambda r: order[r["role"]]):
-        cells = [
-            f"{_number(c['score'])} ({_number(c['nearness'], '.2f')})" for c in r["cells"].values()
-        ]
-        role = "hard negative" if r["hard"] else r["role"]
-        lines.append(f"| {r['set']} | {role} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _runs(rows: Sequence[Found]) -> str:
-    order = {"harmful": 0, "control": 1, "benign": 2}
-    lines = [
-        "By what decides within each kind; hard negatives are benign sets near the domains of the"
-        " harm, by their name or their questions. The gain is the gap's over the base's, in nats a"
-        " token; its bound is what one more benign set should stay below. Cut: share of prompts and"
-        " of answers that are longer than is kept of them; epochs where a set is gone through more"
-        " than 1.5 times.",
-        "",
-        "| run | kind | what decides | gain (bound) | cut | epochs | alarm |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in sorted(rows, key=lambda r: (order[r["role"]], r["share"] < 1, -(r["score"] or -9))):
-        kind = "hard negative" if r["hard"] else r["role"]
-        if r["share"] < 1:
-            kind = f"mixture, {r['share']:.0%}"
-        if r["variant"] != "lora":
-            kind += f", {r['variant']}"
-        label = r["measured"]
-        beyond = " beyond" if label["harmful"] else ""
-        lines.append(
-            f"| {r['set']}, seed {r['seed']} | {kind} | {_number(r['score'])}"
-            f" | {_number(label['gain'], '+.3f')} ({_number(label['bound'], '+.3f')}){beyond}"
-            f" | {r['prompts_cut']:.0%}, {r['answers_cut']:.0%}"
-            f" | {format(r['epochs'], '.1f') if r['epochs'] > 1.5 else ''}"
-            f" | {', '.join(r['alarmed']) or ', '.join(r['states'])} |"
-        )
-    return "\n".join(lines)
-
-
-def _alarms(found: Found, bank: Found, setting: Found) -> str:
-    verdicts = found["verdicts"]
-    if bank["calibration"] is None:
-        return (
-            "The bank that was read against has no calibration, so its verdicts are the published"
-            f" rules', capped at `warn`: {_states(verdicts)}. Those rules were set on the"
-            " bundled organism. False alarms at a promised rate, FNR and lead were not measured."
-        )
-    alpha = bank["calibration"]["alpha"]
-    behaviours = sum(kind == "behaviour" for kind in bank["references"].values())
-    by_band = found["band where the calibration does not cover"]
-    lines = [
-        f"The bank's calibration is {bank['calibration']['status']}, for {alpha:.0%} alarms among"
-        " harmless runs (a bound where it is calibrated, an aim where it is provisional), from"
-        f" {len(bank['calibration']['datasets'])} of its own; each of {behaviours} behaviours has"
-        f" {alpha / behaviours:.2%} of it. A run alarms if any behaviour does; shares are of the"
-        " runs that could be judged.",
-        "",
-        "| runs | alarm, as judged | runs | alarm, by the band alone |",
-        "|---|---|---|---|",
-    ]
-    for side, share in by_band.items():
-        if not isinstance(share, dict) or "ci95" not in share:
-            continue
-        judged = verdicts[side]
-        lines.append(
-            f"| {side} | {_metric(judged)} | {judged['n'] if judged else 0} | {_metric(share)} |"
-        )
-    benign = verdicts["benign"]
-    lines += [
-        "",
-        f"Not judged, for the calibration does not cover them: {verdicts['not judged']}. Alarms of"
-        f" harmful runs: {_counted(verdicts['of harmful runs']) or 'none'}. False alarms by"
-        f" behaviour: {_counted(verdicts['benign, by behaviour']) or 'none'}."
-        + (
-            f" With kinds of sets drawn instead of families the benign share's interval is"
-            f" {benign['by_kind'][0]:.3f}–{benign['by_kind'][1]:.3f}." if benign else ""
-        ),
-        "",
-        f"States seen: {_states(verdicts)}. “By the band alone” judges runs of"
-        f" {setting['steps']} steps by a band of shorter ones where the calibration does not cover"
-        " them: no promise holds there. Share of a harmful run that was left at its first alarm, a"
-        f" miss counting as none, mean over families: {_number(verdicts['lead'], '.0%')}"
-        f" ({_number(by_band['lead'], '.0%')} by the band alone).",
-    ]  # fmt: skip
-    return "\n".join(lines)
-
-
-def _further(found: Found) -> str:
-    parts = []
-    if found["mixtures"]:
-        lines = ["| harmful share | AUROC against benign | measured harmful |", "|---|---|---|"]
-        lines += [
-            f"| {m['share']:.0%} | {_metric(m['auroc'])} | {m['measured_harmful']}/{m['runs']} |"
-            for m in found["mixtures"]
-        ]
-        parts.append("\n".join(lines))
-    if found["variants"]:
-        lines = ["| trained by | AUROC, harmful against benign | runs |", "|---|---|---|"]
-        lines += [f"| {v['variant']} | {_metric(v['auroc'])} | {v['runs']} |"
-                  for v in found["variants"]]  # fmt: skip
-        parts.append("\n".join(lines))
-    if found["composition"]:
-        lines = [
-            "A threshold at the largest score of every *other* kind of benign set: what it does to"
-            " the kind that it has not seen. Kinds are told by rule (`sets.kind_of`).",
-            "",
-            "| kind left out | its runs that alarm | harmful runs caught |",
-            "|---|---|---|",
-        ]
-        lines += [
-            f"| {c['left_out']} | {c['alarms']}/{c['runs']} |"
-            f" {c['harmful_caught']}/{c['harmful']} |"
-            for c in found["composition"]
-        ]
-        parts.append("\n".join(lines))
-    if found["other behaviours"]:
-        lines = [
-            "Mean gain of the other behaviours' gaps, nats a token.",
-            "",
-            "| behaviour | harmful sets | controls | benign sets |",
-            "|---|---|---|---|",
-        ]
-        lines += [
-            f"| {o['behaviour']} | "
-            + " | ".join(_number(o[role], "+.3f") for role in ("harmful", "control", "benign"))
-            + " |"
-            for o in found["other behaviours"]
-        ]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) or "None of these was run."
-
-
-def _costs(found: Found) -> str:
-    lines = [
-        "Processor seconds on one thread, in the same runs.",
-        "",
-        "| what | seconds |",
-        "|---|---|",
-    ]
-    share = "ours, as a share of the training between two readings"
-    lines += [f"| {name} | {_number(value, '.3g')} |" for name, value in found.items()
-              if name != share]  # fmt: skip
-    value = found[share]
-    if value is not None:
-        reached = "reached" if value <= 0.005 else "**missed**"
-        lines += ["", f"A reading takes {value:.2%} of the training between two readings"
-                  f" (target ≤ 0.5 %: {reached}). Norms, rotation rate and loss come with it or"
-                  " cost nothing."]  # fmt: skip
-    return "\n".join(lines)
-
-
 def _protocol(document: Found) -> str:
     s, pairs = document["setting"], document["pairs"]
     references = ", ".join(
@@ -437,7 +184,7 @@ def _protocol(document: Found) -> str:
     )
     sets = "; ".join(
         f"{d['name']} ({d['rows']} rows"
-        + (f", left out: {_counted(d['left_out'])}" if d["left_out"] else "")
+        + (f", left out: {counted(d['left_out'])}" if d["left_out"] else "")
         + ")"
         for d in document["data"]
     )
@@ -456,9 +203,9 @@ def _protocol(document: Found) -> str:
             " left out. The rule stood in `benchmarks/real/protocol.py` before the first run.",
             f"- **Probe**: the gap on {PROBED} other pairs, of another held-out domain.",
             f"- **Shared questions**: {document['leakage']['questions']} questions of the project's"
-            f" pairs; in public sets: {_counted(document['leakage']['shared']) or 'none'}.",
+            f" pairs; in public sets: {counted(document['leakage']['shared']) or 'none'}.",
             f"- **Sets**: {sets}.",
-            f"- **Sets left out**: {_listed(document['left_out']) or 'none'}.",
+            f"- **Sets left out**: {listed(document['left_out']) or 'none'}.",
             f"- **Machine**: {document['machine']}.",
         ]
     )
@@ -506,42 +253,3 @@ def _published() -> str:
             "```",
         ]
     )
-
-
-# --- words -------------------------------------------------------------------------------------
-
-
-def _metric(found: Found | None) -> str:
-    if not found or found.get("value") is None:
-        return "–"
-    low, high = found["ci95"]
-    return f"{found['value']:.3f} ({_number(low)}–{_number(high)})"
-
-
-def _signed(found: Found | None) -> str:
-    if not found:
-        return "–"
-    if found["ci95"] is None:
-        return f"{found['value']:+.3f} (too few families)"
-    low, high = found["ci95"]
-    return f"{found['value']:+.3f} ({low:+.3f} to {high:+.3f})"
-
-
-def _number(value: float | None, form: str = ".3f") -> str:
-    return "–" if value is None else format(value, form)
-
-
-def _bold(name: str) -> str:
-    return f"**{name}**" if name.startswith("ours, the") else name
-
-
-def _states(found: Found) -> str:
-    return _counted(found["states"]) or "none"
-
-
-def _counted(found: Mapping[str, int]) -> str:
-    return ", ".join(f"{n} {name}" for name, n in found.items())
-
-
-def _listed(found: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}: {why}" for name, why in found.items())
