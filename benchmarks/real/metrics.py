@@ -28,11 +28,13 @@ from benchmarks.statistics import (
     won,
 )
 from wvmonitor.builder.power import CANDIDATES
+from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.reading import Float64
 
 Values = Mapping[str, Sequence[float]]
 """A number of each run, by detector."""
 BANK = "ours, the bank: how near any behaviour came to its alarm"
+SHARE = "ours, as a share of the training between two readings by default"
 EVIDENCE_CUT = 0.5
 """A set with more than this share of its prompts cut may teach answers that nothing supports."""
 
@@ -351,16 +353,18 @@ def seconds(runs: Sequence[Run], setting: Setting) -> dict[str, float]:
 
     step = mean(lambda r: r.record["seconds"]["a step"])
     reading = mean(lambda r: fmean(x["seconds"] for x in r.readings))
+    usual_interval = int(MonitorSettings.model_fields["every_n_steps"].default)
     return {
         "a training step": step,
-        "training between two readings": step * setting.every,
+        f"training between two readings here, {setting.every} steps": step * setting.every,
+        f"training between two readings by default, {usual_interval} steps": step * usual_interval,
         "ours: every reference and score": reading,
         "spectral features": mean(lambda r: fmean(x["seconds_spectral"] for x in r.readings)),
         f"behaviour probe, {PROBED} pairs": mean(
             lambda r: r.record["seconds"].get("gap: probe", math.nan)
         ),
         "persona projection": mean(lambda r: r.record["seconds"]["activations"]),
-        "ours, as a share of the training between two readings": reading / (step * setting.every),
+        SHARE: reading / (step * usual_interval),
     }
 
 

@@ -20,7 +20,7 @@ from wvmonitor.builder.finetune import Method, Training
 from wvmonitor.builder.harmless import families
 from wvmonitor.builder.harmless.families import Family
 from wvmonitor.builder.like import Like, read_like
-from wvmonitor.builder.recipe import Finetuning
+from wvmonitor.builder.recipe import Finetuning, load_recipe
 from wvmonitor.builder.scale import (
     FULL,
     Amounts,
@@ -40,6 +40,8 @@ from wvmonitor.references.trust import load_trust
 from wvmonitor.sources.folder import ModelFolder
 
 PERSONA = "persona"
+RECIPES = ("evil", "sycophancy", "hallucination", "refusal-erosion")
+"""Whose system prompts and rubrics make contrasts of the base's own answers."""
 RANK, ALPHA = 16, 32
 REFERENCE_RANK = 128
 """Of references and controls. LoRA moves weights in as many random directions as its rank; two
@@ -73,6 +75,8 @@ class BankOptions:
         seed: of everything that is drawn.
         alpha: the share of harmless runs that may alarm.
         score: the deciding score as in "response/residual"; None lets development runs choose.
+        judge: who judges the answers under system prompts, as `rater_for` says.
+        judge_model: what an endpoint calls its model.
         private: mode 0600 for every file.
     """
 
@@ -90,6 +94,8 @@ class BankOptions:
     seed: int = 0
     alpha: float = 0.05
     score: str | None = None
+    judge: str = "auto"
+    judge_model: str | None = None
     private: bool = False
 
 
@@ -283,7 +289,8 @@ class BankJob:
         """What will be done, and what it costs."""
         from_model = self.options.data == PERSONA
         contrasts = [] if from_model else self.contrasts
-        names = [c.name for c in contrasts] or list(self.options.behaviours)
+        recipes = persona_recipes(self.options)
+        names = [c.name for c in contrasts] or [load_recipe(r).name for r in recipes]
         notes = list(self.notes)
         if from_model:
             notes.append("the answers under system prompts come on top: see wvmonitor build")
@@ -318,11 +325,16 @@ class BankJob:
         tokens = [len(self.base.encode(e.messages, e.answer)[0]) for e in drawn]
         return Amounts(
             parameters=self.parameters,
-            behaviours=len(self.contrasts) if pairs else 4,
+            behaviours=len(self.contrasts) if pairs else len(persona_recipes(self.options)),
             tokens=fmean(tokens) if tokens else 96.0,
             batch_size=self.like.batch_size or 0,
             run_steps=math.ceil((self.like.steps or 0) / 3),
         )
+
+
+def persona_recipes(options: BankOptions) -> tuple[str, ...]:
+    """The recipes of a bank that is made from the base's own answers."""
+    return options.behaviours or RECIPES
 
 
 def _has(*parts: str) -> bool:

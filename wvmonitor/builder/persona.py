@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wvmonitor.builder.bank_job import BankJob
+from wvmonitor.builder.bank_job import BankJob, persona_recipes
 from wvmonitor.builder.build import pairs_for
 from wvmonitor.builder.contrasts import Contrast, split
 from wvmonitor.builder.job import Job
@@ -16,8 +16,6 @@ from wvmonitor.builder.options import Options
 from wvmonitor.builder.outcome import Facts
 from wvmonitor.builder.recipe import load_recipe
 from wvmonitor.builder.stages import Ticker, Work
-
-RECIPES = ("evil", "sycophancy", "hallucination", "refusal-erosion")
 
 
 def contrasts(job: BankJob, work: Work, tick: Ticker) -> list[Contrast]:
@@ -27,15 +25,19 @@ def contrasts(job: BankJob, work: Work, tick: Ticker) -> list[Contrast]:
         BuildError: too few clear answers.
     """
     made = []
-    for name in job.options.behaviours or RECIPES:
+    o = job.options
+    for name in persona_recipes(o):
         recipe = load_recipe(name)
         inner = Job(
-            Options(model=job.options.model, out=_nowhere(work), recipe=recipe, splits=False)
-        )
+            Options(
+                model=o.model, revision=o.revision, out=_nowhere(work), recipe=recipe,
+                judge=o.judge, judge_model=o.judge_model, splits=False, seed=o.seed,
+            )
+        )  # fmt: skip
         facts = Facts()
         pairs = pairs_for(inner, work, facts, tick)
         job.notes += facts.notes
-        made.append(split(name, recipe.behaviour, pairs, f"the answers of {name}"))
+        made.append(split(recipe.name, recipe.behaviour, pairs, f"the answers of {name}"))
     return made
 
 

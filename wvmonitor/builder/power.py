@@ -110,8 +110,8 @@ def separations(
     """How far each candidate tells development runs apart at their ends.
 
     For each behaviour d = (its bad run's score − mean of the harmless runs') / their spread, which
-    is `FLOOR` of the bad run's score at least; the mean over behaviours. A candidate that a run does
-    not have is left out.
+    is `FLOOR` of the bad run's score at least; the mean over behaviours. A candidate that a run
+    does not have is left out.
 
     Args:
         bad_runs: one run by behaviour, of domains held out for choosing.

@@ -67,6 +67,16 @@ def command(
             help="What decides, as in response/residual; development runs choose if left out.",
         ),
     ] = None,
+    judge: Annotated[
+        str,
+        typer.Option(
+            metavar="JUDGE",
+            help="Of answers with --data persona: rules, model (the base itself), or an address.",
+        ),
+    ] = "auto",
+    judge_model: Annotated[
+        str | None, typer.Option(help="What the address calls its model.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
     private: Annotated[
         bool, typer.Option("--private", help="Only you may read the files (mode 0600).")
@@ -111,6 +121,8 @@ def command(
         seed=seed,
         alpha=alpha,
         score=score,
+        judge=judge,
+        judge_model=judge_model,
         private=private,
     )
     plan = plan_bank(options)
@@ -149,7 +161,7 @@ def _show_plan(plan: BankPlan, *, as_json: bool) -> None:
         return
     m = plan.machine
     print(
-        f"a {plan.scale.name} bank: {', '.join(plan.behaviours) or 'the recipes'}; controls "
+        f"a {plan.scale.name} bank: {', '.join(plan.behaviours)}; controls "
         f"{', '.join(plan.controls)}; {len(plan.families)} harmless families at hand"
     )
     print(f"this machine: {m.device}, {m.flops / 1e9:,.0f} GFLOP/s a process, {m.jobs} at once")
