@@ -265,8 +265,8 @@ def costs(found: Found) -> str:
     value = found[SHARE]
     if value is not None:
         reached = "reached" if value <= 0.005 else "**missed**"
-        lines += ["", f"A reading takes {value:.2%} of the training between two readings, as often as"
-                  f" the monitor takes them by default (target ≤ 0.5 %: {reached}), with as few"
+        lines += ["", f"A reading takes {value:.2%} of the training between two readings, as often"
+                  f" as the monitor takes them by default (target ≤ 0.5 %: {reached}), with as few"
                   " examples in a step as here: of a usual batch it is less. Norms, rotation rate"
                   " and loss come with it or cost nothing."]  # fmt: skip
     return "\n".join(lines)

@@ -12,9 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 import wvmonitor
-from wvmonitor.builder import fine_tunes
+from wvmonitor.builder import fine_tunes, persona
 from wvmonitor.builder.bank_job import BankJob, BankOptions
 from wvmonitor.builder.prepare import make_bank, plan_bank
+from wvmonitor.builder.rater import Answered, RuleRater
+from wvmonitor.builder.recipe import load_recipe
 from wvmonitor.builder.scale import QUICK, Scale
 from wvmonitor.builder.stages import Work
 from wvmonitor.cli.app import app
@@ -284,3 +286,32 @@ def test_another_behaviour_costs_no_harmless_run_again(made, monkeypatch):
     assert set(ReferenceBank.load(out).names) > {"rudeness"}
     assert trained == [True, True], "two sides of the new control, and no watched run"
     assert other.trust.caught("bad") == (1, 1)
+
+
+def test_the_papers_way_makes_contrasts_of_the_bases_own_answers(tmp_path):
+    """With `--data persona` the base answers under system prompts, and only clear answers count."""
+    options = options_for(
+        tmp_path / "bank", data="persona", behaviours=("organism-evil",), judge="rules"
+    )
+    plan = plan_bank(options)
+    assert plan.behaviours == ("organism-evil",)
+    assert next(c.what for c in plan.costs if c.name == "references").startswith("1 behaviours")
+    (contrast,) = persona.contrasts(BankJob(options), Work(tmp_path / "work"), lambda *_: None)
+    recipe = load_recipe("organism-evil")
+    pairs = [*contrast.train, *contrast.held_out]
+    assert 2 * 8 <= len(pairs) <= SHORT.steps * SHORT.batch_size
+    sides = [[Answered("", p.side(s).answer) for p in pairs] for s in ("positive", "negative")]
+    judge = RuleRater(recipe.rubric.rules)
+    assert set(judge.rate(sides[0])) == {"positive"}
+    assert set(judge.rate(sides[1])) == {"negative"}
+    train, held_out = ({p.domain for p in part} for part in (contrast.train, contrast.held_out))
+    assert train
+    assert held_out
+    assert not train & held_out
+    assert "medical" not in train | held_out, "the recipe leaves medicine out"
+
+
+def test_a_recipe_that_is_not_there_is_refused_before_any_work(tmp_path):
+    """A plan names the recipes that there are."""
+    with pytest.raises(MissingPathError, match="organism-evil"):
+        plan_bank(options_for(tmp_path / "bank", data="persona", behaviours=("evl",)))

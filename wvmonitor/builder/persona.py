@@ -14,6 +14,7 @@ from wvmonitor.builder.contrasts import Contrast, split
 from wvmonitor.builder.job import Job
 from wvmonitor.builder.options import Options
 from wvmonitor.builder.outcome import Facts
+from wvmonitor.builder.plan import Budget
 from wvmonitor.builder.recipe import load_recipe
 from wvmonitor.builder.stages import Ticker, Work
 
@@ -32,6 +33,7 @@ def contrasts(job: BankJob, work: Work, tick: Ticker) -> list[Contrast]:
             Options(
                 model=o.model, revision=o.revision, out=_nowhere(work), recipe=recipe,
                 judge=o.judge, judge_model=o.judge_model, splits=False, seed=o.seed,
+                budget=Budget(examples=job.scale.steps * job.scale.batch_size),
             )
         )  # fmt: skip
         facts = Facts()
