@@ -2,8 +2,9 @@
 
 python -m benchmarks.bank [--full] [more options of `wvmonitor bank`]
 
-Goes on where it was interrupted. Results are in benchmarks/results: `real-bank.log` (the command's
-own words, with times), `real-bank.json` (every run of the power check) and `real-bank.html`.
+Goes on where it was interrupted, and so does its log. Results are in benchmarks/results:
+`real-bank.log` (the command's own words, with times), `real-bank.json` (every run of the power
+check) and `real-bank.html`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def main() -> int:
     command = [sys.executable, "-m", "wvmonitor", "bank", str(smollm2()), "--out", str(OUT)]
     began = time.monotonic()
     log = RESULTS / "real-bank.log"
-    with log.open("w", encoding="utf-8") as file:
+    begun = OUT.with_name(f"{OUT.name}.work").is_dir()
+    with log.open("a" if begun else "w", encoding="utf-8") as file:
         file.write(
             f"{json.dumps(describe(quick=True))}\n"
             f"$ wvmonitor bank SmolLM2-135M-Instruct {' '.join(options)}\n"

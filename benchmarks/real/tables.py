@@ -25,7 +25,7 @@ def by_detector(tables: Found, decides: str) -> str:
     first = next((rows for rows in tables.values() if rows), None)
     decider = "" if first is None else f"What decides is {what_decides(first)}. "
     parts = [
-        f"{decider}It was fixed before any of these runs, and so was the bank's deciding score"
+        f"{decider}It was fixed before any of these runs was read, and so was the bank's deciding score"
         f" (`{decides}`); the other scores of ours are listed as what they are, candidates. The two"
         " ridge regressions are fitted on the *other families' runs of this very table, labels"
         " included*, both runs of a pair left out with their families; ours has seen none of them."

@@ -53,6 +53,15 @@ def test_separation_is_the_distance_in_spreads_of_harmless_runs():
     assert found["response", "cosine"] == pytest.approx(expected)
 
 
+def test_a_geometry_whose_scores_are_smaller_separates_no_less():
+    """Ten times smaller in everything, harmless runs that agree included: the same distance."""
+    harmless = [run(str(n), response_cosine=v, frobenius_cosine=v / 10)
+                for n, v in enumerate((0.0100, 0.0101, 0.0102))]  # fmt: skip
+    bad = {"evil": run("bad", response_cosine=0.2, frobenius_cosine=0.02)}
+    distances = [s.d for s in power.separations(bad, harmless)]
+    assert distances == pytest.approx([(0.2 - 0.0101) / (power.FLOOR * 0.2)] * 2)
+
+
 def test_another_score_decides_only_where_it_is_clearly_better():
     """The default stays unless a score separates by a margin that was fixed beforehand."""
 
