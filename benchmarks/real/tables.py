@@ -25,8 +25,8 @@ def by_detector(tables: Found, decides: str) -> str:
     first = next((rows for rows in tables.values() if rows), None)
     decider = "" if first is None else f"What decides is {what_decides(first)}. "
     parts = [
-        f"{decider}It was fixed before any of these runs was read, and so was the bank's deciding score"
-        f" (`{decides}`); the other scores of ours are listed as what they are, candidates. The two"
+        f"{decider}It was fixed before any of these runs was read, and so was the bank's deciding"
+        f" score (`{decides}`); the others of ours are listed as what they are, candidates. The two"
         " ridge regressions are fitted on the *other families' runs of this very table, labels"
         " included*, both runs of a pair left out with their families; ours has seen none of them."
         " “Above all” counts positives above every negative. A run counts on one side by what its"
@@ -119,7 +119,8 @@ def by_behaviour(rows: Sequence[Found]) -> str:
     ]
     for r in sorted(rows, key=lambda r: order[r["role"]]):
         cells = [
-            f"{number(c['score'])} ({number(c['nearness'], '.2f')})" for c in r["cells"].values()
+            f"{number(c['score'], '.4f')} ({number(c['nearness'], '.2f')})"
+            for c in r["cells"].values()
         ]
         role = "hard negative" if r["hard"] else r["role"]
         lines.append(f"| {r['set']} | {role} | {' | '.join(cells)} |")
