@@ -12,6 +12,7 @@ from benchmarks.organisms import metrics, page, second, tables
 from benchmarks.organisms.catalogue import RunSpec, catalogue
 from benchmarks.organisms.labels import BEHAVIOURS, FLOOR, LEVEL
 from benchmarks.organisms.metrics import Suite
+from benchmarks.organisms.record import path_of
 from benchmarks.organisms.runner import Place
 from benchmarks.organisms.scored import Scored
 from wvmonitor.detection.calibration import Calibration, calibrate
@@ -32,10 +33,34 @@ def report(place: Place, out: Path, docs: Path) -> dict[str, Any]:
         place: the suite's base, bank and records.
         out: folder of the tables and of `organisms.json`.
         docs: folder of `benchmark.md` and its pictures.
+
+    Raises:
+        LostRunsError: the tables hold runs of this bank that have no record here.
     """
+    _nothing_lost(place, out)
     tables.write(catalogue(), place, out)
     second.write(second.place(place.folder), out)
     return refresh(out, docs)
+
+
+class LostRunsError(ValueError):
+    """Tables would be written that hold fewer runs than those that are there."""
+
+
+def _nothing_lost(place: Place, out: Path) -> None:
+    """Records are not kept with the tables: a part of them must not take the whole's place."""
+    if not (out / tables.RUNS.format(tables.PREFIX)).is_file():
+        return
+    _, runs, about = tables.stored(out)
+    if about["bank"] != place.load_bank().fingerprint:
+        return
+    lost = sum(not path_of(place.records, row["run"]).is_file() for row in runs)
+    if lost:
+        raise LostRunsError(
+            f"{out} holds {lost} runs of this bank that have no record in {place.records}: "
+            "`python -m benchmarks.organisms grow` adds new runs to the tables; to write them "
+            "anew without those, remove them first"
+        )
 
 
 def refresh(out: Path, docs: Path) -> dict[str, Any]:
