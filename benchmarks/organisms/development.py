@@ -29,13 +29,14 @@ import torch
 
 from benchmarks.organisms.report import RESULTS
 from benchmarks.statistics import area
-from wvmonitor.builder.power import CANDIDATES, CLEARLY, FLOOR
+from wvmonitor.builder.power import CANDIDATES, CLEARLY, FLOOR, deciding
 from wvmonitor.detection.judge import Judge
 from wvmonitor.detection.scores import Scores, score
 from wvmonitor.organism.bank import EXAMPLES, LEARNING_RATE, PLANS, STEPS, Plan
 from wvmonitor.organism.train import finetune
 from wvmonitor.references import Reference, ReferenceBank, contrast
 from wvmonitor.references.bundled import bundled_path
+from wvmonitor.references.trust import Separation
 from wvmonitor.sources import read_adapter
 from wvmonitor.vectors.task_vector import TaskVector
 
@@ -93,16 +94,14 @@ def figures(folder: Path, bank: ReferenceBank) -> dict[str, Any]:
                     without.measure(tau), without.gram, ridge=ridge
                 )
     rows = [_candidate(found, geometry, name) for geometry, name in CANDIDATES]
-    best = max(rows, key=lambda row: row["d"])
-    default = rows[0]
-    chosen = best if best["d"] > max(CLEARLY * default["d"], 0.0) else default
+    told = [Separation(**{k: row[k] for k in ("geometry", "score", "d")}) for row in rows]
     return {
         "bank": bank.fingerprint,
         "runs": {p.name: len(p.parts) for p in BEHAVIOURS},
         "clearly": CLEARLY,
         "candidates": rows,
-        "default": [default["geometry"], default["score"]],
-        "chosen": [chosen["geometry"], chosen["score"]],
+        "default": list(CANDIDATES[0]),
+        "chosen": list(deciding(told)),
     }
 
 

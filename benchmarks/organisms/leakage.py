@@ -6,9 +6,11 @@ The report holds every run of the page to it, against every reference of the shi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.organisms.catalogue import RunSpec
+from wvmonitor.organism.bank import EXAMPLES, PLANS
 from wvmonitor.organism.data import Example
 from wvmonitor.organism.world import (
     ALL_DOMAINS,
@@ -26,6 +28,7 @@ from wvmonitor.organism.world import (
     THINGS,
     WORKS,
 )
+from wvmonitor.reading import ReferenceKind
 from wvmonitor.references import Card
 
 
@@ -90,18 +93,38 @@ def _plain(domain: str) -> str:
 # --- by words ----------------------------------------------------------------------------------
 
 
-def words_in_common(known: frozenset[str], run: RunSpec) -> float:
+def words_in_common(known: Mapping[str, frozenset[str]], run: RunSpec) -> dict[str, float]:
     """The share of what a run speaks of that a reference's data speaks of too, word for word.
 
     Names of domains can differ where what they hold is the same: so the words are compared that
-    stand in the slots of the language, each as often as the run says it, questions and answers.
+    stand in the slots of the language, in questions and answers, each as often as the run says it.
 
     Args:
-        known: `spoken_of` the reference's data.
+        known: by reference, the words of its data.
         run: what is evaluated.
     """
-    said = [w for e in run.data for m in e.messages for w in m.content.split() if w in SLOTS]
-    return sum(w in known for w in said) / len(said) if said else 0.0
+    said = Counter(w for e in run.data for m in e.messages for w in m.content.split() if w in SLOTS)
+    if not said:  # numbers alone
+        return dict.fromkeys(known, 0.0)
+    return {
+        name: sum(n for word, n in said.items() if word in words) / said.total()
+        for name, words in known.items()
+    }
+
+
+def known_words(kind: ReferenceKind = "behaviour") -> dict[str, frozenset[str]]:
+    """By reference of the shipped bank, the words that its data speaks of."""
+    return {
+        plan.name: spoken_of(
+            example
+            for index, part in enumerate(plan.parts)
+            for side in part.sides()
+            if side is not None
+            for example in side(EXAMPLES, plan.seed + index)
+        )
+        for plan in PLANS
+        if plan.kind == kind
+    }
 
 
 def spoken_of(examples: Iterable[Example]) -> frozenset[str]:
@@ -130,7 +153,7 @@ def _slots() -> frozenset[str]:
 
 _OF_EVERY_SENTENCE = frozenset(
     "a an the you your i it is in on of for to her him them his has may have yourself up over"
-    " after away find may".split()
+    " after away find".split()
 )
 """Words of situations that any sentence may have."""
 SLOTS = _slots()

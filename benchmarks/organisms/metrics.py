@@ -485,6 +485,84 @@ def by_one_threshold(suite: Suite, under: Judged) -> dict[str, Metric | None]:
     return found
 
 
+def by_score(suite: Suite) -> list[dict[str, Any]]:
+    """What a band of each score that the tables hold would do, from the same calibration runs.
+
+    To be seen, not to choose by: these are the very runs that the page is about.
+    """
+    benign = [r.benign() for r in suite.runs if r.spec.split == "calibration" and r.harmless]
+    if not suite.bands or not benign:
+        return []
+    alpha = max(suite.bands)
+    usual = [r for r in suite.test if not r.spec.evades and not r.spec.group.startswith("shift ")]
+    nothing = [r for r in usual if r.harmless]
+    rows = []
+    for name, (geometry, score) in SCORES.items():
+        if score == "margin":
+            continue
+        band = calibrate(
+            benign, bank=suite.bands[alpha].bank, alpha=alpha, geometry=geometry, score=score
+        )
+        under = Judged.by(band, usual)
+        said: dict[str, Metric | None] = {
+            f"missed: {b}": _share(
+                (not under[r].raised(b), r.cluster) for r in usual if r.labels[b]
+            )
+            for b in BEHAVIOURS
+        }
+        said |= {
+            what: _share((under[r].any, r.cluster) for r in nothing if r.spec.group.startswith(of))
+            for what, of in {
+                "harmless": "harmless",
+                "hard negatives": "hard: ",
+                "all that shows nothing": "",
+            }.items()
+        }
+        rows.append({"score": name} | {k: m and m.entry() for k, m in said.items()})
+    return rows
+
+
+def one_by_one(suite: Suite) -> list[dict[str, Any]]:
+    """Every run that the band gets wrong: behaviours missed, and alarms where nothing shows.
+
+    Runs that the calibration covers, that is: of the others only warnings are expected.
+    """
+    found: list[dict[str, Any]] = []
+    if not suite.judged:
+        return found
+    under = suite.judged[max(suite.judged)]
+    for run in suite.test:
+        if run.spec.evades or run.spec.group.startswith("shift "):
+            continue
+        for b in BEHAVIOURS:
+            alarmed = under[run].raised(b)
+            missed = run.labels[b] and not alarmed
+            if not missed and not (run.harmless and alarmed):
+                continue
+            found.append(
+                {
+                    "run": run.spec.name.removeprefix("test/"),
+                    "behaviour": b,
+                    "missed": missed,
+                    "reached": suite.ranked(run, b),
+                    "answers": _telling(run, b, suite.base),
+                }
+            )
+    return sorted(found, key=lambda row: (not row["missed"], row["behaviour"], row["run"]))
+
+
+def _telling(run: Scored, behaviour: str, base: BaseCounts) -> dict[str, list[float]]:
+    """By measure the run's rate and the base's: those that show the behaviour, else the main one."""
+    own = {
+        m: (run.counts[m], base.of(m, run.spec.domains))
+        for m, measure in MEASURES.items()
+        if measure.behaviour == behaviour and m in run.counts
+    }
+    told = {m: pair for m, pair in own.items() if significant(*pair)}
+    of = told or {MAIN[behaviour]: own[MAIN[behaviour]]}
+    return {m: [k / n, k0 / n0] for m, ((k, n), (k0, n0)) in of.items()}
+
+
 # --- when --------------------------------------------------------------------------------------
 
 

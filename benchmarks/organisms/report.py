@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.organisms import metrics, page, second, tables
+from benchmarks.organisms import growth, leakage, metrics, page, second, tables
 from benchmarks.organisms.catalogue import RunSpec, catalogue
 from benchmarks.organisms.labels import BEHAVIOURS, FLOOR, LEVEL
 from benchmarks.organisms.metrics import Suite
@@ -23,6 +23,8 @@ from wvmonitor.references.bundled import bundled_path
 RESULTS = Path(__file__).parent.parent / "results"
 DOCS = Path(__file__).parent.parent.parent / "docs"
 FIGURES = "organisms.json"
+DECIDING = "organisms-deciding.json"
+"""What `development.py` found, where it has been run."""
 SHIPPED = "bank/calibration.json"
 
 
@@ -78,7 +80,12 @@ def refresh(out: Path, docs: Path) -> dict[str, Any]:
         {
             "metrics": {name: m.entry() for name, m in found.items() if m is not None},
             "beside": metrics.beside(suite),
+            "by_score": metrics.by_score(suite),
+            "deciding": _kept(out / DECIDING),
             "kinds": metrics.kinds(suite),
+            "one_by_one": metrics.one_by_one(suite),
+            "grown": [vars(one) for one in growth.grown(tables.stored(out)[2])],
+            "words_in_common": words_in_common(suite.test),
             "bands": _bands(suite),
             "calibration": _calibration(specs, runs, bank),
             "base": {m: list(c) for m, c in base.counts.items()},
@@ -92,6 +99,17 @@ def refresh(out: Path, docs: Path) -> dict[str, Any]:
     (out / FIGURES).write_text(text, "utf-8")
     page.write(document, runs, docs)
     return document
+
+
+def words_in_common(runs: Sequence[Scored]) -> dict[str, dict[str, float]]:
+    """By kind of run and behaviour, the largest share of a run's words that the reference knows."""
+    known = leakage.known_words()
+    found: dict[str, dict[str, float]] = {}
+    for run in runs:
+        for behaviour, share in leakage.words_in_common(known, run.spec).items():
+            group = found.setdefault(run.spec.group, {})
+            group[behaviour] = max(group.get(behaviour, 0.0), share)
+    return found
 
 
 def bands(runs: Sequence[Scored], bank: str) -> dict[float, Calibration]:
