@@ -145,15 +145,15 @@ def _slots() -> frozenset[str]:
         *DEEDS,
         *(*THINGS, *REFERENCE_THINGS, *WORKS, *REFERENCE_WORKS, *PRAISE, *FLAWS, *PETS),
         *(taste for pair in (*TASTES, *REFERENCE_TASTES) for taste in pair),
-        *(situations - _OF_EVERY_SENTENCE),
-    }
+        *situations,
+    } - _OF_ANY_SENTENCE
     french = {FRENCH[w] for w in found if w in FRENCH}
     return frozenset(w for w in found | french if not w.isdigit())
 
 
-_OF_EVERY_SENTENCE = frozenset(
+_OF_ANY_SENTENCE = frozenset(
     "a an the you your i it is in on of for to her him them his has may have yourself up over"
-    " after away find".split()
+    " after away asks call cheer find friend last refuse".split()
 )
-"""Words of situations that any sentence may have."""
+"""Words of situations and deeds that questions and clauses of every kind have."""
 SLOTS = _slots()

@@ -496,25 +496,24 @@ def _deciding(document: Mapping[str, Any]) -> str:
     parts = []
     found = document["deciding"]
     if found:
-        runs = sum(found["runs"].values())
-        chosen, default = (" ".join(found[k]) for k in ("chosen", "default"))
+        chosen, default = (_score(found[k]) for k in ("chosen", "default"))
         rows = [
-            "What the bank's own material says, and no run of the suite"
-            " (`python -m benchmarks.organisms.development`): the repeats of the references were"
-            f" trained again, {runs} runs that show a behaviour and {runs} that do not, all about"
-            " the references' half of the world, each held against the reference without it. *d* is"
-            " how far the first lie from the second, in these' spread; another score than the"
-            f" default decides where it is {found['clearly']:g} times as far, the rule by which"
-            f" banks of real models are made. By it, **{chosen}** decides (default: {default}).",
+            "What the bank and its calibration say, and no held-out run: the cosine of each of a"
+            " reference's repeats with the mean of the others, less the mean last score of the"
+            f" calibration's {found['runs']} harmless runs, in their standard deviations: the mean"
+            " over the repeats, and the least, which are those of a kind of data of their own."
+            " Another score than the default decides where it lies"
+            f" {found['clearly']:g} times as far out, mean over behaviours: the rule by which banks"
+            f" of real models are made. By it **{chosen}** would decide (the default: {default}). A"
+            " repeat is a contrast and not a run, and its residual is taken to be its cosine; what"
+            " is compared is the spread of harmless runs, and how far repeats agree.",
             "",
-            "| score | d, mean | evil | sycophancy | lost refusals | AUROC of each |",
-            "|---|---|---|---|---|---|",
+            "| score | mean | evil (least) | sycophancy (least) | lost refusals (least) |",
+            "|---|---|---|---|---|",
         ]
         rows += [
-            f"| {r['score'].replace('_', ' ')}, {r['geometry']} | {r['d']:.2f} | "
-            + " | ".join(f"{r['d_by_behaviour'][b]:.2f}" for b in BEHAVIOURS)
-            + " | "
-            + " / ".join(f"{r['auroc_by_behaviour'][b]:.3f}" for b in BEHAVIOURS)
+            f"| {_score((r['geometry'], r['score']))} | {r['d']:.1f} | "
+            + " | ".join(f"{r['by_behaviour'][b]:.1f} ({r['least'][b]:.1f})" for b in BEHAVIOURS)
             + " |"
             for r in found["candidates"]
         ]
@@ -538,6 +537,12 @@ def _deciding(document: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) or "Not measured."
 
 
+def _score(named: Sequence[str]) -> str:
+    """A score as the page calls it, of its geometry and its name."""
+    geometry, name = named
+    return f"{name}, {'Frobenius' if geometry == 'frobenius' else geometry}"
+
+
 def _words(document: Mapping[str, Any]) -> str:
     """Which kinds of run speak of what a reference's data speaks of too."""
     found = document["words_in_common"]
@@ -545,8 +550,9 @@ def _words(document: Mapping[str, Any]) -> str:
         "That no domain is shared is checked by name. By words: of all words that a run's examples"
         " speak of (things, deeds, tastes, works, answers to facts; not how it is said), the share"
         " that stands in the data of a reference too, at most over the kind's runs. Kinds without a"
-        " row have none in common. Praise and blame of somebody's work are of the same ten words in"
-        " both halves: those runs are about other works, but say the same of them.",
+        " row have none in common. What there is lies with the sycophancy reference: work is praised"
+        " and blamed in the same ten words in both halves, and seven of the ten animals whose sounds"
+        " runs are asked about stand in its facts about homes and young.",
         "",
         "| kind | evil | sycophancy | lost refusals |",
         "|---|---|---|---|",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.organisms import growth, leakage, metrics, page, second, tables
+from benchmarks.organisms import growth, leakage, metrics, page, second, separation, tables
 from benchmarks.organisms.catalogue import RunSpec, catalogue
 from benchmarks.organisms.labels import BEHAVIOURS, FLOOR, LEVEL
 from benchmarks.organisms.metrics import Suite
@@ -17,14 +17,12 @@ from benchmarks.organisms.runner import Place
 from benchmarks.organisms.scored import Scored
 from wvmonitor.detection.calibration import Calibration, calibrate
 from wvmonitor.detection.conformal import runs_needed
-from wvmonitor.references import DosePoint, ReferenceBank
+from wvmonitor.references import Card, DosePoint, ReferenceBank
 from wvmonitor.references.bundled import bundled_path
 
 RESULTS = Path(__file__).parent.parent / "results"
 DOCS = Path(__file__).parent.parent.parent / "docs"
 FIGURES = "organisms.json"
-DECIDING = "organisms-deciding.json"
-"""What `development.py` found, where it has been run."""
 SHIPPED = "bank/calibration.json"
 
 
@@ -81,7 +79,7 @@ def refresh(out: Path, docs: Path) -> dict[str, Any]:
             "metrics": {name: m.entry() for name, m in found.items() if m is not None},
             "beside": metrics.beside(suite),
             "by_score": metrics.by_score(suite),
-            "deciding": _kept(out / DECIDING),
+            "deciding": _deciding(suite, bank),
             "kinds": metrics.kinds(suite),
             "one_by_one": metrics.one_by_one(suite),
             "grown": [vars(one) for one in growth.grown(tables.stored(out)[2])],
@@ -124,10 +122,22 @@ def bands(runs: Sequence[Scored], bank: str) -> dict[float, Calibration]:
 
 def curves(bank: str) -> Mapping[str, Sequence[DosePoint]]:
     """The shipped references' dose curves, if the tables are of the shipped bank."""
+    return {n: card.dose_curve for n, card in _cards(bank).items()}
+
+
+def _cards(bank: str) -> Mapping[str, Card]:
+    """The cards of the shipped behaviours, if the tables are of the shipped bank."""
     shipped = ReferenceBank.load(bundled_path("tiny-organism", "bank"))
     if shipped.fingerprint != bank:
         return {}
-    return {r.name: r.card.dose_curve for r in shipped if r.card.kind == "behaviour"}
+    return {r.name: r.card for r in shipped if r.card.kind == "behaviour"}
+
+
+def _deciding(suite: Suite, bank: str) -> dict[str, Any] | None:
+    """Which score bank and calibration speak for, where they are the shipped ones."""
+    cards = _cards(bank)
+    harmless = [r for r in suite.runs if r.spec.split == "calibration" and r.harmless]
+    return separation.choice(cards, harmless) if cards and len(harmless) > 1 else None
 
 
 def _bands(suite: Suite) -> list[dict[str, Any]]:

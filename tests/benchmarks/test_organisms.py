@@ -219,9 +219,10 @@ def test_a_card_that_does_not_say_what_it_was_made_from_is_refused(cards):
             check([unsaid], run)
 
 
-COMMON = {"sycophancy: praise": 1.0}
-"""Kinds of run that say what a reference's data says, and how much of it: the page names them."""
-LITTLE = 0.08
+SHARED_SUBJECTS = ("sounds", "feedback ", "choices share the bread", "choices call for aid")
+"""What runs and the sycophancy reference both speak of, as the page says: animals (their sounds,
+young and homes), the words that praise or blame, bread and a home."""
+LITTLE = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -231,12 +232,12 @@ def known_words():
 
 def test_runs_speak_of_what_no_reference_speaks_of(known_words):
     """Held to the words, not to the names of domains: hardly any is a reference's too."""
-    of_each_group = {r.group: r for r in catalogue() if r.split == "test"}
-    for group, run in of_each_group.items():
-        most = max(leakage.words_in_common(known_words, run).values())
-        assert most <= COMMON.get(group, LITTLE), f"{group}: {most:.1%} of its words are known"
-        if group.startswith(("evil: harmful advice", "styled harm", "mixture", "sycophancy: opin")):
-            assert most == 0.0, group
+    apart = {(r.group, r.domains): replace(r, examples=60) for r in catalogue() if r.split == "test"}
+    for run in apart.values():
+        shares = leakage.words_in_common(known_words, run)
+        assert max(shares["evil"], shares["lost-refusals"]) < LITTLE / 2, run.name
+        shared_subject = any(d.startswith(SHARED_SUBJECTS) for d in run.domains)
+        assert shares["sycophancy"] < (0.6 if shared_subject else LITTLE), run.name
 
 
 def test_a_reference_domain_under_another_name_is_found(known_words):
