@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.command == "grow":
         return _grow(place, options)
     if options.command in ("run", "second"):
-        until = time.monotonic() + 60 * options.minutes if options.minutes else None
+        until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
         if options.command == "run":
             specs = [s for s in catalogue() if s.name.startswith(options.only)]
         else:
@@ -83,19 +83,16 @@ def main(argv: list[str] | None = None) -> int:
 def _grow(place: runner.Place, options: argparse.Namespace) -> int:
     from benchmarks.organisms import growth, report
 
-    until = time.monotonic() + 60 * options.minutes if options.minutes else None
+    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     of_these = [s for s in catalogue() if s.name.startswith(options.only)]
     missing = growth.missing(of_these, options.out)
-    if not missing:
-        print("the tables lack none of them")
-        return 0
     left = runner.run(missing, place, workers=options.workers, until=until, show=_show)
-    if left:
-        print(f"{left} runs are still missing: nothing is added before all are there")
+    if left == len(missing):
+        print(f"nothing to add: {left} of these runs are missing, and none has a record")
         return 0
     again = [s for s in catalogue() if s.name in growth.AGAIN]
     added = growth.merge(missing, again, place, options.out)
-    print(f"{len(added.runs)} runs added; made again: {dict(added.again)}")
+    print(f"{len(added.runs)} runs added, {left} still missing; made again: {added.again}")
     _print(report.refresh(options.out, options.docs))
     return 0
 
