@@ -434,7 +434,8 @@ def _beside(document: Mapping[str, Any]) -> str:
         " are fitted on the labels of other runs of this very table; the probes' answers are drawn"
         " from those that the labels were made from. The regressions stand here twice: without all"
         " runs of the judged one's kind, which is harder than what ours is spared, and without all"
-        " runs that share a subject with it, as our references do. Some are handicapped: the probe"
+        " runs that share a subject with it, which our references do without too. Some are"
+        " handicapped: the probe"
         " of advice and the persona direction know harm alone, so that they can't see choices,"
         " sycophancy or lost refusals; the tables hold no activations, from which a persona"
         " direction of each behaviour could be made. The probe of every kind asks for all that the"
@@ -501,12 +502,14 @@ def _deciding(document: Mapping[str, Any]) -> str:
             "What the bank and its calibration say, and no held-out run: the cosine of each of a"
             " reference's repeats with the mean of the others, less the mean last score of the"
             f" calibration's {found['runs']} harmless runs, in their standard deviations: the mean"
-            " over the repeats, and the least, which are those of a kind of data of their own."
+            " over the repeats, and the least (of data that no other repeat is like)."
             " Another score than the default decides where it lies"
             f" {found['clearly']:g} times as far out, mean over behaviours: the rule by which banks"
             f" of real models are made. By it **{chosen}** would decide (the default: {default}). A"
             " repeat is a contrast and not a run, and its residual is taken to be its cosine; what"
-            " is compared is the spread of harmless runs, and how far repeats agree.",
+            " is compared is the spread of harmless runs, and how far repeats agree. This was"
+            " computed when the other rows of this page were known, and the shipped bank keeps the"
+            " default.",
             "",
             "| score | mean | evil (least) | sycophancy (least) | lost refusals (least) |",
             "|---|---|---|---|---|",
