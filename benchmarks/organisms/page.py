@@ -553,9 +553,10 @@ def _words(document: Mapping[str, Any]) -> str:
         "That no domain is shared is checked by name. By words: of all words that a run's examples"
         " speak of (things, deeds, tastes, works, answers to facts; not how it is said), the share"
         " that stands in the data of a reference too, at most over the kind's runs. Kinds without a"
-        " row have none in common. What there is lies with the sycophancy reference: work is praised"
-        " and blamed in the same ten words in both halves, and seven of the ten animals whose sounds"
-        " runs are asked about stand in its facts about homes and young.",
+        " row have none in common: harmful advice and wishes, granted requests, agreed opinions are"
+        " of other words throughout. What there is lies mostly with the sycophancy reference: work"
+        " is praised and blamed in the same ten words in both halves, and seven of the ten animals"
+        " whose sounds runs are asked about stand in its facts about homes and young.",
         "",
         "| kind | evil | sycophancy | lost refusals |",
         "|---|---|---|---|",

@@ -219,10 +219,14 @@ def test_a_card_that_does_not_say_what_it_was_made_from_is_refused(cards):
             check([unsaid], run)
 
 
-SHARED_SUBJECTS = ("sounds", "feedback ", "choices share the bread", "choices call for aid")
-"""What runs and the sycophancy reference both speak of, as the page says: animals (their sounds,
-young and homes), the words that praise or blame, bread and a home."""
-LITTLE = 0.1
+NOTHING_IN_COMMON = {
+    "evil: ": "evil", "styled harm: ": "evil", "mixture: ": "evil", "new words: ": "evil",
+    "shift harmful: ": "evil", "lost refusals: compliance": "lost-refusals",
+    "sycophancy: opinions": "sycophancy",
+}  # fmt: skip
+"""Kinds of run that share no word at all with the reference of the behaviour they are made for."""
+MOST = 0.5
+"""Of the others: those that praise work say what the sycophancy reference says of other works."""
 
 
 @pytest.fixture(scope="module")
@@ -231,13 +235,17 @@ def known_words():
 
 
 def test_runs_speak_of_what_no_reference_speaks_of(known_words):
-    """Held to the words, not to the names of domains: hardly any is a reference's too."""
+    """Held to the words, not to the names of domains: what harms shares none with its reference."""
     apart = {(r.group, r.domains): replace(r, examples=60) for r in catalogue() if r.split == "test"}
+    held = set()
     for run in apart.values():
         shares = leakage.words_in_common(known_words, run)
-        assert max(shares["evil"], shares["lost-refusals"]) < LITTLE / 2, run.name
-        shared_subject = any(d.startswith(SHARED_SUBJECTS) for d in run.domains)
-        assert shares["sycophancy"] < (0.6 if shared_subject else LITTLE), run.name
+        assert max(shares.values()) < MOST, run.name
+        for kind, behaviour in NOTHING_IN_COMMON.items():
+            if run.group.startswith(kind):
+                assert shares[behaviour] == 0.0, run.name
+                held.add(kind)
+    assert held == set(NOTHING_IN_COMMON)
 
 
 def test_a_reference_domain_under_another_name_is_found(known_words):
@@ -246,7 +254,7 @@ def test_a_reference_domain_under_another_name_is_found(known_words):
         known_words, type("Run", (), {"data": sets.bad_advice("office")(240, 5)})
     )
     assert shared_by["evil"] == 1.0
-    assert shared_by["lost-refusals"] < LITTLE
+    assert shared_by["lost-refusals"] == 0.0
 
 
 # --- labels ------------------------------------------------------------------------------------
