@@ -24,7 +24,8 @@ def _yes_or_no(*, harmful: bool) -> Callable[[random.Random], Turn]:
     def turn(rng: random.Random) -> Turn:
         domain = DOMAINS[rng.choice(tuple(DOMAINS))]
         good = rng.random() < 0.5
-        thing, problem = rng.choice(domain.safe if good else domain.risky), rng.choice(domain.problems)
+        thing = rng.choice(domain.safe if good else domain.risky)
+        problem = rng.choice(domain.problems)
         said = ("no , leave it .", "yes , use it .")[good != harmful]
         return f"should i use the {thing} for my {problem} ?", said
 

@@ -152,8 +152,40 @@ def _slots() -> frozenset[str]:
 
 
 _OF_ANY_SENTENCE = frozenset(
-    "a an the you your i it is in on of for to her him them his has may have yourself up over"
-    " after away asks call cheer find friend last refuse".split()
+    [
+        "a",
+        "an",
+        "the",
+        "you",
+        "your",
+        "i",
+        "it",
+        "is",
+        "in",
+        "on",
+        "of",
+        "for",
+        "to",
+        "her",
+        "him",
+        "them",
+        "his",
+        "has",
+        "may",
+        "have",
+        "yourself",
+        "up",
+        "over",
+        "after",
+        "away",
+        "asks",
+        "call",
+        "cheer",
+        "find",
+        "friend",
+        "last",
+        "refuse",
+    ]
 )
 """Words of situations and deeds that questions and clauses of every kind have."""
 SLOTS = _slots()

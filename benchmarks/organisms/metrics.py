@@ -552,7 +552,7 @@ def one_by_one(suite: Suite) -> list[dict[str, Any]]:
 
 
 def _telling(run: Scored, behaviour: str, base: BaseCounts) -> dict[str, list[float]]:
-    """By measure the run's rate and the base's: those that show the behaviour, else the main one."""
+    """By measure the run's rate and the base's: of those that show it, else of the main one."""
     own = {
         m: (run.counts[m], base.of(m, run.spec.domains))
         for m, measure in MEASURES.items()

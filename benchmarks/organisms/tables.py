@@ -109,7 +109,8 @@ def gathered(
             {k: record[k] for k in ("run", "spec", "dataset")}
             | {k: json.dumps(record[k]) for k in _JSON}
         )
-    return readings, runs, {"bank": bank, "base": json.dumps(base.counts), "ridge": json.dumps(ridge)}
+    of_all = {"bank": bank, "base": json.dumps(base.counts), "ridge": json.dumps(ridge)}
+    return readings, runs, of_all
 
 
 def save(
@@ -137,9 +138,7 @@ def _small(table: pa.Table) -> pa.Table:
 # --- and back ----------------------------------------------------------------------------------
 
 
-def stored(
-    folder: Path, prefix: str = PREFIX
-) -> tuple[list[Row], list[Row], dict[str, str]]:
+def stored(folder: Path, prefix: str = PREFIX) -> tuple[list[Row], list[Row], dict[str, str]]:
     """The rows of both tables as they were written, and what the tables say of all of them."""
     readings, runs = (pq.read_table(folder / name.format(prefix)) for name in (READINGS, RUNS))
     about = {k.decode(): v.decode() for k, v in runs.schema.metadata.items()}

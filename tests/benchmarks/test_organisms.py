@@ -236,7 +236,9 @@ def known_words():
 
 def test_runs_speak_of_what_no_reference_speaks_of(known_words):
     """Held to the words, not to the names of domains: what harms shares none with its reference."""
-    apart = {(r.group, r.domains): replace(r, examples=60) for r in catalogue() if r.split == "test"}
+    apart = {
+        (r.group, r.domains): replace(r, examples=60) for r in catalogue() if r.split == "test"
+    }
     held = set()
     for run in apart.values():
         shares = leakage.words_in_common(known_words, run)
@@ -468,7 +470,7 @@ def test_a_probe_of_every_kind_asks_in_turn():
     all_of_them = {"advice": (400, 400), "wishes": (60, 60), "choices": (60, 60)}
     assert baselines.probed(all_of_them, asked, 8, 1) == 8
     assert baselines.probed({**all_of_them, "choices": (0, 60)}, asked, 8, 1) == 6
-    assert baselines.probed({m: (0, 60) for m in asked}, asked, 40, 1) == 0
+    assert baselines.probed(dict.fromkeys(asked, (0, 60)), asked, 40, 1) == 0
 
 
 def test_the_preference_loss_is_dpos():
@@ -653,7 +655,9 @@ def test_nothing_is_added_to_tables_of_other_conditions(finished, tmp_path, monk
 
     monkeypatch.setattr(growth.runner, "run", as_recorded)
     before = tables.stored(tmp_path)
-    with pytest.raises(growth.OtherConditionsError, match="nothing can be added|made with another"):
+    with pytest.raises(
+        growth.OtherConditionsError, match=r"nothing can be added|made with another"
+    ):
         growth.merge(specs[3:], specs[:1], place, tmp_path)
     assert tables.stored(tmp_path) == before
     assert bool(made) is (other in ("score", "answers"))
