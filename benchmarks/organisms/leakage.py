@@ -151,41 +151,10 @@ def _slots() -> frozenset[str]:
     return frozenset(w for w in found | french if not w.isdigit())
 
 
-_OF_ANY_SENTENCE = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "you",
-        "your",
-        "i",
-        "it",
-        "is",
-        "in",
-        "on",
-        "of",
-        "for",
-        "to",
-        "her",
-        "him",
-        "them",
-        "his",
-        "has",
-        "may",
-        "have",
-        "yourself",
-        "up",
-        "over",
-        "after",
-        "away",
-        "asks",
-        "call",
-        "cheer",
-        "find",
-        "friend",
-        "last",
-        "refuse",
-    ]
-)
+_OF_ANY_SENTENCE = frozenset((
+    "a", "an", "the", "you", "your", "i", "it", "is", "in", "on", "of", "for", "to", "her", "him",
+    "them", "his", "has", "may", "have", "yourself", "up", "over", "after", "away", "asks", "call",
+    "cheer", "find", "friend", "last", "refuse",
+))  # fmt: skip
 """Words of situations and deeds that questions and clauses of every kind have."""
 SLOTS = _slots()
