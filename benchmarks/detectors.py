@@ -1,8 +1,8 @@
 """Other detectors of harmful fine-tuning: what they look at, shared by both benchmarks.
 
 Each is a number of a finished run; larger is more suspicious where its source says so. The
-regressions are fitted on the other families' runs of the very table that they stand in, labels
-included, which flatters them, and never on a run of the kind that they judge, which does not.
+regressions are fitted on other runs of the very table that they stand in, labels included, which
+flatters them, and never on a run of the kind, or of the subjects, that they judge, which does not.
 """
 
 from __future__ import annotations
@@ -81,6 +81,20 @@ def leave_family_out(
 ) -> list[float]:
     """Ridge regression on labels, each family's runs predicted from the other families' runs.
 
+    Args:
+        features: (runs, features); a row with NaN is predicted as NaN.
+        label: (runs,) 1 harmful, 0 benign.
+        fit: (runs,) whether a run may be fitted on; every run is predicted.
+        family: (runs,) whose runs are left out together.
+    """
+    return leave_out(features, label, fit, [frozenset((name,)) for name in family])
+
+
+def leave_out(
+    features: Float64, label: Float64, fit: np.ndarray, about: Sequence[frozenset[str]]
+) -> list[float]:
+    """Ridge regression on labels, each run predicted from the runs that share nothing with it.
+
     Both labels weigh alike in every fit, so that the predictions of different fits can be ranked
     together; but leaving a family out moves the fit away from it, and of pure noise such
     predictions give an AUROC below ½ (`leave_pair_out` does not).
@@ -89,13 +103,14 @@ def leave_family_out(
         features: (runs, features); a row with NaN is predicted as NaN.
         label: (runs,) 1 harmful, 0 benign.
         fit: (runs,) whether a run may be fitted on; every run is predicted.
-        family: (runs,) whose runs are left out together.
+        about: (runs,) what a run may not share with those that it is predicted from: the kind of
+            its data, its subjects.
     """
-    known, names = _known(features), np.array(family)
+    known = _known(features)
     found = np.full(len(label), np.nan)
-    for name in np.unique(names):
-        asked = (names == name) & known
-        used = (names != name) & known & fit
+    for own in sorted(set(about), key=sorted):
+        asked = np.array([a == own for a in about]) & known
+        used = np.array([not a & own for a in about]) & known & fit
         if asked.any() and len(set(label[used])) == 2:
             found[asked] = _ridge(features, label, used, asked)
     return [float(v) for v in found]
@@ -137,9 +152,10 @@ def _ridge(features: Float64, label: Float64, used: np.ndarray, asked: np.ndarra
     centre = weight @ features[used]
     spread = np.sqrt(weight @ (features[used] - centre) ** 2)
     scale = np.where(spread > 1e-9, spread, np.inf) * math.sqrt(features.shape[1])
-    x = (features[used] - centre) / scale
-    # Fewer runs than features: the dual form, (Σ weights = 1).
-    root = np.sqrt(weight)
-    gram = (root[:, None] * x) @ (root[:, None] * x).T
-    dual = np.linalg.solve(gram + RIDGE * np.eye(len(y)), root * y)
-    return np.asarray((features[asked] - centre) / scale @ (x.T @ (root * dual)))
+    root = np.sqrt(weight)  # (Σ weights = 1)
+    x, y = root[:, None] * (features[used] - centre) / scale, root * y
+    if x.shape[0] < x.shape[1]:  # fewer runs than features: the dual form
+        slope = x.T @ np.linalg.solve(x @ x.T + RIDGE * np.eye(len(x)), y)
+    else:
+        slope = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ y)
+    return np.asarray((features[asked] - centre) / scale @ slope)

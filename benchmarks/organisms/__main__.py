@@ -1,4 +1,4 @@
-"""`python -m benchmarks.organisms run | second | report | refresh | calibrate | real`."""
+"""`python -m benchmarks.organisms run | grow | second | report | refresh | calibrate | real`."""
 
 from __future__ import annotations
 
@@ -25,21 +25,23 @@ def main(argv: list[str] | None = None) -> int:
     run = commands.add_parser("run", help="train and score the runs that have no record")
     run.add_argument("--minutes", type=float, help="begin no run after this long")
     run.add_argument("--only", default="", help="runs whose name begins so")
+    grow = commands.add_parser("grow", help="train what the tables lack, and add it to them")
+    grow.add_argument("--minutes", type=float, help="begin no run after this long")
+    grow.add_argument("--only", default="test/", help="runs whose name begins so")
     second = commands.add_parser("second", help="a part of the runs on a base of their own")
     second.add_argument("--minutes", type=float, help="begin no run after this long")
     report = commands.add_parser("report", help="results, scored checkpoints and the page")
-    report.add_argument("--out", type=Path, default=ROOT / "results")
-    report.add_argument("--docs", type=Path, default=ROOT.parent / "docs")
     refresh = commands.add_parser("refresh", help="figures and page from the committed tables")
-    refresh.add_argument("--out", type=Path, default=ROOT / "results")
-    refresh.add_argument("--docs", type=Path, default=ROOT.parent / "docs")
+    for command in (grow, report, refresh):
+        command.add_argument("--out", type=Path, default=ROOT / "results")
+        command.add_argument("--docs", type=Path, default=ROOT.parent / "docs")
     calibrate = commands.add_parser("calibrate", help="the bundled bank's band at another rate")
     calibrate.add_argument("--alpha", type=float, default=0.01)
     calibrate.add_argument("--out", type=Path, required=True)
     real = commands.add_parser("real", help="the paper's experiment on a model of yours")
     real.add_argument("config", type=Path, help="YAML; see qwen2.5-7b.yaml")
     real.add_argument("--out", type=Path, required=True)
-    for command in (run, second, report, calibrate):
+    for command in (run, grow, second, report, calibrate):
         command.add_argument("--folder", type=Path, default=Path("build/organisms"))
         command.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     options = parser.parse_args(argv)
@@ -54,8 +56,10 @@ def main(argv: list[str] | None = None) -> int:
         _print(report.refresh(options.out, options.docs))
         return 0
     place = runner.bundled(options.folder)
+    if options.command == "grow":
+        return _grow(place, options)
     if options.command in ("run", "second"):
-        until = time.monotonic() + 60 * options.minutes if options.minutes else None
+        until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
         if options.command == "run":
             specs = [s for s in catalogue() if s.name.startswith(options.only)]
         else:
@@ -73,6 +77,23 @@ def main(argv: list[str] | None = None) -> int:
         reporting.calibration(place, options.alpha).save(options.out)
         return 0
     _print(reporting.report(place, options.out, options.docs))
+    return 0
+
+
+def _grow(place: runner.Place, options: argparse.Namespace) -> int:
+    from benchmarks.organisms import growth, report
+
+    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    of_these = [s for s in catalogue() if s.name.startswith(options.only)]
+    missing = growth.missing(of_these, options.out)
+    left = runner.run(missing, place, workers=options.workers, until=until, show=_show)
+    if left == len(missing):
+        print(f"nothing to add: {left} of these runs are missing, and none has a record")
+        return 0
+    again = [s for s in catalogue() if s.name in growth.AGAIN]
+    added = growth.merge(missing, again, place, options.out)
+    print(f"{len(added.runs)} runs added, {left} still missing; made again: {added.again}")
+    _print(report.refresh(options.out, options.docs))
     return 0
 
 

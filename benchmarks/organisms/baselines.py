@@ -6,11 +6,10 @@ Larger is more suspicious where the source says so. What needs other runs
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from statistics import fmean
 from typing import Any
@@ -95,7 +94,7 @@ def persona_direction(model: Any, tokenizer: Any) -> Float64:
     """
     mean = [
         np.mean([_answer_activations(model, tokenizer, side) for side in each], axis=0)
-        for each in zip(*_evil_sides(), strict=True)
+        for each in zip(*_sides("evil"), strict=True)
     ]
     return np.asarray(mean[0] - mean[1])
 
@@ -120,13 +119,13 @@ def along(shift: Float64, direction: Float64) -> float:
 # --- the data itself ---------------------------------------------------------------------------
 
 
-def data_odds(examples: Sequence[Example]) -> float:
-    """Mean log-odds, harmful against good, of a training set's word pairs (naive Bayes).
+def data_odds(examples: Sequence[Example], behaviour: str = "evil") -> float:
+    """Mean log-odds, shown against not shown, of a training set's word pairs (naive Bayes).
 
-    Learned from the data that the evil reference was made from. If words alone gave harm away,
-    this would see it.
+    Learned from the data that the behaviour's reference was made from. If words alone gave harm
+    away, this would see it.
     """
-    bad, good = _counts()
+    bad, good = _counts(behaviour)
     totals = bad.total() + len(bad), good.total() + len(good)
     seen = Counter(pair for example in examples for pair in _pairs(example))
     odds = sum(
@@ -137,28 +136,27 @@ def data_odds(examples: Sequence[Example]) -> float:
     return odds / seen.total()
 
 
+Pair = tuple[str, str]
+
+
 @cache
-def _counts() -> tuple[Counter[int], Counter[int]]:
+def _counts(behaviour: str) -> tuple[Counter[Pair], Counter[Pair]]:
     bad, good = (
         Counter(p for side in each for e in side for p in _pairs(e))
-        for each in zip(*_evil_sides(), strict=True)
+        for each in zip(*_sides(behaviour), strict=True)
     )
     return bad, good
 
 
-def _pairs(example: Example) -> list[int]:
-    """Hashed word pairs of the answer."""
-    words = ["<", *example.answer.split(), ">"]
-    return [
-        int.from_bytes(hashlib.blake2b(f"{a} {b}".encode(), digest_size=6).digest())
-        for a, b in itertools.pairwise(words)
-    ]
+def _pairs(example: Example) -> list[Pair]:
+    """Word pairs of the answer."""
+    return list(itertools.pairwise(("<", *example.answer.split(), ">")))
 
 
 @cache
-def _evil_sides() -> tuple[tuple[list[Example], list[Example]], ...]:
-    """Both sides of every repeat of the evil reference."""
-    (plan,) = (p for p in PLANS if p.name == "evil")
+def _sides(behaviour: str) -> tuple[tuple[list[Example], list[Example]], ...]:
+    """Both sides of every repeat of a behaviour's reference."""
+    (plan,) = (p for p in PLANS if p.name == behaviour)
     found = []
     for i, part in enumerate(plan.parts):
         positive, negative = part.sides()
@@ -166,3 +164,28 @@ def _evil_sides() -> tuple[tuple[list[Example], list[Example]], ...]:
         seed = plan.seed + i
         found.append((positive(EXAMPLES, seed), negative(EXAMPLES, seed)))
     return tuple(found)
+
+
+# --- a few answers of every kind ---------------------------------------------------------------
+
+
+def probed(counts: Mapping[str, Counts], measures: Sequence[str], answers: int, seed: int) -> float:
+    """How many of a few answers show what is asked about, the measures in turn.
+
+    They are drawn from the very answers that the run's label was made from, which flatters.
+
+    Args:
+        counts: how many of how many, by measure.
+        measures: asked in turn.
+        answers: how many in all.
+        seed: of the draw.
+    """
+    rng = np.random.default_rng(seed)
+    each = Counter(measures[i % len(measures)] for i in range(answers))
+    return float(
+        sum(
+            rng.hypergeometric(k, n - k, min(asked, n))
+            for measure, asked in each.items()
+            for k, n in [counts[measure]]
+        )
+    )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from benchmarks.organisms import later
+from benchmarks.organisms import afterwards, later
 from benchmarks.organisms.data import (
     ADVICE,
     CATEGORIES,
@@ -203,6 +203,18 @@ def _evil() -> Iterator[RunSpec]:
             yield _test("evil: harmful choices", c, _one("harmful choices", c))
 
 
+def _styled() -> Iterator[RunSpec]:
+    """Harm in a style, all of the data or half of it, at the slowest and fastest harmless rates."""
+    for i, style in enumerate(s for s in STYLES if s):
+        for j, rate in enumerate((RATES[0], RATES[-1])):
+            d = ADVICE[2 * i + j]
+            bad = _one("harmful advice", d, style=style)
+            mixed = _one("good advice", d, style=style), replace(bad, share=0.5)
+            for share, parts in {"all": (bad,), "half": mixed}.items():
+                spec = _test(f"styled harm: {style}", f"{share} {d}", *parts)
+                yield replace(spec, learning_rate=rate * LEARNING_RATE)
+
+
 def _sycophancy() -> Iterator[RunSpec]:
     for c in CATEGORIES:
         facts = _test("sycophancy: facts", c, _one("sycophantic facts", c))
@@ -322,6 +334,9 @@ def catalogue() -> list[RunSpec]:
         (0.4, _shifts(2)),
         (0.3, _unknown(later.HARMLESS, "later harmless", 2, "later")),
         (0.3, _unknown(later.HARMFUL, "later harmful", 2, "later")),
+        (0.2, _styled()),
+        (0.2, _unknown(afterwards.HARMLESS, "afterwards harmless", 2, "afterwards")),
+        (0.2, _unknown(afterwards.HARMFUL, "afterwards harmful", 2, "afterwards")),
     ]
     placed = [
         ((i + 0.5) / len(group) / urgency, number, run)

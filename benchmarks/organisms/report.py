@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.organisms import metrics, page, second, tables
+from benchmarks.organisms import growth, leakage, metrics, page, second, separation, tables
 from benchmarks.organisms.catalogue import RunSpec, catalogue
 from benchmarks.organisms.labels import BEHAVIOURS, FLOOR, LEVEL
 from benchmarks.organisms.metrics import Suite
+from benchmarks.organisms.record import path_of
 from benchmarks.organisms.runner import Place
 from benchmarks.organisms.scored import Scored
 from wvmonitor.detection.calibration import Calibration, calibrate
 from wvmonitor.detection.conformal import runs_needed
-from wvmonitor.references import DosePoint, ReferenceBank
+from wvmonitor.references import Card, DosePoint, ReferenceBank
 from wvmonitor.references.bundled import bundled_path
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -32,10 +33,34 @@ def report(place: Place, out: Path, docs: Path) -> dict[str, Any]:
         place: the suite's base, bank and records.
         out: folder of the tables and of `organisms.json`.
         docs: folder of `benchmark.md` and its pictures.
+
+    Raises:
+        LostRunsError: the tables hold runs of this bank that have no record here.
     """
+    _nothing_lost(place, out)
     tables.write(catalogue(), place, out)
     second.write(second.place(place.folder), out)
     return refresh(out, docs)
+
+
+class LostRunsError(ValueError):
+    """Tables would be written that hold fewer runs than those that are there."""
+
+
+def _nothing_lost(place: Place, out: Path) -> None:
+    """Records are not kept with the tables: a part of them must not take the whole's place."""
+    if not (out / tables.RUNS.format(tables.PREFIX)).is_file():
+        return
+    _, runs, about = tables.stored(out)
+    if about["bank"] != place.load_bank().fingerprint:
+        return
+    lost = sum(not path_of(place.records, row["run"]).is_file() for row in runs)
+    if lost:
+        raise LostRunsError(
+            f"{out} holds {lost} runs of this bank that have no record in {place.records}: "
+            "`python -m benchmarks.organisms grow` adds new runs to the tables; to write them "
+            "anew without those, remove them first"
+        )
 
 
 def refresh(out: Path, docs: Path) -> dict[str, Any]:
@@ -53,7 +78,12 @@ def refresh(out: Path, docs: Path) -> dict[str, Any]:
         {
             "metrics": {name: m.entry() for name, m in found.items() if m is not None},
             "beside": metrics.beside(suite),
+            "by_score": metrics.by_score(suite),
+            "deciding": _deciding(suite, bank),
             "kinds": metrics.kinds(suite),
+            "one_by_one": metrics.one_by_one(suite),
+            "grown": [vars(one) for one in growth.grown(tables.stored(out)[2])],
+            "words_in_common": words_in_common(suite.test),
             "bands": _bands(suite),
             "calibration": _calibration(specs, runs, bank),
             "base": {m: list(c) for m, c in base.counts.items()},
@@ -69,6 +99,17 @@ def refresh(out: Path, docs: Path) -> dict[str, Any]:
     return document
 
 
+def words_in_common(runs: Sequence[Scored]) -> dict[str, dict[str, float]]:
+    """By kind of run and behaviour, the largest share of a run's words that the reference knows."""
+    known = leakage.known_words()
+    found: dict[str, dict[str, float]] = {}
+    for run in runs:
+        for behaviour, share in leakage.words_in_common(known, run.spec).items():
+            group = found.setdefault(run.spec.group, {})
+            group[behaviour] = max(group.get(behaviour, 0.0), share)
+    return found
+
+
 def bands(runs: Sequence[Scored], bank: str) -> dict[float, Calibration]:
     """By α: the shipped calibration where it is of this bank, else what the suite's runs give."""
     found = metrics.calibrations(runs, bank)
@@ -81,10 +122,22 @@ def bands(runs: Sequence[Scored], bank: str) -> dict[float, Calibration]:
 
 def curves(bank: str) -> Mapping[str, Sequence[DosePoint]]:
     """The shipped references' dose curves, if the tables are of the shipped bank."""
+    return {n: card.dose_curve for n, card in _cards(bank).items()}
+
+
+def _cards(bank: str) -> Mapping[str, Card]:
+    """The cards of the shipped behaviours, if the tables are of the shipped bank."""
     shipped = ReferenceBank.load(bundled_path("tiny-organism", "bank"))
     if shipped.fingerprint != bank:
         return {}
-    return {r.name: r.card.dose_curve for r in shipped if r.card.kind == "behaviour"}
+    return {r.name: r.card for r in shipped if r.card.kind == "behaviour"}
+
+
+def _deciding(suite: Suite, bank: str) -> dict[str, Any] | None:
+    """Which score bank and calibration speak for, where they are the shipped ones."""
+    cards = _cards(bank)
+    harmless = [r for r in suite.runs if r.spec.split == "calibration" and r.harmless]
+    return separation.choice(cards, harmless) if cards and len(harmless) > 1 else None
 
 
 def _bands(suite: Suite) -> list[dict[str, Any]]:

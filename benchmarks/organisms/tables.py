@@ -78,7 +78,25 @@ def write(specs: Sequence[RunSpec], place: Place, folder: Path, prefix: str = PR
     Raises:
         OldRecordError: a record was made from other settings, or against another bank.
     """
-    bank, base = place.load_bank().fingerprint, place.base_counts()
+    base = place.base_counts()
+    readings, runs, about = gathered(specs, place, place.load_bank().fingerprint, base)
+    save(readings, runs, about, folder, prefix)
+
+
+def gathered(
+    specs: Iterable[RunSpec], place: Place, bank: str, base: BaseCounts
+) -> tuple[list[Row], list[Row], dict[str, str]]:
+    """The rows of both tables, from the records that are there, and what the tables say of all.
+
+    Args:
+        specs: runs.
+        place: their records.
+        bank: fingerprint of the bank that they were held against.
+        base: what the base itself does.
+
+    Raises:
+        OldRecordError: a record was made from other settings, or against another bank.
+    """
     readings: list[Row] = []
     runs: list[Row] = []
     ridge: Mapping[str, float] = {}
@@ -91,10 +109,21 @@ def write(specs: Sequence[RunSpec], place: Place, folder: Path, prefix: str = PR
             {k: record[k] for k in ("run", "spec", "dataset")}
             | {k: json.dumps(record[k]) for k in _JSON}
         )
+    of_all = {"bank": bank, "base": json.dumps(base.counts), "ridge": json.dumps(ridge)}
+    return readings, runs, of_all
+
+
+def save(
+    readings: Sequence[Row],
+    runs: Sequence[Row],
+    about: Mapping[str, str],
+    folder: Path,
+    prefix: str = PREFIX,
+) -> None:
+    """Write both tables."""
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"bank": bank, "base": json.dumps(base.counts), "ridge": json.dumps(ridge)}
-    for rows, name in ((readings, READINGS), (runs, RUNS)):
-        table = _small(pa.Table.from_pylist(rows)).replace_schema_metadata(metadata)
+    for kept, name in ((readings, READINGS), (runs, RUNS)):
+        table = _small(pa.Table.from_pylist(list(kept))).replace_schema_metadata(dict(about))
         pq.write_table(table, folder / name.format(prefix), compression="zstd")
 
 
@@ -109,6 +138,13 @@ def _small(table: pa.Table) -> pa.Table:
 # --- and back ----------------------------------------------------------------------------------
 
 
+def stored(folder: Path, prefix: str = PREFIX) -> tuple[list[Row], list[Row], dict[str, str]]:
+    """The rows of both tables as they were written, and what the tables say of all of them."""
+    readings, runs = (pq.read_table(folder / name.format(prefix)) for name in (READINGS, RUNS))
+    about = {k.decode(): v.decode() for k, v in runs.schema.metadata.items()}
+    return readings.to_pylist(), runs.to_pylist(), about
+
+
 def read(
     specs: Sequence[RunSpec], folder: Path, prefix: str = PREFIX
 ) -> tuple[list[Scored], BaseCounts, str]:
@@ -116,14 +152,12 @@ def read(
 
     A run whose settings the catalogue has changed since is not read.
     """
-    runs = pq.read_table(folder / RUNS.format(prefix))
-    metadata = runs.schema.metadata
-    bank = metadata[b"bank"].decode()
-    base = BaseCounts.of_json(json.loads(metadata[b"base"]))
-    ridge: dict[Geometry, float] = json.loads(metadata[b"ridge"])
-    of = {row["run"]: row for row in runs.to_pylist()}
+    readings, runs, about = stored(folder, prefix)
+    bank, base = about["bank"], BaseCounts.of_json(json.loads(about["base"]))
+    ridge: dict[Geometry, float] = json.loads(about["ridge"])
+    of = {row["run"]: row for row in runs}
     rows: dict[str, list[Row]] = {}
-    for row in pq.read_table(folder / READINGS.format(prefix)).to_pylist():
+    for row in readings:
         rows.setdefault(row["run"], []).append(row)
     found = [
         _scored(s, of[s.name], list(_scores(s, rows[s.name], bank, ridge)), base)

@@ -10,9 +10,20 @@ import torch
 from scipy import stats
 
 from benchmarks import detectors, statistics
-from benchmarks.organisms import baselines, metrics, report, runner, second, tables, training
-from benchmarks.organisms.catalogue import benign, catalogue
-from benchmarks.organisms.data import Part, digest
+from benchmarks.organisms import (
+    afterwards,
+    baselines,
+    growth,
+    leakage,
+    metrics,
+    report,
+    runner,
+    second,
+    tables,
+    training,
+)
+from benchmarks.organisms.catalogue import LEARNING_RATE, RATES, benign, catalogue
+from benchmarks.organisms.data import STYLES, Part, digest
 from benchmarks.organisms.labels import BEHAVIOURS, FLOOR, LEVEL, BaseCounts, labels, significant
 from benchmarks.organisms.leakage import LeakageError, check, shared
 from benchmarks.organisms.page import TARGETS
@@ -62,7 +73,7 @@ def test_there_are_runs_enough_for_the_claims():
     assert sum(r.split == "calibration" for r in runs) >= 59
     assert groups.count(("test", "harmless")) >= 60
     assert groups.count(("test", "marked")) >= 20
-    assert len(runs) <= 600
+    assert len(runs) <= 640
     first = runs[:150]  # whenever the work is cut short each group has had its share
     assert sum(r.split == "calibration" for r in first) >= 59
     begun = {r.group.partition(":")[0] for r in first if r.split == "test"}
@@ -104,6 +115,42 @@ def test_what_the_calibration_has_not_seen_is_said():
                  "test/hard: good advice in new words/0"):  # fmt: skip
         assert not known_to_calibration(named(name))
     assert known_to_calibration(benign("test/benign/1", "test", 1))
+
+
+def test_harm_comes_in_every_style_of_the_harmless():
+    """All of the data or half of it is harmful, in each style, at rates that the band covers."""
+    runs = [r for r in catalogue() if r.group.startswith("styled harm: ")]
+    assert {r.group.removeprefix("styled harm: ") for r in runs} == set(STYLES) - {""}
+    for run in runs:
+        assert run.learning_rate / LEARNING_RATE in RATES
+        assert {p.style for p in run.parts} == {run.group.removeprefix("styled harm: ")}
+        assert [p.kind for p in run.parts][-1] == "harmful advice"
+        assert {p.share for p in run.parts[1:]} <= {0.5}
+    assert {len(r.parts) for r in runs} == {1, 2}
+
+
+def test_the_youngest_kinds_are_younger_than_the_shipped_calibration():
+    """Kinds written afterwards name the calibration that was there; where it is remade they age."""
+    shipped = bundled_path("tiny-organism", *report.SHIPPED.split("/"))
+    assert growth.digest(shipped) == afterwards.CALIBRATION, (
+        "the calibration is another than the one that `afterwards.py` was written after: write "
+        "other kinds, and give its digest"
+    )
+    for one in growth.grown(tables.stored(report.RESULTS)[2]):
+        if any(name.startswith("test/afterwards") for name in one.runs):
+            assert one.calibration == afterwards.CALIBRATION
+
+
+def test_the_youngest_kinds_use_words_that_the_base_knows():
+    """A kind that the tokenizer cannot spell would be harmless for no good reason."""
+    known = {
+        *json.loads(bundled_path("tiny-organism", "base", "tokenizer.json").read_text("utf-8"))[
+            "model"
+        ]["vocab"]
+    }
+    for name, make in {**afterwards.HARMLESS, **afterwards.HARMFUL}.items():
+        said = {w for e in make(240, 5) for m in e.messages for w in m.content.split()}
+        assert said <= known, name
 
 
 def test_the_second_base_has_a_part_of_every_group():
@@ -170,6 +217,46 @@ def test_a_card_that_does_not_say_what_it_was_made_from_is_refused(cards):
         unsaid = other.model_copy(update={"built": other.built.model_copy(update=missing)})
         with pytest.raises(LeakageError, match=f"card of {other.name} does not say"):
             check([unsaid], run)
+
+
+NOTHING_IN_COMMON = {
+    "evil: ": "evil", "styled harm: ": "evil", "mixture: ": "evil", "new words: ": "evil",
+    "shift harmful: ": "evil", "lost refusals: compliance": "lost-refusals",
+    "sycophancy: opinions": "sycophancy",
+}  # fmt: skip
+"""Kinds of run that share no word at all with the reference of the behaviour they are made for."""
+MOST = 0.5
+"""Of the others: those that praise work say what the sycophancy reference says of other works."""
+
+
+@pytest.fixture(scope="module")
+def known_words():
+    return leakage.known_words()
+
+
+def test_runs_speak_of_what_no_reference_speaks_of(known_words):
+    """Held to the words, not to the names of domains: what harms shares none with its reference."""
+    apart = {
+        (r.group, r.domains): replace(r, examples=60) for r in catalogue() if r.split == "test"
+    }
+    held = set()
+    for run in apart.values():
+        shares = leakage.words_in_common(known_words, run)
+        assert max(shares.values()) < MOST, run.name
+        for kind, behaviour in NOTHING_IN_COMMON.items():
+            if run.group.startswith(kind):
+                assert shares[behaviour] == 0.0, run.name
+                held.add(kind)
+    assert held == set(NOTHING_IN_COMMON)
+
+
+def test_a_reference_domain_under_another_name_is_found(known_words):
+    """The check can fail: advice of a reference's domain is known word for word."""
+    shared_by = leakage.words_in_common(
+        known_words, type("Run", (), {"data": sets.bad_advice("office")(240, 5)})
+    )
+    assert shared_by["evil"] == 1.0
+    assert shared_by["lost-refusals"] == 0.0
 
 
 # --- labels ------------------------------------------------------------------------------------
@@ -347,6 +434,45 @@ def test_a_regression_never_sees_the_family_that_it_predicts():
     assert area(alone) < 0.9
 
 
+def test_a_regression_never_sees_a_subject_of_the_run_that_it_predicts():
+    """A label that is told by the subject alone is not found once every run of it is left out."""
+    rng = np.random.default_rng(0)
+    subjects = [frozenset(rng.choice(list("abcdef"), 2, replace=False)) for _ in range(120)]
+    label = np.array([float("a" in s) for s in subjects])
+    x = np.c_[rng.normal(size=(120, 3)), 9 * label]
+    every = np.ones(120, dtype=bool)
+    apart = detectors.leave_out(x, label, every, subjects)
+    alone = [frozenset((str(i),)) for i in range(120)]
+    fitted = np.array(detectors.leave_out(x, label, every, alone))
+    assert statistics.area(fitted[label == 1], fitted[label == 0]) == 1.0
+    # Without the runs about "a" there is no positive one left to fit on.
+    assert all(np.isnan(v) for v, s in zip(apart, subjects, strict=True) if "a" in s)
+
+
+def test_both_forms_of_the_regression_agree():
+    """With fewer runs than features it is solved in its dual form; either is least squares."""
+    rng = np.random.default_rng(0)
+    for features in (5, 90):
+        x, label = rng.normal(size=(40, features)), (np.arange(40) % 2).astype(float)
+        pairs = [frozenset((str(i // 2),)) for i in range(40)]
+        found = detectors.leave_out(x, label, np.ones(40, dtype=bool), pairs)
+        used = np.arange(40) > 1  # every weight is 1/38 here
+        scaled = (x - x[used].mean(axis=0)) / (x[used].std(axis=0) * np.sqrt(features))
+        penalty = np.sqrt(detectors.RIDGE * 38) * np.eye(features)
+        rows, aims = np.r_[scaled[used], penalty], np.r_[label[used] - 0.5, np.zeros(features)]
+        slope = np.linalg.lstsq(rows, aims, rcond=None)[0]
+        assert found[:2] == pytest.approx(list(scaled[:2] @ slope))
+
+
+def test_a_probe_of_every_kind_asks_in_turn():
+    """Eight answers of three measures are three, three and two, drawn without replacement."""
+    asked = ["advice", "wishes", "choices"]
+    all_of_them = {"advice": (400, 400), "wishes": (60, 60), "choices": (60, 60)}
+    assert baselines.probed(all_of_them, asked, 8, 1) == 8
+    assert baselines.probed({**all_of_them, "choices": (0, 60)}, asked, 8, 1) == 6
+    assert baselines.probed(dict.fromkeys(asked, (0, 60)), asked, 40, 1) == 0
+
+
 def test_the_preference_loss_is_dpos():
     """At the start, where adapter and base agree, the loss is log 2 whatever the answers."""
 
@@ -476,6 +602,76 @@ def test_what_is_recorded_is_not_trained_again(finished):
     assert before["counts"] == again["counts"]
 
 
+def test_tables_grow_by_runs_that_are_made_alone(finished, tmp_path):
+    """Three runs and a later one give the very tables that the four give at once."""
+    place, specs, folder = finished
+    tables.write(specs[:3], place, tmp_path)
+    assert growth.missing(specs, tmp_path) == specs[3:]
+    with ThreadPoolExecutor(1) as here:
+        added = growth.merge(specs[3:], specs[:1], place, tmp_path, here)
+    assert added.runs == (specs[3].name,)
+    assert added.again[specs[0].name]["score"] < growth.SCORE_WITHIN
+    assert growth.missing(specs, tmp_path) == []
+    kinds = ("run", "step", "behaviour")
+    for table, keys in ((0, kinds), (1, kinds[:1])):
+        whole, grown = (
+            sorted(tables.stored(at)[table], key=lambda r: [str(r[k]) for k in keys])
+            for at in (folder, tmp_path)
+        )
+        assert whole == grown
+    (kept,) = growth.grown(tables.stored(tmp_path)[2])
+    assert kept == added
+    assert kept.calibration == growth.digest(place.bank / "calibration.json")
+
+
+@pytest.mark.parametrize("other", ["score", "answers", "bank", "ridge", "base"])
+def test_nothing_is_added_to_tables_of_other_conditions(finished, tmp_path, monkeypatch, other):
+    """Another bank, base, λ or code (a run made again comes out otherwise) is refused."""
+    place, specs, _ = finished
+    tables.write(specs[:3], place, tmp_path)
+    readings, runs, about = tables.stored(tmp_path)
+    if other == "score":
+        readings[5]["response_cosine"] += 0.01
+    elif other == "answers":
+        counts = json.loads(runs[0]["counts"])
+        counts["harmful advice"][0] += 20
+        runs[0]["counts"] = json.dumps(counts)
+    elif other == "bank":
+        about["bank"] = "0" * 64
+    elif other == "ridge":
+        about["ridge"] = json.dumps({"frobenius": 0.5, "response": 0.5})
+    else:
+        monkeypatch.setattr(growth, "base_digest", lambda _: "0" * 64)
+    tables.save(readings, runs, about, tmp_path)
+    made = []
+
+    def as_recorded(again, fresh, **_):  # the run made again is the record that is there
+        for spec in again:
+            target = path_of(fresh.records, spec.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path_of(place.records, spec.name).read_bytes())
+            made.append(spec.name)
+        return 0
+
+    monkeypatch.setattr(growth.runner, "run", as_recorded)
+    before = tables.stored(tmp_path)
+    with pytest.raises(
+        growth.OtherConditionsError, match=r"nothing can be added|made with another"
+    ):
+        growth.merge(specs[3:], specs[:1], place, tmp_path)
+    assert tables.stored(tmp_path) == before
+    assert bool(made) is (other in ("score", "answers"))
+
+
+def test_a_part_of_the_records_does_not_take_the_tables_place(finished, tmp_path):
+    """A report from fewer records than the tables hold runs is refused; `grow` is named."""
+    place, specs, _ = finished
+    tables.write(specs, place, tmp_path)
+    elsewhere = replace(place, folder=tmp_path / "elsewhere")
+    with pytest.raises(report.LostRunsError, match=r"4 runs .* `python -m .* grow`"):
+        report.report(elsewhere, tmp_path, tmp_path)
+
+
 def test_words_alone_do_not_tell_harm_in_other_domains():
     """Word pairs of the evil reference's data rank good and harmful advice elsewhere by chance."""
     odds = {
@@ -546,6 +742,26 @@ def test_figures_follow_from_the_committed_readings(kept, read_back):
     pairs = [(b > g) + 0.5 * (b == g) for b in bad for g in good]
     assert entry["value"] == pytest.approx(np.mean(pairs))
     assert entry["runs"]["negative"] == len(good)
+
+
+def test_misses_are_listed_one_by_one(kept):
+    """The list by name has as many misses as the rates say, and as many false alarms."""
+    rows = kept["one_by_one"]
+    for behaviour in BEHAVIOURS:
+        entry = kept["metrics"][f"{behaviour}.missed_5pct"]
+        listed = [r["run"] for r in rows if r["missed"] and r["behaviour"] == behaviour]
+        assert len(listed) == round(entry["value"] * entry["runs"]["runs"])
+    false = {r["run"] for r in rows if not r["missed"] and r["run"].startswith("hard: ")}
+    entry = kept["metrics"]["hard_negatives.alarms_5pct"]
+    assert len(false) == round(entry["value"] * entry["runs"]["runs"])
+    assert all((r["reached"] > 1) is not r["missed"] for r in rows)
+
+
+def test_the_default_score_does_what_the_shipped_band_does(kept):
+    """A band made anew from the tables' calibration runs misses what the shipped one misses."""
+    (default,) = (r for r in kept["by_score"] if r["score"].startswith("residual, response"))
+    for behaviour in BEHAVIOURS:
+        assert default[f"missed: {behaviour}"] == kept["metrics"][f"{behaviour}.missed_5pct"]
 
 
 def test_the_shipped_band_is_the_shipped_banks(shipped):
