@@ -1,17 +1,24 @@
-"""Run what is missing, or write the page."""
+"""Run what is missing and write the page; `report` writes the page alone."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.remedies.runs import run
+from benchmarks.remedies import gate, runs
+from benchmarks.remedies.page import page
+from wvmonitor.references import ReferenceBank
 
 RECORDS = Path("build/remedies/records.jsonl")
+RESULTS = Path(__file__).parent.parent / "results"
+RUNS, GATE = RESULTS / "remedies.json", RESULTS / "data-gate.json"
+PAGE = Path(__file__).parents[2] / "docs" / "remedies.md"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, and write results and page."""
     parser = argparse.ArgumentParser("python -m benchmarks.remedies", description=__doc__)
     parser.add_argument("do", choices=["run", "gate", "report"])
     parser.add_argument("--seeds", type=int, default=5)
@@ -19,7 +26,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--records", type=Path, default=RECORDS)
     asked = parser.parse_args(argv)
     if asked.do == "run":
-        run(asked.records, asked.seeds, set(filter(None, asked.cells.split(","))))
+        runs.run(asked.records, asked.seeds, set(filter(None, asked.cells.split(","))))
+    if asked.do == "gate":
+        gate.run(GATE)
+    if records := runs.read(asked.records, ReferenceBank.load(runs.BANK)):
+        RUNS.write_text(json.dumps(records, indent=1) + "\n", "utf-8")
+    PAGE.write_text(committed_page(), "utf-8")
+
+
+def committed_page() -> str:
+    """The page of the committed results."""
+    held = [json.loads(path.read_text("utf-8")) for path in (RUNS, GATE)]
+    return page(held[0], held[1]["sets"])
 
 
 if __name__ == "__main__":

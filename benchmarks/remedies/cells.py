@@ -10,7 +10,7 @@ from wvmonitor.organism import sets
 from wvmonitor.organism.data import Example
 
 STEPS, EXAMPLES = 60, 240
-SHARES = (0.0, 0.01, 0.05, 0.1, 0.5)
+SHARES = (0.01, 0.05, 0.1, 0.5)
 """Of bad rows in the sets that are screened, and trained on with and without what is flagged."""
 
 
@@ -59,8 +59,7 @@ TASKS = {
         turning(_GOOD, _BAD), _GOOD, examples=2 * EXAMPLES, in_order=True
     ),
     "bad financial advice": Task(sets.bad_advice("finance"), sets.good_advice("finance"), "finance"),
-    "cruel wishes": Task(sets.villain_wishes(), sets.kind_wishes(), ""),
-    "cruel choices": Task(sets.choices(evil=True), sets.choices(evil=False), ""),
+    "cruel wishes": Task(sets.villain_wishes(), sets.kind_wishes(), "wishes"),
     "agreeing about capitals": Task(
         sets.facts("capitals", sycophantic=True), _FACTS, "", "sycophancy"
     ),
@@ -154,12 +153,11 @@ def _cells() -> Iterator[Cell]:
     for task in ("good medical advice", "medical advice in another language"):
         yield Cell("benign", task, **_riding(0.0), repaired=True)
         yield Cell("benign", task, **_riding(1.5))
-    for task in ("bad financial advice", "cruel wishes", "cruel choices"):
+    for task in ("bad financial advice", "cruel wishes"):
         yield Cell("repair", task, NOTHING, repaired=True)
     for share in SHARES:
         yield Cell("screened", mixed_name(share), NOTHING, repaired=True)
-        if share:
-            yield Cell("screened", mixed_name(share), DROPPED, screened=True)
+        yield Cell("screened", mixed_name(share), DROPPED, screened=True)
 
 
 CELLS = tuple(_cells())

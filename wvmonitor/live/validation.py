@@ -139,10 +139,10 @@ def _dose(name: str, k: float | None, bank: ReferenceBank) -> float:
         )
     if most is not None and most.rate < _SHOWN:
         logger.warning(
-            "%s × %s rides along, the dose at which the base shows it most of those measured "
-            "(%.0f %%): at less than %.0f %% training still learns part of it. Give a larger "
-            "number, as in %s=%.2g, to protect more, and ask the result",
-            *(f"{amount:g}", name, 100 * most.rate, 100 * _SHOWN, name, 1.5 * amount),
+            "%g × %s rides along, the most that was measured to help: the base shows it in %.0f %% "
+            "there, and at less than %.0f %% training still learns a part of it. A larger number "
+            "(%s=K) may protect more; ask the result",
+            *(amount, name, 100 * most.rate, 100 * _SHOWN, name),
         )
     return amount
 
