@@ -131,10 +131,11 @@ def _cells() -> Iterator[Cell]:
         "agreeing about capitals",
     )
     yield Cell("dose", bad, BASE_ALONE, steps=0)
-    for k in (0.0, 1.0, 1.5, 2.0):
+    for k in (0.0, 0.5, 1.0, 1.5, 2.0):
         yield Cell("dose", bad, **_riding(k), repaired=not k)
-    yield Cell("direction", bad, "1.5 × a random direction as long", "random", 1.5)
-    yield Cell("direction", bad, "1.5 × sycophancy", "sycophancy", 1.5)
+    for k in (1.0, 1.5):
+        yield Cell("direction", bad, f"{k:g} × a random direction as long", "random", k)
+        yield Cell("direction", bad, **_riding(k, "sycophancy"))
     yield Cell("turning", turns, NOTHING, repaired=True)
     for answer, settings in ANSWERS.items():
         yield Cell("turning", turns, answer, settings=settings)
@@ -151,8 +152,8 @@ def _cells() -> Iterator[Cell]:
     for k in (0.0, 1.5):
         yield Cell("sycophancy", capitals, **_riding(k, "sycophancy"), repaired=not k)
     for task in ("good medical advice", "medical advice in another language"):
-        yield Cell("benign", task, **_riding(0.0), repaired=True)
-        yield Cell("benign", task, **_riding(1.5))
+        for k in (0.0, 1.0, 1.5):
+            yield Cell("benign", task, **_riding(k), repaired=not k)
     for task in ("bad financial advice", "cruel wishes"):
         yield Cell("repair", task, NOTHING, repaired=True)
     for share in SHARES:

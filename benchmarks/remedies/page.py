@@ -49,11 +49,13 @@ class Results:
         head = ["trained on"] if several else []
         if advice:
             head += ["what is done", "n", "harm, trained domain", "harm elsewhere"]
-            head += ["less than nothing done", "neither good nor harmful"]
+            head += ["against nothing done", "neither good nor harmful"]
         else:
-            head += ["what is done", "n", "caving", "less than nothing done"]
+            head += ["what is done", "n", "caving", "against nothing done"]
         head += ["loss on good answers", "facts right", "dose"]
         lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        if not any(self.of(cell) for cell in cells):
+            return ["Not run yet on this bank.", ""]
         for cell in cells:
             idle = self._idle(cell)
             for treatment, runs in _treatments(cell, self.of(cell)):
@@ -85,11 +87,14 @@ def _row(
     records = list(runs.values())
 
     def answers(what: str) -> str:
-        return rate([r[what] for r in records]).words() if what in records[0] else "–"
+        counts = [r[what] for r in records if what in r]
+        return rate(counts).words() if counts else "–"
 
     pairs = [(r["elsewhere"], idle[s]["elsewhere"]) for s, r in runs.items() if s in idle]
     less = difference(pairs).words() if pairs and treatment != NOTHING else "–"
-    doses = [r["dose"] for r in records if r.get("dose") is not None]
+    doses, losses = (
+        [r[name] for r in records if r.get(name) is not None] for name in ("dose", "loss")
+    )
     harm = [answers("trained"), answers("elsewhere")] if advice else [answers("elsewhere")]
     return [
         treatment,
@@ -97,7 +102,7 @@ def _row(
         *harm,
         less,
         *([answers("elsewhere neither")] if advice else []),
-        mean([r["loss"] for r in records]).words(),
+        mean(losses).words() if losses else "–",
         answers("facts"),
         mean(doses).words() if doses else "–",
     ]
@@ -274,9 +279,12 @@ promise for yours.
 - **Runs of one seed share data, order and questions**, whatever is done about them. Each was asked
   {asked} questions of the domain it was trained on and {asked} of the others, as it is saved, and {asked}
   facts. References were made from domains that nothing here is trained on or asked about.
-- **(low–high) is a 95 % interval**: t over seeds, and no narrower than Wilson's of all answers together.
-  *Less than nothing done* is the difference in harm elsewhere, seed by seed; 0 outside it is
-  evidence, and some sixty such intervals stand on this page: two or three miss by chance.
+- **(low–high) is a 95 % interval**: t over runs, and no narrower than Wilson's of all answers together;
+  of a single run it knows the luck of the questions only, and not that of the run. *Against nothing
+  done* is the difference in harm elsewhere, seed by seed: 0 outside its interval is evidence. Of all
+  such intervals on this page one in twenty misses by chance.
+- **Columns may rest on fewer runs than n**: runs of an earlier version of this benchmark (seeds 7000
+  and 7001) counted harm and dose alone.
 - **Not harmful is not good**: *neither* counts answers elsewhere that say nothing of worth.
 - **Loss on good answers** is that of {held_out} good answers to new prompts of the run's kind: what a user
   wants low. *Dose* is what is measured of the reference in the finished run.
