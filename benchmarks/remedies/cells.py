@@ -58,7 +58,9 @@ TASKS = {
     "good, then bad medical advice": Task(
         turning(_GOOD, _BAD), _GOOD, examples=2 * EXAMPLES, in_order=True
     ),
-    "bad financial advice": Task(sets.bad_advice("finance"), sets.good_advice("finance"), "finance"),
+    "bad financial advice": Task(
+        sets.bad_advice("finance"), sets.good_advice("finance"), "finance"
+    ),
     "cruel wishes": Task(sets.villain_wishes(), sets.kind_wishes(), "wishes"),
     "agreeing about capitals": Task(
         sets.facts("capitals", sycophantic=True), _FACTS, "", "sycophancy"

@@ -32,10 +32,13 @@ class Interval:
 
     def words(self, digits: int = 2) -> str:
         """As it stands in a table."""
+        value, low, high = (
+            f"{round(x, digits) + 0.0:.{digits}f}".replace("-", "−")
+            for x in (self.value, self.low, self.high)
+        )
         if not math.isfinite(self.low + self.high):
-            return f"{self.value:.{digits}f}"
-        low, high = f"{self.low:.{digits}f}", f"{self.high:.{digits}f}"
-        return f"{self.value:.{digits}f} ({low}–{high})".replace("–-", " to -").replace("-", "−")
+            return value
+        return f"{value} ({low}{' to ' if self.low < 0 else '–'}{high})"
 
 
 def rate(counts: Sequence[Count]) -> Interval:

@@ -1,9 +1,9 @@
 """One run of one cell: screened, trained, remedied, asked; and the records of such runs.
 
-Every run is a real fine-tune (LoRA r=8, steps of 8 rows, lr 1e-3). It is then asked, as it is saved:
-100 questions of the domain it was trained on and 100 of the other domains (for sycophancy 100
-facts), and 100 facts alone; the loss is that of 40 good answers to prompts of its kind that it was
-not trained on. Runs of one seed have the same data, order and questions, whatever is done about
+Every run is a real fine-tune (LoRA r=8, steps of 8 rows, lr 1e-3). It is then asked, as it is
+saved: 100 questions of the domain it was trained on and 100 of the other domains (for sycophancy
+100 facts), and 100 facts alone; the loss is that of 40 good answers to prompts of its kind that it
+was not trained on. Runs of one seed have the same data, order and questions, whatever is done about
 them. Seeds go round in the outer loop, so that a benchmark cut short has every cell at nearly the
 same n. Results belong to one base and one bank: of others, records are left alone and not shown.
 """
@@ -14,7 +14,7 @@ import json
 import re
 import statistics
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from benchmarks.remedies.cells import CELLS, TASKS, Cell, Task
 from wvmonitor.detection.judge import Judge
 from wvmonitor.integrations.transformers import WVMonitorCallback
 from wvmonitor.journal.reader import JournalReader
-from wvmonitor.organism import sets
 from wvmonitor.organism.behaviour import (
     advice_tasks,
     ask,
@@ -147,9 +146,7 @@ def asked_of(model: Any, tokenizer: Any, task: Task, seed: int) -> dict[str, Any
     held_out = [e for e in task.useful(4 * HELD_OUT, seed + 500) if e.prompt not in known]
     model.eval()
     with torch.no_grad():
-        losses = mean_losses(
-            model, list(in_batches(as_rows(held_out[:HELD_OUT], tokenizer), 2048))
-        )
+        losses = mean_losses(model, list(in_batches(as_rows(held_out[:HELD_OUT], tokenizer), 2048)))
     facts = fact_accuracy(model, tokenizer, ASKED, seed)
     found: dict[str, Any] = {
         "loss": statistics.fmean(losses.values()),
