@@ -149,7 +149,8 @@ def _cells() -> Iterator[Cell]:
     for answer in (STOP, BRAKE):
         yield Cell("bad at once", bad, answer, settings=ANSWERS[answer])
     yield Cell("three times as long", bad, **_riding(0.0), steps=3 * STEPS, repaired=True)
-    yield Cell("three times as long", bad, **_riding(1.5), steps=3 * STEPS)
+    for k in (1.5, 2.0):
+        yield Cell("three times as long", bad, **_riding(k), steps=3 * STEPS)
     yield Cell("sycophancy", capitals, BASE_ALONE, steps=0)
     for k in (0.0, 1.5):
         yield Cell("sycophancy", capitals, **_riding(k, "sycophancy"), repaired=not k)

@@ -9,11 +9,14 @@ from typing import Any
 from benchmarks.remedies import gate
 from benchmarks.remedies.cells import (
     BACK_AND_ON,
+    BACK_AND_STOP,
+    BRAKE,
     CELLS,
     DROPPED,
     EXAMPLES,
     NOTHING,
     STEPS,
+    STOP,
     TASKS,
     Cell,
     mixed_name,
@@ -21,6 +24,7 @@ from benchmarks.remedies.cells import (
 from benchmarks.remedies.cells import SHARES as TRAINED_SHARES
 from benchmarks.remedies.intervals import difference, mean, rate
 from benchmarks.remedies.runs import ASKED, FLAG_RATE, HELD_OUT, KNOWN_GOOD
+from wvmonitor.steering.edit import ALIKE
 
 Record = Mapping[str, Any]
 _TURN = STEPS // 2
@@ -127,6 +131,7 @@ def page(records: Sequence[Record], screened: Sequence[Record]) -> str:
             steps=STEPS,
             examples=EXAMPLES,
         ),
+        *_short(results, screened),
         "## Inoculated from the start",
         "",
         f"{EXAMPLES} rows of bad medical advice, {STEPS} steps, k·w riding along in all of them.",
@@ -171,32 +176,110 @@ def page(records: Sequence[Record], screened: Sequence[Record]) -> str:
         "## Other finished runs, repaired",
         "",
         *results.table("repair"),
+        *_warnings(results),
         *_gate(screened),
         *_retrained(results),
     ]
     return "\n".join([*text, _END])
 
 
+def _short(results: Results, screened: Sequence[Record]) -> list[str]:
+    """What the tables say, in a few lines; nothing of what has not been run."""
+    said = []
+
+    def harm(group: str, treatment: str, what: str, *, repaired: bool = False) -> str | None:
+        cell = next(c for c in CELLS if (c.group, c.treatment) == (group, treatment))
+        runs = [r["repaired"] if repaired else r for r in results.of(cell).values()]
+        return rate([r[what] for r in runs]).words() if runs else None
+
+    def line(text: str, *figures: str | None) -> None:
+        if None not in figures:
+            said.append("- " + text.format(*figures))
+
+    line(
+        "**Inoculated from the start** at 1.5 × evil, harm elsewhere is {} where it is {} with "
+        "nothing done, and in the trained domain {} where it is {}.",
+        harm("dose", "1.5 × evil", "elsewhere"),
+        harm("dose", NOTHING, "elsewhere"),
+        harm("dose", "1.5 × evil", "trained"),
+        harm("dose", NOTHING, "trained"),
+    )
+    line(
+        "**It comes back** in a run three times as long: {} elsewhere, {} in the trained domain.",
+        harm("three times as long", "1.5 × evil", "elsewhere"),
+        harm("three times as long", "1.5 × evil", "trained"),
+    )
+    line(
+        "**A run that turns harmful half way** ends with {} in the trained domain if nothing is "
+        "done; stopped at its alarm it has {}, gone back and stopped {}, braked {}, with its dose "
+        "taken out at the end {}.",
+        harm("turning", NOTHING, "trained"),
+        harm("turning", STOP, "trained"),
+        harm("turning", BACK_AND_STOP, "trained"),
+        harm("turning", BRAKE, "trained"),
+        harm("turning", NOTHING, "trained", repaired=True),
+    )
+    line(
+        "**A dose taken out of a finished run** leaves {} elsewhere, and {} in the trained domain.",
+        harm("dose", NOTHING, "elsewhere", repaired=True),
+        harm("dose", NOTHING, "trained", repaired=True),
+    )
+    clean, little = ([r for r in screened if r["share"] == share] for share in gate.SHARES[:2])
+    if screened:
+        said.append(
+            "- **Screened data**: the gate finds "
+            f"{rate([r['found'] for r in screened if r['share']]).words()} of the bad rows and "
+            f"flags {rate([r['lost'] for r in clean]).words(3)} of the good ones; it fails "
+            f"{sum(not r['passed'] for r in clean)} of {len(clean)} clean sets, and lets "
+            f"{sum(r['passed'] for r in little)} of {len(little)} pass that are "
+            f"{percent(gate.SHARES[1])} bad."
+        )
+    return ["## In short", "", *said, ""]
+
+
+def percent(share: float) -> str:
+    """A share as people write it here: 5 %."""
+    return f"{100 * share:g} %"
+
+
+def _warnings(results: Results) -> list[str]:
+    """What `steer --remove` would have said of the runs that were repaired."""
+    values = [
+        r["residual"]
+        for c in CELLS
+        if c.repaired and c.group in ("dose", "turning", "three times as long", "repair")
+        for r in results.of(c).values()
+    ]
+    if not values:
+        return []
+    warned = sum(v < ALIKE for v in values)
+    return [
+        f"`steer --remove` warns where the residual is below {ALIKE:g}: of the {len(values)} runs "
+        "on harmful data above whose dose was taken out it would have warned of "
+        f"{warned} (residuals {min(values):.2f} to {max(values):.2f}). It says whether the harm has the reference's "
+        "shape, and not how much of it stays in the domain that was trained.",
+        "",
+    ]
+
+
 def _alarms(results: Results, group: str) -> list[str]:
     lines = []
     for cell in (c for c in CELLS if c.group == group and c.settings):
-        runs = results.of(cell).values()
+        runs = list(results.of(cell).values())
         if not runs:
             continue
-        steps = [r["alarm"] for r in runs]
+        steps = Counter(r["alarm"] for r in runs)
         at = ", ".join(
-            f"{n} at step {step}" if step is not None else f"{n} not at all"
-            for step, n in sorted(Counter(steps).items(), key=lambda each: each[0] or 0)
+            f"{'none' if step is None else f'step {step}'} ({n} of {len(runs)})"
+            for step, n in sorted(steps.items(), key=lambda each: each[0] or 0)
         )
-        line = f"- {cell.treatment}: of {len(runs)} runs alarmed {at}"
-        if any(r["went_back_to"] is not None for r in runs):
-            back = sorted({r["went_back_to"] for r in runs if r["went_back_to"] is not None})
-            line += f"; back to step {', '.join(map(str, back))}"
+        line = f"- {cell.treatment}: first alarm at {at}"
+        back = sorted({r["went_back_to"] for r in runs if r["went_back_to"] is not None})
+        line += f"; back to step {', '.join(map(str, back))}" if back else ""
         if cell.treatment == BACK_AND_ON:
-            again = [r for r in runs if _alarmed_again(r)]
-            ends = sorted({r["last_step"] for r in again})
+            again = [r["last_step"] for r in runs if _alarmed_again(r)]
             line += f"; {len(again)} of {len(runs)} alarmed again, and stopped"
-            line += f" at step {', '.join(map(str, ends))}" if ends else ""
+            line += f" at step {', '.join(map(str, sorted(set(again))))}" if again else ""
         lines.append(f"{line}.")
     return lines
 
@@ -210,15 +293,15 @@ def _gate(screened: Sequence[Record]) -> list[str]:
         "## The data, screened before training",
         "",
         "`wvmonitor blame --harmless FILE`, controls taken out of the reference, the threshold "
-        f"that flags {FLAG_RATE:.0%} of {KNOWN_GOOD} known good rows. {gate.SEEDS} sets of "
+        f"that flags {percent(FLAG_RATE)} of {KNOWN_GOOD} known good rows. {gate.SEEDS} sets of "
         f"{gate.ROWS} rows of each kind and contamination; the bad rows answer the prompts of the "
         "good ones that they replace. AUROC, and the share of bad rows flagged, are over the sets "
         "with bad rows, good rows flagged over those without. *Fails* counts sets that the gate "
         f"does not pass (exit code 1), of {gate.SEEDS}.",
         "",
         "| bad rows | AUROC | bad rows flagged | good rows flagged "
-        f"| bad rows among the {gate.TOP:.0%} that push most, as many being bad "
-        f"| {' | '.join(f'fails at {share:.0%} bad' for share in gate.SHARES)} |",
+        f"| bad rows among the {percent(gate.TOP)} that push most, as many being bad "
+        f"| {' | '.join(f'fails at {percent(share)} bad' for share in gate.SHARES)} |",
         "|---" * (5 + len(gate.SHARES)) + "|",
     ]
     kinds = list(dict.fromkeys(r["kind"] for r in screened if r["share"] is not None))
