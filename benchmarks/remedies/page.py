@@ -256,8 +256,8 @@ def _warnings(results: Results) -> list[str]:
     return [
         f"`steer --remove` warns where the residual is below {ALIKE:g}: of the {len(values)} runs "
         "on harmful data above whose dose was taken out it would have warned of "
-        f"{warned} (residuals {min(values):.2f} to {max(values):.2f}). It says whether the harm has the reference's "
-        "shape, and not how much of it stays in the domain that was trained.",
+        f"{warned} (residuals {min(values):.2f} to {max(values):.2f}). It says whether the harm "
+        "has the reference's shape, and not how much of it stays in the domain that was trained.",
         "",
     ]
 
