@@ -54,8 +54,8 @@ def rate(counts: Sequence[Count]) -> Interval:
 
 
 def mean(values: Sequence[float]) -> Interval:
-    """The mean of runs' values."""
-    value, half = statistics.fmean(values), _half(values)
+    """The mean of runs' values; of fewer than three, which may agree by chance, no interval."""
+    value, half = statistics.fmean(values), _half(values) if len(values) > 2 else math.nan
     return Interval(value, value - half, value + half)
 
 

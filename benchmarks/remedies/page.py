@@ -370,6 +370,7 @@ reason to try, and no promise for yours.
   {asked} facts. References were made from domains that nothing here is trained on or asked about.
 - **(low–high) is a 95 % interval**: t over runs, and no narrower than Wilson's of all answers
   together; of a single run it knows the luck of the questions only, and not that of the run.
+  Loss and dose have one from three runs on.
   *Against nothing done* is the difference in harm elsewhere, seed by seed: 0 outside its interval
   is evidence. One in twenty such intervals misses by chance.
 - **Columns may rest on fewer runs than n**: the first runs of seeds 7000 and 7001 counted harm and

@@ -31,6 +31,9 @@ def test_a_rate_is_a_t_interval_over_runs_and_never_surer_than_its_answers() -> 
     alone = intervals.rate([(2, 100)])
     assert (alone.low, alone.high) == pytest.approx((wilson(2, 100).low, wilson(2, 100).high))
     assert intervals.rate([(95, 100), (100, 100)]).high == 1
+    three, both = intervals.mean([1.0, 2.0, 3.0]), ttest_1samp([1.0, 2.0, 3.0], 0)
+    assert (three.low, three.high) == pytest.approx(tuple(both.confidence_interval()))
+    assert intervals.mean([0.27, 0.27]).words() == "0.27"
 
 
 def test_a_difference_is_paired_by_seed() -> None:
