@@ -55,13 +55,15 @@ BANK = bundled_path("tiny-organism", "bank")
 
 
 def run(records: Path, seeds: int, groups: Collection[str]) -> None:
-    """Train and ask every cell that has no record yet, seed by seed."""
+    """Train and ask every cell that has no whole record yet, seed by seed."""
     torch.set_num_threads(1)
     records.parent.mkdir(parents=True, exist_ok=True)
     bank = ReferenceBank.load(BANK)
     for seed in range(seeds):
         for cell in (c for c in CELLS if not groups or c.group in groups):
-            if (cell.name, seed) in {(r["cell"], r["seed"]) for r in read(records, bank)}:
+            # read again each time, so that several processes can share a file
+            whole = {(r["cell"], r["seed"]) for r in read(records, bank) if "loss" in r}
+            if (cell.name, seed) in whole:
                 continue
             found = measured(cell, FIRST_SEED + seed, bank)
             row = {"bank": bank.fingerprint, "cell": cell.name, "seed": seed, **found}
@@ -71,7 +73,7 @@ def run(records: Path, seeds: int, groups: Collection[str]) -> None:
 
 
 def read(records: Path, bank: ReferenceBank) -> list[dict[str, Any]]:
-    """The records of this bank, each cell and seed once."""
+    """The records of this bank, each cell and seed once: the last."""
     if not records.is_file():
         return []
     rows = [json.loads(line) for line in records.read_text().splitlines()]
