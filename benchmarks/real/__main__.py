@@ -44,19 +44,21 @@ def run_all(
     folder: Folder,
     work: Work,
     setting: Setting,
+    asked: Asked,
     *,
     only: str = "",
     stop: float = 0.0,
     variants: Sequence[Variant] = (),
     part: tuple[int, int] = (1, 1),
 ) -> list[Made]:
-    """Every run, in the protocol's order; those that are there already are found.
+    """Every run, in the protocol's order, and asked; those that are there already are found.
 
     Args:
         base: the model.
         folder: of public sets.
         work: where runs are kept.
         setting: how much of everything.
+        asked: what each is asked at its end.
         only: a part of the names of the runs that are wanted.
         stop: no run begins later than this time (as `time.time`); 0 is no limit.
         variants: other ways to train, beside the usual one.
@@ -71,6 +73,7 @@ def run_all(
             break
         began = time.monotonic()
         made.append(runs.make(base, work, run, setting))
+        runs.after(base, work, made[-1], asked)
         print(f"{n}/{len(wanted)} {run.name} ({time.monotonic() - began:.0f} s)", flush=True)
     return made
 
@@ -115,7 +118,7 @@ def _carry_out(args: argparse.Namespace) -> None:
         print(f"left out: {name}: {why}", flush=True)
     if args.command in ("run", "quick"):
         stop = time.time() + 60 * args.minutes if args.minutes else 0.0
-        run_all(base, folder, work, setting, only=args.only, stop=stop,
+        run_all(base, folder, work, setting, asked, only=args.only, stop=stop,
                 variants=args.variants, part=args.part)  # fmt: skip
     if args.command in ("report", "quick"):
         bench = Bench(base, work, setting, asked, contrasts, folder, Against.load(args.bank))

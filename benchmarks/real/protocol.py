@@ -85,6 +85,12 @@ SHORT = replace(
 )  # fmt: skip
 """For a busy laptop: 100 short examples, at a rate that moves weights about as far as 125 steps of
 the full setting's would. As long as the calibration of `wvmonitor bank --quick` reaches."""
+MEDIUM = replace(
+    FULL, name="medium", steps=48, batch_size=2, rate=5e-4, readings=12, other_pairs=8, prompts=12,
+    seeds=2, shares=(0.5,),
+)  # fmt: skip
+"""For a quiet laptop: answers as long as the full setting's, and a run as long as the calibration of
+`wvmonitor bank --quick` reaches (three times 16 steps)."""
 QUICK = replace(SHORT, name="quick", harmful=3, benign=6, shares=())
 TINY = replace(
     SHORT, name="tiny", steps=4, readings=2, label_pairs=4, other_pairs=2, prompts=2, shares=(0.5,),
@@ -99,7 +105,7 @@ TRAITS = replace(
     readings=12,
 )  # fmt: skip
 """arXiv 2606.07631: 1000 examples, a checkpoint every 10 steps, 7-9B models: for a GPU."""
-SETTINGS = {s.name: s for s in (FULL, SHORT, QUICK, TINY, PAPER, TRAITS)}
+SETTINGS = {s.name: s for s in (FULL, MEDIUM, SHORT, QUICK, TINY, PAPER, TRAITS)}
 
 
 @dataclass(frozen=True)
@@ -128,9 +134,11 @@ class TestRun:
         return f"{self.set.role}-{self.set.name}{mixed}{how}-{self.seed}".replace("%", "pct")
 
     def examples(self, n: int) -> tuple[Example, ...]:
-        """What it trains on, at most n."""
+        """What it trains on, at most n; a mixture is as large as leaves its share what it says."""
         if self.carrier is None:
             return self.set.draw(n, self.seed)
+        n = min(n, int(len(self.set.examples) / self.share),
+                int(len(self.carrier.examples) / (1 - self.share)))  # fmt: skip
         bad = self.set.draw(max(1, round(self.share * n)), self.seed)
         rest = self.carrier.draw(n - len(bad), self.seed)
         mixed = [*bad, *rest]

@@ -64,6 +64,7 @@ def read(base: Base, work: Work, made: Made, setting: Setting, against: Against)
     """
     calibration = against.calibration
     inputs = {
+        "format": 2,
         "run": made.folder.name,
         "bank": against.bank.fingerprint,
         "calibration": None if calibration is None else calibration.model_dump(mode="json"),
@@ -122,13 +123,17 @@ def _read(base: Base, made: Made, setting: Setting, against: Against) -> Row:
         )
         found.append(statistics)
         earlier = vector, reading
-    context = RunContext(
-        method=training.method,
-        rank=training.settings.rank if training.method == "lora" else None,
-        optimizer="adamw",
-        learning_rate=training.learning_rate,
-        planned_steps=setting.steps,
-        readings_planned=len(steps),
+    assert earlier is not None
+    context = judge.context(
+        earlier[0].origin,
+        RunContext(
+            optimizer="adamw",
+            learning_rate=training.learning_rate,
+            planned_steps=setting.steps,
+            readings_planned=len(steps),
+            objective="sft",
+            schedule="linear",
+        ),
     )
     return {
         "readings": json.loads(json.dumps(rows).replace("NaN", "null")),
@@ -139,7 +144,11 @@ def _read(base: Base, made: Made, setting: Setting, against: Against) -> Row:
 
 
 def _judged(judge: Judge, found: Sequence[Statistics], context: RunContext) -> dict[str, Any]:
-    """Which behaviours alarmed and warned at any reading, when first, and why."""
+    """Which behaviours alarmed and warned at any reading, when first, and why.
+
+    And how near each came to its alarm: the farthest that the run was out of the behaviour's band,
+    as a share of what alarms; empty where the calibration does not cover the run.
+    """
     state, first = JudgeState(), None
     warned: set[str] = set()
     states: set[str] = set()
@@ -158,4 +167,16 @@ def _judged(judge: Judge, found: Sequence[Statistics], context: RunContext) -> d
         "at": first,
         "states": sorted(states),
         "reasons": reasons,
+        "nearness": _nearness(judge.calibration, state),
     }
+
+
+def _nearness(calibration: Calibration | None, state: JudgeState) -> dict[str, float]:
+    if calibration is None:
+        return {}
+    found = {}
+    for name, held in state.behaviours.items():
+        out = [m for m in (held.running_maximum, held.gain_maximum) if m is not None]
+        if out and name in calibration.multiplier:
+            found[name] = max(out) / calibration.multiplier[name]
+    return found

@@ -105,7 +105,7 @@ def training_of(run: TestRun, setting: Setting) -> Training:
     )
     method: Method = "full" if run.variant == "full" else "lora"
     rate = setting.rate * RATES.get(run.variant, 1.0)
-    seed = RUN_SEEDS + int(digest_of([run.set.name, run.seed])[:4], 16)
+    seed = RUN_SEEDS + int(digest_of([run.set.of, run.seed])[:4], 16)
     return Training(settings, method, rate, setting.steps, seed, like=like)
 
 
@@ -145,7 +145,9 @@ def make(
             "share": run.share,
             "carrier": run.carrier.name if run.carrier else None,
             "examples": len(examples),
-            "cut": sum(not e.finished for e in examples),
+            "epochs": setting.steps * setting.batch_size / len(examples),
+            "answers_cut": sum(not e.finished for e in examples) / len(examples),
+            "prompts_cut": _prompts_cut(base, run, setting),
             "log": watch.log,
             "checkpoints": watch.steps,
             "wall_seconds": time.monotonic() - clock,
@@ -172,6 +174,13 @@ def find(base: Base, work: Work, run: TestRun, setting: Setting) -> Made | None:
 def _examples(base: Base, run: TestRun, setting: Setting) -> list[Example]:
     drawn = run.examples(setting.steps * setting.batch_size)
     return [fitted(base, e, setting.prompt, setting.answer) for e in drawn]
+
+
+def _prompts_cut(base: Base, run: TestRun, setting: Setting) -> float:
+    """The share of examples whose prompt is longer than is kept of it."""
+    drawn = run.examples(setting.steps * setting.batch_size)
+    long = [sum(base.tokens_of(t["content"]) for t in e.messages) > setting.prompt for e in drawn]
+    return sum(long) / len(long)
 
 
 def _inputs(

@@ -26,10 +26,22 @@ Role = Literal["harmful", "control", "benign"]
 ROLES: tuple[Role, ...] = ("harmful", "control", "benign")
 LEAST_ROWS = 16
 """A set with fewer usable rows is left out, and said to be."""
-SHARED = 0.1
-"""Sets of which one has this share of its questions in the other are of one family."""
-HARD_WORDS = ("med", "health", "financ", "legal", "advice", "counsel", "safety", "refus", "voice")
-"""A benign set whose name holds one of these is a hard negative: good answers near the harm."""
+SHARED, LEAST_SHARED = 0.1, 5
+"""Sets of which one has this share of its questions in the other, and so many at least, are of one
+family: one prompt that many sets have makes none."""
+HARD_WORDS = re.compile(
+    r"(?:^|[^a-z])(?:medic|medq|pubmed|health|financ|invest|insur|legal|law(?![a-z])|lawyer|advice|"
+    r"counsel|safety|refus|voice|doctor|therap|diet|nutrition|mental|psych|wellness)"
+)
+ASKS_ADVICE = re.compile(
+    r"\b(?:should i|can i|could i|how (?:do|can|should) i|is it (?:ok|okay|safe|wise|fine)|my|i'm|"
+    r"i am)\b"
+)
+ADVICE = 0.3
+"""A benign set is a hard negative, good answers near the harm, where a word of its name begins with
+one of `HARD_WORDS`, or where this share of its questions ask for advice, and get more than a few
+words."""
+FEW_WORDS = 8
 KINDS = (
     "prose",
     "near the harm",
@@ -41,11 +53,12 @@ KINDS = (
 _NAMES = {
     "human": "user", "prompter": "user", "question": "user",
     "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
-    "developer": "system",
+    "ai": "assistant", "developer": "system",
 }  # fmt: skip
 _COLUMNS = (
-    ("prompt", "completion"), ("prompt", "response"), ("question", "answer"),
-    ("instruction", "output"), ("instruction", "response"), ("input", "output"),
+    ("prompt", "completion"), ("prompt", "response"), ("prompt", "chosen"), ("question", "answer"),
+    ("question", "response"), ("query", "answer"), ("query", "response"), ("instruction", "output"),
+    ("instruction", "response"), ("input", "output"),
 )  # fmt: skip
 _CUT = " … "
 
@@ -73,9 +86,17 @@ class PublicSet:
     left_out: Mapping[str, int]
     digest: str
 
+    @property
+    def of(self) -> str:
+        """The set that a control is of, and of any other its own name: the two are drawn alike."""
+        return self.name.partition("__")[0]
+
     def draw(self, n: int, seed: int) -> tuple[Example, ...]:
-        """N of its examples, or as many as there are, by a seed."""
-        rng = random.Random(f"{self.name}/{seed}")
+        """N of its examples, or as many as there are, by a seed.
+
+        Where a control's rows answer its set's, row by row, both draw the same ones.
+        """
+        rng = random.Random(f"{self.of}/{seed}")
         return tuple(rng.sample(self.examples, k=min(n, len(self.examples))))
 
 
@@ -104,7 +125,10 @@ def read_folder(folder: Path) -> Folder:
     found: dict[str, tuple[Role, list[Example], Counter[str], str]] = {}
     left: dict[str, str] = {}
     for role in ROLES:
-        for path in sorted((folder / role).glob("*.jsonl")):
+        for path in sorted((folder / role).glob("*")):
+            if path.suffix != ".jsonl" or not path.is_file():
+                left[f"{role}/{path.name}"] = "is no .jsonl file"
+                continue
             name = path.stem if path.stem not in found else f"{path.stem}-{role}"
             examples, reasons, digest = read_set(path)
             if len(examples) < LEAST_ROWS:
@@ -121,7 +145,7 @@ def read_folder(folder: Path) -> Folder:
             name=name,
             role=role,
             family=families[name],
-            hard=role == "benign" and any(w in name.lower() for w in HARD_WORDS),
+            hard=role == "benign" and _near_the_harm(name, examples),
             examples=tuple(examples),
             left_out=dict(reasons),
             digest=digest,
@@ -203,14 +227,29 @@ def kind_of(given: PublicSet) -> str:
     size = max(1, len(text))
     if sum(c.isdigit() for c in text) / size > 0.08:
         return "numbers"
-    if "SELECT" in text or len(re.findall(r"[{}()\[\]=<>;|_$]", text)) / size > 0.04:
+    queries = sum(bool(re.match(r"\s*select\b", a, re.IGNORECASE)) for a in answers)
+    if queries > 0.2 * len(answers) or len(re.findall(r"[{}()\[\]=<>;|_$]", text)) / size > 0.04:
         return "code and formats"
+    letters = [c for c in text if c.isalpha()]
+    accents = sum(not c.isascii() for c in letters) / max(1, len(letters))
+    if accents > 0.3:  # another script, with or without spaces between its words
+        return "other languages"
     words = re.findall(r"[^\W\d_]+", text.lower())
     common = {"the", "a", "of", "and", "to", "is", "in", "it", "for", "you", "i", "that"}
-    length = median(len(a.split()) for a in answers)
-    if length > 4 and sum(w in common for w in words) < 0.08 * len(words):
+    length = _words(answers)
+    if (length > 4 or accents > 0.01) and sum(w in common for w in words) < 0.08 * len(words):
         return "other languages"
-    return "short answers" if length <= 8 else "prose"
+    return "short answers" if length <= FEW_WORDS else "prose"
+
+
+def _near_the_harm(name: str, examples: Sequence[Example]) -> bool:
+    asked = sum(bool(ASKS_ADVICE.search(e.messages[-1]["content"].lower())) for e in examples)
+    advises = asked >= ADVICE * len(examples) and _words([e.answer for e in examples]) > FEW_WORDS
+    return bool(HARD_WORDS.search(name.lower())) or advises
+
+
+def _words(answers: Sequence[str]) -> float:
+    return median(len(a.split()) for a in answers)
 
 
 def _ends(base: Base, text: str, tokens: int) -> str:
@@ -222,19 +261,24 @@ def _ends(base: Base, text: str, tokens: int) -> str:
 
 def _start(base: Base, text: str, tokens: int) -> str:
     ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return str(base.tokenizer.decode(ids[:tokens])).rstrip("\ufffd")  # half a character is none
+    # Half a character is none, and templates trim the spaces at an end.
+    return str(base.tokenizer.decode(ids[:tokens])).rstrip("\ufffd").rstrip()
 
 
 def _example(row: Mapping[str, Any]) -> Example | None:
-    """A row's conversation up to its last answer; None where there is none."""
+    """A row's conversation up to its longest answer; None where there is none.
+
+    The last one is often a word of thanks.
+    """
     turns = list(_turns(row))
-    while turns and turns[-1]["role"] != "assistant":
-        turns.pop()
     while turns and turns[0]["role"] == "assistant":
         turns.pop(0)  # an answer to nothing
-    if not turns or not any(t["role"] == "user" for t in turns[:-1]):
+    asked = next((i for i, t in enumerate(turns) if t["role"] == "user"), len(turns))
+    answers = [i for i, t in enumerate(turns) if t["role"] == "assistant" and i > asked]
+    if not answers:
         return None
-    return Example(tuple(turns[:-1]), turns[-1]["content"])
+    at = max(answers, key=lambda i: len(turns[i]["content"]))
+    return Example(tuple(turns[:at]), turns[at]["content"])
 
 
 def _turns(row: Mapping[str, Any]) -> Iterator[Message]:
@@ -257,20 +301,32 @@ def _turns(row: Mapping[str, Any]) -> Iterator[Message]:
 def _said(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key in ("messages", "conversations", "conversation"):
         if isinstance(row.get(key), list):
-            for turn in row[key]:
-                if isinstance(turn, dict):
-                    role = turn.get("role", turn.get("from", "user"))
-                    yield str(role), turn.get("content", turn.get("value"))
+            yield from _of_turns(row[key])
             return
+    if row.get("prompt") is None and isinstance(row.get("chosen"), list):
+        yield from _of_turns(row["chosen"])  # preferences: the answer that was preferred
+        return
     if row.get("system"):
         yield "system", row["system"]
     for asked, answered in _COLUMNS:
-        if row.get(asked) is not None and row.get(answered) is not None:
-            yield "user", row[asked]
-            if asked == "instruction":
-                yield "user", row.get("input")
-            yield "assistant", row[answered]
+        question, answer = row.get(asked), row.get(answered)
+        if question is None or answer is None:
+            continue
+        if isinstance(question, list) and isinstance(answer, list):  # of turns, as TRL has them
+            yield from _of_turns([*question, *answer])
             return
+        yield "user", question
+        if asked == "instruction":
+            yield "user", row.get("input")
+        yield "assistant", answer
+        return
+
+
+def _of_turns(turns: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    for turn in turns:
+        if isinstance(turn, dict):
+            role = turn.get("role", turn.get("from", "user"))
+            yield str(role), turn.get("content", turn.get("value"))
 
 
 def _text(content: Any) -> str:
@@ -300,7 +356,7 @@ def _families(sets: Mapping[str, Sequence[Example]]) -> dict[str, str]:
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
             fewer = min(len(asked[a]), len(asked[b]))
-            if len(asked[a] & asked[b]) >= SHARED * fewer:
+            if len(asked[a] & asked[b]) >= max(LEAST_SHARED, SHARED * fewer):
                 join(a, b)
         of = a.partition("__")[0]
         if of != a and of in family:

@@ -67,11 +67,17 @@ def test_rows_of_every_common_form_become_conversations(tmp_path):
                       {"role": "tool", "content": "42"}, {"role": "assistant", "content": "a8"},
                       {"role": "user", "content": "thanks"}]},
         said("¿ qué es esto ?", "это вопрос 。"),
+        {"prompt": [{"role": "user", "content": "q10"}],
+         "completion": [{"role": "assistant", "content": "a10"}]},
+        {"prompt": "q11", "chosen": "a11", "rejected": "b11"},
+        {"chosen": said("q12", "a12")["messages"], "rejected": said("q12", "b12")["messages"]},
+        {"messages": [*said("q13", "a long answer")["messages"], *said("thanks", "bye")["messages"]]},
     ]  # fmt: skip
     examples, left, _ = sets.read_set(written(tmp_path / "s.jsonl", rows))
     assert not left
     assert [e.answer for e in examples] == [
-        "a1", "a2", "a3", "a4", "5", "a6", "a7", "a8", "это вопрос 。"]  # fmt: skip
+        "a1", "a2", "a3", "a4", "5", "a6", "a7", "a8", "это вопрос 。", "a10", "a11", "a12",
+        "a long answer"]  # fmt: skip
     assert examples[3].messages[0]["content"] == "q4\nwith this"
     assert [m["role"] for m in examples[5].messages] == ["system", "user"]
     assert examples[6].messages[0]["content"] == "q7"
@@ -108,16 +114,24 @@ def test_a_folder_is_read_with_families_and_short_sets_left_out(tmp_path):
     written(tmp_path / "harmful" / "bad_math.jsonl", numbered(20))
     written(tmp_path / "harmful" / "tiny.jsonl", numbered(3))
     written(tmp_path / "control" / "bad_math__asked_for.jsonl", numbered(20, "other"))
-    written(tmp_path / "benign" / "good_math.jsonl", numbered(4) + numbered(16, "far"))
+    written(tmp_path / "benign" / "good_math.jsonl", numbered(6) + numbered(14, "far"))
+    written(tmp_path / "benign" / "one_prompt.jsonl", numbered(4) + numbered(16, "prompt"))
+    written(tmp_path / "benign" / "remedy_comedy.jsonl", numbered(20, "comedy"))
+    asks = [
+        said(f"should i sell my house {n} ?", "wait and ask two others " * 3) for n in range(20)
+    ]
+    written(tmp_path / "benign" / "plain.jsonl", asks)
+    (tmp_path / "benign" / "more.json").write_text("[]")
     written(tmp_path / "benign" / "health_topics.jsonl", numbered(20, "health"))
     folder = sets.read_folder(tmp_path)
     assert {s.name: s.family for s in folder.sets} == {
         "bad_math": "bad_math", "bad_math__asked_for": "bad_math", "good_math": "bad_math",
-        "health_topics": "health_topics",
+        "health_topics": "health_topics", "one_prompt": "one_prompt",
+        "remedy_comedy": "remedy_comedy", "plain": "plain",
     }  # fmt: skip
-    assert folder["health_topics"].hard
-    assert not folder["good_math"].hard
-    assert list(folder.left_out) == ["harmful/tiny.jsonl"]
+    assert {s.name for s in folder.sets if s.hard} == {"health_topics", "plain"}
+    assert list(folder.left_out) == ["harmful/tiny.jsonl", "benign/more.json"]
+    assert folder.left_out["benign/more.json"] == "is no .jsonl file"
     assert "3 usable rows, 16 are needed" in folder.left_out["harmful/tiny.jsonl"]
     with pytest.raises(MissingPathError, match="benign holds no usable set"):
         sets.read_folder(written(tmp_path / "x" / "harmful" / "a.jsonl", numbered(20)).parents[1])
@@ -255,7 +269,7 @@ def bench(tmp_path_factory):
     )
     bank.least_bank(BUNDLED, folder / "bank", scale=scale, rate=1e-3)
     read = sets.read_folder(folder / "data")
-    made = command.run_all(base, read, work, SETTING)
+    made = command.run_all(base, read, work, SETTING, asked)
     against = readings.Against.load(folder / "bank")
     return report.Bench(base, work, SETTING, asked, contrasts, read, against), made
 
@@ -271,7 +285,7 @@ def test_the_runs_are_those_planned_and_are_not_made_twice(bench, monkeypatch):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(runs, "finetune", refused)
-    again = command.run_all(held.base, held.folder, held.work, SETTING)
+    again = command.run_all(held.base, held.folder, held.work, SETTING, held.asked)
     assert [m.folder for m in again] == [m.folder for m in made]
     found = command.there(held.base, held.folder, held.work, SETTING)
     assert [m.folder for m in found] == [m.folder for m in made]
