@@ -180,6 +180,9 @@ def page(records: Sequence[Record], screened: Sequence[Record]) -> str:
         *_gate(screened),
         *_retrained(results),
     ]
+    missing = [cell.name.replace(" | ", ", ") for cell in CELLS if not results.of(cell)]
+    if missing:
+        text += ["Not run yet, and so in no table: " + "; ".join(missing) + ".", ""]
     return "\n".join([*text, _END])
 
 
