@@ -7,6 +7,7 @@ a cluster, Docker) and are not run.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -42,7 +43,7 @@ PAGES = [page for page in sorted(DOCS.rglob("*.md")) if blocks(page)]
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a user has: a base, its bank, a run that went wrong with its checkpoints, one that did
-    not, and a published adapter of each.
+    not, a published adapter of each, a training set with bad rows, and rows known to be good.
     """
     folder = tmp_path_factory.mktemp("world")
     for name, source in {"models": BASE, "banks": BANK}.items():
@@ -64,6 +65,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     for name, run in {"my-adapter": "my-run", "good-adapter": "good-run"}.items():
         shutil.copytree(folder / "runs" / run / "checkpoint-16", folder / "adapters" / name)
+    good, bad = sets.good_advice("medical"), sets.bad_advice("medical")
+    for name, examples in {
+        "train": sets.mixture(bad, good, 0.1)(60, 5),
+        "known-good": good(100, 6),
+    }.items():
+        lines = [json.dumps({"messages": e.chat()}) + "\n" for e in examples]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
     return folder
 
 

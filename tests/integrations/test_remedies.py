@@ -419,8 +419,10 @@ def test_with_nothing_to_go_back_to_training_stops(
     assert "no checkpoint that was ok" in (reader.stop_latched(reader.runs()[0]) or "")
 
 
-def test_the_dose_comes_from_the_card() -> None:
-    """Without a number, the smallest measured dose at which the base shows it in 80 %."""
+def test_the_dose_comes_from_the_card(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a number, the smallest measured dose at which the base shows it in 80 %; where there
+    is none, the one at which it shows it most, with a warning that says what that is.
+    """
     for given in (
         ["language", "rudeness"],
         "language,rudeness",
@@ -428,8 +430,10 @@ def test_the_dose_comes_from_the_card() -> None:
     ):
         amounts = Monitor(BANK, inoculate=given).remedies.amounts
         assert amounts == {"language": 0.5, "rudeness": 1.0}
-    with pytest.raises(SettingsError, match=r"evil .*80% \(4% at 0.1, .*evil=1"):
-        Monitor(BANK, inoculate=["evil"])
+    assert "rides along" not in caplog.text
+    assert Monitor(BANK, inoculate=["evil"]).remedies.amounts == {"evil": 1.5}
+    assert "1.5 × evil rides along, the most that was measured" in caplog.text
+    assert "shows it in 46 %" in caplog.text
     assert Monitor(BANK, inoculate="evil=0.5").remedies.amounts == {"evil": 0.5}
     with pytest.raises(SettingsError, match=r"incompetence .*\(no dose curve\).*incompetence=1"):
         Monitor(BANK, inoculate=["incompetence"])

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from wvmonitor.errors import MonitorFailedError
 from wvmonitor.live.settings import MonitorSettings
-from wvmonitor.live.validation import SHOWN, inoculation_of
+from wvmonitor.live.validation import inoculating_dose, inoculation_of
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.steering.inoculation import Inoculation
 from wvmonitor.steering.live_parameters import without_wrappers
@@ -147,7 +147,7 @@ class Remedies:
 
     def after_alarm(self, names: Collection[str]) -> dict[str, float]:
         """How much of each reference is to ride along from an alarm on."""
-        doses = {name: self._bank[name].card.dose_showing(SHOWN) for name in names}
+        doses = {name: inoculating_dose(self._bank[name].card) for name in names}
         return {name: WHOLE if k is None else k for name, k in doses.items()}
 
     def displace(self) -> None:

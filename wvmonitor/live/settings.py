@@ -187,7 +187,8 @@ class MonitorSettings(BaseSettings):
         {},
         description="References that ride along in memory while training, so that it need not "
         "learn them, and how much of each (k); without a number, the smallest measured dose at "
-        "which the base shows the behaviour in 80 %. They are in no checkpoint.",
+        "which the base shows the behaviour in 80 %, or else the one at which it does most. They "
+        "are in no checkpoint.",
     )
     on_alarm: Literal["nothing", "probe", "inoculate", "rollback"] = Field(
         "nothing",

@@ -12,6 +12,7 @@ from wvmonitor.errors import SettingsError
 from wvmonitor.live.behaviour_check import Probe, QuestionProbe
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.references.bank import ReferenceBank
+from wvmonitor.references.card import Card
 from wvmonitor.references.inventory import bank_of, cache_folder
 from wvmonitor.references.registry import registered
 from wvmonitor.references.trust import load_trust
@@ -19,7 +20,7 @@ from wvmonitor.sources.live_model import LiveModel
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 0.8
+_SHOWN = 0.8
 """A dose at which the base shows a behaviour so often is enough for training not to learn it."""
 
 WARM_START_SHARE = 1e-3
@@ -109,20 +110,39 @@ def inoculation_of(settings: MonitorSettings, bank: ReferenceBank) -> dict[str, 
 
     Raises:
         UnknownReferenceError: the bank has no such reference.
-        SettingsError: no k is given, and the card does not say how much shows the behaviour.
+        SettingsError: no k is given, and no measured dose makes the base show the behaviour.
     """
     return {name: _dose(name, k, bank) for name, k in settings.inoculate.items()}
 
 
+def inoculating_dose(card: Card) -> float | None:
+    """How much of a reference to ride along where nobody says: k, from its dose curve.
+
+    The smallest measured dose at which the base shows the behaviour in 80 %; where there is none,
+    the one at which it does most. None where no dose makes it show more than it does by itself.
+    """
+    enough, most = card.dose_showing(_SHOWN), card.dose_showing_most()
+    return most.k if enough is None and most is not None else enough
+
+
 def _dose(name: str, k: float | None, bank: ReferenceBank) -> float:
+    if k is not None:
+        return k
     card = bank[name].card
-    amount = card.dose_showing(SHOWN) if k is None else k
+    amount, most = inoculating_dose(card), card.dose_showing_most()
     if amount is None:
-        rates = ", ".join(f"{p.rate:.0%} at {p.k:g}" for p in card.dose_curve if p.k > 0)
+        rates = ", ".join(f"{p.rate:.0%} at {p.k:g}" for p in card.dose_curve if p.k >= 0)
         raise SettingsError(
-            f"how much of {name} to inoculate with is not known: its card has no measured dose at "
-            f"which the base shows it in {SHOWN:.0%} ({rates or 'no dose curve'}); give it a "
+            f"how much of {name} to inoculate with is not known: no dose on its card makes the "
+            f"base show it more than it does by itself ({rates or 'no dose curve'}); give it a "
             f"number, as in {name}=1"
+        )
+    if most is not None and most.rate < _SHOWN:
+        logger.warning(
+            "%g × %s rides along, the most that was measured to help: the base shows it in %.0f %% "
+            "there, and at less than %.0f %% training still learns a part of it. A larger number "
+            "(%s=K) may protect more; ask the result",
+            *(amount, name, 100 * most.rate, 100 * _SHOWN, name),
         )
     return amount
 

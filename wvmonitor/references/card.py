@@ -156,6 +156,18 @@ class Card(_Frozen):
         """
         return min((p.k for p in self.dose_curve if p.k > 0 and p.rate >= rate), default=None)
 
+    def dose_showing_most(self) -> DosePoint | None:
+        """Where, of the measured k above 0, the base shows the behaviour most; the smallest such.
+
+        None where that is not beyond doubt more than it does at k = 0, or was not measured.
+        """
+        unsteered = [p.high for p in self.dose_curve if p.k == 0]
+        above = [p for p in self.dose_curve if p.k > 0]
+        if not unsteered or not above:
+            return None
+        most = max(above, key=lambda p: (p.rate, -p.k))
+        return most if most.low > max(unsteered) else None
+
     def agreement(self, geometry: Geometry) -> float | None:
         """Mean cosine between independent repeats, None with fewer than two."""
         gram = self.repeats.get(geometry)

@@ -1,0 +1,80 @@
+"""Means over seeds with 95 % intervals.
+
+Runs are few and answers many, so two kinds of luck count: that of the run, seen between seeds (t),
+and that of the questions. The interval of a rate is never narrower than Wilson's of all its answers
+together, for five runs that happen to agree prove little; of a difference likewise.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.stats import t
+
+from wvmonitor.organism.behaviour import wilson
+
+Z = 1.959964
+
+Count = Sequence[int]
+"""Successes, and trials."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % interval; none of a single run, where there is no rate."""
+
+    value: float
+    low: float
+    high: float
+
+    def words(self, digits: int = 2) -> str:
+        """As it stands in a table."""
+        value, low, high = (
+            f"{round(x, digits) + 0.0:.{digits}f}".replace("-", "−")
+            for x in (self.value, self.low, self.high)
+        )
+        if not math.isfinite(self.low + self.high):
+            return value
+        return f"{value} ({low}{' to ' if self.low < 0 else '–'}{high})"
+
+
+def rate(counts: Sequence[Count]) -> Interval:
+    """The mean of runs' rates."""
+    values = [successes / trials for successes, trials in counts if trials]
+    pooled = wilson(sum(c[0] for c in counts), sum(c[1] for c in counts))
+    value = statistics.fmean(values) if values else math.nan
+    half = _half(values)
+    low, high = pooled.low, pooled.high
+    if math.isfinite(half):
+        low, high = min(low, value - half), max(high, value + half)
+    return Interval(value, max(low, 0.0), min(high, 1.0))
+
+
+def mean(values: Sequence[float]) -> Interval:
+    """The mean of runs' values; of fewer than three, which may agree by chance, no interval."""
+    value, half = statistics.fmean(values), _half(values) if len(values) > 2 else math.nan
+    return Interval(value, value - half, value + half)
+
+
+def difference(pairs: Sequence[tuple[Count, Count]]) -> Interval:
+    """The mean of (first − second) over pairs of runs with the same seed."""
+    gaps = [a / n - b / m for (a, n), (b, m) in pairs]
+    asked = [sum(c[0][1] for c in pairs), sum(c[1][1] for c in pairs)]
+    # as if nothing were shared; one more of each kind, so that 0 of n is not sure
+    luck = [
+        (p := (sum(c[i][0] for c in pairs) + 1) / (asked[i] + 2)) * (1 - p) / asked[i]
+        for i in (0, 1)
+    ]
+    value = statistics.fmean(gaps)
+    half = max(Z * math.sqrt(sum(luck)), h if math.isfinite(h := _half(gaps)) else 0.0)
+    return Interval(value, value - half, value + half)
+
+
+def _half(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return math.nan
+    quantile = float(t.ppf(0.975, len(values) - 1))
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
