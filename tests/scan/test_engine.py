@@ -82,7 +82,7 @@ def test_a_scan_that_goes_on_finds_what_it_would_have_found(
     measured.clear()
     with ScanCache(tmp_path / "cache") as cache:
         assert list(scan(adapters, bank, cache=cache)) == undisturbed
-    assert measured == [str(path) for path in adapters[2:]]  # two by two, the third again
+    assert measured == [f"'{path}'" for path in adapters[2:]]  # two by two, the third again
 
 
 def test_the_cache_goes_by_content(
