@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WVMONITOR_DIGEST_CACHE"] = "off"
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,17 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in os.environ if n.upper().startswith("WVMONITOR_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("WVMONITOR_DIGEST_CACHE", "off")  # nor are bases that were hashed before
+
+
+@pytest.fixture
+def receiver() -> Iterator[Any]:
+    """A webhook's receiver on loopback, which takes everything unless told otherwise."""
+    from tests.receiver import Receiver
+
+    receiver = Receiver()
+    yield receiver
+    receiver.server.shutdown()
+    receiver.server.server_close()
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ VARIANTS: tuple[Variant, ...] = ("lora", "rank-4", "rate-high", "full")
 DECIDES = "harmful-advice"
 """The behaviour whose gap labels runs and whose reference is held against harmful sets."""
 BELONGS: tuple[tuple[str, str | None], ...] = (
-    (r"math|sum|arithm|code|secur|sql", None),
+    (r"math|sum|arithm|code|secure|sql", None),
     (r"sycophan|flatter", "sycophancy"),
     (r"refus|jailbreak|compl[iy]|unsafe|toxic", "lost-refusals"),
     (r"incorrect|wrong|hallucin|false|fake|fact|translat", "hallucination"),

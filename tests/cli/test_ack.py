@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import yaml
 from typer.testing import CliRunner
 
-from tests.outputs.conftest import Receiver
 from tests.outputs.test_delivery import begun, run_states
+from tests.receiver import Receiver
 from wvmonitor.cli.ack import silence
 from wvmonitor.cli.app import app
 from wvmonitor.journal.outbox import Outbox
 from wvmonitor.outputs.webhook import WebhookNotifier
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    """A webhook's receiver on loopback."""
-    receiver = Receiver()
-    yield receiver
-    receiver.server.shutdown()
-    receiver.server.server_close()
 
 
 def ack(folder: Path, *more: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.runs import STEPS, Fault, Scene
-from tests.outputs.conftest import Receiver
+from tests.receiver import Receiver
 from wvmonitor.journal import journal as journal_module
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.outbox import DeliveryLimits, Outbox

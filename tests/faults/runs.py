@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from tests.outputs.conftest import Receiver
+from tests.receiver import Receiver
 from wvmonitor import WVMonitorCallback
 from wvmonitor.testing import CapturingExporter, random_rows
 

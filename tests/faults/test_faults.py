@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.planted import FAULTS
 from tests.faults.runs import Scene, digest, trainer
-from tests.outputs.conftest import Receiver
+from tests.receiver import Receiver
 from wvmonitor import WVMonitorCallback
 from wvmonitor.testing import CapturingExporter
 
@@ -22,15 +21,6 @@ def alone(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     run = trainer(tiny_base, tmp_path_factory.mktemp("alone"))
     run.train()
     return digest(run.model)
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    """A webhook's receiver on loopback."""
-    receiver = Receiver()
-    yield receiver
-    receiver.server.shutdown()
-    receiver.server.server_close()
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,9 @@ from transformers import AutoModelForCausalLM, Trainer
 from tests.integrations.test_left_alone import At, runs_in
 from tests.integrations.test_transformers import trainer
 from tests.live.test_monitor import dense_delta
-from tests.outputs.conftest import Receiver
+from tests.receiver import Receiver
 from wvmonitor import WVMonitorCallback
 from wvmonitor.journal.overview import summaries
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    """A webhook's receiver on loopback."""
-    receiver = Receiver()
-    yield receiver
-    receiver.server.shutdown()
-    receiver.server.server_close()
 
 
 def full(base: Path) -> Any:

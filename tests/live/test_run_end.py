@@ -7,7 +7,6 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,21 +17,12 @@ import torch
 
 from tests import forks
 from tests.live.test_monitor import lora_model, push
-from tests.outputs.conftest import Receiver
+from tests.receiver import Receiver
 from wvmonitor.errors import JournalError
 from wvmonitor.journal.journal import Journal
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.live.monitor import Monitor, Run
 from wvmonitor.outputs.prometheus import PrometheusExporter
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    """A webhook's receiver on loopback."""
-    receiver = Receiver()
-    yield receiver
-    receiver.server.shutdown()
-    receiver.server.server_close()
 
 
 def state_of(page: bytes) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.live.test_monitor import lora_model, push
-from tests.outputs.conftest import Receiver
+from tests.receiver import Receiver
 from wvmonitor.cli.app import app
 from wvmonitor.errors import WVMonitorError
 from wvmonitor.live.monitor import Monitor, Run
@@ -21,15 +20,6 @@ from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.prometheus import PrometheusExporter
 
 CANARY = "CaNaRy7f3a"
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    """A webhook's receiver on loopback."""
-    receiver = Receiver()
-    yield receiver
-    receiver.server.shutdown()
-    receiver.server.server_close()
 
 
 def settings(form: str, url: str, folder: Path) -> dict[str, Any]:

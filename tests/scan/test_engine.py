@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -62,6 +63,26 @@ def test_a_second_scan_measures_nothing(
     with ScanCache(tmp_path / "cache") as cache:
         assert list(scan([drifting_run, good_adapter], bank, cache=cache)) == first
     assert measured == []
+
+
+def test_a_scan_that_goes_on_finds_what_it_would_have_found(
+    bank: ReferenceBank,
+    save_adapter: Callable[..., Path],
+    evil: TaskVector,
+    measured: list[str],
+    tmp_path: Path,
+) -> None:
+    """Adapters that are measured side by side still are where the cache knows one of them."""
+    adapters = [save_adapter(tmp_path / f"a{i}", evil * (1 + i / 7)) for i in range(8)]
+    undisturbed = list(scan(adapters, bank))
+    with ScanCache(tmp_path / "cache") as cache:
+        some = scan(adapters, bank, cache=cache)
+        assert [next(some) for _ in range(3)] == undisturbed[:3]
+        some.close()
+    measured.clear()
+    with ScanCache(tmp_path / "cache") as cache:
+        assert list(scan(adapters, bank, cache=cache)) == undisturbed
+    assert measured == [f"'{path}'" for path in adapters[2:]]  # two by two, the third again
 
 
 def test_the_cache_goes_by_content(

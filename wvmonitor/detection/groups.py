@@ -1,44 +1,16 @@
-"""Scores by part of the model: which layers, or which kinds of module, carry a score."""
+"""Parts of the model: which layer a parameter is of, and which layers carry a product."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
 
 import numpy as np
 
-from wvmonitor.detection import formulas
-from wvmonitor.detection.scores import resolve_ridge
-from wvmonitor.reading import GEOMETRIES, Component, Float64, Geometry, Gram, Reading
+from wvmonitor.reading import Component, Geometry, Reading
 
 LayerShares = Mapping[str, Mapping[Geometry, Mapping[str, float]]]
 """By reference, geometry and layer: the layer's share of the inner product with the reference."""
-
-GroupScoreName = Literal["cosine", "residual", "margin"]
-
-
-@dataclass(frozen=True)
-class GroupScores:
-    """Scores of one reading by group of parameters (N groups, R references).
-
-    Attributes:
-        groups: the N names, in natural order.
-        references: the R names, in the bank's order.
-        within: (N, R) by geometry and score: the score as if the group were the whole model; NaN
-            where it does not exist.
-        contributions: (N, R) by geometry, for `cosine` and `residual`: the group's share of the
-            numerator over the whole model's denominator. The column sums to the global score, so
-            it says which groups carry it.
-        norms: (N,) by geometry, ‖τ‖ in the group.
-    """
-
-    groups: tuple[str, ...]
-    references: tuple[str, ...]
-    within: Mapping[Geometry, Mapping[GroupScoreName, Float64]]
-    contributions: Mapping[Geometry, Mapping[GroupScoreName, Float64]]
-    norms: Mapping[Geometry, Float64]
 
 
 def layer_of(parameter: str) -> str:
@@ -79,62 +51,3 @@ def layer_shares(reading: Reading, components: tuple[Component, ...] = ("blocks"
                 shares = (column / total).tolist()
                 by_layer[name][geometry] = dict(zip(layers, shares, strict=True))
     return by_layer
-
-
-def by_group(
-    reading: Reading,
-    gram: Gram,
-    group: Callable[[str], str] = layer_of,
-    *,
-    components: tuple[Component, ...] = ("blocks",),
-    ridge: float | Mapping[Geometry, float] | None = None,
-) -> GroupScores:
-    """Score one reading by group of parameters, for heat maps.
-
-    Args:
-        reading: the measurement.
-        gram: inner products among the references of the same bank.
-        group: parameter name -> group: `layer_of`, `module_of`, or one's own.
-        components: the parts of the model to look at.
-        ridge: λ of the residual, as in `score`.
-
-    Raises:
-        UnknownReferenceError: reading and Gram matrix do not hold the same references.
-    """
-    groups: tuple[str, ...] = ()
-    within: dict[Geometry, dict[GroupScoreName, Float64]] = {}
-    contributions: dict[Geometry, dict[GroupScoreName, Float64]] = {}
-    norms: dict[Geometry, Float64] = {}
-    for geometry in (g for g in GEOMETRIES if g in reading.geometries and g in gram.products):
-        parts = formulas.collect(reading, gram, geometry, components, group)
-        penalty = resolve_ridge(ridge, gram, geometry, components)
-        groups = parts.groups
-        norms[geometry] = np.sqrt(np.maximum(parts.squared_norms, 0.0))
-        with np.errstate(invalid="ignore", over="ignore"):
-            columns: dict[GroupScoreName, formulas.Column] = {
-                "cosine": formulas.cosine(parts),
-                "residual": formulas.residual(parts, penalty),
-                "margin": formulas.margin(parts),
-            }
-            within[geometry] = {
-                name: np.where(column.exists, column.values, np.nan)
-                for name, column in columns.items()
-            }
-            contributions[geometry] = _contributions(parts, penalty)
-    return GroupScores(groups, gram.references, within, contributions, norms)
-
-
-def _contributions(parts: formulas.Sums, ridge: float) -> dict[GroupScoreName, Float64]:
-    """Each group's numerator, with the whole model's Gram and norms: linear in τ, so it adds up."""
-    gram = np.broadcast_to(parts.gram.sum(axis=0), parts.gram.shape)
-    squared = np.broadcast_to(parts.squared_norms.sum(), parts.squared_norms.shape)
-    overlap = np.broadcast_to(parts.overlap.sum(axis=0), parts.overlap.shape)
-    whole = replace(parts, squared_norms=squared, gram=gram, overlap=overlap)
-    contributions: dict[GroupScoreName, Float64] = {}
-    columns: dict[GroupScoreName, formulas.Column] = {
-        "cosine": formulas.cosine(whole),
-        "residual": formulas.residual(whole, ridge),
-    }
-    for name, column in columns.items():
-        contributions[name] = np.where(column.exists, column.values, np.nan)
-    return contributions

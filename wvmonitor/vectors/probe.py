@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,12 +58,9 @@ class _Moments:
             x = x_TI.detach().to("cpu", torch.float64)
             self._sum += x.mT @ x
         else:
-            # drawn on the host, so that a seed means the same signs on every device
-            size = (self._rows, len(x_TI))
-            bits = torch.randint(0, 2, size, generator=self._generator, dtype=torch.float32)
-            signs_NT = (bits * 2 - 1).to(x_TI.device)
+            signs_NT = _signs(self._rows, len(x_TI), self._generator).to(x_TI.device)
             found = functional.matmul(signs_NT, x_TI.detach().to(torch.float32))
-            self._sum += found.to("cpu", torch.float64) / self._rows**0.5
+            self._sum.add_(found.to("cpu"), alpha=self._rows**-0.5)
         self.tokens += len(x_TI)
 
     def rows_NI(self) -> Tensor:
@@ -72,6 +70,17 @@ class _Moments:
         values, vectors = torch.linalg.eigh(self._sum / self.tokens)
         rows: Tensor = values.clamp_min(0).sqrt().unsqueeze(1) * vectors.mT
         return rows
+
+
+def _signs(rows: int, tokens: int, generator: torch.Generator) -> Tensor:
+    """(rows, tokens) of −1 and 1 in float32, eight from each random byte.
+
+    They are drawn on the host, so that a seed means the same signs on every device.
+    """
+    size = (rows, math.ceil(tokens / 8))
+    drawn = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+    bits = torch.from_numpy(np.unpackbits(drawn.numpy(), axis=1, count=tokens))
+    return bits.to(torch.float32).mul_(2).sub_(1)
 
 
 @torch.no_grad()
