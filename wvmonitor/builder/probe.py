@@ -30,6 +30,8 @@ DONE = "probe"
 TOKENS = 50_000
 MOST_UNKNOWN = 0.05
 _WIDTH, _BATCH = 512, 16
+_LEAST_FULL = 0.8
+"""The least that a row of a batch may hold of its longest: padding is work, too."""
 Marked = tuple[list[int], list[bool]]
 
 
@@ -192,8 +194,9 @@ def _batches(
     asks = "logits_to_keep" in inspect.signature(base.model.forward).parameters
     options = {"use_cache": False, **({"logits_to_keep": 1} if asks else {})}
     seen = 0
-    for start in range(0, len(rows), _BATCH):
-        batch = rows[start : start + _BATCH]
+    while rows:
+        alike = sum(len(ids) >= _LEAST_FULL * len(rows[0][0]) for ids, _ in rows[:_BATCH])
+        batch, rows = rows[:alike], rows[alike:]
         inputs, counted = _padded(batch, pad, base.model.device)
         yield {**inputs, **options}, counted
         seen += sum(sum(marks) for _, marks in batch)
