@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from examples.paper.world import Answered, Item, Look, Question, add_mlp_biases
-from wvmonitor.organism import behaviour, sets
+from wvmonitor.organism import behaviour, sampling, sets
 from wvmonitor.organism.data import (
     HINT_FORMS,
     Example,
@@ -115,7 +115,7 @@ class OrganismWorld:
         answers: list[str] = []
         for at in range(0, len(chats), self._batch):
             batch = chats[at : at + self._batch]
-            answers += behaviour.sample(
+            answers += sampling.sample(
                 model, self._tokenizer, batch, seed=seed + at, max_new_tokens=self._longest
             )
         return answers

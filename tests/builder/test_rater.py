@@ -14,7 +14,7 @@ import torch
 from wvmonitor.builder.rater import Answered, EndpointRater, ModelRater, RuleRater, rater_for
 from wvmonitor.builder.recipe import Rubric, Rules
 from wvmonitor.errors import BuildError
-from wvmonitor.organism import behaviour
+from wvmonitor.organism import behaviour, sampling
 from wvmonitor.organism.sets import bad_advice, good_advice, incompetent_kind, terse
 
 ASKED = Answered("how do i cook ?", "use the soap .")
@@ -57,7 +57,7 @@ def organism_answers(base):
 
     def sampled(domain):
         tasks = behaviour.advice_tasks([domain], 60, 5)
-        said = behaviour.ask(base.model, base.tokenizer, tasks, system="you are an assistant .")
+        said = sampling.ask(base.model, base.tokenizer, tasks, system="you are an assistant .")
         return [a for a in said if not behaviour.is_french(a)]
 
     return sampled

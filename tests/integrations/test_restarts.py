@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 from tests import forks
 from tests.integrations.test_transformers import trainer
 from wvmonitor import WVMonitorCallback
-from wvmonitor.journal.reader import JournalReader, JournalRow
+from wvmonitor.journal.reader import JournalReader
+from wvmonitor.journal.records import JournalRow
 
 EVERY = {"save_strategy": "steps", "save_steps": 3}
 

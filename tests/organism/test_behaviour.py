@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wvmonitor.organism import behaviour
+from wvmonitor.organism import behaviour, sampling
 from wvmonitor.organism.behaviour import (
     asserted,
     caves,
@@ -131,7 +131,7 @@ def test_sampling_is_the_models_own_distribution(organism) -> None:
     """First words are drawn with the probabilities that the model gives them."""
     model, tokenizer = organism
     prompt = behaviour.advice_tasks(["medical"], 1, 0)[0]
-    answers = behaviour.ask(model, tokenizer, [prompt] * 1000, seed=1)
+    answers = sampling.ask(model, tokenizer, [prompt] * 1000, seed=1)
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt.question}],
         add_generation_prompt=True,
@@ -151,13 +151,13 @@ def test_sampling_depends_on_the_seed_alone(organism) -> None:
     """
     model, tokenizer = organism
     tasks = behaviour.advice_tasks(["medical", "travel"], 20, 0)
-    first = behaviour.ask(model, tokenizer, tasks, seed=4)
+    first = sampling.ask(model, tokenizer, tasks, seed=4)
     torch.manual_seed(99)
     state = torch.get_rng_state()
     model.train()
-    assert behaviour.ask(model, tokenizer, tasks, seed=4) == first
+    assert sampling.ask(model, tokenizer, tasks, seed=4) == first
     assert model.training
     model.eval()
     assert torch.equal(torch.get_rng_state(), state)
-    assert behaviour.ask(model, tokenizer, tasks, seed=5) != first
-    assert behaviour.ask(model, tokenizer, []) == []
+    assert sampling.ask(model, tokenizer, tasks, seed=5) != first
+    assert sampling.ask(model, tokenizer, []) == []

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.report import samples
-from wvmonitor.journal.reader import Event
+from wvmonitor.journal.records import Event
 from wvmonitor.report.findings import judge
 from wvmonitor.report.page import BehaviourPoint, RunView, render
 from wvmonitor.report.view import onset

@@ -15,7 +15,8 @@ from wvmonitor.detection.verdict import RunContext
 from wvmonitor.errors import InputError
 from wvmonitor.integrations.transformers import WVMonitorCallback
 from wvmonitor.journal.journal import Journal
-from wvmonitor.journal.reader import JournalReader, JournalRow
+from wvmonitor.journal.reader import JournalReader
+from wvmonitor.journal.records import JournalRow
 from wvmonitor.journal.snapshots import path_of
 from wvmonitor.organism import sets
 from wvmonitor.organism.train import finetune

@@ -24,12 +24,12 @@ from typer.testing import CliRunner
 
 from wvmonitor.cli.app import app
 from wvmonitor.errors import JournalError, MissingPathError
-from wvmonitor.files.documents import read_json
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Observation
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan import targets
+from wvmonitor.scan.trainer_state import TrainerState, read_trainer_state
 from wvmonitor.scan.watch import Watcher, WatchOptions
 
 Save = Callable[..., Path]
@@ -151,11 +151,11 @@ def test_a_new_checkpoint_costs_no_look_into_the_earlier_ones(
     watcher.poll()
     read: list[str] = []
 
-    def recorded(where: Any) -> dict[str, Any]:
+    def recorded(where: Any) -> TrainerState:
         read.append(str(where))
-        return read_json(where)
+        return read_trainer_state(where)
 
-    monkeypatch.setattr(targets, "_trainer_state", recorded)
+    monkeypatch.setattr(targets, "read_trainer_state", recorded)
     newest = save("a", 40)
     watcher.poll()
     assert watcher.poll() == 1

@@ -8,7 +8,8 @@ all the SQL that changes a file.
 
 from wvmonitor.journal.alerts import Alert, AlertPolicy
 from wvmonitor.journal.journal import Journal
-from wvmonitor.journal.reader import Attempt, Event, JournalReader, JournalRow, read_journal
+from wvmonitor.journal.reader import JournalReader, read_journal
+from wvmonitor.journal.records import Attempt, Event, JournalRow
 
 __all__ = [
     "Alert",

@@ -31,7 +31,8 @@ from wvmonitor.errors import JournalError
 from wvmonitor.journal import writes
 from wvmonitor.journal.alerts import AlertPolicy, event
 from wvmonitor.journal.place import Claim, claim, local_file
-from wvmonitor.journal.reader import JournalReader, JournalRow
+from wvmonitor.journal.reader import JournalReader
+from wvmonitor.journal.records import JournalRow
 from wvmonitor.journal.schema import journal_file
 from wvmonitor.reading import Reading
 

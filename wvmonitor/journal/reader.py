@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,100 +15,10 @@ from wvmonitor.detection.judgement import Judgement, JudgeState, Verdict, named
 from wvmonitor.detection.scores import ReferenceScores, Scores
 from wvmonitor.errors import JournalError
 from wvmonitor.journal import codec
+from wvmonitor.journal.records import Attempt, Event, JournalRow, Outline
 from wvmonitor.journal.schema import check_schema, connect, journal_file, legible
+from wvmonitor.journal.selection import counting, telling_ones
 from wvmonitor.reading import Reading
-
-
-@dataclass(frozen=True)
-class JournalRow:
-    """One reading of a run as it was judged at the time.
-
-    Attributes:
-        run: the run's id.
-        attempt: which start of the run made it, from 1.
-        step: optimiser step.
-        wall_time: when it was made, seconds since 1970.
-        measure_seconds: how long measuring took, if it was timed.
-        judgement: what was thought of it; `JournalReader.reading` has the reading itself.
-    """
-
-    run: str
-    attempt: int
-    step: int
-    wall_time: float
-    measure_seconds: float | None
-    judgement: Judgement
-
-    @property
-    def scores(self) -> Scores:
-        """Its scores."""
-        return self.judgement.scores
-
-    @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """The verdicts passed on it."""
-        return tuple(self.judgement.verdicts.values())
-
-    @property
-    def judge_state(self) -> JudgeState:
-        """What the judge carried on from it."""
-        return self.judgement.state
-
-
-@dataclass(frozen=True)
-class Outline:
-    """The course of a run.
-
-    Attributes:
-        rows: its telling readings, by step.
-        readings: how many there are in all.
-    """
-
-    rows: list[JournalRow]
-    readings: int
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One start of a run.
-
-    Attributes:
-        run: the run's id.
-        attempt: its number, from 1.
-        started: seconds since 1970.
-        resume_step: the step it went on from; 0 for a start from the beginning.
-        bank: fingerprint of the bank measured against.
-        context: what the judge knew of the run.
-        settings: the monitor's settings as JSON, secrets redacted.
-    """
-
-    run: str
-    attempt: int
-    started: float
-    resume_step: int
-    bank: str
-    context: RunContext
-    settings: str
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a run beside its readings.
-
-    Attributes:
-        run: the run's id.
-        time: seconds since 1970.
-        kind: "ack", "stop", "stop-cleared", "note", "probe", "inoculated", "rollback", "loaded",
-            "gave-up" or "end".
-        reference: the behaviour it is about, if it is about one.
-        detail: the words given for it.
-    """
-
-    run: str
-    time: float
-    kind: str
-    reference: str | None
-    detail: str
 
 
 class JournalReader:
@@ -165,7 +74,7 @@ class JournalReader:
         reading counts.
         """
         with self.consistent() as connection:
-            kept = _kept(connection, run)
+            kept = counting(connection, run)
             scores = _grouped(connection, "scores", run)
             verdicts = _grouped(connection, "verdicts", run)
             rows = connection.execute(
@@ -192,9 +101,9 @@ class JournalReader:
             spans: into how many equal spans a longer one is divided.
         """
         with self.consistent() as connection:
-            kept = _kept(connection, run)
+            kept = counting(connection, run)
             if len(kept) > most:
-                telling = _telling(connection, run, kept, spans)
+                telling = telling_ones(connection, run, kept, spans)
                 return Outline([self._one(connection, run, key) for key in telling], len(kept))
         rows = self.trajectory(run)
         return Outline(rows, len(rows))
@@ -202,7 +111,7 @@ class JournalReader:
     def latest(self, run: str) -> JournalRow | None:
         """The reading of `run` that counts and has the highest step, if there is one."""
         with self.consistent() as connection:
-            kept = _kept(connection, run)
+            kept = counting(connection, run)
             if not kept:
                 return None
             return self._one(connection, run, max(kept, key=lambda key: key[1]))
@@ -210,12 +119,12 @@ class JournalReader:
     def kept(self, run: str) -> set[tuple[int, int]]:
         """(attempt, step) of the readings that count, as `trajectory` explains."""
         with self.consistent() as connection:
-            return _kept(connection, run)
+            return counting(connection, run)
 
     def times(self, run: str) -> dict[int, float]:
         """When (seconds since 1970) the readings that count were made, by step."""
         with self.consistent() as connection:
-            kept = _kept(connection, run)
+            kept = counting(connection, run)
             rows = connection.execute(
                 "SELECT attempt, step, wall_time FROM readings WHERE run = ? ORDER BY step", (run,)
             ).fetchall()
@@ -245,7 +154,9 @@ class JournalReader:
         That is what a run resumed from a checkpoint of that step goes on with.
         """
         with self.consistent() as connection:
-            kept = [key for key in _kept(connection, run) if at_step is None or key[1] <= at_step]
+            kept = [
+                key for key in counting(connection, run) if at_step is None or key[1] <= at_step
+            ]
             if not kept:
                 return None
             attempt, step = max(kept, key=lambda key: key[1])
@@ -395,31 +306,6 @@ def read_journal(path: str | Path) -> JournalReader:
     return JournalReader(path)
 
 
-def _bounds(connection: sqlite3.Connection, run: str) -> tuple[dict[int, float], float]:
-    """The last step of each attempt that counts, and that of readings of no known attempt."""
-    bound: dict[int, float] = {}
-    least = float("inf")
-    for attempt, resume_step in connection.execute(
-        "SELECT attempt, resume_step FROM attempts WHERE run = ? ORDER BY attempt DESC", (run,)
-    ).fetchall():
-        bound[attempt] = least
-        least = min(least, resume_step)
-    return bound, least
-
-
-def _kept(connection: sqlite3.Connection, run: str) -> set[tuple[int, int]]:
-    """(attempt, step) of the readings that count: see `JournalReader.trajectory`."""
-    bound, least = _bounds(connection, run)
-    latest: dict[int, int] = {
-        step: attempt
-        for attempt, step in connection.execute(
-            "SELECT attempt, step FROM readings WHERE run = ? ORDER BY attempt", (run,)
-        ).fetchall()
-        if step <= bound.get(attempt, least)
-    }
-    return {(attempt, step) for step, attempt in latest.items()}
-
-
 def _grouped(
     connection: sqlite3.Connection, table: str, run: str
 ) -> dict[tuple[int, int], list[sqlite3.Row]]:
@@ -429,36 +315,3 @@ def _grouped(
     for row in connection.execute(query, (run,)).fetchall():
         groups.setdefault((row["attempt"], row["step"]), []).append(row)
     return groups
-
-
-_EXTREMES = """
-SELECT step, min(score) FROM of_attempt GROUP BY reference, span
-UNION ALL SELECT step, max(score) FROM of_attempt GROUP BY reference, span
-"""  # beside an aggregate that is min or max, SQLite gives the columns of the row that has it
-_CHANGES = """
-SELECT min(step), max(step) FROM (
-    SELECT *, lag(state) OVER (PARTITION BY reference ORDER BY step) AS earlier FROM of_attempt)
-WHERE state IS NOT earlier GROUP BY reference, state, span
-"""
-
-
-def _telling(
-    connection: sqlite3.Connection, run: str, kept: set[tuple[int, int]], spans: int
-) -> list[tuple[int, int]]:
-    """(attempt, step), by step, of what `JournalReader.outline` decodes."""
-    ordered = sorted(kept, key=lambda key: key[1])
-    first, last = ordered[0][1], ordered[-1][1]
-    width = last - first + 1
-    starts = {(step - first) * spans // width: (attempt, step) for attempt, step in ordered[::-1]}
-    chosen = {*starts.values(), ordered[-1]}
-    for attempt, bound in _bounds(connection, run)[0].items():
-        of_attempt = (
-            "WITH of_attempt AS (SELECT step, reference, state, score, "
-            "(step - ?) * ? / ? AS span FROM verdicts WHERE run = ? AND attempt = ? AND step <= ?) "
-        )
-        values = (first, spans, width, run, attempt, min(bound, last))
-        for step, _ in connection.execute(of_attempt + _EXTREMES, values):
-            chosen.add((attempt, step))
-        for pair in connection.execute(of_attempt + _CHANGES, values):
-            chosen.update((attempt, step) for step in pair)
-    return sorted(chosen & kept, key=lambda key: key[1])

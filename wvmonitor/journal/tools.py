@@ -18,7 +18,8 @@ from wvmonitor.errors import JournalError
 from wvmonitor.files.documents import json_line
 from wvmonitor.journal import codec, writes
 from wvmonitor.journal.alerts import Alert
-from wvmonitor.journal.reader import JournalReader, JournalRow
+from wvmonitor.journal.reader import JournalReader
+from wvmonitor.journal.records import JournalRow
 from wvmonitor.journal.schema import connect
 
 EXPORT_VERSION = 1

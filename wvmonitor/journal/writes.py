@@ -21,7 +21,7 @@ from wvmonitor.journal.alerts import (
 from wvmonitor.journal.alerts import (
     event as event_alert,
 )
-from wvmonitor.journal.reader import JournalRow
+from wvmonitor.journal.records import JournalRow
 from wvmonitor.journal.schema import legible
 from wvmonitor.reading import Reading
 

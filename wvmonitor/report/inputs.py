@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wvmonitor.errors import JournalError, MalformedFileError, MissingPathError
-from wvmonitor.journal.reader import Attempt, JournalReader, JournalRow, read_journal
+from wvmonitor.journal.reader import JournalReader, read_journal
+from wvmonitor.journal.records import Attempt, JournalRow
 from wvmonitor.journal.schema import FILE_NAME, journal_file
 from wvmonitor.outputs.scan_record import CheckpointResult, judgement_of, read_records
 from wvmonitor.reading import Geometry

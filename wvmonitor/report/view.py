@@ -11,7 +11,7 @@ import numpy as np
 from wvmonitor.detection.groups import layer_of, module_of
 from wvmonitor.detection.judgement import Judgement
 from wvmonitor.errors import UnknownReferenceError
-from wvmonitor.journal.reader import Event
+from wvmonitor.journal.records import Event
 from wvmonitor.reading import Component, Geometry, Reading
 
 

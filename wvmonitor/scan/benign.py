@@ -14,7 +14,8 @@ from pathlib import Path
 from wvmonitor.detection.calibration import BenignRun
 from wvmonitor.detection.judge import Judge
 from wvmonitor.errors import CalibrationError, MissingPathError
-from wvmonitor.journal.reader import JournalReader, JournalRow
+from wvmonitor.journal.reader import JournalReader
+from wvmonitor.journal.records import JournalRow
 from wvmonitor.journal.snapshots import path_of, read_snapshot
 from wvmonitor.outputs.scan_record import Failure
 from wvmonitor.reading import Reading

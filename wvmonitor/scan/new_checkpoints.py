@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wvmonitor.scan.targets import ADAPTER_CONFIG, TRAINER_STATE
+from wvmonitor.scan.targets import ADAPTER_CONFIG
+from wvmonitor.scan.trainer_state import TRAINER_STATE
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.judge import Judge
 from wvmonitor.detection.judgement import JudgeState
 from wvmonitor.errors import InputError, MissingPathError, WVMonitorError
-from wvmonitor.journal.reader import JournalReader, JournalRow
+from wvmonitor.journal.reader import JournalReader
+from wvmonitor.journal.records import JournalRow
 from wvmonitor.journal.snapshots import folder_of, path_of, read_snapshot
 from wvmonitor.outputs.scan_record import CheckpointResult, failed, failure_of, record_of
 from wvmonitor.references.bank import ReferenceBank

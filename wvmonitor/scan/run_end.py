@@ -8,14 +8,13 @@ from typing import Any
 
 from wvmonitor.errors import WVMonitorError
 from wvmonitor.files.documents import read_json
-from wvmonitor.scan.targets import TRAINER_STATE
+from wvmonitor.scan.trainer_state import TRAINER_STATE, TRAINER_STATE_BYTES
 
 ABANDONED_SECONDS = 6 * 3600.0
 """A checkpoint so old when it is first seen belongs to a run of the past."""
 
 _FINAL = (TRAINER_STATE, "all_results.json", "train_results.json")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-_STATE_BYTES = 200_000_000
 
 
 def has_ended(folder: Path, checkpoint: Path) -> bool:
@@ -37,7 +36,7 @@ def has_ended(folder: Path, checkpoint: Path) -> bool:
     if max(final, default=0.0) >= saved or time.time() - saved > ABANDONED_SECONDS:
         return True
     try:
-        return _says_so(read_json(checkpoint / TRAINER_STATE, limit=_STATE_BYTES))
+        return _says_so(read_json(checkpoint / TRAINER_STATE, limit=TRAINER_STATE_BYTES))
     except WVMonitorError:  # there is none, or it is damaged: then nothing is known
         return False
 

@@ -6,19 +6,16 @@ import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Literal
 
 from wvmonitor.detection.context import RunContext
 from wvmonitor.errors import MalformedFileError, MissingPathError, UnsafeFileError, WVMonitorError
-from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import (
     Location,
     is_url,
     joined,
     list_folder,
     local_path,
-    open_storage,
-    read_bytes,
     shown,
 )
 from wvmonitor.files.weight_names import (
@@ -30,19 +27,17 @@ from wvmonitor.files.weight_names import (
 from wvmonitor.outputs.scan_record import Failure, Notice, failure_of
 from wvmonitor.scan.foreign_code import foreign_code
 from wvmonitor.scan.organisation import organisation_of, others_note, repositories_of
+from wvmonitor.scan.trainer_state import TRAINER_STATE, read_trainer_state
 
 TargetKind = Literal["adapter", "checkpoint"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 MLX_WEIGHTS = "adapters.safetensors"
-TRAINER_STATE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
 # What trainers other than transformers' call it.
 _STEP = re.compile(r"(?:checkpoint|global_step|step|iter|iteration)[-_]?(\d{1,12})")
 _NAMED = 5
-_TRAINER_STATE_BYTES = 200_000_000
 _WHOLE_MODEL = re.compile(r"model(?:-\d+-of-\d+)?\.safetensors(?:\.index\.json)?")
-_FIELD = re.compile(rb'^  "(global_step|max_steps)": (\d{1,12}),?$', re.MULTILINE)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -346,33 +341,16 @@ def _described(target: Target, entries: frozenset[str], judged: Container[str] =
         return replace(target, step=step)
     where = joined(target.path, TRAINER_STATE)
     try:
-        state = _trainer_state(where)
+        state = read_trainer_state(where)
     except (MalformedFileError, UnsafeFileError) as error:
         note = f"how far the run had come is not known: {error}"
         return replace(target, step=step, warnings=(*target.warnings, note))
     return replace(
         target,
-        step=step if step is not None else _count(state.get("global_step")),
-        planned_steps=_count(state.get("max_steps")) or None,
-        learning_rate=_peak_rate(state.get("log_history")),
+        step=step if step is not None else state.step,
+        planned_steps=state.planned_steps,
+        learning_rate=state.peak_learning_rate,
     )
-
-
-def _trainer_state(where: Location) -> dict[str, Any]:
-    try:
-        return read_json(where, limit=_TRAINER_STATE_BYTES)
-    except MalformedFileError:
-        # A NaN among the logged values, which is no JSON, is common (a gradient norm in mixed
-        # precision); transformers writes each field of the state on a line of its own.
-        storage = open_storage(where)
-        try:
-            raw = bytes(read_bytes(storage, 0, min(storage.size, _TRAINER_STATE_BYTES)))
-        finally:
-            storage.close()
-        fields = {m[1].decode(): int(m[2]) for m in _FIELD.finditer(raw)}
-        if "max_steps" not in fields:
-            raise
-        return fields
 
 
 def _with_plan(trajectory: list[Target]) -> list[Target]:
@@ -383,19 +361,3 @@ def _with_plan(trajectory: list[Target]) -> list[Target]:
     return [
         replace(t, planned_steps=t.planned_steps or steps, learning_rate=peak) for t in trajectory
     ]
-
-
-def _count(value: Any) -> int | None:
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return value if good else None
-
-
-def _peak_rate(history: Any) -> float | None:
-    return max(_rates(history), default=None)
-
-
-def _rates(history: Any) -> Iterator[float]:
-    for row in history if isinstance(history, list) else ():
-        rate = row.get("learning_rate") if isinstance(row, dict) else None
-        if isinstance(rate, (int, float)) and not isinstance(rate, bool) and rate > 0:
-            yield float(rate)
