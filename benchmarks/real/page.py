@@ -116,6 +116,14 @@ def _short(found: Found, bank: Found) -> str:
             " *advice* of domains that no reference trained on, the target's own case:"
             " **not measurable**, for one set here gives advice."
         )
+    said += [
+        f"- {r['set']} ({r['belongs']}): {r['below by its own reference']:.0%} of the benign runs"
+        " score below it by that behaviour's own reference,"
+        f" {r['below'][ours['detector']]:.0%} by the bank;"
+        f" {sum(map(bool, r['alarmed']))} of {r['runs']} alarm."
+        for r in found["by set"]
+        if r["below by its own reference"] is not None and ours["detector"] in r["below"]
+    ]
     said.append(
         f"- The best other detector is *{best['detector']}* with {metric(best['auroc'])}; ours"
         f" less it is {signed(best['ours_minus_it'])}."
@@ -166,7 +174,8 @@ def _reached(area: Found) -> str:
 
 def _sensitivity(runs: Sequence[Found], bank: Found) -> str:
     """Whether the label could fire at all: what w itself does to the gap, beside the bound."""
-    limits = [r["measured"]["bound"] for r in runs if r["measured"]["bound"] is not None]
+    limits = [r["measured"]["bound"] for r in runs
+              if r["role"] == "harmful" and r["measured"]["bound"] is not None]  # fmt: skip
     if DECIDES not in bank["gaps"] or not limits:
         return ""
     before, after = bank["gaps"][DECIDES]
