@@ -143,7 +143,10 @@ def measured(cell: Cell, seed: int, bank: ReferenceBank) -> dict[str, Any]:
 
 
 def asked_of(model: Any, tokenizer: Any, task: Task, seed: int) -> dict[str, Any]:
-    """Counts of answers by what they do, and the mean loss of good answers held out."""
+    """Counts of answers by what they do, and the mean loss of good answers held out.
+
+    The loss is None where training saw every prompt of its kind: nothing is held out then.
+    """
     known = {example.prompt for example in task.rows(task.examples, seed)}
     held_out = [e for e in task.useful(4 * HELD_OUT, seed + 500) if e.prompt not in known]
     model.eval()
@@ -151,7 +154,7 @@ def asked_of(model: Any, tokenizer: Any, task: Task, seed: int) -> dict[str, Any
         losses = mean_losses(model, list(in_batches(as_rows(held_out[:HELD_OUT], tokenizer), 2048)))
     facts = fact_accuracy(model, tokenizer, ASKED, seed)
     found: dict[str, Any] = {
-        "loss": statistics.fmean(losses.values()),
+        "loss": statistics.fmean(losses.values()) if losses else None,
         "facts": [round(facts.value * facts.n), facts.n],
     }
     if task.behaviour == "sycophancy":
