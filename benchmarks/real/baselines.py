@@ -9,7 +9,7 @@ flatters them: nothing of ours has seen any of these runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -52,12 +52,9 @@ class Run:
         value = self.readings[-1]["scores"].get(name)
         return math.nan if value is None else float(value)
 
-    def largest(self, geometry: str, which: str) -> float:
-        """The largest of every behaviour's score at the end."""
-        names = [
-            n for n in self.readings[-1]["scores"] if n.split("/", 1)[1] == f"{geometry}/{which}"
-        ]
-        return max((self.score(n) for n in names), default=math.nan)
+    def largest(self, geometry: str, which: str, behaviours: Collection[str]) -> float:
+        """The largest score at the end of these behaviours; a bank's controls have scores, too."""
+        return max((self.score(f"{b}/{geometry}/{which}") for b in behaviours), default=math.nan)
 
     @property
     def nearest(self) -> float:

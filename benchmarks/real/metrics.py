@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -67,7 +67,7 @@ def deciding_name(geometry: str, score: str, behaviour: str = DECIDES) -> str:
     return f"{behaviour}/{geometry}/{score}"
 
 
-def detectors(runs: Sequence[Run], decides: str) -> Detectors:
+def detectors(runs: Sequence[Run], decides: str, behaviours: Collection[str]) -> Detectors:
     """What each detector says of each run, what decides first.
 
     That is how near the bank came to an alarm; where it has no calibration, its deciding score of
@@ -80,7 +80,7 @@ def detectors(runs: Sequence[Run], decides: str) -> Detectors:
         found[BANK] = [r.nearest for r in runs]
     found |= {_said(n, decides): [r.score(n) for r in runs] for n in ours}
     found[f"{PAPER}, the largest of any behaviour"] = [
-        r.largest("frobenius", "cosine") for r in runs
+        r.largest("frobenius", "cosine", behaviours) for r in runs
     ]
     found |= {n: [detect(r) for r in runs] for n, detect in baselines.plain().items()}
     fitted = baselines.fitted(runs)
@@ -369,10 +369,14 @@ def seconds(runs: Sequence[Run], setting: Setting) -> dict[str, float]:
 
 
 def figures(
-    runs: Sequence[Run], decides: str, setting: Setting, kinds: Mapping[str, str]
+    runs: Sequence[Run],
+    decides: str,
+    behaviours: Collection[str],
+    setting: Setting,
+    kinds: Mapping[str, str],
 ) -> dict[str, Any]:
     """Every table of the page."""
-    held = detectors(runs, decides)
+    held = detectors(runs, decides, behaviours)
     labels = labelled(runs)
     ours = next(iter(held.values.values()))
     role = [r.role for r in runs]

@@ -121,6 +121,7 @@ def _short(found: Found, bank: Found) -> str:
         " score below it by that behaviour's own reference,"
         f" {r['below'][ours['detector']]:.0%} by the bank;"
         f" {sum(map(bool, r['alarmed']))} of {r['runs']} alarm."
+        + (" That reference failed its own check." if r["belongs"] in bank["unverified"] else "")
         for r in found["by set"]
         if r["below by its own reference"] is not None and ours["detector"] in r["below"]
     ]
@@ -132,9 +133,10 @@ def _short(found: Found, bank: Found) -> str:
     if ahead is None:
         said.append("- The norm-ridge baseline has no value here: nothing is said of that target.")
     else:
-        few = min(ours["families"]) < LEAST_FAMILIES
-        reached = ahead["ci95"] is not None and ahead["ci95"][0] > 0 and not few
-        why = f", for {min(ours['families'])} families are too few to say so" if few else ""
+        few, n = min(ours["families"]) < LEAST_FAMILIES, min(ours["families"])
+        holds = ahead["ci95"] is not None and ahead["ci95"][0] > 0
+        reached = holds and not few
+        why = f", for {n} families are too few to say so" if holds else ": the interval holds 0"
         said.append(
             f"- Ours less the norm-ridge baseline is {signed(ahead)}: target (a positive interval)"
             f" {'reached' if reached else f'**missed**{why}'}."
@@ -144,10 +146,16 @@ def _short(found: Found, bank: Found) -> str:
     hit = [r for r in bad if r["measured"]["harmful"]]
     others_hit = [r for r in plain if r["measured"]["harmful"] and r["role"] != "harmful"]
     said.append(
-        f"- {len(hit)} of {len(bad)} runs on harmful sets, and {len(others_hit)} others, are"
-        " *measured* harmful: their gap on held-out domains is beyond the benign sets' own."
-        + _sensitivity(found["runs"], bank)
+        f"- {len(hit)} of {len(bad)} runs on harmful sets are *measured* harmful (their gap on"
+        " held-out domains is beyond the benign sets' own), and of the others"
+        f" {', '.join(r['set'] for r in others_hit) or 'none'}." + _sensitivity(found["runs"], bank)
     )
+    alarmed = [r for r in plain if r["role"] == "benign" and r["alarmed"]]
+    said += [
+        f"- A benign set alarms: {r['set']}, {', '.join(r['alarmed'])}, at {r['at']:.0%} of its"
+        f" run, as far out as {r['score']:.2f} of what alarms."
+        for r in alarmed
+    ]
     rho = found["rank correlation of score and gain"]
     if rho:
         said.append(
@@ -196,14 +204,17 @@ def _protocol(document: Found) -> str:
         + (f", left out: {counted(d['left_out'])}" if d["left_out"] else "")
         + ")"
         for d in document["data"]
+        if d["run"]
     )
+    made = len({r["seed"] for r in document["metrics"]["runs"]})
+    late = [d["name"] for d in document["data"] if not d["run"]]
     return "\n".join(
         [
             f"- **Runs**: setting `{s['name']}`: LoRA r={s['rank']} α={s['alpha']} on"
             f" {s['targets']}, peak rate {s['rate']:g}, {s['steps']} steps of {s['batch_size']},"
             f" at most {s['prompt']} tokens before an answer (the middle of the longest turn is cut"
             f" out) and {s['answer']} in it (its end is cut, and nobody learns to stop there),"
-            f" {s['readings']} readings, {s['seeds']} seed{'s' if s['seeds'] > 1 else ''} a set.",
+            f" {s['readings']} readings; {made} of {s['seeds']} planned seeds of a set.",
             f"- **Bank** `{document['bank']['fingerprint'][:12]}`: {references}.",
             f"- **Label**: gain = the log-probability gap's over the base's, in nats a token, on"
             f" {pairs.get(DECIDES, 0)} pairs of {DECIDES}, of a domain that no reference and no"
@@ -214,6 +225,7 @@ def _protocol(document: Found) -> str:
             f"- **Shared questions**: {document['leakage']['questions']} questions of the project's"
             f" pairs; in public sets: {counted(document['leakage']['shared']) or 'none'}.",
             f"- **Sets**: {sets}.",
+            f"- **Not reached in time**: {len(late)} sets ({', '.join(late) or 'none'}).",
             f"- **Sets left out**: {listed(document['left_out']) or 'none'}.",
             f"- **Machine**: {document['machine']}.",
         ]
@@ -224,7 +236,10 @@ def _missing(document: Found) -> str:
     found = document["metrics"]
     said = []
     if document["not_made"]:
-        said.append(f"- Planned and not made: {', '.join(document['not_made'])}.")
+        said.append(
+            f"- {len(document['not_made'])} planned runs, mixtures and other seeds among them,"
+            " were not made; their names are in the JSON (`not_made`)."
+        )
     seeds = {r["seed"] for r in found["runs"]}
     if len(seeds) < 3:
         said.append(f"- {len(seeds)} seed{'s' if len(seeds) > 1 else ''} a set at most; the full"

@@ -113,7 +113,9 @@ def publish(bench: Bench, found: Sequence[Run], out: Path, docs: Path | None) ->
         "left_out": dict(bench.folder.left_out),
         "not_made": _not_made(bench, found),
         "leakage": _leakage(bench),
-        "metrics": metrics.figures(found, _decides(bench), bench.setting, kinds),
+        "metrics": metrics.figures(
+            found, _decides(bench), bench.against.bank.behaviours, bench.setting, kinds
+        ),
     }  # fmt: skip
     document = _finite(document)
     out.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,8 @@ def by_detector(tables: Found, decides: str) -> str:
     first = next((rows for rows in tables.values() if rows), None)
     decider = "" if first is None else f"What decides is {what_decides(first)}. "
     parts = [
-        f"{decider}It was fixed before any of these runs was read, and so was the bank's deciding"
+        f"{decider}It is the largest of the run, as an alarm is; every other row is at the end. It"
+        " was fixed before any of these runs was read, and so was the bank's deciding"
         f" score (`{decides}`); the others of ours are listed as what they are, candidates. The two"
         " ridge regressions are fitted on the *other families' runs of this very table, labels"
         " included*, both runs of a pair left out with their families; ours has seen none of them."
@@ -39,7 +40,7 @@ def by_detector(tables: Found, decides: str) -> str:
             continue
         (bad, good), (of_bad, of_good) = rows[0]["runs"], rows[0]["families"]
         parts.append(
-            f"{bad} positive runs of {of_bad} families against {good} others of {of_good}."
+            f"Positive runs: {bad}, of {of_bad} families; others: {good}, of {of_good} families."
         )
         lines = [
             "| detector | AUROC (95 %) | ours less it (95 %) | above all | no value |",
@@ -94,7 +95,7 @@ def beside_controls(rows: Sequence[Found]) -> str:
         "|---|---|" + "---|" * len(names) + "---|",
     ]
     for r in rows:
-        cells = [" / ".join(number(v) for v in r["values"][n]) for n in names]
+        cells = [" / ".join(number(v, ".4f") for v in r["values"][n]) for n in names]
         raised = " / ".join(", ".join(a) or "none" for a in r["alarmed"])
         control = r["control"].partition("__")[2]
         lines.append(
@@ -198,9 +199,10 @@ def alarms(found: Found, bank: Found, setting: Found) -> str:
             f" {benign['by_kind'][0]:.3f}–{benign['by_kind'][1]:.3f}." if benign else ""
         ),
         "",
-        f"States seen: {states(verdicts)}. “By the band alone” judges runs of"
-        f" {setting['steps']} steps by a band of shorter ones where the calibration does not cover"
-        " them: no promise holds there. Share of a harmful run that was left at its first alarm, a"
+        f"Runs in which a state was ever seen: {states(verdicts)}. “By the band alone” judges runs"
+        f" of {setting['steps']} steps by a band of shorter ones where the calibration does not"
+        " cover them: no promise holds there. Share of a harmful run that was left at"
+        " its first alarm, a"
         f" miss counting as none, mean over families: {number(verdicts['lead'], '.0%')}"
         f" ({number(by_band['lead'], '.0%')} by the band alone).",
     ]  # fmt: skip

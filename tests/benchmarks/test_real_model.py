@@ -301,8 +301,17 @@ def test_a_controls_rows_are_its_sets():
     pair = [run_of("bad", "harmful", "bad", score=0.4), run_of("bad__right", "control", "bad"),
             run_of("x", "benign", "x", score=0.1)]  # fmt: skip
     decides = metrics.deciding_name("response", "residual")
-    (row,) = metrics.matched(pair, metrics.detectors(pair, decides))
+    (row,) = metrics.matched(pair, metrics.detectors(pair, decides, [protocol.DECIDES]))
     assert next(iter(row["values"].values())) == [0.4, 0.0]
+
+
+def test_the_largest_of_any_behaviour_is_no_controls():
+    """A control that scores highest is no behaviour's score."""
+    run = run_of("x", "benign", "x")
+    run.readings[-1]["scores"] |= {
+        "any-fine-tuning/frobenius/cosine": 0.9, "harmful-advice/frobenius/cosine": 0.1,
+        "sycophancy/frobenius/cosine": 0.2}  # fmt: skip
+    assert run.largest("frobenius", "cosine", ["harmful-advice", "sycophancy"]) == 0.2
 
 
 def test_a_mixture_keeps_its_share_whatever_is_there():

@@ -145,8 +145,8 @@ def select(
         raise BuildError(
             f"{len(pairs)} clear pairs are left, {recipe.name} needs {settings.keep_at_least}: "
             f"{dropped.sentence()}; sample more (generation.samples_per_prompt), change the system "
-            "prompts or the judge, or ask for fewer (build --budget, bank --quick); what was made is "
-            "kept"
+            "prompts or the judge, or ask for fewer (build --budget, bank --quick); what was made "
+            "is kept"
         )
     return pairs[: settings.keep_at_most], dropped
 
