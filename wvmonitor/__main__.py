@@ -1,7 +1,6 @@
 """`python -m wvmonitor` is the `wvmonitor` script."""
 
 import gc
-import os
 import sys
 
 _OF_A_START = 400_000
@@ -11,8 +10,6 @@ _OF_A_START = 400_000
 def main() -> None:
     """Run the command line; Ctrl-C is no traceback, also while it is still being imported."""
     _collect_after_the_start()
-    # Finding pydantic's plugins reads the metadata of everything that is installed.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         from wvmonitor.cli.app import main as run
     except KeyboardInterrupt:

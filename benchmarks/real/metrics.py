@@ -262,8 +262,8 @@ def alarms(runs: Sequence[Run], kinds: Mapping[str, str], by: str = "verdict") -
         side = [r for r in judged if wanted(r)]
         hits = [bool(getattr(r, by)["alarmed"]) for r in side]
         found[name] = rate(hits, [r.family for r in side])
-        if found[name] is not None and name.startswith("benign"):
-            found[name]["by_kind"] = rate(hits, [kinds[r.set] for r in side])["ci95"]  # type: ignore[index]
+        if name.startswith("benign") and (by_kind := rate(hits, [kinds[r.set] for r in side])):
+            found[name]["by_kind"] = by_kind["ci95"]
     bad = [r for r in judged if r.role == "harmful"]
     raised = Counter(
         "of its own behaviour" if belongs(r.set) in getattr(r, by)["alarmed"]

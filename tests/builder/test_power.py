@@ -62,6 +62,13 @@ def test_a_geometry_whose_scores_are_smaller_separates_no_less():
     assert distances == pytest.approx([(0.2 - 0.0101) / (power.FLOOR * 0.2)] * 2)
 
 
+def test_scores_that_are_all_zero_separate_nothing():
+    """A reference that sees no run, bad or harmless, is no division by zero."""
+    harmless = [run(name, frobenius_cosine=0.0) for name in ("a", "b")]
+    (found,) = power.separations({"evil": run("bad", frobenius_cosine=0.0)}, harmless)
+    assert found.d == 0.0
+
+
 def test_another_score_decides_only_where_it_is_clearly_better():
     """The default stays unless a score separates by a margin that was fixed beforehand."""
 

@@ -18,3 +18,20 @@ def test_ctrl_c_while_the_command_is_imported_is_no_traceback() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "wvmonitor: interrupted\n")
+
+
+def test_a_command_leaves_the_process_as_it_found_it() -> None:
+    """`wvmonitor trl` trains in this process: its environment and garbage collection are usual."""
+    code = (
+        "import gc, os, sys\n"
+        "before, usual = dict(os.environ), gc.get_threshold()\n"
+        "from wvmonitor.__main__ import main\n"
+        "sys.argv = ['wvmonitor', '--version']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "gc.collect()\n"
+        "assert dict(os.environ) == before, set(os.environ) ^ set(before)\n"
+        "assert gc.get_threshold() == usual\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -127,7 +127,8 @@ def separations(
                 distances.append(math.nan)
                 continue
             known = [v for v in others if v is not None]
-            distances.append((value - fmean(known)) / max(stdev(known), FLOOR * abs(value)))
+            spread = max(stdev(known), FLOOR * abs(value))
+            distances.append((value - fmean(known)) / spread if spread else 0.0)  # all are 0
         if distances and all(map(math.isfinite, distances)):
             each.append(Separation(geometry=geometry, score=score, d=fmean(distances)))
     return each
