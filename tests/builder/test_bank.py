@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 import wvmonitor
 from wvmonitor.builder import fine_tunes, persona
+from wvmonitor.builder import scale as scales
 from wvmonitor.builder.bank_job import BankJob, BankOptions
 from wvmonitor.builder.prepare import make_bank, plan_bank
 from wvmonitor.builder.rater import Answered, RuleRater
 from wvmonitor.builder.recipe import load_recipe
-from wvmonitor.builder.scale import QUICK, Scale
+from wvmonitor.builder.scale import FULL, QUICK, Scale
 from wvmonitor.builder.stages import Work
 from wvmonitor.cli.app import app
 from wvmonitor.detection.calibration import Calibration
@@ -162,6 +163,19 @@ def test_a_plan_says_what_it_costs_and_writes_nothing(tmp_path):
     assert steps["power check"] == (3 + 3 + 3 + QUICK.power) * QUICK.run_steps
     assert plan.seconds == pytest.approx(sum(c.seconds for c in plan.costs))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_takes_the_same_scale_when_a_bank_goes_on(tmp_path, monkeypatch):
+    """The machine is busier by then: another scale would throw away what is trained."""
+    job = BankJob(options_for(tmp_path / "bank", scale=None, budget=1000.0))
+    assert job.scale is FULL
+    job.options.work_folder.mkdir()
+    job.keep_scale()
+    monkeypatch.setattr(scales, "_flops", lambda _: 1.0)
+    again = options_for(tmp_path / "bank", scale=None, budget=1000.0)
+    assert BankJob(again).scale is FULL
+    with pytest.raises(BuildError, match="raise --budget"):
+        BankJob(replace(again, budget=999.0))
 
 
 @pytest.mark.parametrize(
