@@ -31,6 +31,7 @@ from wvmonitor.builder.contrasts import default_folder, read_contrasts
 from wvmonitor.builder.examples import Example
 from wvmonitor.builder.finetune import read_finetuned
 from wvmonitor.builder.gap import gap
+from wvmonitor.builder.power import CANDIDATES
 from wvmonitor.builder.stages import Work
 from wvmonitor.errors import MissingPathError
 from wvmonitor.organism import sets as organism
@@ -546,7 +547,7 @@ def test_held_out_runs_are_on_the_page_and_in_no_other_table(bench, tmp_path):
     assert both["metrics"] == alone["metrics"]
     bad, good = both["held out"]["runs"]
     assert (bad["side"], good["side"], bad["part"]) == ("bad", "good", "power")
-    asked = metrics.deciding_name("response", "residual", bad["behaviour"])
+    asked = metrics.deciding_name(*CANDIDATES[0], bad["behaviour"])
     benign = [r.score(asked) for r in found if r.role == "benign" and r.whole]
     assert bad["score"] == own[0].score(asked)
     assert bad["benign_below"] == pytest.approx(np.mean([v < bad["score"] for v in benign]))
