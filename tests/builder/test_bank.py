@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import wvmonitor
-from wvmonitor.builder import fine_tunes, persona
+from wvmonitor.builder import fine_tunes, gap, persona
 from wvmonitor.builder import scale as scales
 from wvmonitor.builder.bank_job import BankJob, BankOptions
 from wvmonitor.builder.prepare import make_bank, plan_bank
@@ -281,7 +281,7 @@ def test_the_command_line_says_the_plan_and_the_outcome(made):
     assert "power check: 1 of 1 held-out bad runs alarm" in shown.output
 
 
-def test_another_behaviour_costs_no_harmless_run_again(made, monkeypatch):
+def test_another_reference_costs_no_harmless_run_and_no_held_out_gap_again(made, monkeypatch):
     """Recorded runs are measured against a bank that has changed since: only references train."""
     finished, _ = made
     trained: list[int] = []
@@ -291,7 +291,11 @@ def test_another_behaviour_costs_no_harmless_run_again(made, monkeypatch):
         trained.append(out is not None)
         return real(base, examples, training, out, **more)
 
+    def refused(*_, **__):
+        raise AssertionError("what a reference moves was known")
+
     monkeypatch.setattr(fine_tunes, "finetune", counted)
+    monkeypatch.setattr(gap, "gaps_by_dose", refused)
     out = finished.folder.with_name("other")
     work = finished.folder.with_name("mine.work")
     changed = options_for(out, work=work, scale=replace(SHORT, controls=3))
@@ -300,6 +304,7 @@ def test_another_behaviour_costs_no_harmless_run_again(made, monkeypatch):
     assert set(ReferenceBank.load(out).names) > {"rudeness"}
     assert trained == [True, True], "two sides of the new control, and no watched run"
     assert other.trust.caught("bad") == (1, 1)
+    assert other.trust.gaps == finished.trust.gaps
 
 
 def test_the_papers_way_makes_contrasts_of_the_bases_own_answers(tmp_path):
