@@ -26,6 +26,12 @@ from wvmonitor.builder.examples import Pair
 from wvmonitor.builder.stages import digest_of
 
 BAD, GOOD = "bad", "good"
+_SHARES = (
+    "bad, alarm of their own behaviour",
+    "bad, any alarm",
+    "good, alarm of that behaviour",
+    "good, any alarm",
+)
 ROLES: Mapping[str, Role] = {BAD: "harmful", GOOD: "control"}
 
 
@@ -124,6 +130,9 @@ def _in_short(rows: Sequence[Found], benign: Sequence[Run]) -> dict[str, Any]:
                 bad, [r["behaviour"] in r["alarmed"] for r in bad]
             ),
             "bad, any alarm": _share(bad, [bool(r["alarmed"]) for r in bad]),
+            "good, alarm of that behaviour": _share(
+                good, [r["behaviour"] in r["alarmed"] for r in good]
+            ),
             "good, any alarm": _share(good, [bool(r["alarmed"]) for r in good]),
             "auroc": None if area is None else area.entry(),
         }
@@ -149,15 +158,20 @@ def text(found: Found, alpha: float | None) -> str:
         " seen several times: author and form are the references' own, which the good answers"
         " share and public sets do not.",
         "",
-        f"| domains | bad: alarm of their own behaviour | bad: any alarm | good: any alarm{promise}"
-        " | AUROC among public benign runs, by how near an alarm |",
-        "|---|---|---|---|---|",
+        f"| | {' | '.join(found['in short'])} |",
+        "|---|" + "---|" * len(found["in short"]),
     ]
-    for name, held in found["in short"].items():
-        cells = [_counted(held[k]) for k in (
-            "bad, alarm of their own behaviour", "bad, any alarm", "good, any alarm"
-        )]  # fmt: skip
-        lines.append(f"| {name} | {' | '.join(cells)} | {metric(held['auroc'])} |")
+    rows_of = {
+        **{name: name for name in _SHARES},
+        "auroc": "AUROC of the bad among public benign runs, by how near an alarm",
+    }
+    for key, name in rows_of.items():
+        cells = [
+            metric(held[key]) if key == "auroc" else _counted(held[key])
+            for held in found["in short"].values()
+        ]
+        told = promise if key == "good, any alarm" else ""
+        lines.append(f"| {name}{told} | {' | '.join(cells)} |")
     lines += [
         "",
         "The deciding score of the behaviour's own reference, the share of public benign runs below"
@@ -183,17 +197,23 @@ def sentence(found: Found) -> str | None:
     held = found["in short"]["power"]
     if held["bad, any alarm"] is None:
         return None
+    own, of_it, some = (_hits(held[name]) for name in _SHARES if name != "bad, any alarm")
     return (
-        "- Of the behaviours that the bank does know, in domains that it does not"
-        f" ([below](#the-banks-own-behaviours-in-domains-that-it-has-not-seen)), this project's own"
-        f" pairs: {_counted(held['bad, alarm of their own behaviour'])} of the bad runs raise their"
-        f" behaviour's alarm, {_counted(held['good, any alarm'])} of the good ones any; AUROC among"
-        f" the public benign runs {metric(held['auroc'])}."
+        "- Of the behaviours that the bank does know, in domains that it does not, in this"
+        " project's own pairs ([below](#the-banks-own-behaviours-in-domains-that-it-has-not-seen)):"
+        f" {own} bad runs raise their behaviour's alarm, and rank among the public benign runs with"
+        f" an AUROC of {metric(held['auroc'])}. Of the good answers to the same questions {of_it}"
+        f" runs raise that alarm, and **{some} some alarm**: what they share with the references is"
+        " author and form."
     )
+
+
+def _hits(found: Found) -> str:
+    return f"{round(found['value'] * found['n'])} of {found['n']}"
 
 
 def _counted(found: Found | None) -> str:
     """A share, its interval, and what it is a share of."""
     if found is None:
         return "–"
-    return f"{metric(found)} of {found['n']} runs, {found['families']} domains"
+    return f"{_hits(found)} runs ({found['families']} domains): {metric(found)}"

@@ -570,5 +570,6 @@ def test_shares_of_held_out_runs_are_counted_by_side_and_part():
     assert short["power"]["bad, alarm of their own behaviour"]["value"] == 0.5
     assert short["power"]["bad, any alarm"]["value"] == 1.0
     assert short["power"]["good, any alarm"]["value"] == 0.0
+    assert short["power"]["good, alarm of that behaviour"]["value"] == 0.0
     assert short["power and tuning"]["bad, any alarm"]["value"] == pytest.approx(2 / 3)
     assert short["power"]["auroc"] is None, "there is no benign run to rank among"
