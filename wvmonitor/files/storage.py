@@ -287,6 +287,27 @@ def list_folder(folder: Location) -> frozenset[str] | None:
         raise _open_error(error, shown(folder)) from error
 
 
+def list_subfolders(folder: Location) -> frozenset[str]:
+    """The base names of the folders in a folder, links to folders among them.
+
+    What a folder is called says nothing of what it is: `qwen2.5-7b-sft` has no ending.
+
+    Raises:
+        MissingPathError: there is nothing there.
+        InputError: the folder cannot be listed.
+    """
+    if is_url(folder):
+        files, path = remote_files(str(folder))
+        listing = _ask(files.ls, path, shown(folder), detail=True)
+        inside = (entry["name"] for entry in listing if entry.get("type") == "directory")
+        return frozenset(str(name).rstrip("/").rsplit("/", 1)[-1] for name in inside)
+    try:
+        # a link that leads nowhere, or round in a circle, is no folder
+        return frozenset(entry.name for entry in local_path(folder).iterdir() if entry.is_dir())
+    except (OSError, ValueError) as error:
+        raise _open_error(error, shown(folder)) from error
+
+
 def remote_files(url: str) -> tuple[Any, str]:
     """The fsspec filesystem and the path in it that `url` stands for.
 

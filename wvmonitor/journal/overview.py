@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,9 @@ from wvmonitor.detection.judgement import State, Verdict, Worst
 from wvmonitor.errors import JournalError
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.journal.schema import FILE_NAME
+
+LINKED_DEPTH = 2
+"""How far down behind a link a look goes: it may lead to a disk full of data."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,14 @@ class RunSummary:
     error: str | None = None
 
 
-def find_journals(folder: str | Path) -> list[Path]:
-    """Every journal at or below `folder`, in the order of their paths; links are not followed.
+def find_journals(folder: str | Path, unseen: list[str] | None = None) -> list[Path]:
+    """Every journal at or below `folder`, each once, in the order of their paths.
+
+    Links are followed too, a little way: a run's folder may lie on another disk.
+
+    Args:
+        folder: of runs; or a journal's file.
+        unseen: takes up which folders could not be looked into, and why.
 
     Raises:
         JournalError: there is no such folder, or no journal in it.
@@ -83,23 +93,56 @@ def find_journals(folder: str | Path) -> list[Path]:
     root = Path(folder)
     if root.is_file():
         return [root]
-    found = sorted(
-        Path(place) / FILE_NAME for place, _, files in os.walk(root) if FILE_NAME in files
-    )
     if not root.exists():
         raise JournalError(f"'{root}' does not exist: name a folder of watched runs")
+    unseen = [] if unseen is None else unseen
+    found = sorted(place / FILE_NAME for place, files in _walk(root, unseen) if FILE_NAME in files)
     if not found:
-        raise JournalError(f"no journal at or below '{root}': name a folder of watched runs")
+        closed = f" ({unseen[0]})" if unseen else ""
+        raise JournalError(
+            f"no journal at or below '{root}'{closed}: name a folder of watched runs"
+        )
     return found
+
+
+def _walk(root: Path, unseen: list[str]) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder at or below `root` once, with its files; what lies behind links comes last."""
+    known: set[tuple[int, int]] = set()
+    waiting: deque[tuple[Path, int | None]] = deque([(root, None)])
+
+    def closed(error: OSError) -> None:
+        unseen.append(f"'{error.filename}' cannot be looked into: {error.strerror}")
+
+    while waiting:
+        top, depth = waiting.popleft()
+        for name, inside, files in os.walk(top, onerror=closed):
+            place = Path(name)
+            try:
+                status = place.stat()
+            except OSError as error:  # gone meanwhile
+                closed(error)
+                continue
+            here = (status.st_dev, status.st_ino)
+            far = depth is not None and len(place.relative_to(top).parts) >= depth
+            if here in known or far:
+                inside.clear()
+            if here in known:
+                continue
+            known.add(here)
+            yield place, files
+            waiting += ((place / n, LINKED_DEPTH) for n in sorted(inside) if (place / n).is_symlink())
 
 
 def summaries(folder: str | Path) -> Iterator[RunSummary]:
     """Every run of every journal at or below `folder`; one that cannot be read says so.
 
+    So does a folder that cannot be looked into: there may be runs in it.
+
     Raises:
         JournalError: there is no journal at all.
     """
-    for path in find_journals(folder):
+    unseen: list[str] = []
+    for path in find_journals(folder, unseen):
         try:
             with JournalReader(path).at_once() as reader:
                 found = [_summary(reader, run) for run in reader.runs()]
@@ -107,6 +150,8 @@ def summaries(folder: str | Path) -> Iterator[RunSummary]:
             yield RunSummary(str(path), "", error=str(error))
         else:
             yield from found
+    for closed in unseen:
+        yield RunSummary(str(folder), "", error=closed)
 
 
 def _summary(reader: JournalReader, run: str) -> RunSummary:
