@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,25 @@ def test_measuring_moves_apart_when_it_costs_too_much() -> None:
     assert not clock.due(2), "the next one would cost ten seconds more than is allowed"
     clock.started -= 1e4
     assert clock.due(3), "1 % of 10,000 s pays for it"
+
+
+def test_readings_that_are_left_out_are_said_once(
+    tiny_base: Path, tiny_bank_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever asked for a reading every two steps and gets fewer hears of it, and what to set."""
+    model = lora_model(tiny_base)
+    monitor = Monitor(tiny_bank_folder, every_n_steps=2, max_overhead=0.001)
+    monitor.start(model, Run(planned_steps=10))
+    assert monitor._readings is not None
+    monitor._readings.interval.note(2 * GRACE_SECONDS)  # as slow as a base on a network disk
+    with caplog.at_level(logging.WARNING):
+        seen = [monitor.observe(model, step, force=step == 10) for step in range(1, 11)]
+    assert [o is not None for o in seen] == [False] * 9 + [True]
+    (said,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert said.startswith("the reading of step 2 is left out")
+    assert "20 s" in said
+    assert "max_overhead=0.001" in said
+    monitor.close()
 
 
 def test_the_journal_holds_every_reading(

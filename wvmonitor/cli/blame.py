@@ -207,8 +207,12 @@ def command(
 
 
 def _check_files(dataset: Path, harmless: Path | None, out: str | None, page: Path | None) -> None:
-    """See that all can be written that is to be, and nothing over what is read."""
+    """See that all can be read and written that is to be, and nothing is written over what is read.
+
+    A large model takes minutes to load: what is wrong with a path is said before.
+    """
     from wvmonitor.files.atomic import check_writable
+    from wvmonitor.steering.examples import example_lines
 
     read = {path.resolve() for path in (dataset, harmless) if path is not None}
     for option, path in (("--out", out), ("--page", page)):
@@ -222,6 +226,9 @@ def _check_files(dataset: Path, harmless: Path | None, out: str | None, page: Pa
             "--harmless is the set that is screened, of which it would flag a share whatever is in "
             "it: give other examples of the expected kind, known to be harmless"
         )
+    for file in (dataset, harmless):
+        if file is not None:
+            example_lines(file)
 
 
 def _targets(dataset: Path, cleaned: Path | None) -> tuple[Path, Path]:

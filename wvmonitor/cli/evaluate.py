@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from wvmonitor.cli.base import base_option
+
 Format = Literal["table", "json", "csv"]
 """How the numbers are written."""
 
@@ -29,7 +31,7 @@ def command(
         ),
     ] = None,
     base: Annotated[
-        str | None, typer.Option(metavar="DIR", help="What MODEL was made from.")
+        str | None, base_option("Folder of what MODEL was made from")
     ] = None,
     references: Annotated[
         str | None,

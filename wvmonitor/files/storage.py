@@ -101,7 +101,8 @@ class LocalStorage:
 
     def __init__(self, path: Path, root: Path | None = None) -> None:
         self.where = shown(path)
-        self._path = _real_path(path, path.parent if root is None else root)
+        # the same file later, wherever the process has gone to meanwhile
+        self._path = _real_path(path, path.parent if root is None else root).absolute()
         self._file: io.FileIO | None = None  # closes itself if it is forgotten
         self._identity: _Identity | None = None
         self._open()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +9,8 @@ from pathlib import Path
 from wvmonitor.detection.judgement import State, Verdict, Worst
 from wvmonitor.errors import JournalError
 from wvmonitor.journal.reader import JournalReader
-from wvmonitor.journal.schema import FILE_NAME
-
-LINKED_DEPTH = 2
-"""How far down behind a link a look goes: it may lead to a disk full of data."""
+from wvmonitor.journal.schema import journal_file
+from wvmonitor.journal.search import find_journals
 
 
 @dataclass(frozen=True)
@@ -78,59 +74,39 @@ class RunSummary:
     error: str | None = None
 
 
-def find_journals(folder: str | Path, unseen: list[str] | None = None) -> list[Path]:
-    """Every journal at or below `folder`, each once, in the order of their paths.
-
-    Links are followed too, a little way: a run's folder may lie on another disk.
+def journal_of(place: str | Path, run: str) -> Path:
+    """The journal that holds a run: the one at a place, or one below it.
 
     Args:
-        folder: of runs; or a journal's file.
-        unseen: takes up which folders could not be looked into, and why.
+        place: a journal, the folder that holds it, or a folder of runs.
+        run: the run's id.
 
     Raises:
-        JournalError: there is no such folder, or no journal in it.
+        JournalError: there is no journal, none holds the run, or several do.
     """
-    root = Path(folder)
-    if root.is_file():
-        return [root]
-    if not root.exists():
-        raise JournalError(f"'{root}' does not exist: name a folder of watched runs")
-    unseen = [] if unseen is None else unseen
-    found = sorted(place / FILE_NAME for place, files in _walk(root, unseen) if FILE_NAME in files)
-    if not found:
-        closed = f" ({unseen[0]})" if unseen else ""
+    found = find_journals(place)
+    if len(found) == 1:
+        return found[0]  # whether it holds the run is said by whoever opens it
+    own = journal_file(place)
+    holding = [path for path in found if _holds(path, run)]
+    if own in holding or len(holding) == 1:
+        return own if own in holding else holding[0]
+    if holding:
         raise JournalError(
-            f"no journal at or below '{root}'{closed}: name a folder of watched runs"
+            f"{len(holding)} journals below '{place}' hold a run {run!r} ('{holding[0]}', "
+            f"'{holding[1]}', …): name the one that is meant"
         )
-    return found
+    raise JournalError(
+        f"none of the {len(found)} journals at or below '{place}' holds a run {run!r}: "
+        "`wvmonitor runs` lists those that they hold"
+    )
 
 
-def _walk(root: Path, unseen: list[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder at or below `root` once, with its files; what lies behind links comes last."""
-    known: set[tuple[int, int]] = set()
-    waiting: deque[tuple[Path, int | None]] = deque([(root, None)])
-
-    def closed(error: OSError) -> None:
-        unseen.append(f"'{error.filename}' cannot be looked into: {error.strerror}")
-
-    while waiting:
-        top, depth = waiting.popleft()
-        for name, inside, files in os.walk(top, onerror=closed):
-            place = Path(name)
-            try:
-                status = place.stat()
-            except OSError as error:  # gone meanwhile
-                closed(error)
-                continue
-            here = (status.st_dev, status.st_ino)
-            far = depth is not None and len(place.relative_to(top).parts) >= depth
-            if here in known or far:
-                inside.clear()
-            if here in known:
-                continue
-            known.add(here)
-            yield place, files
-            waiting += ((place / n, LINKED_DEPTH) for n in sorted(inside) if (place / n).is_symlink())
+def _holds(path: Path, run: str) -> bool:
+    try:
+        return run in JournalReader(path).runs()
+    except JournalError:  # damaged, or a newer version's: not the one that is looked for
+        return False
 
 
 def summaries(folder: str | Path) -> Iterator[RunSummary]:

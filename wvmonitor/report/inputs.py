@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wvmonitor.errors import JournalError, MalformedFileError, MissingPathError
-from wvmonitor.journal.overview import find_journals
 from wvmonitor.journal.reader import JournalReader, read_journal
 from wvmonitor.journal.records import Attempt, JournalRow
 from wvmonitor.journal.schema import FILE_NAME
+from wvmonitor.journal.search import find_journals
 from wvmonitor.outputs.scan_record import CheckpointResult, judgement_of, read_records
 from wvmonitor.reading import Geometry
 from wvmonitor.report.findings import deciding_score, judge

@@ -14,9 +14,9 @@ from pathlib import Path
 from wvmonitor.detection.calibration import BenignRun
 from wvmonitor.detection.judge import Judge
 from wvmonitor.errors import CalibrationError, JournalError, MissingPathError
-from wvmonitor.journal.overview import find_journals
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.journal.records import JournalRow
+from wvmonitor.journal.search import find_journals
 from wvmonitor.journal.snapshots import path_of, read_snapshot
 from wvmonitor.outputs.scan_record import Failure
 from wvmonitor.reading import Reading
