@@ -22,6 +22,7 @@ from wvmonitor.errors import (
     MonitorFailedError,
     SettingsError,
     UnknownReferenceError,
+    UnmeasurableModelError,
 )
 from wvmonitor.journal.overview import summaries
 from wvmonitor.journal.reader import JournalReader
@@ -32,6 +33,7 @@ from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Observation
 from wvmonitor.outputs.prometheus import PrometheusExporter
 from wvmonitor.references import ReferenceBank
+from wvmonitor.sources.live_model import LiveModel
 from wvmonitor.testing import CapturingExporter, planted_bank
 from wvmonitor.testing import tiny_base as make_base
 
@@ -128,6 +130,35 @@ def test_readings_that_are_left_out_are_said_once(
     assert "20 s" in said
     assert "max_overhead=0.001" in said
     monitor.close()
+
+
+def test_a_loop_that_is_resumed_never_takes_the_weights_at_hand(
+    tiny_base: Path, tiny_bank_folder: Path
+) -> None:
+    """A full fine-tune that goes on from a checkpoint is measured from its base or from what was
+    recorded of it; where neither is given it is an error, and never a small change.
+    """
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    recorded = LiveModel(model).initial_state()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    going_on = Run(planned_steps=20, resume_step=10)
+    lost = Monitor(tiny_bank_folder, every_n_steps=1)
+    with pytest.raises(UnmeasurableModelError, match=r"at step 10 already.*base=FOLDER"):
+        lost.start(model, going_on)
+    assert lost.observe(model, 11) is None, "nor is a loop that never called start"
+    assert lost.failures == 1
+    norm = torch.cat([(p - start[n]).reshape(-1) for n, p in model.named_parameters()]).norm()
+    for base, initial in ((tiny_base, None), (None, recorded)):
+        monitor = Monitor(tiny_bank_folder, every_n_steps=1, base=base)
+        live = None if initial is None else LiveModel(model, initial=initial)
+        monitor.start(model, going_on, live=live)
+        seen = monitor.observe(model, 11)
+        assert seen is not None
+        assert seen.scores.norm == pytest.approx(float(norm), rel=1e-5)
+        monitor.close()
 
 
 def test_the_journal_holds_every_reading(

@@ -158,6 +158,11 @@ class LiveModel:
         return any(is_state_key(name) for name in self._start.recorded)
 
     @property
+    def starts_at_hand(self) -> bool:
+        """Whether only the weights as they were when this was made tell where training started."""
+        return any(not self._start.is_new_head(name) for name in self._start.recorded)
+
+    @property
     def incomplete(self) -> bool:
         """Whether parameters are trained whose start nobody recorded: they are left out."""
         return bool(self._unrecorded)
