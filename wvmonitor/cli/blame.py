@@ -126,7 +126,7 @@ def command(
     from wvmonitor.report.words import short
     from wvmonitor.steering import data_gate
     from wvmonitor.steering.blame import blame
-    from wvmonitor.steering.examples import read_examples
+    from wvmonitor.steering.examples import example_lines, read_examples
 
     _check_files(dataset, harmless, out, page)
     chosen, bank = _reference(reference, references)
@@ -134,6 +134,9 @@ def command(
     if controls and bank is not None:
         direction, taken = data_gate.without_controls(bank, chosen.name)
     targets = _targets(dataset, cleaned) if drop is not None else None
+    for file in (dataset, harmless):
+        if file is not None:  # what is wrong with it is said now: a large model loads for minutes
+            example_lines(file)
     loaded, tokenizer = _loaded(_folder(model), device, dtype)
     limit = max_length or _limit(loaded, tokenizer)
     examples = read_examples(dataset, tokenizer, max_length=limit)
@@ -207,12 +210,8 @@ def command(
 
 
 def _check_files(dataset: Path, harmless: Path | None, out: str | None, page: Path | None) -> None:
-    """See that all can be read and written that is to be, and nothing is written over what is read.
-
-    A large model takes minutes to load: what is wrong with a path is said before.
-    """
+    """See that all can be written that is to be, and nothing over what is read."""
     from wvmonitor.files.atomic import check_writable
-    from wvmonitor.steering.examples import example_lines
 
     read = {path.resolve() for path in (dataset, harmless) if path is not None}
     for option, path in (("--out", out), ("--page", page)):
@@ -226,9 +225,6 @@ def _check_files(dataset: Path, harmless: Path | None, out: str | None, page: Pa
             "--harmless is the set that is screened, of which it would flag a share whatever is in "
             "it: give other examples of the expected kind, known to be harmless"
         )
-    for file in (dataset, harmless):
-        if file is not None:
-            example_lines(file)
 
 
 def _targets(dataset: Path, cleaned: Path | None) -> tuple[Path, Path]:
