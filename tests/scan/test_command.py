@@ -145,9 +145,9 @@ def test_the_base_can_be_called_by_its_name(
     checkpoint = save_checkpoint(tmp_path / "whole", evil * 0.5)
     by_name = run(checkpoint, "--base", "team/Tiny-1.5", "--json")
     by_folder = run(checkpoint, "--base", tiny_base, "--json")
-    told = [c["references"] for r in (by_name, by_folder) for c in loaded(r)["checkpoints"]]
-    assert told[0] == told[1]
-    assert told[0]["evil"]["verdict"] == "warn"
+    told = [loaded(r)["checkpoints"][0]["references"]["evil"] for r in (by_name, by_folder)]
+    assert told[0]["scores"] == told[1]["scores"]
+    assert told[0]["verdict"] == "warn"
     live = MonitorSettings(references=tiny_bank_folder, base="team/Tiny-1.5")
     assert live.base is not None
     assert live.base.samefile(snapshot)
