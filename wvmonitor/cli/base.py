@@ -1,4 +1,4 @@
-"""`--base` of several commands: the model that training started from, by a folder or by its name."""
+"""`--base` of several commands: the model that training started from, by folder or by name."""
 
 from __future__ import annotations
 

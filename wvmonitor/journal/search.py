@@ -68,7 +68,8 @@ def _walk(root: Path, unseen: list[str]) -> Iterator[tuple[Path, list[str]]]:
                 continue
             known.add(here)
             yield place, files
-            waiting += ((place / n, LINKED_DEPTH) for n in sorted(inside) if (place / n).is_symlink())
+            links = (place / n for n in sorted(inside) if (place / n).is_symlink())
+            waiting += ((link, LINKED_DEPTH) for link in links)
 
 
 def no_journal(path: Path) -> JournalError:

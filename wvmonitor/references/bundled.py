@@ -32,7 +32,7 @@ def bundled_path(*parts: str) -> Path:
 
 
 def model_folder(name: str) -> str:
-    """The folder that a model's name stands for, wherever a folder can be given; nothing is fetched.
+    """The folder that a model's name stands for, where a folder can be given; nothing is fetched.
 
     Args:
         name: a path; the Hub id of a model that this machine's cache holds; or tiny-organism.

@@ -33,7 +33,9 @@ _COPIED = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".
 _LEFT_OUT = ("trainer_state", "training_args", "adapter_", "README", "wvmonitor")
 _CONFIG = "config.json"
 _README = "README.md"
-_TEMPLATES = "additional_chat_templates"  # a model's further chat templates, as transformers 5 saves
+_TEMPLATES = "additional_chat_templates"
+"""A model's further chat templates, as transformers 5 saves them."""
+
 
 
 def steer_checkpoint(
