@@ -161,6 +161,27 @@ def test_a_loop_that_is_resumed_never_takes_the_weights_at_hand(
         monitor.close()
 
 
+def test_another_model_than_the_one_that_started_is_refused(
+    tiny_base: Path, tiny_bank_folder: Path
+) -> None:
+    """The cell that makes the model is run again, and `start` is not: that is said, where the old
+    model was read and never moved. Wrappers around the same model are the same model.
+    """
+    model, other = lora_model(tiny_base), lora_model(tiny_base)
+    monitor = Monitor(tiny_bank_folder, every_n_steps=1)
+    monitor.start(model, Run(planned_steps=9))
+    for step, wrapped in enumerate((model, torch.compile(model), torch.nn.DataParallel(model)), 1):
+        assert monitor.observe(wrapped, step) is not None
+    push(other)
+    assert monitor.observe(other, 4) is None
+    assert monitor.failures == 1
+    monitor.start(other, Run(planned_steps=9))
+    seen = monitor.observe(other, 4)
+    assert seen is not None
+    assert seen.scores.norm > 0
+    monitor.close()
+
+
 def test_the_journal_holds_every_reading(
     tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path
 ) -> None:

@@ -321,6 +321,7 @@ class Monitor:
         able = not (self.disabled or seen)
         if self._readings is None or not self._readings.should_read(step, force=force, able=able):
             return None
+        self._readings.live.require(model)
         self._outputs.go_on()
         observation = self._measure(step, model, last=force)
         self._outputs.failures.end_row()
