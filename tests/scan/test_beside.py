@@ -191,7 +191,7 @@ def test_what_lies_below_a_folder_without_weights_is_judged(
 def test_a_folder_with_a_dot_in_its_name_is_judged(
     good_adapter: Path, bad_adapter: Path, tiny_bank_folder: Path, tmp_path: Path
 ) -> None:
-    """`qwen2.5-7b-sft` and `v1.0-final` are folders, whatever follows the dot; here and at a URL."""
+    """`qwen2.5-7b-sft` and `v1.0-final` are folders, whatever follows the dot; at a URL, too."""
     shutil.copytree(good_adapter, tmp_path / "good")
     shutil.copytree(bad_adapter, tmp_path / "qwen2.5-7b-sft")
     shutil.copytree(good_adapter, tmp_path / "v1.0-final")

@@ -30,9 +30,7 @@ def command(
             metavar="MODEL", help="Folder or Hub name, or an adapter; the bundled one if left out."
         ),
     ] = None,
-    base: Annotated[
-        str | None, base_option("Folder of what MODEL was made from")
-    ] = None,
+    base: Annotated[str | None, base_option("Folder of what MODEL was made from")] = None,
     references: Annotated[
         str | None,
         typer.Option(metavar="BANK", help="Folder of references; the bundled ones if left out."),

@@ -168,7 +168,7 @@ class LiveModel:
         if self._seen is None or self._seen() is not model:
             if unwrapped_model(model)[0] is not self._root:
                 raise UnmeasurableModelError(
-                    "this is another model than the one that `start` was given, which is what would "
+                    "this is another model than the one that `start` was given, and that one would "
                     "be read: call `start(model)` for this one"
                 )
             self._seen = weakref.ref(model)

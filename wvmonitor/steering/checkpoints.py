@@ -37,7 +37,6 @@ _TEMPLATES = "additional_chat_templates"
 """A model's further chat templates, as transformers 5 saves them."""
 
 
-
 def steer_checkpoint(
     model_dir: str | Path,
     references: Coefficients,
