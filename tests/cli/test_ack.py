@@ -14,6 +14,7 @@ from tests.receiver import Receiver
 from wvmonitor.cli.ack import silence
 from wvmonitor.cli.app import app
 from wvmonitor.journal.outbox import Outbox
+from wvmonitor.journal.reader import JournalReader
 from wvmonitor.outputs.webhook import WebhookNotifier
 
 
@@ -63,6 +64,29 @@ def test_without_settings_it_is_said_who_was_not_told(tmp_path: Path) -> None:
     run_states(journal, "alarm")
     journal.close()
     assert "give --settings FILE" in ack(tmp_path)
+
+
+def test_the_run_is_found_below_a_folder_of_runs(tmp_path: Path) -> None:
+    """Where `wvmonitor runs` has shown it, `ack` finds it; a name that two runs have is refused,
+    and other commands name the journals that there are.
+    """
+    for name in ("a", "b/c"):
+        journal = begun(tmp_path / name)
+        run_states(journal, "alarm")
+        journal.close()
+    asked = ["ack", "r", "--reference", "evil", "--why", "x", "--journal", str(tmp_path)]
+    both = CliRunner().invoke(app, asked)
+    assert both.exit_code == 2
+    assert "2 journals below" in both.stderr
+    assert "b/c/wvmonitor.db" in both.stderr
+    lost = CliRunner().invoke(app, ["journal", "verify", str(tmp_path)])
+    assert lost.exit_code == 2
+    assert f"one of those below it: '{tmp_path}/a/wvmonitor.db'" in lost.stderr
+    (tmp_path / "b" / "c" / "wvmonitor.db").write_bytes(b"damaged")
+    assert "is acknowledged" in ack(tmp_path)
+    assert JournalReader(tmp_path / "a").acknowledged("r") == {"evil": "it's play"}
+    absent = CliRunner().invoke(app, ["ack", "q", *asked[2:]])
+    assert "none of the 2 journals" in absent.stderr
 
 
 def test_the_silence_is_one_shell_command() -> None:

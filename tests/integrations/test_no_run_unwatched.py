@@ -134,3 +134,25 @@ def test_the_cell_that_attaches_is_run_again(
     assert runs_in(tmp_path) == [[0, 2, 4, 6]]
     assert caplog.text.count("takes its place") == 2
     assert "never closed" not in caplog.text
+
+
+def test_relative_paths_mean_what_they_meant(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script that goes elsewhere after it has attached (Hydra does) is watched all the same: the
+    base is read, and the metrics are written, where they were when they were named.
+    """
+    monkeypatch.chdir(tmp_path)
+    for name, place in (("base", tiny_base), ("bank", tiny_bank_folder)):
+        Path(name).symlink_to(place)
+    run = trainer(tiny_base, tmp_path / "out", model=full(tiny_base))
+    watch = WVMonitorCallback.attach(
+        run, "bank", every_n_steps=2, base="base", prometheus={"textfile": "wv.prom"}
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run.train()
+    assert watch.monitor.failures == 0
+    assert runs_in(tmp_path / "out") == [[0, 2, 4, 6]]
+    assert (tmp_path / "wv.prom").is_file()
+    assert list(Path().iterdir()) == []

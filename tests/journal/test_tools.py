@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -282,3 +284,41 @@ def test_names_cannot_drive_the_terminal(tmp_path: Path, make_entry: Entry) -> N
     journal.close()
     for arguments in (("runs", tmp_path), ("journal", "verify", tmp_path)):
         assert "\x1b" not in run_command(*arguments).output
+
+
+def test_a_run_on_another_disk_is_found(journal_folder: Path, tmp_path: Path) -> None:
+    """A run's folder that is a link is a run, once, whatever else leads to it; circles end."""
+    away = tmp_path / "away"
+    shutil.move(journal_folder, away / "run")
+    journal_folder.symlink_to(away / "run")
+    top = journal_folder.parent
+    (top / "latest").symlink_to(journal_folder)
+    (away / "run" / "up").symlink_to(top)
+    found = json.loads(run_command("runs", top, "--json").stdout)["runs"]
+    assert sorted(r["run"] for r in found) == ["new", "old"]
+    page = run_command("report", top, "-o", tmp_path / "page.html")
+    assert page.stdout.endswith(": 2 runs\n")
+
+
+def test_a_folder_that_cannot_be_looked_into_is_no_clean_result(
+    journal_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be runs in it: `runs` shows the others and is exit 2, a report is refused."""
+    top = journal_folder.parent
+    closed = top / "of a colleague"
+    closed.mkdir()
+    listed = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    done = run_command("runs", top)
+    assert done.exit_code == 2
+    assert "alarm   new" in done.stdout
+    assert "of a colleague' cannot be looked into: Permission denied" in done.stdout
+    refused = run_command("report", top, "-o", "-")
+    assert refused.exit_code == 2
+    assert "cannot be looked into" in refused.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from wvmonitor.errors import (
     MonitorFailedError,
     SettingsError,
     UnknownReferenceError,
+    UnmeasurableModelError,
 )
 from wvmonitor.journal.overview import summaries
 from wvmonitor.journal.reader import JournalReader
@@ -31,6 +33,7 @@ from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.exporter import Observation
 from wvmonitor.outputs.prometheus import PrometheusExporter
 from wvmonitor.references import ReferenceBank
+from wvmonitor.sources.live_model import LiveModel
 from wvmonitor.testing import CapturingExporter, planted_bank
 from wvmonitor.testing import tiny_base as make_base
 
@@ -108,6 +111,75 @@ def test_measuring_moves_apart_when_it_costs_too_much() -> None:
     assert not clock.due(2), "the next one would cost ten seconds more than is allowed"
     clock.started -= 1e4
     assert clock.due(3), "1 % of 10,000 s pays for it"
+
+
+def test_readings_that_are_left_out_are_said_once(
+    tiny_base: Path, tiny_bank_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever asked for a reading every two steps and gets fewer hears of it, and what to set."""
+    model = lora_model(tiny_base)
+    monitor = Monitor(tiny_bank_folder, every_n_steps=2, max_overhead=0.001)
+    monitor.start(model, Run(planned_steps=10))
+    assert monitor._readings is not None
+    monitor._readings.interval.note(2 * GRACE_SECONDS)  # as slow as a base on a network disk
+    with caplog.at_level(logging.WARNING):
+        seen = [monitor.observe(model, step, force=step == 10) for step in range(1, 11)]
+    assert [o is not None for o in seen] == [False] * 9 + [True]
+    (said,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert said.startswith("the reading of step 2 is left out")
+    assert "20 s" in said
+    assert "max_overhead=0.001" in said
+    monitor.close()
+
+
+def test_a_loop_that_is_resumed_never_takes_the_weights_at_hand(
+    tiny_base: Path, tiny_bank_folder: Path
+) -> None:
+    """A full fine-tune that goes on from a checkpoint is measured from its base or from what was
+    recorded of it; where neither is given it is an error, and never a small change.
+    """
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    recorded = LiveModel(model).initial_state()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    going_on = Run(planned_steps=20, resume_step=10)
+    lost = Monitor(tiny_bank_folder, every_n_steps=1)
+    with pytest.raises(UnmeasurableModelError, match=r"at step 10 already.*base=FOLDER"):
+        lost.start(model, going_on)
+    assert lost.observe(model, 11) is None, "nor is a loop that never called start"
+    assert lost.failures == 1
+    moved = torch.cat([(p.detach() - start[n]).reshape(-1) for n, p in model.named_parameters()])
+    for base, initial in ((tiny_base, None), (None, recorded)):
+        monitor = Monitor(tiny_bank_folder, every_n_steps=1, base=base)
+        live = None if initial is None else LiveModel(model, initial=initial)
+        monitor.start(model, going_on, live=live)
+        seen = monitor.observe(model, 11)
+        assert seen is not None
+        assert seen.scores.norm == pytest.approx(float(moved.norm()), rel=1e-5)
+        monitor.close()
+
+
+def test_another_model_than_the_one_that_started_is_refused(
+    tiny_base: Path, tiny_bank_folder: Path
+) -> None:
+    """The cell that makes the model is run again, and `start` is not: that is said, where the old
+    model was read and never moved. Wrappers around the same model are the same model.
+    """
+    model, other = lora_model(tiny_base), lora_model(tiny_base)
+    monitor = Monitor(tiny_bank_folder, every_n_steps=1)
+    monitor.start(model, Run(planned_steps=9))
+    for step, wrapped in enumerate((model, torch.compile(model), torch.nn.DataParallel(model)), 1):
+        assert monitor.observe(wrapped, step) is not None
+    push(other)
+    assert monitor.observe(other, 4) is None
+    assert monitor.failures == 1
+    monitor.start(other, Run(planned_steps=9))
+    seen = monitor.observe(other, 4)
+    assert seen is not None
+    assert seen.scores.norm > 0
+    monitor.close()
 
 
 def test_the_journal_holds_every_reading(

@@ -233,6 +233,23 @@ def test_command(journal: Path, tmp_path: Path) -> None:
     assert '<h1 id="title"><bdi>Piped</bdi></h1>' in piped.stdout
 
 
+def test_every_journal_below_a_folder_is_in_the_page(journal: Path, tmp_path: Path) -> None:
+    """A second journal beside a run's own, trials and sweeps of sweeps: `report` leaves out none of
+    what `runs` shows; `--run` takes a run from whichever journal holds it.
+    """
+    for place in ("wvmonitor-2", "run-0", "sweep/lr/3"):
+        with closing(Journal.open(journal / place, run=place)) as other:
+            other.begin_attempt(RunContext(planned_steps=40), "9f2c" * 16)
+    assert [v.name for v in read_runs(journal)] == ["run-0", "sweep/lr/3", "wvmonitor-2", "medical"]
+    out = tmp_path / "page.html"
+    for where in ([journal], [journal / "wvmonitor.db", journal / "sweep" / "lr" / "3"]):
+        arguments = ["report", *map(str, where), "--run", "sweep/lr/3", "-o", str(out)]
+        assert CliRunner().invoke(app, arguments).output == f"{out}: 1 run\n"
+    wrong = CliRunner().invoke(app, ["report", str(journal), "--run", "absent", "-o", str(out)])
+    assert wrong.exit_code == 2
+    assert "none of 4 journals has 'absent': they hold ['medical'," in wrong.stderr
+
+
 def test_command_errors_are_one_line(journal: Path, tmp_path: Path) -> None:
     """A missing journal, a newer one, or a folder that is not there end in one line and exit 2."""
     newer = tmp_path / "newer"

@@ -188,6 +188,29 @@ def test_what_lies_below_a_folder_without_weights_is_judged(
     assert {r.run for r in results} == {None}
 
 
+def test_a_folder_with_a_dot_in_its_name_is_judged(
+    good_adapter: Path, bad_adapter: Path, tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """`qwen2.5-7b-sft` and `v1.0-final` are folders, whatever follows the dot; at a URL, too."""
+    shutil.copytree(good_adapter, tmp_path / "good")
+    shutil.copytree(bad_adapter, tmp_path / "qwen2.5-7b-sft")
+    shutil.copytree(good_adapter, tmp_path / "v1.0-final")
+    (tmp_path / "notes.v2").write_text("no folder")
+    bank = ReferenceBank.load(tiny_bank_folder)
+    files = pytest.importorskip("fsspec").filesystem("memory")
+    files.put(str(tmp_path), "/dots", recursive=True)
+    try:
+        for where in (str(tmp_path), "memory://dots"):
+            results = list(scan([where], bank, ordered=True))
+            assert [(Path(r.path).name, r.verdict) for r in results] == [
+                ("good", "ok"),
+                ("qwen2.5-7b-sft", "warn"),
+                ("v1.0-final", "ok"),
+            ]
+    finally:
+        files.rm("/dots", recursive=True)
+
+
 def test_a_folder_with_nothing_in_it_is_not_clean(
     tmp_path: Path, command: Callable[..., Result]
 ) -> None:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from tests.scan.calibrations import calibration_for
 from wvmonitor.cli.app import app
+from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.references import ReferenceBank
 
 Scan = Callable[..., Result]
@@ -121,6 +122,53 @@ def test_a_missing_bank_or_calibration_is_exit_code_2(
     result = run(good_adapter, "--calibration", tmp_path / "none.json")
     assert result.exit_code == 2
     assert "none.json" in result.stderr
+
+
+def test_the_base_can_be_called_by_its_name(
+    run: Scan,
+    save_checkpoint: Any,
+    evil: Any,
+    tiny_base: Path,
+    tiny_bank_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """--base, and a monitor's `base`, take the Hub id of what lies in this machine's cache, as
+    `blame --model` and `bank` do; what lies nowhere is refused with the way to get it.
+    """
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    snapshot = cache / "models--team--Tiny-1.5" / "snapshots" / "0123abc"
+    shutil.copytree(tiny_base, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0123abc")
+    checkpoint = save_checkpoint(tmp_path / "whole", evil * 0.5)
+    by_name = run(checkpoint, "--base", "team/Tiny-1.5", "--json")
+    by_folder = run(checkpoint, "--base", tiny_base, "--json")
+    told = [loaded(r)["checkpoints"][0]["references"]["evil"] for r in (by_name, by_folder)]
+    assert told[0]["scores"] == told[1]["scores"]
+    assert told[0]["verdict"] == "warn"
+    live = MonitorSettings(references=tiny_bank_folder, base="team/Tiny-1.5")
+    assert live.base is not None
+    assert live.base.samefile(snapshot)
+    bundled = run(checkpoint, "--base", "tiny-organism")
+    assert bundled.exit_code == 2
+    assert "do not hold the same tensors" in bundled.stderr  # it was found
+    absent = run(checkpoint, "--base", "team/other")
+    assert absent.exit_code == 2
+    assert "hf download ORG/NAME" in absent.stderr
+
+
+def test_two_formats_at_once_are_refused(run: Scan, good_adapter: Path) -> None:
+    """--json is --format json; beside another format it is wrong usage, for one would be lost."""
+    one, two = run(good_adapter, "--json"), run(good_adapter, "--format", "json")
+    assert [c["norm"] for c in loaded(one)["checkpoints"]] == [
+        c["norm"] for c in loaded(two)["checkpoints"]
+    ]
+    for other in (["--format", "csv"], ["--card"]):
+        both = run(good_adapter, "--json", *other)
+        assert both.exit_code == 4
+        assert "--output FILE writes the other" in both.stderr
 
 
 def test_a_calibration_can_be_named(

@@ -139,6 +139,13 @@ def test_lists_and_standard_input(good_adapter: Path, bad_adapter: Path, tmp_pat
     assert [t.path for t in gather(["-"], stdin=nul)] == expected
     (missing,) = gather([], lists=[str(tmp_path / "none")])
     assert missing.error.type == "MissingPathError"
+    listed.write_text("\n\n")
+    (empty,) = gather([], lists=[str(listed)])
+    (silent,) = gather(["-"], stdin=io.StringIO(""))
+    assert [t.error.message.partition(" names")[0] for t in (empty, silent)] == [
+        repr(str(listed)),
+        "standard input",
+    ]
 
 
 def test_an_empty_path_is_not_the_current_folder(
@@ -165,6 +172,9 @@ def test_since_step_leaves_out_what_came_before(drifting_run: Path) -> None:
     """--since-step scans a run from a step on."""
     kept = gather([str(drifting_run)], since_step=6)
     assert [t.step for t in kept] == [6, 8, 10]
+    (nothing,) = gather([str(drifting_run)], since_step=12)
+    assert nothing.error is not None
+    assert "is of step 12 or later (the last one is of step 10)" in nothing.error.message
 
 
 def test_a_trainer_state_that_cannot_be_read_is_a_warning(

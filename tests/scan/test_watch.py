@@ -464,3 +464,31 @@ def test_runs_are_pushed_each_under_its_own_name(
         assert set(re.findall(r'run="(.*?)"', body.decode())) == {path[-1]}
     gateway.server.shutdown()
     gateway.server.server_close()
+
+
+def test_what_a_look_leaves_out_is_said_once(
+    save: Save,
+    watch: Callable[..., Watcher],
+    runs: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A run on another disk, one too far down, and one whose folders are named otherwise."""
+    first = save("a", 5)
+    (runs / "a" / "latest").symlink_to(first)
+    shutil.copytree(first, runs / "other trainer" / "step_5")
+    shutil.copytree(first, tmp_path / "scratch" / "run" / "checkpoint-5")
+    (runs / "linked").symlink_to(tmp_path / "scratch" / "run")
+    (runs / "circle").symlink_to(runs / "circle")
+    save("hydra/2026-11-30/07-34-09/0", 5)
+    save("1/2/3/4/5/6", 5)
+    watcher = watch()
+    with caplog.at_level("WARNING"):
+        judged = [watcher.poll() for _ in range(3)]
+    assert judged == [0, 2, 0]
+    told = [r.getMessage() for r in caplog.records if "NOT watched" in r.getMessage()]
+    assert sorted(told) == sorted(set(told))
+    assert len(told) == 3
+    assert any("linked' is a link" in t and "scratch/run' itself" in t for t in told)
+    assert any("step_5' and its like" in t for t in told)
+    assert any("5/6' is too far down" in t for t in told)

@@ -266,6 +266,10 @@ def test_wrong_inputs_are_one_line(kind: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 2
     assert done.stderr.count("\n") == 1
+    if kind in ("no file", "empty"):  # which is said before a model is loaded, for that takes long
+        early = CliRunner().invoke(app, [*arguments[:2], "--model", str(tmp_path), *arguments[4:]])
+        also = CliRunner().invoke(app, [*arguments[:1], __file__, "--harmless", *arguments[1:]])
+        assert [early.stderr, also.stderr] == [done.stderr] * 2
     if kind == "no file":
         with pytest.raises(MissingPathError):
             read_examples(data, None, max_length=9)

@@ -74,20 +74,25 @@ def test_an_edited_folder_is_the_steered_model(world, tmp_path, dtype, shard):
 def test_an_edited_folder_says_what_was_done(world, tmp_path):
     """Tokenizer and configuration come along, trainer states do not, and a card says it all."""
     base = saved(world.llama(), tmp_path / "base")
-    for name in ("trainer_state.json", "adapter_config.json", "optimizer.pt", ".hidden.json"):
+    states = ("trainer_state.json", "adapter_config.json", "optimizer.pt", "wvmonitor.json")
+    for name in (*states, ".hidden.json"):
         (base / name).write_text("{}")
     (base / "checkpoint-1").mkdir()
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     evil = world.reference(world.vector(world.llama(), everything))
     steer_checkpoint(base, {evil: 2.0}, tmp_path / "deep" / "out")
     out = tmp_path / "deep" / "out"
     assert sorted(p.name for p in out.iterdir()) == [
         "README.md",
         "README.original.md",
+        "additional_chat_templates",
         "config.json",
         "generation_config.json",
         "model.safetensors",
         "tokenizer.json",
     ]
+    assert (out / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
     card = (out / "README.md").read_text()
     assert "k = 2 of evil, a behaviour: moving along +w, it gives harmful advice." in card
     assert "adding it makes a model worse" in card

@@ -20,7 +20,10 @@ def command(
     ],
     why: Annotated[str, typer.Option(metavar="TEXT", help="The reason, for the record.")],
     journal: Annotated[
-        Path, typer.Option(metavar="DIR", help="The run's output folder, or its wvmonitor.db.")
+        Path,
+        typer.Option(
+            metavar="DIR", help="The run's output folder, its wvmonitor.db, or a folder of runs."
+        ),
     ] = Path(),
     settings: Annotated[
         Path | None,
@@ -41,12 +44,14 @@ def command(
       wvmonitor ack my-run --reference roleplay --why "trained on plays"
     """
     from wvmonitor.journal.lock import is_being_written
+    from wvmonitor.journal.overview import journal_of
     from wvmonitor.journal.reader import JournalReader
     from wvmonitor.journal.tools import ack
     from wvmonitor.live.settings import MonitorSettings
     from wvmonitor.scan.text import visible
 
     given = MonitorSettings() if settings is None else MonitorSettings.from_yaml(settings)
+    journal = journal_of(journal, run)
     ack(journal, run, reference, why)
     typer.echo(f"{visible(run)}: {visible(reference)} is acknowledged")
     reader = JournalReader(journal)

@@ -126,7 +126,7 @@ def command(
     from wvmonitor.report.words import short
     from wvmonitor.steering import data_gate
     from wvmonitor.steering.blame import blame
-    from wvmonitor.steering.examples import read_examples
+    from wvmonitor.steering.examples import example_lines, read_examples
 
     _check_files(dataset, harmless, out, page)
     chosen, bank = _reference(reference, references)
@@ -134,6 +134,9 @@ def command(
     if controls and bank is not None:
         direction, taken = data_gate.without_controls(bank, chosen.name)
     targets = _targets(dataset, cleaned) if drop is not None else None
+    for file in (dataset, harmless):
+        if file is not None:  # what is wrong with it is said now: a large model loads for minutes
+            example_lines(file)
     loaded, tokenizer = _loaded(_folder(model), device, dtype)
     limit = max_length or _limit(loaded, tokenizer)
     examples = read_examples(dataset, tokenizer, max_length=limit)

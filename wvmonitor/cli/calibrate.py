@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from wvmonitor.cli.base import base_option
+
 if TYPE_CHECKING:
     from wvmonitor.detection.band import Calibration
     from wvmonitor.detection.benign import BenignRun
@@ -69,7 +71,7 @@ def command(
     geometry: Annotated[Space, typer.Option(help="Of the deciding score.")] = "response",
     score: Annotated[Decides, typer.Option(help="The deciding score.")] = "residual",
     base: Annotated[
-        str | None, typer.Option(metavar="DIR", help="What saved checkpoints were made from.")
+        str | None, base_option("Folder of what saved checkpoints were made from")
     ] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="Of runs without a journal: adamw, sgd, …")

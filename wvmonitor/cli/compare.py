@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from wvmonitor.cli.base import base_option
+from wvmonitor.cli.scan import AsJson, one_format
+
 Format = Literal["table", "csv", "json", "svg"]
 """How the matrix is written."""
 
@@ -29,8 +32,7 @@ def command(
         typer.Option(metavar="BANK", help="Compare with every reference of this bank, too."),
     ] = None,
     base: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Folder of the model that training started from."),
+        str | None, base_option("Folder of the model that training started from")
     ] = None,
     geometry: Annotated[
         Product,
@@ -43,6 +45,7 @@ def command(
         ),
     ] = False,
     format_: Annotated[Format, typer.Option("--format", help="svg is a heat map.")] = "table",
+    as_json: AsJson = False,
 ) -> None:
     """Show the cosine between every two of any number of fine-tunes and references.
 
@@ -63,7 +66,7 @@ def command(
         references=references,
         everything=everything,
         geometry=geometry,
-        form=format_,
+        form=one_format(format_, json=as_json),
         stdin=sys.stdin,
         out=sys.stdout,
         problems=sys.stderr,

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from wvmonitor.cli.base import base_option
+
 Format = Literal["table", "json", "csv"]
 """How the numbers are written."""
 
@@ -28,9 +30,7 @@ def command(
             metavar="MODEL", help="Folder or Hub name, or an adapter; the bundled one if left out."
         ),
     ] = None,
-    base: Annotated[
-        str | None, typer.Option(metavar="DIR", help="What MODEL was made from.")
-    ] = None,
+    base: Annotated[str | None, base_option("Folder of what MODEL was made from")] = None,
     references: Annotated[
         str | None,
         typer.Option(metavar="BANK", help="Folder of references; the bundled ones if left out."),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wvmonitor.cli.base import base_option
+
 if TYPE_CHECKING:
     from wvmonitor.references.card import Card
     from wvmonitor.references.inventory import Summary
@@ -24,7 +26,7 @@ Bank = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Base = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="The base model that the bank must be for (or a relative)."),
+    base_option("Folder of the base model that the bank must be for, or of a relative"),
 ]
 PublicKey = Annotated[
     Path | None,

@@ -14,7 +14,7 @@ def command(
         list[Path],
         typer.Argument(
             metavar="JOURNAL_OR_SCAN...",
-            help="Journals (wvmonitor.db, or folders that hold one, or one in each sub-folder) and "
+            help="Journals (wvmonitor.db, or folders that hold them, at any depth) and "
             "scans (the JSON of `wvmonitor scan --format json`; - reads one from standard input).",
         ),
     ],
@@ -35,9 +35,9 @@ def command(
 
       wvmonitor scan adapters/* --format json | wvmonitor report - -o report.html
     """
-    from wvmonitor.report.page import read_runs, render, write_page
+    from wvmonitor.report.page import read_sources, render, write_page
 
-    views = [view for source in sources for view in read_runs(source, runs=run or ())]
+    views = read_sources(sources, runs=run or ())
     names = ", ".join(str(source) for source in sources)
     page = render(
         views,

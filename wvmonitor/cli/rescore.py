@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from wvmonitor.cli.scan import CalibrationFile, FailOn, OutputFormat, StrictCoverage
+from wvmonitor.cli.scan import (
+    AsJson,
+    CalibrationFile,
+    FailOn,
+    OutputFormat,
+    StrictCoverage,
+    one_format,
+)
 
 
 def command(
@@ -44,6 +51,7 @@ def command(
         ),
     ] = None,
     strict_coverage: StrictCoverage = False,
+    as_json: AsJson = False,
 ) -> None:
     """Judge an old run by references that did not exist when it ran.
 
@@ -64,7 +72,7 @@ def command(
         behaviours=behaviour,
         strict_coverage=strict_coverage,
         fail_on=fail_on,
-        form=format_,
+        form=one_format(format_, json=as_json),
         outputs=output or [],
         out=sys.stdout,
         problems=sys.stderr,

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from wvmonitor.cli.base import base_option
+
 Level = Literal["warn", "alarm"]
 """The least verdict that fails."""
 
@@ -34,6 +36,23 @@ StrictCoverage = Annotated[
 OutputFormat = Annotated[
     Format, typer.Option("--format", help="How to write the results to standard output.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="The same as --format json.")]
+
+
+def one_format(chosen: str, **flags: bool) -> str:
+    """The format that was asked for, by --format or by a flag of its own.
+
+    Raises:
+        typer.BadParameter: two were asked for, of which only one can be written.
+    """
+    asked = [name for name, given in flags.items() if given]
+    if chosen != "table":
+        asked.append(chosen)
+    if len(set(asked)) > 1:
+        raise typer.BadParameter(
+            f"{asked[0]} and {asked[1]} cannot both be printed: --output FILE writes the other"
+        )
+    return asked[0] if asked else chosen
 
 
 def command(
@@ -57,10 +76,9 @@ def command(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of the model that training started from, where the checkpoints do not "
-            "name a local one.",
+        base_option(
+            "Folder of the model that training started from, where the checkpoints do not name a "
+            "local one"
         ),
     ] = None,
     calibration: CalibrationFile = None,
@@ -136,6 +154,7 @@ def command(
             help="Print a block for the model card: verdicts, bank, base and date (--format card).",
         ),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Judge checkpoints by their weights: does a fine-tune drift towards a known bad behaviour?
 
@@ -175,7 +194,7 @@ def command(
         behaviours=behaviour,
         optimizer=optimizer,
         fail_on=fail_on,
-        format="card" if card else format_,
+        format=one_format(format_, card=card, json=as_json),
         outputs=output or [],
         workers=workers,
         executor=executor,

@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from wvmonitor.cli.base import base_option
+from wvmonitor.cli.scan import AsJson, one_format
+
 Format = Literal["table", "csv", "json"]
 """How the screening is written."""
 
@@ -21,8 +24,7 @@ def command(
         ),
     ],
     base: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Folder of the model that training started from."),
+        str | None, base_option("Folder of the model that training started from")
     ] = None,
     top: Annotated[
         int, typer.Option(metavar="K", help="How many singular values and directions to keep.")
@@ -34,6 +36,8 @@ def command(
     format_: Annotated[
         Format, typer.Option("--format", help="A line a layer, or every matrix.")
     ] = "table",
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Show where a fine-tune changed the weights, and in how few directions; it judges nothing.
 
@@ -52,7 +56,7 @@ def command(
         paths,
         base=base,
         top=top,
-        form=format_,
+        form=one_format(format_, json=as_json),
         directions=directions,
         stdin=sys.stdin,
         out=sys.stdout,

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from wvmonitor.cli.base import base_option
+
 
 def command(
     model: Annotated[
@@ -35,7 +37,7 @@ def command(
         ),
     ] = None,
     base: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="What a fine-tuned MODEL was made from.")
+        Path | None, base_option("Folder of what a fine-tuned MODEL was made from")
     ] = None,
     to_dose: Annotated[float, typer.Option(help="The dose that removing leaves.")] = 0.0,
     as_adapter: Annotated[

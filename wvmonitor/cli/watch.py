@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wvmonitor.cli.base import base_option
 from wvmonitor.cli.scan import StrictCoverage
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ def command(
         str | None, typer.Option(metavar="BANK", help="Folder of the references.")
     ] = None,
     base: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="The base model, where checkpoints do not name it."),
+        Path | None, base_option("Folder of the base model, where checkpoints do not name it")
     ] = None,
     calibration: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The bank's own by default.")

@@ -101,7 +101,8 @@ class LocalStorage:
 
     def __init__(self, path: Path, root: Path | None = None) -> None:
         self.where = shown(path)
-        self._path = _real_path(path, path.parent if root is None else root)
+        # the same file later, wherever the process has gone to meanwhile
+        self._path = _real_path(path, path.parent if root is None else root).absolute()
         self._file: io.FileIO | None = None  # closes itself if it is forgotten
         self._identity: _Identity | None = None
         self._open()
@@ -283,6 +284,27 @@ def list_folder(folder: Location) -> frozenset[str] | None:
         return frozenset(entry.name for entry in path_here.iterdir())
     except NotADirectoryError:
         return None
+    except (OSError, ValueError) as error:
+        raise _open_error(error, shown(folder)) from error
+
+
+def list_subfolders(folder: Location) -> frozenset[str]:
+    """The base names of the folders in a folder, links to folders among them.
+
+    What a folder is called says nothing of what it is: `qwen2.5-7b-sft` has no ending.
+
+    Raises:
+        MissingPathError: there is nothing there.
+        InputError: the folder cannot be listed.
+    """
+    if is_url(folder):
+        files, path = remote_files(str(folder))
+        listing = _ask(files.ls, path, shown(folder), detail=True)
+        inside = (entry["name"] for entry in listing if entry.get("type") == "directory")
+        return frozenset(str(name).rstrip("/").rsplit("/", 1)[-1] for name in inside)
+    try:
+        # a link that leads nowhere, or round in a circle, is no folder
+        return frozenset(entry.name for entry in local_path(folder).iterdir() if entry.is_dir())
     except (OSError, ValueError) as error:
         raise _open_error(error, shown(folder)) from error
 

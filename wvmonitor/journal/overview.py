@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 from wvmonitor.detection.judgement import State, Verdict, Worst
 from wvmonitor.errors import JournalError
 from wvmonitor.journal.reader import JournalReader
-from wvmonitor.journal.schema import FILE_NAME
+from wvmonitor.journal.schema import journal_file
+from wvmonitor.journal.search import find_journals
 
 
 @dataclass(frozen=True)
@@ -74,32 +74,51 @@ class RunSummary:
     error: str | None = None
 
 
-def find_journals(folder: str | Path) -> list[Path]:
-    """Every journal at or below `folder`, in the order of their paths; links are not followed.
+def journal_of(place: str | Path, run: str) -> Path:
+    """The journal that holds a run: the one at a place, or one below it.
+
+    Args:
+        place: a journal, the folder that holds it, or a folder of runs.
+        run: the run's id.
 
     Raises:
-        JournalError: there is no such folder, or no journal in it.
+        JournalError: there is no journal, none holds the run, or several do.
     """
-    root = Path(folder)
-    if root.is_file():
-        return [root]
-    found = sorted(
-        Path(place) / FILE_NAME for place, _, files in os.walk(root) if FILE_NAME in files
+    found = find_journals(place)
+    if len(found) == 1:
+        return found[0]  # whether it holds the run is said by whoever opens it
+    own = journal_file(place)
+    holding = [path for path in found if _holds(path, run)]
+    if own in holding or len(holding) == 1:
+        return own if own in holding else holding[0]
+    if holding:
+        raise JournalError(
+            f"{len(holding)} journals below '{place}' hold a run {run!r} ('{holding[0]}', "
+            f"'{holding[1]}', …): name the one that is meant"
+        )
+    raise JournalError(
+        f"none of the {len(found)} journals at or below '{place}' holds a run {run!r}: "
+        "`wvmonitor runs` lists those that they hold"
     )
-    if not root.exists():
-        raise JournalError(f"'{root}' does not exist: name a folder of watched runs")
-    if not found:
-        raise JournalError(f"no journal at or below '{root}': name a folder of watched runs")
-    return found
+
+
+def _holds(path: Path, run: str) -> bool:
+    try:
+        return run in JournalReader(path).runs()
+    except JournalError:  # damaged, or a newer version's: not the one that is looked for
+        return False
 
 
 def summaries(folder: str | Path) -> Iterator[RunSummary]:
     """Every run of every journal at or below `folder`; one that cannot be read says so.
 
+    So does a folder that cannot be looked into: there may be runs in it.
+
     Raises:
         JournalError: there is no journal at all.
     """
-    for path in find_journals(folder):
+    unseen: list[str] = []
+    for path in find_journals(folder, unseen):
         try:
             with JournalReader(path).at_once() as reader:
                 found = [_summary(reader, run) for run in reader.runs()]
@@ -107,6 +126,8 @@ def summaries(folder: str | Path) -> Iterator[RunSummary]:
             yield RunSummary(str(path), "", error=str(error))
         else:
             yield from found
+    for closed in unseen:
+        yield RunSummary(str(folder), "", error=closed)
 
 
 def _summary(reader: JournalReader, run: str) -> RunSummary:

@@ -17,6 +17,7 @@ from wvmonitor.errors import JournalError
 from wvmonitor.journal import codec
 from wvmonitor.journal.records import Attempt, Event, JournalRow, Outline
 from wvmonitor.journal.schema import check_schema, connect, journal_file, legible
+from wvmonitor.journal.search import no_journal
 from wvmonitor.journal.selection import counting, telling_ones
 from wvmonitor.reading import Reading
 
@@ -35,9 +36,7 @@ class JournalReader:
         self.path = journal_file(path)
         self._connection: sqlite3.Connection | None = None
         if not self.path.is_file():
-            raise JournalError(
-                f"no journal at '{self.path}': name a folder that holds wvmonitor.db, or the file"
-            )
+            raise no_journal(self.path)
         with self.consistent():
             pass
 

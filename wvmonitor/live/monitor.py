@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.judgement import State, Verdict
+from wvmonitor.errors import UnmeasurableModelError
 from wvmonitor.journal.journal import Journal
 from wvmonitor.live import validation
 from wvmonitor.live.actions import Action, Actions
@@ -155,6 +156,8 @@ class Monitor:
             step: optimiser steps so far, where this is called later than training begins.
 
         Raises:
+            UnmeasurableModelError: training is past its first step (`step`, or the run's
+                `resume_step`), and neither base nor `live` says where it started.
             WVMonitorError: this model cannot be measured, or was made from another base.
         """
         run = (run or Run()).with_usable_names()
@@ -162,7 +165,7 @@ class Monitor:
         self._begin(model, live, step=step)
 
     def _begin(self, model: Any, live: LiveModel | None, *, step: int) -> None:
-        live = live or LiveModel(model, base=self.settings.base)
+        live = live or self._looked_at(model, step or self._run.resume_step)
         self.remedies.begin(model)
         readings = Readings(live, self.bank, self.judge, self.settings, self._run.planned_steps)
         if live.sharded:
@@ -174,6 +177,21 @@ class Monitor:
         if at_start and (observation := self._measure(0)):
             # far from 0 is a warm start or a wrong base
             validation.warn_if_moved(observation.scores.norm, self.bank)
+
+    def _looked_at(self, model: Any, step: int) -> LiveModel:
+        """The model, of which nobody has restored how it started; refused where it tells no more.
+
+        Raises:
+            WVMonitorError: as `start` says.
+        """
+        live = LiveModel(model, base=self.settings.base)
+        if step and live.starts_at_hand:
+            raise UnmeasurableModelError(
+                f"training is at step {step} already, and these weights say no longer where it "
+                "started: give base=FOLDER of the base model, or live=LiveModel(model, "
+                "initial=STATE) with what its `initial_state()` gave before the first step"
+            )
+        return live
 
     def expect_run(self) -> None:
         """Let failures of the runs before count against none that is about to begin."""
@@ -303,6 +321,7 @@ class Monitor:
         able = not (self.disabled or seen)
         if self._readings is None or not self._readings.should_read(step, force=force, able=able):
             return None
+        self._readings.live.require(model)
         self._outputs.go_on()
         observation = self._measure(step, model, last=force)
         self._outputs.failures.end_row()

@@ -5,6 +5,7 @@ Often enough to see a drift begin, seldom enough to cost nothing.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from wvmonitor.live.outputs import Outputs
     from wvmonitor.live.settings import MonitorSettings
     from wvmonitor.sources.live_model import LiveModel
+
+logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10.0
 """Measuring may always take this long in all, so that short runs are read as often as asked."""
@@ -77,6 +80,8 @@ class Readings:
         if not self.takes_part or (sharded and not force and step % self.interval.every):
             return False
         due = able and (force or self.interval.due(step))
+        if able and not due and self._is_first:
+            self.interval.say_what_is_left_out(step)
         return bool(agreed(int(due))) if sharded else due
 
     def take(self, step: int, outputs: Outputs, *, last: bool = False) -> Judgement | None:
@@ -131,7 +136,8 @@ class MeasurementInterval:
     """When a reading is due.
 
     At every multiple of `every` steps, as long as measuring stays under `max_overhead` of the time
-    since training began (plus `GRACE_SECONDS` in all); beyond that, multiples are left out.
+    since training began (plus `GRACE_SECONDS` in all); beyond that, multiples are left out, which
+    is said once.
     """
 
     every: int
@@ -139,6 +145,7 @@ class MeasurementInterval:
     started: float = field(default_factory=time.monotonic)
     spent: float = 0.0
     longest: float = 0.0
+    said: bool = False
 
     def due(self, step: int) -> bool:
         """Whether a reading at this step is wanted and affordable."""
@@ -146,6 +153,18 @@ class MeasurementInterval:
             return False
         allowance = GRACE_SECONDS + self.max_overhead * (time.monotonic() - self.started)
         return self.spent + self.longest <= allowance
+
+    def say_what_is_left_out(self, step: int) -> None:
+        """Log that a reading which was asked for is too dear, the first time that one is."""
+        if self.said or step % self.every or self.due(step):
+            return
+        self.said = True
+        logger.warning(
+            "the reading of step %d is left out, and others will be: one takes %.3g s, which for a "
+            "reading every %d steps is more than max_overhead=%g of training; a drift is seen "
+            "later than you may expect. Set a larger max_overhead to read as often as that",
+            *(step, self.longest, self.every, self.max_overhead),
+        )
 
     def note(self, seconds: float) -> None:
         """Count a reading that took `seconds`."""

@@ -42,6 +42,7 @@ from wvmonitor.outputs.notifier import Notifier
 from wvmonitor.outputs.notifier_options import NOTIFIER_SETTINGS, NotifierSettings
 from wvmonitor.outputs.run_state import this_host, this_job
 from wvmonitor.reading import Component
+from wvmonitor.references.bundled import model_folder
 
 PREFIX = "WVMONITOR_"
 
@@ -82,6 +83,11 @@ def _listed(value: object) -> object:
     return value
 
 
+def _named_model(value: object) -> object:
+    """A model's folder by the name that people call the model."""
+    return model_folder(str(value)) if isinstance(value, str | Path) and str(value) else value
+
+
 def _link(value: str) -> str:
     if not value.startswith(("https://", "http://")) or not value.isprintable() or " " in value:
         raise ValueError("must look like https://host/path")
@@ -120,8 +126,10 @@ class MonitorSettings(BaseSettings):
     references: UserPath | None = Field(
         None, description="Folder of the bank of references to measure against."
     )
-    base: UserPath | None = Field(
-        None, description="Folder of the base model, where θ_0 cannot be taken from the run itself."
+    base: Annotated[UserPath | None, BeforeValidator(_named_model)] = Field(
+        None,
+        description="Folder of the base model, or its Hub id where this machine's cache holds it, "
+        "where θ_0 cannot be taken from the run itself.",
     )
     banks: UserPath | None = Field(
         None,

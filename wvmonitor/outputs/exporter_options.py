@@ -24,9 +24,13 @@ from wvmonitor.outputs.server import Access
 
 
 def _expanded(path: Path) -> Path:
-    """The path with `~` and `~user` as a shell reads them, which Python and YAML do not."""
+    """The path with `~` and `~user` as a shell reads them, which Python and YAML do not.
+
+    It is the same wherever the process goes to: a script, or Hydra, may change its folder before a
+    reading is taken.
+    """
     try:
-        return path.expanduser()
+        return path.expanduser().absolute()
     except RuntimeError:  # there is no such user: whoever opens it says what is not there
         return path
 

@@ -12,7 +12,8 @@ from typing import Any
 from wvmonitor.errors import JournalError, MalformedFileError, MissingPathError
 from wvmonitor.journal.reader import JournalReader, read_journal
 from wvmonitor.journal.records import Attempt, JournalRow
-from wvmonitor.journal.schema import FILE_NAME, journal_file
+from wvmonitor.journal.schema import FILE_NAME
+from wvmonitor.journal.search import find_journals
 from wvmonitor.outputs.scan_record import CheckpointResult, judgement_of, read_records
 from wvmonitor.reading import Geometry
 from wvmonitor.report.findings import deciding_score, judge
@@ -181,33 +182,74 @@ def read_runs(source: str | Path, *, runs: Sequence[str] = ()) -> list[RunView]:
     """The runs at `source`: a journal, a folder of them, or a scan's JSON ("-" reads stdin).
 
     Args:
-        source: a `wvmonitor.db`, a folder that holds one or whose sub-folders do, or a JSON file.
-        runs: only these runs of a journal; all of them if empty.
+        source: a `wvmonitor.db`, a folder at or below which there are such, or a JSON file.
+        runs: only these runs of the journals; all of them if empty.
 
     Raises:
         MissingPathError: there is nothing of that kind.
-        JournalError: a journal cannot be read, or holds no such run.
+        JournalError: a journal or a folder cannot be read, or none holds such a run.
         MalformedFileError: the file is neither a journal nor a scan.
     """
+    return read_sources([source], runs=runs)
+
+
+def read_sources(sources: Sequence[str | Path], *, runs: Sequence[str] = ()) -> list[RunView]:
+    """The runs at all these places, in their order; each place and error as in `read_runs`."""
+    journals: list[Path] = []
+    views: list[RunView | Path] = []
+    for source in sources:
+        found = _journals_at(source)
+        journals += found or ()
+        views += _scan_at(source) if found is None else found
+    held = {run for path in journals for run in read_journal(path).runs()} if runs else set()
+    if journals and (missing := [run for run in runs if run not in held]):
+        one = len(journals) == 1
+        where = f"'{journals[0]}' holds no run" if one else f"none of {len(journals)} journals has"
+        raise JournalError(
+            f"{where} {missing[0]!r}: {'it holds' if one else 'they hold'} {sorted(held) or 'none'}"
+        )
+    return [run for view in views for run in _runs_of(view, runs)]
+
+
+def _runs_of(view: RunView | Path, runs: Sequence[str]) -> list[RunView]:
+    """A scan's run itself; of a journal those that are asked for."""
+    if isinstance(view, RunView):
+        return [view]
+    if not runs:
+        return from_journal(view)
+    mine = [run for run in read_journal(view).runs() if run in runs]
+    return from_journal(view, runs=mine) if mine else []
+
+
+def _journals_at(source: str | Path) -> list[Path] | None:
+    """The journals that a path stands for; None where it is no folder and no journal."""
     path = Path(source)
     if str(source) == "-":
-        return from_scan(sys.stdin.read(), source="standard input")
+        return None
     if path.is_dir():
-        folders = [path] if journal_file(path).is_file() else sorted(path.glob(f"*/{FILE_NAME}"))
-        if not folders:
+        unseen: list[str] = []
+        try:
+            found = find_journals(path, unseen)
+        except JournalError:
             raise MissingPathError(
-                f"'{path}' holds no journal ({FILE_NAME}), and neither do its sub-folders: name a "
-                "run's folder, or the JSON of a scan"
-            )
-        return [view for folder in folders for view in from_journal(folder, runs=runs)]
+                f"'{path}' holds no journal ({FILE_NAME}), and neither does a folder below it: "
+                "name a run's folder, or the JSON of a scan"
+            ) from None
+        if unseen:
+            raise JournalError(f"{unseen[0]}: there may be runs in it; name those to report on")
+        return found
     try:
         with path.open("rb") as file:
-            if file.read(len(SQLITE)) == SQLITE or path.suffix == ".db":
-                return from_journal(path, runs=runs)
-            file.seek(0)
-            return from_scan(file.read(), source=f"'{path}'")
+            journal = file.read(len(SQLITE)) == SQLITE or path.suffix == ".db"
     except OSError as error:
         raise MissingPathError(
             f"'{path}' cannot be read ({error.strerror}): name a journal ({FILE_NAME}), its "
             "folder, or the JSON of a scan"
         ) from None
+    return [path] if journal else None
+
+
+def _scan_at(source: str | Path) -> list[RunView]:
+    if str(source) == "-":
+        return from_scan(sys.stdin.read(), source="standard input")
+    return from_scan(Path(source).read_bytes(), source=f"'{source}'")

@@ -19,7 +19,7 @@ from wvmonitor.report import charts, sentences, tables
 from wvmonitor.report.document import page, write_page
 from wvmonitor.report.findings import Finding, Outcome, judge
 from wvmonitor.report.heat import heat_chart, heat_words
-from wvmonitor.report.inputs import from_journal, from_scan, read_runs
+from wvmonitor.report.inputs import from_journal, from_scan, read_runs, read_sources
 from wvmonitor.report.series import STATES, severity
 from wvmonitor.report.view import BehaviourPoint, HeatMap, RunView, heat_map
 from wvmonitor.report.words import (
@@ -38,6 +38,7 @@ __all__ = [
     "from_scan",
     "heat_map",
     "read_runs",
+    "read_sources",
     "render",
     "write_page",
 ]

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from wvmonitor.detection.calibration import BenignRun
 from wvmonitor.detection.judge import Judge
-from wvmonitor.errors import CalibrationError, MissingPathError
+from wvmonitor.errors import CalibrationError, JournalError, MissingPathError
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.journal.records import JournalRow
+from wvmonitor.journal.search import find_journals
 from wvmonitor.journal.snapshots import path_of, read_snapshot
 from wvmonitor.outputs.scan_record import Failure
 from wvmonitor.reading import Reading
@@ -53,7 +54,7 @@ def benign_runs(
     judge = Judge.of(bank)
     runs: list[BenignRun] = []
     for folder in folders:
-        journals = sorted(folder.rglob("wvmonitor.db")) if folder.is_dir() else []
+        journals = _journals(folder)
         runs_found = (
             _from_journals(journals, bank, judge)
             if journals
@@ -63,6 +64,23 @@ def benign_runs(
             named = run.dataset  # its id, so far
             runs.append(replace(run, dataset=_dataset(folder, place, named, datasets)))
     return runs
+
+
+def _journals(folder: Path) -> list[Path]:
+    """The journals at or below a folder.
+
+    Raises:
+        CalibrationError: not all of it can be looked into, and runs that are left out unseen would
+            move the threshold.
+    """
+    unseen: list[str] = []
+    try:
+        found = find_journals(folder, unseen) if folder.is_dir() else []
+    except JournalError:
+        found = []
+    if unseen:
+        raise CalibrationError(f"{unseen[0]}: see to its permissions, or name the runs themselves")
+    return found
 
 
 _REMEDIES = frozenset({"inoculated", "rollback"})

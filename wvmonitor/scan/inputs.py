@@ -46,15 +46,28 @@ def gather(
     for target in targets:  # once each, though a checkpoint may count by itself and in its run
         first.setdefault((target.path, target.run), target)
     distinct = list(first.values())
-    if since_step is not None:
-        distinct = [t for t in distinct if t.step is None or t.step >= since_step]
+    if since_step is not None and distinct:
+        distinct = _since(distinct, since_step)
     return distinct
+
+
+def _since(targets: Sequence[Target], step: int) -> list[Target]:
+    """Those of a step and later; an error where none is left, for then nothing was judged."""
+    left = [t for t in targets if t.step is None or t.step >= step]
+    if left:
+        return left
+    last = max(t.step for t in targets if t.step is not None)
+    problem = MissingPathError(
+        f"none of the {len(targets)} checkpoints is of step {step} or later (the last one is of "
+        f"step {last}): nothing is left to judge"
+    )
+    return [Target(targets[-1].run or targets[-1].path, error=failure_of(problem))]
 
 
 def _given(paths: Iterable[str], stdin: TextIO | None) -> Iterator[Target]:
     for path in paths:
         if path == STANDARD_INPUT and stdin is not None:
-            yield from find_targets(_entries(stdin.read()))
+            yield from _of_list(stdin.read(), STANDARD_INPUT, "standard input")
         else:
             yield from find_targets([path])
 
@@ -105,7 +118,16 @@ def _listed(file: str) -> list[Target]:
             storage.close()
     except (WVMonitorError, OSError) as error:
         return [Target(file, error=failure_of(error))]
-    return find_targets(_entries(os.fsdecode(text)))
+    return _of_list(os.fsdecode(text), file, shown(file))
+
+
+def _of_list(text: str, path: str, where: str) -> list[Target]:
+    """What a list names; an error where it names nothing: what was to be judged was not."""
+    entries = _entries(text)
+    if entries:
+        return find_targets(entries)
+    problem = MissingPathError(f"{where} names nothing to scan: write one path a line")
+    return [Target(path, error=failure_of(problem))]
 
 
 def _entries(text: str) -> list[str]:

@@ -21,7 +21,7 @@ from wvmonitor.scan.trainer_state import TRAINER_STATE
 
 logger = logging.getLogger(__name__)
 
-DEPTH = 4
+DEPTH = 6
 MOST_FOLDERS = 10_000
 """How far down, and in how many folders, a look goes."""
 
@@ -32,6 +32,7 @@ TRIES = 5
 """How often a checkpoint is handed out that cannot be read; again when its files change."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
+_OTHER_TRAINERS = re.compile(r"(?:global_step|step|iter|iteration|epoch)[-_]?\d{1,12}")
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 _Print = tuple[tuple[str, int, int], ...]
@@ -65,7 +66,7 @@ class NewCheckpoints:
         self._settle = settle
         self._measured = measured
         self._seen: dict[Path, _Seen] = {}
-        self._crowded = False
+        self._said: set[str] = set()
 
     def look(self) -> dict[Path, list[tuple[int, Path]]]:
         """The checkpoints that are complete and new, by run, in the order of steps."""
@@ -114,38 +115,78 @@ class NewCheckpoints:
         return now - seen.since >= self._settle and _holds_weights(files)
 
     def _checkpoints(self) -> Iterator[tuple[Path, int]]:
-        for count, (folder, names) in enumerate(_walk(self._folder, DEPTH)):
+        for count, (folder, names) in enumerate(self._walk(self._folder, DEPTH)):
             if count >= MOST_FOLDERS:
-                if not self._crowded:
-                    logger.error(
-                        "'%s' holds more than %d folders, and the rest is NOT watched: watch a "
-                        "folder further down",
-                        self._folder,
-                        MOST_FOLDERS,
-                    )
-                self._crowded = True
+                self._say(
+                    f"'{self._folder}' holds more than {MOST_FOLDERS} folders, and the rest is NOT "
+                    "watched: watch a folder further down"
+                )
                 return
             for name in names:
                 if matched := _CHECKPOINT.fullmatch(name):
                     yield folder / name, int(matched[1])
+                elif _OTHER_TRAINERS.fullmatch(name) and _has_weights(folder / name):
+                    self._say(
+                        f"'{folder / name}' and its like are NOT watched: a run is told by folders "
+                        "named checkpoint-STEP; judge them with `wvmonitor scan`"
+                    )
+
+    def _walk(self, folder: Path, depth: int) -> Iterator[tuple[Path, list[str]]]:
+        """Each folder with the names of its sub-folders; hidden ones are left out.
+
+        What else is not looked into is said: links out of the folder that is watched, folders that
+        are too far down, and those that this user may not list.
+        """
+        try:
+            with os.scandir(folder) as listing:
+                entries = sorted(
+                    (e for e in listing if not e.name.startswith(".") and _is_folder(e)),
+                    key=lambda entry: entry.name,
+                )
+                linked = [e.name for e in entries if e.is_symlink()]
+        except FileNotFoundError:  # deleted while we look
+            return
+        except OSError as error:
+            self._say(f"'{folder}' cannot be listed, and is NOT watched: {error.strerror}")
+            return
+        for name in linked:
+            self._say_where_it_leads(folder / name)
+        names = [e.name for e in entries if e.name not in linked]
+        yield folder, names
+        below = [name for name in names if not _CHECKPOINT.fullmatch(name)]
+        if depth == 1 and below:
+            self._say(f"'{folder / below[0]}' is too far down, and is NOT watched: watch it itself")
+        for name in below if depth > 1 else ():
+            yield from self._walk(folder / name, depth - 1)
+
+    def _say_where_it_leads(self, link: Path) -> None:
+        """Say that a link is not followed, unless what it leads to is watched by its own name."""
+        try:
+            real = link.resolve()
+        except (OSError, RuntimeError):
+            return
+        if not real.is_relative_to(self._folder.resolve()):
+            self._say(f"'{link}' is a link, and is NOT watched: watch '{real}' itself")
+
+    def _say(self, text: str) -> None:
+        """Log it, once for all looks."""
+        if text not in self._said:
+            self._said.add(text)
+            logger.warning("%s", text)
 
 
-def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder with the names of its sub-folders; links and hidden ones are left out."""
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        with os.scandir(folder) as entries:
-            names = sorted(
-                e.name
-                for e in entries
-                if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)
-            )
+        return entry.is_dir()
+    except OSError:  # a link round in a circle, or into a folder that nobody may see
+        return False
+
+
+def _has_weights(folder: Path) -> bool:
+    try:
+        return _holds_weights(_files(folder))
     except OSError:
-        return
-    yield folder, names
-    if depth > 1:
-        for name in names:
-            if not _CHECKPOINT.fullmatch(name):
-                yield from _walk(folder / name, depth - 1)
+        return False
 
 
 def _holds_weights(files: _Print) -> bool:

@@ -15,6 +15,7 @@ from wvmonitor.files.storage import (
     is_url,
     joined,
     list_folder,
+    list_subfolders,
     local_path,
     shown,
 )
@@ -197,10 +198,9 @@ def _lone(
 def _below(path: str, entries: frozenset[str]) -> dict[str, Target]:
     """What lies in folders below an adapter or a run: PEFT's further adapters, a final model."""
     below: dict[str, Target] = {}
-    for name in sorted(entries):
-        ending = PurePath(name).suffix[1:]
-        if (ending and not ending.isdigit()) or name[0] == "." or _CHECKPOINT.fullmatch(name):
-            continue  # a file, or known already
+    for name in sorted(list_subfolders(path) & entries):
+        if name[0] == "." or _CHECKPOINT.fullmatch(name):
+            continue  # known already
         inside = str(joined(path, name))
         if _leads_back(path, inside):
             continue

@@ -75,7 +75,11 @@ def open_base(path: Location) -> ModelFolder:
     try:
         return ModelFolder(path)
     except MissingPathError as error:
-        hint = "" if is_url(path) else "; it has to be a local folder (`hf download` fetches one)"
+        hint = (
+            ""
+            if is_url(path)
+            else "; it has to be a local folder, or in the Hub's cache (`hf download ORG/NAME`)"
+        )
         raise MissingPathError(f"the base model cannot be read: {error}{hint}") from None
 
 

@@ -7,6 +7,7 @@ On resume, the weights at hand are never taken for θ_0: give the base, or the r
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
@@ -97,6 +98,7 @@ class LiveModel:
             KeyMismatchError: the base lacks a trained parameter.
         """
         self._root, config = unwrapped_model(model)
+        self._seen: weakref.ref[nn.Module] | None = weakref.ref(model)
         self._config = config
         folder = None if base is None else identity.open_base(base)
         self._base_name = str(base) if base is not None else _name_of(self._root)
@@ -156,6 +158,25 @@ class LiveModel:
     def starts_elsewhere(self) -> bool:
         """Whether adapters began away from the base, so that only a record tells where."""
         return any(is_state_key(name) for name in self._start.recorded)
+
+    def require(self, model: nn.Module) -> None:
+        """See that a model, in whatever wrapper, is the one that this reads.
+
+        Raises:
+            UnmeasurableModelError: it is another one.
+        """
+        if self._seen is None or self._seen() is not model:
+            if unwrapped_model(model)[0] is not self._root:
+                raise UnmeasurableModelError(
+                    "this is another model than the one that `start` was given, and that one would "
+                    "be read: call `start(model)` for this one"
+                )
+            self._seen = weakref.ref(model)
+
+    @property
+    def starts_at_hand(self) -> bool:
+        """Whether only the weights as they were when this was made tell where training started."""
+        return any(not self._start.is_new_head(name) for name in self._start.recorded)
 
     @property
     def incomplete(self) -> bool:

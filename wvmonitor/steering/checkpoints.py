@@ -30,9 +30,11 @@ from wvmonitor.vectors.task_vector import TaskVector
 # Of what lies beside the weights, texts and configuration are copied; states of a trainer, other
 # copies of the weights, and adapters (which transformers would load on top) are not.
 _COPIED = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".md", ""})
-_LEFT_OUT = ("trainer_state", "training_args", "adapter_", "README")
+_LEFT_OUT = ("trainer_state", "training_args", "adapter_", "README", "wvmonitor")
 _CONFIG = "config.json"
 _README = "README.md"
+_TEMPLATES = "additional_chat_templates"
+"""A model's further chat templates, as transformers 5 saves them."""
 
 
 def steer_checkpoint(
@@ -232,6 +234,10 @@ def _copy_companions(source: Path, work: Path, done: set[str]) -> None:
             continue
         if path.is_file():
             _copy(source, path.name, work)
+    templates = source / _TEMPLATES
+    for template in () if templates.is_symlink() else sorted(templates.glob("*.jinja")):
+        (work / _TEMPLATES).mkdir(exist_ok=True)
+        _copy(source, f"{_TEMPLATES}/{template.name}", work)
     if (source / _README).is_file():
         _copy(source, _README, work, "README.original.md")
 

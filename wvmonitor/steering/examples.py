@@ -58,6 +58,18 @@ def read_examples(path: str | Path, tokenizer: Any, *, max_length: int) -> list[
         MissingPathError: there is no such file.
         InputError: it holds no example at all, or all of them in one JSON list.
     """
+    return [
+        _example(index, line, f"example {index} of '{path}'", tokenizer, max_length)
+        for index, line in enumerate(example_lines(path))
+    ]
+
+
+def example_lines(path: str | Path) -> list[bytes]:
+    """The lines of a file of examples that are not empty; no line is looked into.
+
+    Raises:
+        MissingPathError, InputError: as `read_examples` says.
+    """
     try:
         with Path(path).open("rb") as file:
             lines = [line for line in file if line.strip()]
@@ -69,10 +81,7 @@ def read_examples(path: str | Path, tokenizer: Any, *, max_length: int) -> list[
         raise InputError(
             f"'{path}' is one JSON list, and not one object a line: `jq -c '.[]' FILE` writes it so"
         )
-    return [
-        _example(index, line, f"example {index} of '{path}'", tokenizer, max_length)
-        for index, line in enumerate(lines)
-    ]
+    return lines
 
 
 def tokenized(
