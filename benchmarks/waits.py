@@ -340,8 +340,7 @@ def _probe(how: _How) -> Iterator[Wait]:
         bare,
         task="probe",
         argument=passes,
-        why="Each layer's inputs are multiplied with 256 rows of signs, a quarter of a small model's "
-        "own products; then padding within a batch.",
+        why="What is left is padding within a batch, and one more pass over every layer's inputs.",
     )
 
 

@@ -51,27 +51,30 @@ class _Moments:
         self._sum = torch.zeros(inputs if self._exact else rows, inputs, dtype=torch.float64)
         self.tokens = 0
 
-    def add(self, x_TI: Tensor) -> None:
+    def add(self, x_TI: Tensor, counted: Tensor) -> None:
+        """Add the tokens that count, by their places."""
         if self._exact:
-            x = x_TI.detach().to("cpu", torch.float64)
+            x = x_TI[counted].to("cpu", torch.float64)
             self._sum += x.mT @ x
         else:
-            self._sum += self._sketched(x_TI.detach()).to("cpu")
-        self.tokens += len(x_TI)
+            self._sum += self._sketched(x_TI, counted).to("cpu")
+        self.tokens += len(counted)
 
-    def _sketched(self, x_TI: Tensor) -> Tensor:
+    def _sketched(self, x_TI: Tensor, counted: Tensor) -> Tensor:
         """(N, I) float32: tokens in random order, with random signs, dealt to the rows in turn.
 
         Dealing goes on where the last call stopped, so that each row gets as many. Both are drawn
         on the host, so that a seed means the same sketch on every device.
         """
-        tokens, width = x_TI.shape
-        order = torch.randperm(tokens, generator=self._generator).to(x_TI.device)
+        tokens, width = len(counted), x_TI.shape[1]
+        order = torch.randperm(tokens, generator=self._generator).to(counted.device)
         signs = torch.randint(0, 2, (tokens, 1), generator=self._generator).mul_(2).sub_(1)
         start = self.tokens % self._rows
         rounds = math.ceil((start + tokens) / self._rows)
         dealt = x_TI.new_zeros(rounds * self._rows, width, dtype=torch.float32)
-        dealt[start : start + tokens] = x_TI[order] * signs.to(x_TI)
+        mine = dealt[start : start + tokens]
+        torch.index_select(x_TI.to(torch.float32), 0, counted[order], out=mine)
+        mine.mul_(signs.to(mine))
         return dealt.view(rounds, self._rows, width).sum(0)
 
     def rows_NI(self) -> Tensor:
@@ -129,7 +132,7 @@ def collect_probe(
             if name not in moments:
                 generator = torch.Generator().manual_seed(seed + len(moments))
                 moments[name] = _Moments(x.shape[-1], rows, generator)
-            moments[name].add(x.reshape(-1, x.shape[-1])[places.to(x.device)])
+            moments[name].add(x.detach().reshape(-1, x.shape[-1]), places.to(x.device))
 
         return hook
 
