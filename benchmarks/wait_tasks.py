@@ -191,7 +191,8 @@ def modules(argument: dict[str, Any]) -> dict[str, Any]:
     for shape, some in alike(weights).items():
         paths = [path.removeprefix("base_model.model.") for path, _, _ in some]
         theirs: list[Any] = [reference.vector.update(f"{path}.weight") for path in paths]
-        stacks[shape] = torch.stack([u.left for u in theirs]), torch.stack([u.right for u in theirs])
+        lefts, rights = [u.left for u in theirs], [u.right for u in theirs]
+        stacks[shape] = torch.stack(lefts), torch.stack(rights)
     norms: dict[str, float] = {}
 
     def ours() -> None:

@@ -392,9 +392,9 @@ def _scans(how: _How) -> Iterator[Wait]:
         task="attach",
         argument=argument,
         again=", base seen before",
-        why="Every frozen weight is compared with the base's files as well, block by block as it is "
-        "hashed: a model whose earlier training was merged into it is another base. That, and the "
-        "walk over the model's modules, remain where the digest is known.",
+        why="Every frozen weight is compared with the base's files as well, block by block as it "
+        "is hashed: a model whose earlier training was merged into it is another base. That, and "
+        "the walk over the model's modules, remain where the digest is known.",
     )
 
 

@@ -85,7 +85,8 @@ def test_wide_layers_are_sketched_without_bias():
     seen = [model.embed_tokens(inputs["ids"])[mask] for inputs, mask in batches()]
     squares = torch.cat(seen).detach().double().square().sum(1).numpy()
     # E‖SᵀS − 1‖² of the products x_i x_jᵀ, i ≠ j, each with a variance of 1/rows
-    dense = squares.sum() ** 2 / tokens**2 + (expected**2).sum() - 2 * (squares**2).sum() / tokens**2
+    same = 2 * (squares**2).sum() / tokens**2
+    dense = squares.sum() ** 2 / tokens**2 + (expected**2).sum() - same
     found = []
     for seed in range(300):
         x = collect_probe(model, batches(), NAMES[:1], rows=6, seed=1000 * seed).inputs[NAMES[0]]
