@@ -120,16 +120,17 @@ class AdapterFolder:
             NonFiniteError: as `read` says.
         """
         full = self._full(key)
+        before, self._last = self._last, full
+        if full in self._ahead:
+            return self._ahead.pop(full)
         info = self.files.info(full)
         if not info.dtype.is_floating_point:
             raise AdapterError(
                 f"{shown(full)} of {self.where} is {info.dtype}, where weights were expected: "
                 "re-save the adapter unquantised"
             )
-        if full not in self._ahead and info.size <= _SMALL:
-            in_order = self.files.follows(full, self._last)
-            self._ahead = self._read_ahead(full) if in_order else {}
-        self._last = full
+        if info.size <= _SMALL:
+            self._ahead = self._read_ahead(full) if self.files.follows(full, before) else {}
         found = self._ahead.pop(full, None)
         return check_finite(self.files.read(full), full, self.where) if found is None else found
 
