@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from wvmonitor.errors import InputError, KeyMismatchError
-from wvmonitor.vectors.probe import collect_probe
+from wvmonitor.vectors.probe import Probe, collect_probe
 
 NAMES = [f"layers.0.{m}.weight" for m in ("q", "k", "v", "o")]
 
@@ -106,6 +106,21 @@ def test_the_sketch_is_fixed_by_its_seed():
     )
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def test_inputs_of_unit_size_give_every_layer_the_same_say():
+    """Tr C = I for each layer; a layer that no token moves stays 0; what is shared stays shared."""
+    torch.manual_seed(0)
+    probe = collect_probe(Model(), batches(), NAMES, rows=8)
+    loud = dict(probe.inputs) | {NAMES[3]: 1e4 * probe.inputs[NAMES[3]], "dead": torch.zeros(2, 8)}
+    scaled = Probe(loud, probe.tokens).of_unit_size()
+    for name in NAMES:
+        x = scaled.inputs[name].double()
+        assert float((x.mT @ x).trace()) == pytest.approx(x.shape[1], rel=1e-5)
+        ratio = scaled.inputs[name] / loud[name]
+        assert float(ratio.std()) < 1e-5 * float(ratio.mean()), "directions are as they were"
+    assert scaled.inputs[NAMES[0]] is scaled.inputs[NAMES[1]]
+    assert not scaled.inputs["dead"].any()
 
 
 def test_what_has_no_inputs_is_refused():
