@@ -21,6 +21,8 @@ from typing import Any
 import torch
 
 VOCABULARY = 49_152
+TOGETHER = 32
+"""Modules that plain code multiplies at once."""
 PROMPT, ANSWER = 56, 44
 """Tokens of an example of the project's own contrasts under SmolLM2's chat template, on average."""
 
@@ -174,18 +176,60 @@ def blame(argument: dict[str, Any]) -> dict[str, Any]:
 
 
 def modules(argument: dict[str, Any]) -> dict[str, Any]:
-    """An adapter of many small modules, read and measured, beside reading its file."""
+    """An adapter of many small modules, read and measured, beside reading its file.
+
+    And beside plain code that is told everything: one dict of the file's tensors, those of one
+    shape stacked and multiplied, and no check of anything.
+    """
     from wvmonitor.references import ReferenceBank
     from wvmonitor.sources import read_adapter
 
     bank, adapter = ReferenceBank.load(argument["bank"]), argument["adapter"]
+    weights = Path(adapter, "adapter_model.safetensors")
+    (reference,) = bank
+    stacks: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+    for shape, some in alike(weights).items():
+        paths = [path.removeprefix("base_model.model.") for path, _, _ in some]
+        theirs: list[Any] = [reference.vector.update(f"{path}.weight") for path in paths]
+        lefts, rights = [u.left for u in theirs], [u.right for u in theirs]
+        stacks[shape] = torch.stack(lefts), torch.stack(rights)
+    norms: dict[str, float] = {}
+
+    def ours() -> None:
+        norms["ours"] = bank.measure(read_adapter(adapter)).norm()
+
+    def again() -> None:
+        squares = torch.zeros((), dtype=torch.float64)
+        for shape, some in alike(weights).items():
+            for start in range(0, len(some), TOGETHER):
+                part = slice(start, start + TOGETHER)
+                a = torch.stack([a for _, a, _ in some[part]]).to(torch.float32)
+                b = torch.stack([b for _, _, b in some[part]]).to(torch.float32)
+                left, right = (factor[part] for factor in stacks[shape])
+                ((left.mT @ b).mT * (a @ right.mT)).sum((-2, -1), dtype=torch.float64)
+                squares += ((b.mT @ b) * (a @ a.mT)).sum(dtype=torch.float64)
+        norms["plain"] = argument["scale"] * float(squares) ** 0.5
 
     def floor() -> None:
-        with Path(adapter, "adapter_model.safetensors").open("rb", buffering=0) as file:
+        with weights.open("rb", buffering=0) as file:
             while file.read(1 << 20):
                 pass
 
-    return turns(argument["rounds"], ours=lambda: bank.measure(read_adapter(adapter)), floor=floor)
+    return {**turns(argument["rounds"], ours=ours, again=again, floor=floor), "norms": norms}
+
+
+def alike(weights: Path) -> dict[Any, list[tuple[str, torch.Tensor, torch.Tensor]]]:
+    """(module, A, B) of a LoRA's file, by their shapes."""
+    from safetensors.torch import load_file
+
+    held = load_file(weights)
+    found: dict[Any, list[tuple[str, torch.Tensor, torch.Tensor]]] = {}
+    for key, a in held.items():
+        path, _, role = key.partition(".lora_")
+        if role == "A.weight":
+            b = held[f"{path}.lora_B.weight"]
+            found.setdefault((a.shape, b.shape), []).append((path, a, b))
+    return found
 
 
 def watch(argument: dict[str, Any]) -> dict[str, Any]:

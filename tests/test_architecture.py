@@ -176,7 +176,7 @@ JUDGING = {
     ("wvmonitor.detection.scores", "resolve_ridge"),
     ("wvmonitor.detection.verdict", "judge"),
     ("wvmonitor.detection.explanation", "explained"),
-    ("wvmonitor.detection.groups", "layer_shares"),
+    ("wvmonitor.reading", "layer_shares"),
 }
 
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from wvmonitor.detection.groups import module_of
-from wvmonitor.reading import component_of, layer_of
+from wvmonitor.reading import component_of, group_of, layer_of, module_of
 
 SIZES = {
     "vocab_size": 64,
@@ -96,3 +95,20 @@ def test_biases_and_fused_experts_are_told_apart():
     assert component_of("model.layers.3.mlp.experts.gate_up_proj_bias", (4, 64)) == "other"
     assert component_of("h.0.attn.c_attn.weight", (16, 48)) == "blocks"
     assert layer_of("model.layers.31.mlp.up_proj.weight") == 31
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "module"),
+    [
+        ("model.layers.3.mlp.up_proj.weight", "3", "mlp.up_proj"),
+        ("transformer.h.11.attn.c_attn.bias", "11", "attn.c_attn"),
+        ("model.layers.2.mlp.experts.7.down_proj.weight", "2", "mlp.experts.*.down_proj"),
+        ("model.layers.0.mlp.experts", "0", "mlp.experts"),
+        ("model.embed_tokens.weight", "model.embed_tokens", "model.embed_tokens"),
+        ("weight", "weight", "weight"),
+    ],
+)
+def test_parameters_are_grouped_by_their_names(name, layer, module):
+    """Layers come from the first index, kinds of module from what follows it."""
+    assert group_of(name) == layer
+    assert module_of(name) == module

@@ -15,7 +15,6 @@ from wvmonitor.detection.explanation import (
     slope,
     trend,
 )
-from wvmonitor.detection.groups import layer_of, layer_shares
 from wvmonitor.detection.judge import Judge
 from wvmonitor.detection.judgement import JudgeState, Statistics
 from wvmonitor.detection.verdict import RECENT, judge
@@ -156,7 +155,7 @@ def test_layers_share_the_inner_product(make_world, calibration, make_scores, co
             for i, parameter in enumerate(reading.parameters):
                 if reading.components[i] == "blocks" and products.covered[i]:
                     value = float(products.products[i, reading.references.index(name)])
-                    parts[layer_of(parameter)] = parts.get(layer_of(parameter), 0.0) + value
+                    parts[group_of(parameter)] = parts.get(group_of(parameter), 0.0) + value
             total = sum(parts.values())
             found = shares[name].get(geometry)
             if total <= 0:

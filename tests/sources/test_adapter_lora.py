@@ -508,7 +508,10 @@ def test_factors_that_are_read_together_are_the_file_s_own(tmp_path: Path) -> No
     folder = AdapterFolder(tmp_path)
     names = sorted(folder.keys())
     for name in (*names, *names[::-1], *names[::2], *names):
-        assert torch.equal(folder.read(name), tensors[f"base_model.model.{name}"])
+        expected = tensors[f"base_model.model.{name}"]
+        assert torch.equal(folder.read(name), expected)
+        assert folder.read(name).dtype == expected.dtype
+        assert torch.equal(folder.factor(name).float(), expected.float())
     broken = "base_model.model.model.layers.2.self_attn.q_proj.lora_B.weight"
     tensors[broken] *= math.nan
     save_file(tensors, tmp_path / "adapter_model.safetensors")

@@ -44,9 +44,9 @@ def looked(base: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, bool]:
     hashed: list[object] = []
     whole = identity.digest_of_folder
 
-    def counted(folder: identity.ModelFolder) -> str:
+    def counted(folder: identity.ModelFolder, *made: object) -> str:
         hashed.append(folder)
-        return whole(folder)
+        return whole(folder, *made)
 
     with monkeypatch.context() as patched:
         patched.setattr(identity, "digest_of_folder", counted)

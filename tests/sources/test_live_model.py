@@ -19,7 +19,16 @@ from wvmonitor.errors import (
     ShapeMismatchError,
     UnmeasurableModelError,
 )
-from wvmonitor.sources import LiveModel, base_digest, read_checkpoints, read_model
+from wvmonitor.sources import (
+    LiveModel,
+    base_digest,
+    digest_cache,
+    identity,
+    live_frozen,
+    read_checkpoints,
+    read_model,
+)
+from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.vectors import LowRankUpdate
 
 Bases = Callable[..., Path]
@@ -228,6 +237,55 @@ def test_what_is_not_here_is_refused() -> None:
         offloaded = zoo.build("llama")
     with pytest.raises(UnmeasurableModelError, match=r"embed_tokens\.weight.*meta"):
         LiveModel(offloaded)
+
+
+def test_attaching_reads_each_weight_of_the_base_once(
+    bases: Bases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is compared with the model is hashed as it is read, whether or not it is the model's;
+    what is not compared is hashed by itself.
+    """
+    base = bases("llama")
+    digest = base_digest(base)
+    model = zoo.build("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] += 1  # in the first of several blocks
+    lora = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+    lora.base_model.model.model.layers[1].mlp.up_proj.weight.requires_grad_(requires_grad=True)
+    read: list[str] = []
+    whole = ModelFolder.stream
+
+    def stream(folder: ModelFolder, name: str, *sizes: int) -> Any:
+        read.append(name)
+        return whole(folder, name, *sizes)
+
+    for known in (False, True):
+        if not known:
+            monkeypatch.setattr(identity, "_known", {})
+            monkeypatch.setenv(digest_cache.VARIABLE, "off")
+        monkeypatch.setattr(ModelFolder, "stream", stream)
+        monkeypatch.setattr(identity, "BLOCK_ELEMENTS", 50)
+        monkeypatch.setattr(live_frozen, "BLOCK_ELEMENTS", 50)
+        live = LiveModel(lora, base)
+        assert live.base_digest == digest
+        assert "model.layers.0.mlp.up_proj.weight" in live.task_vector().names()
+        assert sorted(read) == sorted(set(read))
+        trained = "model.layers.1.mlp.up_proj.weight"
+        assert (trained in read) is not known
+        assert {"model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"} <= set(read)
+        read.clear()
+
+
+def test_hashes_made_of_files_that_changed_since_are_made_again(tmp_path: Path) -> None:
+    """A base that is rewritten while a model is compared with it is told by what it now holds."""
+    zoo.build("llama").save_pretrained(tmp_path)
+    made = identity.hashes_to_make(tmp_path)
+    assert made is not None
+    made.of.update(dict.fromkeys(identity.shapes_of_blocks(ModelFolder(tmp_path)), "0" * 64))
+    other = zoo.build("llama", seed=5)
+    other.save_pretrained(tmp_path)
+    assert identity.base_digest(tmp_path, made) == base_digest(other)
+    assert identity.hashes_to_make(tmp_path) is None
 
 
 def test_a_merged_adapter_is_refused() -> None:

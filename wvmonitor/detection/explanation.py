@@ -15,9 +15,9 @@ from itertools import combinations
 from statistics import median
 from typing import Literal, Protocol
 
-from wvmonitor.detection.groups import LayerShares
 from wvmonitor.detection.judgement import JudgeState, State, Verdict
 from wvmonitor.detection.scores import Scores
+from wvmonitor.reading import LayerShares
 
 BANDED = ("calibrated", "provisional")
 """Statuses whose threshold is an alarm's."""

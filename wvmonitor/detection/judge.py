@@ -14,12 +14,11 @@ from typing import Literal, Protocol
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.explanation import Background, explained
-from wvmonitor.detection.groups import layer_shares
 from wvmonitor.detection.judgement import Judgement, JudgeState, State, Statistics
 from wvmonitor.detection.scores import Scores, resolve_ridge, score
 from wvmonitor.detection.verdict import judge
 from wvmonitor.errors import SettingsError, UnknownReferenceError
-from wvmonitor.reading import GEOMETRIES, Component, Geometry, Gram, Reading
+from wvmonitor.reading import GEOMETRIES, Component, Geometry, Gram, Reading, layer_shares
 
 
 class References(Protocol):

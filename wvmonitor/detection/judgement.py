@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
-from wvmonitor.detection.groups import LayerShares
 from wvmonitor.detection.scores import ScoreName, Scores
-from wvmonitor.reading import Component, Geometry, Reading
+from wvmonitor.reading import Component, Geometry, LayerShares, Reading
 
 
 class State(StrEnum):

@@ -105,31 +105,31 @@ class SafetensorsFile:
 
         Args:
             name: the first.
-            most: bytes of all of them together, where it is not one alone.
+            most: bytes of all of them together, where it is not one alone and larger reads are not
+                cheaper.
 
         Returns:
-            Their elements, flat, and by name the views of it that they are.
+            Their elements, flat, and by name the views of it that they are. What has 16 bits comes
+            in float32, which holds each of its values.
 
         Raises:
             KeyMismatchError: the file holds no tensor of that name.
             MalformedFileError: as `read` says.
             InputError: as `read` says.
         """
-        first, width = self.info(name), self.info(name).dtype.itemsize
-        run = [name]
+        first, most = self.info(name), max(most, self._storage.least)
+        run = {name: first}
         for place in range(self._places[name] + 1, len(self._in_order)):
             info = self.tensors[self._in_order[place]]
             if info.dtype != first.dtype or info.stop - first.start > most:
                 break
-            run.append(self._in_order[place])
-        elements = (self.tensors[run[-1]].stop - first.start) // width
-        flat = self._fill(name, first.dtype, (elements,), first.start)
-        found: dict[str, torch.Tensor] = {}
-        for each in run:
-            info = self.tensors[each]
-            start = (info.start - first.start) // width
-            found[each] = flat[start : start + info.size // width].view(info.shape)
-        return flat, found
+            run[self._in_order[place]] = info
+        sizes = [info.size // first.dtype.itemsize for info in run.values()]
+        flat = self._fill(name, first.dtype, (sum(sizes),), first.start)
+        if first.dtype in (torch.bfloat16, torch.float16):
+            flat = flat.to(torch.float32)
+        parts = zip(run.items(), torch.split(flat, sizes), strict=True)
+        return flat, {each: part.view(info.shape) for (each, info), part in parts}
 
     def follows(self, name: str, other: str | None) -> bool:
         """Whether a tensor lies right behind another one."""

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from wvmonitor.detection.groups import layer_of, module_of
 from wvmonitor.detection.judgement import Judgement
 from wvmonitor.errors import UnknownReferenceError
 from wvmonitor.journal.records import Event
-from wvmonitor.reading import Component, Geometry, Reading
+from wvmonitor.reading import Component, Geometry, Reading, group_of, module_of
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def heat_map(
         return None
     sums: dict[tuple[str, str], float] = {}
     for index in np.flatnonzero(mask):
-        key = (layer_of(reading.parameters[index]), module_of(reading.parameters[index]))
+        key = (group_of(reading.parameters[index]), module_of(reading.parameters[index]))
         sums[key] = sums.get(key, 0.0) + float(products[index])
     layers = tuple(sorted({layer for layer, _ in sums}, key=_natural))
     modules = tuple(dict.fromkeys(module for _, module in sums))

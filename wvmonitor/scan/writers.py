@@ -25,9 +25,7 @@ from wvmonitor.outputs.scan_record import (
     ReferenceResult,
     as_dict,
 )
-from wvmonitor.scan.model_card import within_card, write_card
 from wvmonitor.scan.results import FailOn, exit_code, reaches, unjudged
-from wvmonitor.scan.sarif import write_sarif
 from wvmonitor.scan.schema import document
 from wvmonitor.scan.table import summary, write_table
 from wvmonitor.scan.text import cell, visible
@@ -218,6 +216,18 @@ def _samples(result: CheckpointResult) -> Iterator[tuple[str, dict[str, str], fl
             yield "wvmonitor_verdict", labels, float(reference.verdict == state)
 
 
+def _write_sarif(results: Iterable[CheckpointResult], out: TextIO, fail_on: FailOn) -> None:
+    from wvmonitor.scan.sarif import write_sarif
+
+    write_sarif(results, out, fail_on)
+
+
+def _write_card(results: Iterable[CheckpointResult], out: TextIO, fail_on: FailOn) -> None:
+    from wvmonitor.scan.model_card import write_card
+
+    write_card(results, out, fail_on)
+
+
 WRITERS: Mapping[str, Writer] = {
     "table": write_table,
     "json": write_json,
@@ -225,8 +235,8 @@ WRITERS: Mapping[str, Writer] = {
     "csv": write_csv,
     "junit": write_junit,
     "github": write_github,
-    "sarif": write_sarif,
-    "card": write_card,
+    "sarif": _write_sarif,
+    "card": _write_card,
     "openmetrics": write_openmetrics,
 }
 
@@ -275,7 +285,11 @@ def write_file(results: Sequence[CheckpointResult], path: str, fail_on: FailOn) 
         return
     text = io.StringIO()
     WRITERS[kind](results, text, fail_on)
-    whole = text.getvalue() if kind != "card" else within_card(path, text.getvalue())
+    whole = text.getvalue()
+    if kind == "card":
+        from wvmonitor.scan.model_card import within_card
+
+        whole = within_card(path, whole)
     with replacing(path) as descriptor:
         write_all(descriptor, whole.encode())
 

@@ -12,7 +12,7 @@ early would leave the others waiting in a collective.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -91,9 +91,9 @@ def is_sharded(parameter: Tensor) -> bool:
     return _is_dtensor(parameter) or hasattr(parameter, "ds_id") or has_master(parameter)
 
 
-def any_sharded(model: nn.Module) -> bool:
-    """Whether any of a model's parameters is spread over processes."""
-    return any(is_sharded(p) for p in model.parameters())
+def any_sharded(model: nn.Module | Iterable[Tensor]) -> bool:
+    """Whether any of a model's parameters, or of those given, is spread over processes."""
+    return any(map(is_sharded, model.parameters() if isinstance(model, nn.Module) else model))
 
 
 def full_shape(parameter: Tensor) -> torch.Size:

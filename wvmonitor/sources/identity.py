@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,32 +36,62 @@ KnownDigest = tuple[FilesState, str]
 _known: dict[FilesState, str] = {}
 
 
-def base_digest(path: Location) -> str:
+@dataclass(frozen=True)
+class TensorHashes:
+    """Hashes of a base's tensors, made while they were read for something else.
+
+    Attributes:
+        state: of the base's files, before any of them was opened.
+        began: when that was, in seconds of the system's clock.
+        of: by name, rounded as `content_hash` does; added to.
+    """
+
+    state: FilesState
+    began: float
+    of: dict[str, str] = field(default_factory=dict)
+
+
+def base_digest(path: Location, made: TensorHashes | None = None) -> str:
     """The digest of a base model, as 64 hexadecimal digits.
 
     Files are hashed once for as long as nothing about them changes (`digest_cache`).
 
     Args:
         path: a folder or file of unquantised weights.
+        made: hashes that need not be made again, if the files are still what they were then.
 
     Raises:
         InputError: the weights cannot be read, are quantised, or hold no transformer block.
     """
     key = state_of(path)
     if key is None:
-        return _hashed(path)
+        return _hashed(path, {})
     if key not in _known:
         recalled, began = digest_cache.recalled(key), time.time()
-        _known[key] = recalled or _hashed(path)
+        hashes: Mapping[str, str] = {}
+        if made is not None and made.state == key:
+            began, hashes = made.began, made.of
+        _known[key] = recalled or _hashed(path, hashes)
         if recalled is None and state_of(path) == key:
             digest_cache.keep(key, _known[key], began)
     return _known[key]
 
 
-def _hashed(path: Location) -> str:
+def hashes_to_make(path: Location) -> TensorHashes | None:
+    """Where whoever reads a base's tensors now may leave their hashes.
+
+    None where its digest is known already, and behind URLs. To be called before the base is opened.
+    """
+    began, state = time.time(), state_of(path)
+    if state is None or state in _known or digest_cache.recalled(state) is not None:
+        return None
+    return TensorHashes(state, began)
+
+
+def _hashed(path: Location, made: Mapping[str, str]) -> str:
     folder = open_base(path)
     try:
-        return digest_of_folder(folder)
+        return digest_of_folder(folder, made)
     finally:
         folder.files.close()
 
@@ -101,14 +132,29 @@ def remember(known: KnownDigest) -> None:
     _known[known[0]] = known[1]
 
 
-def digest_of_folder(folder: ModelFolder) -> str:
-    """The digest of an open folder, streamed block by block, several tensors at a time."""
-    shapes = _of_blocks({name: folder.shape(name) for name in folder.names()}, folder.where)
+def digest_of_folder(folder: ModelFolder, made: Mapping[str, str] | None = None) -> str:
+    """The digest of an open folder, streamed block by block, several tensors at a time.
+
+    Args:
+        folder: the base's.
+        made: hashes of tensors by name, which need not be read for them again.
+    """
+    shapes, hashes = shapes_of_blocks(folder), dict(made or {})
 
     def hashed(mine: ModelFolder, name: str) -> str:
         return content_hash(mine.stream(name, BLOCK_ELEMENTS))
 
-    return _joined(shapes, for_each_tensor(folder, shapes, hashed))
+    missing = [name for name in shapes if name not in hashes]
+    return _joined(shapes, {**hashes, **for_each_tensor(folder, missing, hashed)})
+
+
+def shapes_of_blocks(folder: ModelFolder) -> dict[str, tuple[int, ...]]:
+    """The tensors of a folder that its digest is of, by name, with their shapes.
+
+    Raises:
+        UnmeasurableModelError: there is no transformer block among them.
+    """
+    return _of_blocks({name: folder.shape(name) for name in folder.names()}, folder.where)
 
 
 def digest_of(

@@ -38,8 +38,11 @@ class Adapted:
     adapters: tuple[str, ...]
 
 
-def adapted_modules(root: nn.Module) -> Iterator[Adapted]:
+def adapted_modules(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[Adapted]:
     """Every module that PEFT wrapped, the nested wrappers of fused parameters included.
+
+    Args:
+        modules: the base's `named_modules()`.
 
     Raises:
         UnmeasurableModelError: an adapter is merged into its base layer right now, or a kind of
@@ -50,7 +53,7 @@ def adapted_modules(root: nn.Module) -> Iterator[Adapted]:
     from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 
     outer: list[tuple[str, nn.Module]] = []
-    for path, module in root.named_modules():
+    for path, module in modules:
         while outer and not path.startswith(f"{outer[-1][0]}."):
             outer.pop()
         if not isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):

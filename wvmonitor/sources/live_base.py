@@ -71,9 +71,13 @@ def _is_whole_model(module: nn.Module) -> bool:
     return bool(names & {"transformers.PreTrainedModel", "peft.PeftModel", "peft.PeftMixedModel"})
 
 
-def trained_outside(model: nn.Module, root: nn.Module) -> list[str]:
-    """Trained parameters of a wrapper that are not of the model in it: a value head."""
-    own = {id(p) for p in root.parameters()}
+def trained_outside(model: nn.Module, own: Container[int]) -> list[str]:
+    """Trained parameters of a wrapper that are not of the model in it: a value head.
+
+    Args:
+        model: the wrapper, or the model itself.
+        own: the identities of the model's parameters.
+    """
     return [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]
 
 
@@ -90,13 +94,13 @@ def has_peft(model: nn.Module) -> bool:
     return any(type(m).__module__.startswith("peft.") for m in model.modules())
 
 
-def check_readable(root: nn.Module) -> None:
-    """Refuse parameters whose values no process can put together.
+def check_readable(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse parameters, given by name, whose values no process can put together.
 
     Raises:
         UnmeasurableModelError: naming the first one.
     """
-    for name, parameter in root.named_parameters():
+    for name, parameter in named:
         why = ""
         if name.endswith("_flat_param"):
             why = "is flattened by FSDP1; use FSDP2 (`fsdp_version: 2`), or measure"
@@ -111,7 +115,7 @@ def check_readable(root: nn.Module) -> None:
 def digest_of_model(model: nn.Module) -> str:
     """The digest of a live model's base: its own parameters, under PEFT those of the base."""
     root, _ = unwrapped_model(model)
-    check_readable(root)
+    check_readable(root.named_parameters())
     return digest_since(root, {})
 
 
@@ -128,7 +132,8 @@ def digest_since(root: nn.Module, initial: Mapping[str, Tensor]) -> str:
         UnmeasurableModelError: the base is quantised, or has no transformer blocks.
     """
     tensors: dict[str, tuple[tuple[int, ...], Callable[[], Iterable[Tensor]]]] = {}
-    for name, parameter in base_parameters(root).items():
+    named = list(root.named_parameters())
+    for name, parameter in base_parameters(root, named, root.named_modules()).items():
         tensor = initial.get(name, parameter)
         if tensor.is_meta:
             raise UnmeasurableModelError(
@@ -141,22 +146,32 @@ def digest_since(root: nn.Module, initial: Mapping[str, Tensor]) -> str:
             )
         shape = tuple(full_shape(tensor))
         tensors[name] = (shape, lambda held=tensor: [whole(held)])  # type: ignore[misc]
-    return identity.digest_of(tensors, "the live model", singly=any_sharded(root))
+    return identity.digest_of(tensors, "the live model", singly=any_sharded(p for _, p in named))
 
 
-def base_parameters(root: nn.Module) -> dict[str, Tensor]:
-    """The base's own parameters by its own names, adapters' left out, tied ones once."""
+def base_parameters(
+    root: nn.Module,
+    named: Iterable[tuple[str, Tensor]],
+    modules: Iterable[tuple[str, nn.Module]],
+) -> dict[str, Tensor]:
+    """The base's own parameters by its own names, adapters' left out, tied ones once.
+
+    Args:
+        root: the base's module.
+        named: its `named_parameters()`.
+        modules: its `named_modules()`.
+    """
     adapters: set[int] = set()
     if has_peft(root):
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils.other import AuxiliaryTrainingWrapper
 
         tuners = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-        wrappers = {path for path, module in root.named_modules() if isinstance(module, tuners)}
+        wrappers = {path for path, module in modules if isinstance(module, tuners)}
         for name, parameter in root.named_parameters(remove_duplicate=False):
             if any(not belongs_to_base(rest) for rest in _inside(wrappers, name)):
                 adapters.add(id(parameter))
-    return {base_name(n): p for n, p in root.named_parameters() if id(p) not in adapters}
+    return {base_name(n): p for n, p in named if id(p) not in adapters}
 
 
 def _inside(wrappers: Container[str], name: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ the base it is measured against: what was trained into it before is part of θ_t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -14,12 +14,21 @@ from torch import Tensor
 
 from wvmonitor.sources.distributed import is_sharded, whole
 from wvmonitor.sources.folder import ModelFolder, compare_shapes
-from wvmonitor.sources.identity import BLOCK_ELEMENTS, DEVICE_ELEMENTS
+from wvmonitor.sources.identity import (
+    BLOCK_ELEMENTS,
+    DEVICE_ELEMENTS,
+    TensorHashes,
+    content_hash,
+    shapes_of_blocks,
+)
 from wvmonitor.sources.threads import for_each_tensor
 
 
 def unlike_base(
-    own: Iterable[tuple[str, Tensor]], trained: Mapping[str, Tensor], folder: ModelFolder
+    own: Iterable[tuple[str, Tensor]],
+    trained: Mapping[str, Tensor],
+    folder: ModelFolder,
+    hashes: TensorHashes | None = None,
 ) -> dict[str, Tensor]:
     """The frozen parameters whose values are not those of a base's files, by name.
 
@@ -31,6 +40,8 @@ def unlike_base(
         own: the base's own parameters in memory, by name.
         trained: those that are trained themselves, which are compared anyhow.
         folder: of the base.
+        hashes: where the hashes of the files' tensors are left, each made of a block while it is in
+            the cache for its comparison.
 
     Raises:
         ShapeMismatchError: a parameter has another shape there, and is no resized vocabulary.
@@ -42,9 +53,12 @@ def unlike_base(
             compared[name] = parameter
     stored = {name: held for name in compared if (held := folder.stored(name)) is not None}
 
+    of_digest = {} if hashes is None else shapes_of_blocks(folder)
+
     def differs(mine: ModelFolder, name: str) -> bool:
         now, held = whole(compared[name]).detach(), stored[name]
-        if compare_shapes(name, mine.shape(held), now.shape, "the live model"):
+        resized = compare_shapes(name, mine.shape(held), now.shape, "the live model")
+        if resized:
             now = now[: mine.shape(held)[0]]
         flat = now.reshape(-1)
         if not flat.numel():
@@ -52,7 +66,18 @@ def unlike_base(
         size = BLOCK_ELEMENTS if flat.device.type == "cpu" else DEVICE_ELEMENTS
         files = mine.stream(held, size, flat.numel())
         pairs = zip(files, torch.split(flat, size), strict=True)
-        return not all(_same(before.to(part.dtype), part.to("cpu")) for before, part in pairs)
+        if hashes is None or resized or held not in of_digest:
+            return not all(_same(before.to(part.dtype), part.to("cpu")) for before, part in pairs)
+        same = True
+
+        def seen() -> Iterator[Tensor]:
+            nonlocal same
+            for before, part in pairs:
+                same = same and _same(before.to(part.dtype), part.to("cpu"))
+                yield before
+
+        hashes.of[held] = content_hash(seen())
+        return not same
 
     if any(is_sharded(p) for p in compared.values()):  # each a collective, in one order everywhere
         differing = {name: differs(folder, name) for name in stored}

@@ -100,20 +100,24 @@ class LiveModel:
         self._root, config = unwrapped_model(model)
         self._seen: weakref.ref[nn.Module] | None = weakref.ref(model)
         self._config = config
+        hashes = None if base is None else identity.hashes_to_make(base)  # before it is opened
         folder = None if base is None else identity.open_base(base)
         self._base_name = str(base) if base is not None else _name_of(self._root)
         if keep_base == "files" and folder is None:
             raise InputError("keep_base='files' needs the folder of the base: give base")
-        check_readable(self._root)
-        self.sharded = any_sharded(self._root)
+        # walked once: with adapters, a small model takes as long to walk as to read
+        modules, named = list(self._root.named_modules()), list(self._root.named_parameters())
+        check_readable(named)
+        self._parameters = [parameter for _, parameter in named]
+        self.sharded = any_sharded(self._parameters)
         self._conv1d = {
             parameter_name(f"{path}.weight")
-            for path, module in self._root.named_modules()
+            for path, module in modules
             if type(module).__name__ == "Conv1D"
         }
-        self._owners = {id(p): base_name(n) for n, p in self._root.named_parameters()}
-        self._adapted = list(adapted_modules(self._root)) if config else []
-        self._own = list(base_parameters(self._root).items())
+        self._owners = {id(p): base_name(n) for n, p in named}
+        self._adapted = list(adapted_modules(modules)) if config else []
+        self._own = list(base_parameters(self._root, named, modules).items())
         self._trained: dict[str, Tensor] = {}
         self._unrecorded: dict[str, Tensor] = {}
         self._heads_without_start: set[str] = set()
@@ -136,14 +140,14 @@ class LiveModel:
         else:
             self._start.restore(initial)
         self._warnings = self._check_direct(self._direct())
-        self._unlike = self._merged_before()
-        outside = trained_outside(model, self._root)
+        self._unlike = self._merged_before(None if self.sharded else hashes)
+        outside = trained_outside(model, self._owners)
         if outside:
             self._warnings.append(
                 f"{len(outside)} trained parameters are outside of the language model and not in "
                 f"the change ({shown(outside[0])}): a head of the trainer's own"
             )
-        self.base_digest, unknown = self._start.base_digest(self._root, base)
+        self.base_digest, unknown = self._start.base_digest(self._root, base, hashes)
         self._warnings += unknown
 
     def initial_state(self) -> dict[str, Tensor]:
@@ -285,7 +289,7 @@ class LiveModel:
     def _look_at_adapters(self) -> None:
         """Notice adapters that were switched since, and refuse merged ones."""
         if any(a.adapters != tuple(a.module.active_adapters) for a in self._adapted):
-            self._adapted = list(adapted_modules(self._root))
+            self._adapted = list(adapted_modules(self._root.named_modules()))
             self._parts = self._collected = None
         for entry in self._adapted:
             if getattr(entry.module, "merged_adapters", None):
@@ -345,7 +349,7 @@ class LiveModel:
                 warnings += self._left_out(name, parameter)
         low = [
             p.dtype
-            for p in self._root.parameters()
+            for p in self._parameters
             if p.requires_grad and p.dtype in _LOW_PRECISION and not has_master(p)
         ]
         if low and not self._warned_of_precision:
@@ -372,12 +376,15 @@ class LiveModel:
             "out; give base=FOLDER of the base model"
         ]
 
-    def _merged_before(self) -> dict[str, Tensor]:
-        """Frozen weights that are not the named base's; adapters that move the base say how."""
+    def _merged_before(self, hashes: identity.TensorHashes | None) -> dict[str, Tensor]:
+        """Frozen weights that are not the named base's; adapters that move the base say how.
+
+        The hashes of the base's tensors are made on the way.
+        """
         folder = self._start.folder
         if folder is None or any(moves_base(m, self._config) for m in self._adapted):
             return {}
-        unlike = unlike_base(self._own, self._direct(), folder)
+        unlike = unlike_base(self._own, self._direct(), folder, hashes)
         if unlike:
             self._warnings.append(
                 f"{len(unlike)} weights of the model in memory are not those of "

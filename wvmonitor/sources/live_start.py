@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -126,7 +127,7 @@ class LiveStart:
         """
         known: dict[tuple[str, type], bool] = {}
         for module in self._adapted:
-            with collecting(module)():
+            with self._whole(module):
                 if moved_at_start(module, self._config, known):
                     self.recorded.update(adapter_state(module))
         self.keep(
@@ -145,7 +146,7 @@ class LiveStart:
         for entry in self._adapted:
             if is_recorded(entry, self.recorded):
                 continue
-            with collecting(entry)():
+            with self._whole(entry):
                 moved = moved_at_start(entry, self._config, known)
             if not moved or all(a in self.by_base.of for a in entry.adapters):
                 continue
@@ -229,15 +230,18 @@ class LiveStart:
 
         return Part(name, shape, produce)
 
-    def base_digest(self, root: nn.Module, base: Location | None) -> tuple[str | None, list[str]]:
+    def base_digest(
+        self, root: nn.Module, base: Location | None, hashes: identity.TensorHashes | None = None
+    ) -> tuple[str | None, list[str]]:
         """The digest of θ_0, or None and why it cannot be told.
 
         Args:
             root: the base's module.
             base: the folder of θ_0, if it was given.
+            hashes: of tensors of that folder that were read already.
         """
         if base is not None:
-            digest = partial(identity.base_digest, base)
+            digest = partial(identity.base_digest, base, hashes)
             return (from_first(digest) if self._sharded else digest()), []
         if any(moves_base(module, self._config) for module in self._adapted):
             return None, [
@@ -248,6 +252,10 @@ class LiveStart:
             return digest_since(root, {} if self._sharded else self.recorded), []
         except InputError as error:
             return None, [f"which base this is cannot be told: {error}"]
+
+    def _whole(self, entry: Adapted) -> AbstractContextManager[None]:
+        """A wrapped module's tensors are whole in here; a collective where they are sharded."""
+        return collecting(entry)() if self._sharded else nullcontext()
 
     def _starts_by_base(self) -> Starts:
         """The adapters whose start the base's folder tells."""

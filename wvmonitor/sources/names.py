@@ -67,8 +67,10 @@ _OLD_NORM = re.compile(r"(?<=LayerNorm\.)(gamma|beta)$")
 
 def unwrapped(name: str) -> str:
     """`name` without the components that wrappers insert."""
-    plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
-    return _OUTER.sub("", plain)
+    parts = name.split(".")
+    if not WRAPPERS.isdisjoint(parts):
+        name = ".".join(part for part in parts if part not in WRAPPERS)
+    return _OUTER.sub("", name)
 
 
 def parameter_name(name: str) -> str:
@@ -84,7 +86,10 @@ def parameter_name(name: str) -> str:
         >>> parameter_name("layers.0.mlp.up_proj.weight")  # without its head
         'model.layers.0.mlp.up_proj.weight'
     """
-    plain = _OLD_NORM.sub(lambda m: {"gamma": "weight"}.get(m[1], "bias"), unwrapped(name))
+    plain = unwrapped(name)
+    old = _OLD_NORM.search(plain)
+    if old:
+        plain = plain[: old.start()] + ("weight" if old[1] == "gamma" else "bias")
     inside = _INSIDE.match(plain)
     if inside:
         rest = plain[inside.end() :]

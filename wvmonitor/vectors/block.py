@@ -47,7 +47,7 @@ class ReferenceBlock:
     transposed: bool
 
     def __len__(self) -> int:
-        return len(self.lefts)
+        return self.lefts.shape[0]
 
     def stack(self, member: int) -> ReferenceStack:
         """The references of one of the parameters: views, no copies."""
@@ -179,8 +179,7 @@ def block_products(
     vectors = len(updates[0])
     shape = (len(updates), vectors, len(rights), block.count + 2)
     out = torch.zeros(shape, dtype=torch.float64, device=left.device)
-    # Few ranks from the left, many from the right: BLAS is a tenth faster than the other way round.
-    lefts_MS = functional.matmul(left.mT, block.lefts[members].mT)
+    lefts_MS = _by_rank(left.mT, block.lefts[members])
     ours_NRO = _split(left.mT, vectors)
     lefts_RR = functional.matmul(ours_NRO, ours_NRO.mT)
     lagged = None if earlier is None else _gathered(earlier, block, members, scratch, "then")
@@ -189,7 +188,7 @@ def block_products(
     )
     for geometry, (theirs, ours) in enumerate(zip(block.rights, rights, strict=True)):
         rows = out[:, :, geometry]
-        elements_MS = lefts_MS * functional.matmul(ours, theirs[members].mT)
+        elements_MS = lefts_MS * _by_rank(ours, theirs[members])
         per_rank = _split(elements_MS, vectors).sum(2, dtype=torch.float64)
         rows.index_add_(2, block.owner, per_rank)
         ours_NRI = _split(ours, vectors)
@@ -198,6 +197,16 @@ def block_products(
             then = _split(lagged[1][geometry], vectors)
             rows[..., -1] = _sums64(lefts_RE * functional.matmul(ours_NRI, then.mT))
     return out
+
+
+def _by_rank(ours_MI: Tensor, theirs_SI: Tensor) -> Tensor:
+    """(..., M, S): the product of each rank with each; BLAS is faster with the fewer from the left.
+
+    With thirty-two against five hundred by a tenth, with sixteen against four several times.
+    """
+    if ours_MI.shape[-2] <= theirs_SI.shape[-2]:
+        return functional.matmul(ours_MI, theirs_SI.mT)
+    return functional.matmul(theirs_SI, ours_MI.mT).mT
 
 
 def _sums64(values: Tensor) -> Tensor:
@@ -220,10 +229,8 @@ def _gathered(
     """Factors side by side, M = N·R ranks: (G, O, M) and, by geometry, (G, M, I) and (G, M, N)."""
     for update in itertools.chain(*updates):
         updates_.check_layout(update, block.transposed)
-    turned = [[updates_.as_linear(u) for u in row] for row in updates]
-    linear = [[u for u in row if isinstance(u, LowRankUpdate)] for row in turned]
-    lefts = [[u.left for u in row] for row in linear]
-    rights = [[u.right for u in row] for row in linear]
+    lefts = [[u.right.mT if block.transposed else u.left for u in row] for row in updates]
+    rights = [[u.left.mT if block.transposed else u.right for u in row] for row in updates]
     left = _joined(lefts, block.lefts, -1, scratch, f"left {when}")
     right = _joined(rights, block.lefts, -2, scratch, f"right {when}")
     if not block.probes:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from wvmonitor.reading import GEOMETRIES, Float64
-from wvmonitor.vectors import functional
 from wvmonitor.vectors.block import Scratch, block_products
 from wvmonitor.vectors.stack import ReferenceStack, dense_products, lagged_products, products
 from wvmonitor.vectors.stacks import Stacks
@@ -21,6 +21,19 @@ from wvmonitor.vectors.update import LowRankUpdate, Update, device_of
 # hold a quarter of one weight's elements: with the copies, less than one dense update.
 _SMALL_ON_CPU, _WAITING_ON_CPU = 1 << 17, 1 << 22
 _WAITING_ON_DEVICE = 1 << 21
+
+
+_Kind = tuple[int, torch.Size, bool, torch.dtype, torch.dtype]
+"""Rank, shape, layout and precisions of a low-rank update."""
+
+
+class _Alike(NamedTuple):
+    """What updates have in common that are measured side by side."""
+
+    block: int
+    device: torch.device
+    now: _Kind
+    earlier: _Kind | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Pass:
         self._stacks = stacks
         self._vectors = vectors
         self._scratch = Scratch()
-        self._waiting: dict[tuple[object, ...], list[_Waiting]] = {}
+        self._waiting: dict[_Alike, list[_Waiting]] = {}
         self._held = 0
         self._rows: dict[torch.device, list[tuple[list[int], Tensor]]] = {}
         self._changed: dict[torch.device, list[Tensor]] = {}
@@ -90,15 +103,19 @@ class Pass:
         earlier: Sequence[Update] | None,
     ) -> bool:
         """Whether updates are low-rank ones alike, which are then measured side by side."""
+        place = self._stacks.places.get(name)
+        if place is None:
+            return False
         low, before = _low_rank(updates), None if earlier is None else _low_rank(earlier)
-        if name not in self._stacks.places or not _fit_a_block(low, updates):
+        kind = _kind(low, updates)
+        kind_before = None if before is None else _kind(before, earlier or ())
+        if kind is None or (before is not None and kind_before is None):
             return False
-        if before is not None and not (
-            _fit_a_block(before, earlier or ()) and before[0].shape == low[0].shape
-        ):
+        if before is not None and before[0].shape != low[0].shape:
             return False
-        number, member = self._stacks.places[name]
-        self._wait(number, device, _Waiting(position, member, low, before))
+        number, member = place
+        alike = _Alike(number, device, kind, kind_before)
+        self._wait(alike, _Waiting(position, member, low, before))
         return True
 
     def _single(
@@ -139,36 +156,33 @@ class Pass:
         pairs = zip(totals, self._elements, strict=True)
         return table, [float(t / n) if n else None for t, n in pairs]
 
-    def _wait(self, number: int, device: torch.device, one: _Waiting) -> None:
-        factors = [one.updates[0], *([] if one.earlier is None else [one.earlier[0]])]
+    def _wait(self, alike: _Alike, one: _Waiting) -> None:
         size = sum(u.left.numel() + u.right.numel() for u in one.updates)
-        if device.type == "cpu" and size > _SMALL_ON_CPU:
-            self._measure(number, device, [one])
+        if alike.device.type == "cpu" and size > _SMALL_ON_CPU:
+            self._measure(alike, [one])
             return
-        key = (number, device, *((u.rank, u.left.dtype, u.right.dtype) for u in factors))
-        waiting = self._waiting.setdefault(key, [])
+        waiting = self._waiting.setdefault(alike, [])
         waiting.append(one)
         self._held += size
-        if len(waiting) == len(self._stacks.blocks[number]):
-            del self._waiting[key]
-            self._held -= size * len(waiting)  # all of a block's are of one size
-            self._measure(number, device, waiting)
+        if len(waiting) == len(self._stacks.blocks[alike.block]):
+            del self._waiting[alike]
+            self._held -= size * len(waiting)  # all of them are of one size
+            self._measure(alike, waiting)
             return
         limit = _WAITING_ON_CPU
-        if device.type != "cpu":
+        if alike.device.type != "cpu":
             limit = max(_WAITING_ON_DEVICE, one.updates[0].shape.numel() // 4)
         if self._held > limit:
             self._measure_waiting()
 
     def _measure_waiting(self) -> None:
-        for (number, device, *_), waiting in self._waiting.items():
-            assert isinstance(number, int) and isinstance(device, torch.device)  # noqa: S101, PT018
-            self._measure(number, device, waiting)
+        for alike, waiting in self._waiting.items():
+            self._measure(alike, waiting)
         self._waiting.clear()
         self._held = 0
 
-    def _measure(self, number: int, device: torch.device, waiting: list[_Waiting]) -> None:
-        block = self._stacks.block(number, device)
+    def _measure(self, alike: _Alike, waiting: list[_Waiting]) -> None:
+        block = self._stacks.block(alike.block, alike.device)
         for run in _runs(sorted(waiting, key=lambda w: w.member)):
             earlier = [w.earlier for w in run if w.earlier is not None]
             rows = block_products(
@@ -180,15 +194,13 @@ class Pass:
         self._rows.setdefault(rows.device, []).append((positions, rows))
 
 
-def _fit_a_block(low: Sequence[LowRankUpdate], updates: Sequence[Update]) -> bool:
-    """Whether updates, `low` of them low-rank, can be measured side by side, in float32."""
+def _kind(low: Sequence[LowRankUpdate], updates: Sequence[Update]) -> _Kind | None:
+    """What updates, `low` of them low-rank, have in common; None where they lie in no block."""
     if len(low) < len(updates):
-        return False
-    first, *others = low
-    kind = (first.rank, first.shape, first.transposed, first.left.dtype, first.right.dtype)
-    if functional.working_dtype(first.left, first.right) != torch.float32:
-        return False
-    return all((u.rank, u.shape, u.transposed, u.left.dtype, u.right.dtype) == kind for u in others)
+        return None
+    kinds = {(u.rank, u.shape, u.transposed, u.left.dtype, u.right.dtype) for u in low}
+    only = kinds.pop()
+    return None if kinds or torch.float64 in only else only
 
 
 def _low_rank(updates: Sequence[Update]) -> list[LowRankUpdate]:

@@ -13,12 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from wvmonitor.errors import InputError, KeyMismatchError
-from wvmonitor.vectors import functional
 
 PROBE_ROWS = 256
 _RECENT = 4  # tensors back that may feed another map of their block: q, k, v and, in some, the MLP
@@ -46,12 +44,6 @@ class Probe:
         scaled = {id(x): _of_unit_size(x) for x in self.inputs.values()}
         return Probe({n: scaled[id(x)] for n, x in self.inputs.items()}, self.tokens)
 
-    def effective_dimension(self, name: str) -> float:
-        """(tr C)² / tr C²: how many directions carry the layer's inputs, between 1 and I."""
-        x = self.inputs[name].to(torch.float64)
-        gram = x @ x.mT if x.shape[0] < x.shape[1] else x.mT @ x
-        return float(gram.diagonal().sum() ** 2 / (gram * gram).sum())
-
 
 def _of_unit_size(x_NI: Tensor) -> Tensor:
     mean_square = float(x_NI.square().sum()) / x_NI.shape[1]
@@ -59,7 +51,13 @@ def _of_unit_size(x_NI: Tensor) -> Tensor:
 
 
 class _Moments:
-    """Accumulates one layer's inputs: exactly where I ≤ rows, by a random sketch beyond."""
+    """Accumulates one layer's inputs: exactly where I ≤ rows, by a count sketch beyond.
+
+    Each token is added to one row, with a random sign (Charikar et al. 2002; Clarkson & Woodruff,
+    arXiv 1207.6365). XᵀX has the mean of x xᵀ for its mean, and no more spread than a dense matrix
+    of signs gives it, which costs `rows` times as much: two tokens meet in one row in a `rows`-th
+    of all draws, where dense signs let all meet with a `rows`-th of their product's square.
+    """
 
     def __init__(self, inputs: int, rows: int, generator: torch.Generator) -> None:
         self._exact = inputs <= rows
@@ -68,15 +66,31 @@ class _Moments:
         self._sum = torch.zeros(inputs if self._exact else rows, inputs, dtype=torch.float64)
         self.tokens = 0
 
-    def add(self, x_TI: Tensor) -> None:
+    def add(self, x_TI: Tensor, counted: Tensor) -> None:
+        """Add the tokens that count, by their places."""
         if self._exact:
-            x = x_TI.detach().to("cpu", torch.float64)
+            x = x_TI[counted].to("cpu", torch.float64)
             self._sum += x.mT @ x
         else:
-            signs_NT = _signs(self._rows, len(x_TI), self._generator).to(x_TI.device)
-            found = functional.matmul(signs_NT, x_TI.detach().to(torch.float32))
-            self._sum.add_(found.to("cpu"), alpha=self._rows**-0.5)
-        self.tokens += len(x_TI)
+            self._sum += self._sketched(x_TI, counted).to("cpu")
+        self.tokens += len(counted)
+
+    def _sketched(self, x_TI: Tensor, counted: Tensor) -> Tensor:
+        """(N, I) float32: tokens in random order, with random signs, dealt to the rows in turn.
+
+        Dealing goes on where the last call stopped, so that each row gets as many. Both are drawn
+        on the host, so that a seed means the same sketch on every device.
+        """
+        tokens, width = len(counted), x_TI.shape[1]
+        order = torch.randperm(tokens, generator=self._generator).to(counted.device)
+        signs = torch.randint(0, 2, (tokens, 1), generator=self._generator).mul_(2).sub_(1)
+        start = self.tokens % self._rows
+        rounds = math.ceil((start + tokens) / self._rows)
+        dealt = x_TI.new_zeros(rounds * self._rows, width, dtype=torch.float32)
+        mine = dealt[start : start + tokens]
+        torch.index_select(x_TI.to(torch.float32), 0, counted[order], out=mine)
+        mine.mul_(signs.to(mine))
+        return dealt.view(rounds, self._rows, width).sum(0)
 
     def rows_NI(self) -> Tensor:
         """(N, I) rows X with XᵀX ≈ the mean of x xᵀ."""
@@ -85,17 +99,6 @@ class _Moments:
         values, vectors = torch.linalg.eigh(self._sum / self.tokens)
         rows: Tensor = values.clamp_min(0).sqrt().unsqueeze(1) * vectors.mT
         return rows
-
-
-def _signs(rows: int, tokens: int, generator: torch.Generator) -> Tensor:
-    """(rows, tokens) of −1 and 1 in float32, eight from each random byte.
-
-    They are drawn on the host, so that a seed means the same signs on every device.
-    """
-    size = (rows, math.ceil(tokens / 8))
-    drawn = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
-    bits = torch.from_numpy(np.unpackbits(drawn.numpy(), axis=1, count=tokens))
-    return bits.to(torch.float32).mul_(2).sub_(1)
 
 
 @torch.no_grad()
@@ -116,7 +119,7 @@ def collect_probe(
             updates look alike: leave them out.
         parameters: names of the 2-D weights whose modules' inputs are wanted.
         rows: rows kept for each layer; layers of at most this many inputs are held exactly.
-        seed: of the sketch's signs.
+        seed: of the sketch.
 
     Returns:
         The probe, float32. Parameters fed by one tensor share one. A parameter whose module the
@@ -144,7 +147,7 @@ def collect_probe(
             if name not in moments:
                 generator = torch.Generator().manual_seed(seed + len(moments))
                 moments[name] = _Moments(x.shape[-1], rows, generator)
-            moments[name].add(x.reshape(-1, x.shape[-1])[places.to(x.device)])
+            moments[name].add(x.detach().reshape(-1, x.shape[-1]), places.to(x.device))
 
         return hook
 

@@ -12,15 +12,20 @@ from wvmonitor.sources.adapters.config import lora_settings
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState, adapter_config
 from wvmonitor.sources.adapters.kinds import MERGED, MERGED_VARIANTS, REFUSED
 from wvmonitor.sources.adapters.lora import read_lora
-from wvmonitor.sources.adapters.merged import read_merged
-from wvmonitor.sources.adapters.mlx import read_mlx
 from wvmonitor.vectors import TaskVector
 
 __all__ = ["LOADERS", "REFUSED", "read_adapter"]
 
 Loader = Callable[[AdapterFolder, InitialState | None], TaskVector]
 
-LOADERS: Mapping[str, Loader] = {"LORA": read_lora, **dict.fromkeys(MERGED, read_merged)}
+
+def _merged(folder: AdapterFolder, initial: InitialState | None) -> TaskVector:
+    from wvmonitor.sources.adapters.merged import read_merged
+
+    return read_merged(folder, initial)
+
+
+LOADERS: Mapping[str, Loader] = {"LORA": read_lora, **dict.fromkeys(MERGED, _merged)}
 
 
 def read_adapter(
@@ -50,6 +55,8 @@ def read_adapter(
     """
     config = adapter_config(path)
     if "peft_type" not in config and config.keys() & {"fine_tune_type", "lora_parameters"}:
+        from wvmonitor.sources.adapters.mlx import read_mlx
+
         return read_mlx(path, config, base)
     folder = AdapterFolder(path, base)
     if folder.kind in REFUSED:
@@ -70,7 +77,7 @@ def read_adapter(
     state = None if initial is None else InitialState(initial)
     if folder.kind == "LORA" and _only_peft_computes(folder):
         lora_settings(folder.config, folder.config_where)  # refuses what has no task vector
-        return read_merged(folder, state)
+        return _merged(folder, state)
     return LOADERS[folder.kind](folder, state)
 
 

@@ -84,7 +84,7 @@ class LoraSettings:
 
     def rank_of(self, module: str) -> int:
         """The rank PEFT gives a module, `rank_pattern` considered."""
-        key = self._rank_patterns.first(module)
+        key = self._rank_patterns.first(module) if self.ranks else None
         return self.rank if key is None else self.ranks[key]
 
     def scale_of(self, module: str) -> float:
@@ -93,7 +93,7 @@ class LoraSettings:
         Raises:
             AdapterError: it is beyond what any training means.
         """
-        key = self._alpha_patterns.first(module)
+        key = self._alpha_patterns.first(module) if self.alphas else None
         alpha = self.alpha if key is None else self.alphas[key]
         rank = self.rank_of(module)
         scale = alpha / (math.sqrt(rank) if self.rslora else rank)

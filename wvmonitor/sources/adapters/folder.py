@@ -23,7 +23,8 @@ from wvmonitor.sources.folder import ModelFolder, check_finite, is_finite
 from wvmonitor.sources.names import step_of
 
 _PREFIX = "base_model.model."
-_SMALL, _TOGETHER = 1 << 18, 1 << 22  # bytes of a tensor, and of those that are read as one
+# Bytes of a small tensor, and of those that are read as one: they stay in a core's cache.
+_SMALL, _TOGETHER = 1 << 18, 1 << 20
 _WRAPPED = re.compile(r"(?:(?:module|_orig_mod|_fsdp_wrapped_module)\.)*(?:base_model\.model\.)+")
 
 
@@ -110,17 +111,26 @@ class AdapterFolder:
         Raises:
             NonFiniteError: it holds NaN or infinity.
         """
+        return self.factor(key).to(self.files.info(self._full(key)).dtype)
+
+    def factor(self, key: str) -> Tensor:
+        """The same numbers as `read` gives, which may come in float32 where the file has 16 bits.
+
+        Raises:
+            NonFiniteError: as `read` says.
+        """
         full = self._full(key)
+        before, self._last = self._last, full
+        if full in self._ahead:
+            return self._ahead.pop(full)
         info = self.files.info(full)
         if not info.dtype.is_floating_point:
             raise AdapterError(
                 f"{shown(full)} of {self.where} is {info.dtype}, where weights were expected: "
                 "re-save the adapter unquantised"
             )
-        if full not in self._ahead and info.size <= _SMALL:
-            in_order = self.files.follows(full, self._last)
-            self._ahead = self._read_ahead(full) if in_order else {}
-        self._last = full
+        if info.size <= _SMALL:
+            self._ahead = self._read_ahead(full) if self.files.follows(full, before) else {}
         found = self._ahead.pop(full, None)
         return check_finite(self.files.read(full), full, self.where) if found is None else found
 
@@ -202,6 +212,10 @@ class InitialState:
         if self._folder:
             return self._folder.read(key)
         return check_finite(self._held[key], key, self.where)
+
+    def factor(self, key: str) -> Tensor:
+        """The same numbers as `read` gives."""
+        return self.read(key)
 
 
 def adapter_config(path: Location) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def _parts(run: Run, module: Keys, name: str, layout: Layout) -> list[Part]:
 
     def made(source: AdapterFolder | InitialState, keys: Mapping[str, str]) -> LoraModule:
         magnitude = source.read(keys["magnitude"]) if settings.dora else None
-        a, b = source.read(keys["A"]), source.read(keys["B"])
+        a, b = source.factor(keys["A"]), source.factor(keys["B"])
         return LoraModule(name, a, b, scale, layout, magnitude)
 
     def produce() -> Update:

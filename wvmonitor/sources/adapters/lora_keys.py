@@ -82,7 +82,7 @@ def sorted_keys(folder: AdapterFolder) -> tuple[dict[str, Keys], list[str]]:
 
 def factors(run: Run, module: Keys) -> tuple[Tensor, Tensor, float, Layout]:
     """A, B, scale and layout of a linear layer's factors."""
-    a, b = (run.folder.read(module.of[role]) for role in "AB")
+    a, b = (run.folder.factor(module.of[role]) for role in "AB")
     layout = Layout((b.shape[0], a.shape[1]), outputs_last=False, transposed=False)
     check_factors(run, module, run.settings.rank_of(module.path), layout)
     return a, b, run.settings.scale_of(module.path), layout

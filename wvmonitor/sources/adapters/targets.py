@@ -46,7 +46,12 @@ def check_chosen(config: Mapping[str, Any], paths: Iterable[str], holder: str, w
             return False
         return layers is None or name in said or layers(name)
 
-    left_out = [path for path in paths if not any(map(adapted, _spellings(path)))]
+    # as saved, and as it may have been called under wrappers when it was chosen
+    left_out = [
+        path
+        for path in paths
+        if not (adapted(path) or adapted(unwrapped(path)) or adapted(_module_name(path)))
+    ]
     if left_out:
         raise AdapterError(
             f"{holder} holds factors of {shown(left_out[0])} ({len(left_out)} such), which "
@@ -56,9 +61,8 @@ def check_chosen(config: Mapping[str, Any], paths: Iterable[str], holder: str, w
         )
 
 
-def _spellings(path: str) -> tuple[str, ...]:
-    """What a module may have been called when it was chosen: as saved, and under its wrappers."""
-    return path, unwrapped(path), parameter_name(f"{path}.weight").removesuffix(".weight")
+def _module_name(path: str) -> str:
+    return parameter_name(f"{path}.weight").removesuffix(".weight")
 
 
 def _choice(said: Any, where: str) -> Callable[[str], bool]:
@@ -67,8 +71,12 @@ def _choice(said: Any, where: str) -> Callable[[str], bool]:
     names = frozenset(said or ())
 
     def named(name: str) -> bool:
-        parts = name.split(".")
-        return any(".".join(parts[at:]) in names for at in range(len(parts)))
+        dot = len(name)
+        while dot >= 0:  # most names are of one part, the last
+            dot = name.rfind(".", 0, dot)
+            if name[dot + 1 :] in names:
+                return True
+        return False
 
     return named
 
