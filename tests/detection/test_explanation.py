@@ -18,6 +18,7 @@ from wvmonitor.detection.explanation import (
 from wvmonitor.detection.judge import Judge
 from wvmonitor.detection.judgement import JudgeState, Statistics
 from wvmonitor.detection.verdict import RECENT, judge
+from wvmonitor.reading import group_of, layer_shares
 
 
 @dataclass(frozen=True)
