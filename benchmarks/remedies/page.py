@@ -20,9 +20,10 @@ from benchmarks.remedies.intervals import rate, span
 from benchmarks.remedies.real_page import RealResults, limits, section
 from benchmarks.remedies.runs import ASKED, HELD_OUT
 from benchmarks.remedies.tables import Record, Results
-from wvmonitor.steering.edit import ALIKE
+from wvmonitor.steering.edit import AGREE, ALIKE, disagree
 
 _TURN = STEPS // 2
+_REPAIRED = ("dose", "turning", "three times as long", "repair")
 
 
 def page(
@@ -118,21 +119,34 @@ def _fewer(records: Sequence[Record]) -> str:
 
 
 def _warnings(results: Results) -> list[str]:
-    """What `steer --remove` would have said of the runs that were repaired."""
-    values = [
-        r["residual"]
-        for c in CELLS
-        if c.repaired and c.group in ("dose", "turning", "three times as long", "repair")
-        for r in results.of(c).values()
-    ]
-    if not values:
+    """What `steer --remove` would have said of the runs that were repaired, by their task."""
+    lines = []
+    for cell in CELLS:
+        runs = list(results.of(cell).values()) if cell.repaired else []
+        if cell.group not in _REPAIRED or not runs:
+            continue
+        residuals = [r["residual"] for r in runs]
+        warned = sum(r["residual"] < ALIKE or disagree(r["doses"]) for r in runs)
+        before, after = (rate([r["trained"] for r in side]).words() for side in (
+            runs, [r["repaired"] for r in runs]
+        ))  # fmt: skip
+        longer = f", {cell.steps} steps" if cell.steps != STEPS else ""
+        lines.append(
+            f"- {cell.task}{longer}: warned of {warned} of {len(runs)} (residuals "
+            f"{min(residuals):.2f} to {max(residuals):.2f}); harm in the trained domain {after} "
+            f"after, {before} before."
+        )
+    if not lines:
         return []
-    warned = sum(v < ALIKE for v in values)
     return [
-        f"`steer --remove` warns where the residual is below {ALIKE:g}: of the {len(values)} runs "
-        "on harmful data above whose dose was taken out it would have warned of "
-        f"{warned} (residuals {min(values):.2f} to {max(values):.2f}). It says whether the harm "
-        "has the reference's shape, and not how much of it stays in the domain that was trained.",
+        f"`steer --remove` warns where the residual is below {ALIKE:g}, or where the doses of the "
+        f"two geometries differ by more than a factor of {AGREE:g}. Of the runs on harmful data "
+        "above whose dose was taken out:",
+        "",
+        *lines,
+        "",
+        "So it says at most whether the harm has the reference's shape, and not how much of it "
+        "stays in the domain that was trained.",
         "",
     ]
 
