@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if asked.do == "gate":
         gate.run(GATE)
     if asked.do == "real":
-        bench = real.Bench(str(smollm2()), asked.bank, Path("build/remedies-real"))
+        name = "SmolLM2-135M-Instruct"
+        bench = real.Bench(str(smollm2()), asked.bank, Path("build/remedies-real"), known_as=name)
         real_runs.run(bench, asked.seeds or 3, REAL)
     if records := runs.read(asked.records, ReferenceBank.load(runs.BANK)):
         RUNS.write_text(json.dumps(records, indent=1) + "\n", "utf-8")

@@ -41,7 +41,7 @@ RUN_SEEDS = 20_000
 
 @dataclass(frozen=True)
 class Setting:
-    """How much of everything.
+    """How much of everything; steps, batch and rate as of the runs that calibrate a quick bank.
 
     Attributes:
         steps: optimiser steps of a run.
@@ -57,7 +57,7 @@ class Setting:
         k: the dose that is compared with other directions, and given by mistake.
     """
 
-    steps: int = 20
+    steps: int = 16
     batch_size: int = 4
     rank: int = 16
     alpha: int = 32
@@ -66,7 +66,7 @@ class Setting:
     ordinary: int = 12
     held_out: int = 12
     family: str = "stories"
-    readings: int = 10
+    readings: int = 8
     doses: tuple[float, ...] = (1.0, 2.0, 4.0)
     k: float = 2.0
 
@@ -149,13 +149,15 @@ class Bench:
         folder: where the reference and the records are kept.
         setting: how much of everything.
         scale: of the reference's making.
+        known_as: what the page calls the model; its folder's name if not given.
     """
 
     def __init__(
         self, model: str, bank: Path, folder: Path, setting: Setting = SETTING,
-        scale: Scale = TWO_SEEDS,
+        scale: Scale = TWO_SEEDS, known_as: str = "",
     ) -> None:  # fmt: skip
         self.base, self.setting, self.folder = Base(model), setting, folder
+        self.known_as = known_as or Path(model).name
         self.bank = ReferenceBank.load(bank)
         self.references = least_bank(model, folder / "bank", scale=scale, rate=setting.rate)
 

@@ -181,6 +181,8 @@ def short(results: RealResults) -> list[str]:
     if found is None:
         return []
     shown = "is shown" if _effect(results) else "is **not shown**"
+    if not over(idle, results.elsewhere).low > 0:
+        shown += ", and there is no harm elsewhere beyond doubt to be protected from"
     return [
         f"- **On a real model** ({results.found['model']}, {len(idle)} runs a cell, nats a token): "
         f"bad advice moves the gap elsewhere by {_w(over(idle, results.elsewhere))}, with "
@@ -273,6 +275,8 @@ def _treatments(results: RealResults, data: str) -> list[tuple[str, str, dict[in
             (f"{k:g}", f"{k:g} × {DECIDES} taken out at the end"),
         ):
             left = results.repaired(cell, how)
+            if left and how == "the measured dose":
+                said += f" ({_mean([r['taken out'] for r in left.values()])})"
             n = str(len(left)) + ("" if len(left) == len(runs) else f" of {len(runs)}")
             found.append((f"{NOTHING}; {said}", n, left))
     return [f for f in found if f[1] != "0"]

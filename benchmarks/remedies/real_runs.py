@@ -29,6 +29,7 @@ from wvmonitor.vectors import TaskVector
 
 DIGITS = 5
 """Kept of each mean log p."""
+_ROWS = "@records"
 
 
 def run(bench: Bench, seeds: int, out: Path | None = None) -> None:
@@ -66,17 +67,22 @@ def write(bench: Bench, out: Path) -> None:
     """The results, for the page."""
     rows = [{k: v for k, v in r.items() if k != "about"} for r in read(bench)]
     card = bench.references[DECIDES].card
-    found = {
+    about = {
         **bench.about,
-        "model": Path(bench.base.name).name,
+        "model": bench.known_as,
         "domains": [p[0].domain for p in (bench.contrast.tuning, bench.contrast.power)],
-        "tuning": len(bench.contrast.tuning),
         "drawn": {r["seed"]: asdict(bench.drawn(r["seed"])) for r in rows},
-        "reference": {"norm": card.quality.norm, "verified": card.verified,
-                      "domains": list(card.built.domains)},
-        "records": rows,
-    }  # fmt: skip
-    out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        "reference": {
+            "norm": card.quality.norm,
+            "verified": card.verified,
+            "domains": list(card.built.domains),
+        },
+        "records": _ROWS,
+    }
+    # a record is a line: a difference of two versions shows which runs came
+    lines = ",\n".join(json.dumps(r) for r in rows)
+    text = json.dumps(about, indent=1).replace(json.dumps(_ROWS), f"[\n{lines}\n]")
+    out.write_text(text + "\n", "utf-8")
 
 
 def measured(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:

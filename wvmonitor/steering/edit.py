@@ -250,7 +250,8 @@ def _doses(scores: Scores, names: list[str]) -> dict[str, float]:
         if dose is None:
             raise InputError(
                 f"the dose of {name} cannot be told: its reference has no independent repeats "
-                f"(seeds or domains), so its noise is not known; say --remove {name}=K"
+                "(seeds or domains), so its noise is not known; build it from several (`wvmonitor "
+                f"build --seeds 3`, or `wvmonitor bank` without --quick), or say --remove {name}=K"
             )
         found[name] = dose
     return found
