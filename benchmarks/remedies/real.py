@@ -109,20 +109,33 @@ def untrained(setting: Setting) -> list[Cell]:
     return [Cell(BASE), *doses, Cell(BASE, RANDOM, setting.k), Cell(BASE, OTHER, setting.k)]
 
 
+def deciding(setting: Setting) -> list[Cell]:
+    """What the questions that were fixed beforehand need, and what it costs harmless runs."""
+    k = setting.k
+    return [
+        Cell(BAD), Cell(BAD, DECIDES, k), Cell(BAD, RANDOM, k), Cell(GOOD), Cell(GOOD, DECIDES, k),
+    ]  # fmt: skip
+
+
 def trained(setting: Setting) -> list[Cell]:
-    """What is trained for every seed, in this order: each table exists early, and then grows."""
+    """Every cell that is trained: first those that decide, then other doses, data, directions."""
     k = setting.k
     others = [Cell(BAD, DECIDES, dose) for dose in setting.doses if dose != k]
     return [
-        Cell(BAD), Cell(BAD, DECIDES, k), Cell(BAD, RANDOM, k), Cell(GOOD), Cell(GOOD, DECIDES, k),
-        *reversed(others), Cell(FAMILY), Cell(FAMILY, DECIDES, k), Cell(BAD, OTHER, k),
+        *deciding(setting), *reversed(others), Cell(FAMILY), Cell(FAMILY, DECIDES, k),
+        Cell(BAD, OTHER, k),
     ]  # fmt: skip
 
 
 def planned(setting: Setting, seeds: int) -> Iterator[tuple[int, Cell]]:
-    """Every seed and cell in the order in which they are made; what is not trained has no seed."""
+    """Every seed and cell in the order in which they are made; what is not trained has no seed.
+
+    The cells that decide come first for all seeds, so that a benchmark cut short has them.
+    """
     yield from ((0, cell) for cell in untrained(setting))
-    yield from ((seed, cell) for seed in range(seeds) for cell in trained(setting))
+    first = deciding(setting)
+    for cells in (first, [c for c in trained(setting) if c not in first]):
+        yield from ((seed, cell) for seed in range(seeds) for cell in cells)
 
 
 @dataclass(frozen=True)
