@@ -110,32 +110,33 @@ def untrained(setting: Setting) -> list[Cell]:
 
 
 def deciding(setting: Setting) -> list[Cell]:
-    """What the questions that were fixed beforehand need, and what it costs harmless runs."""
-    k = setting.k
-    return [
-        Cell(BAD), Cell(BAD, DECIDES, k), Cell(BAD, RANDOM, k), Cell(GOOD), Cell(GOOD, DECIDES, k),
-    ]  # fmt: skip
+    """What the questions that were fixed beforehand need."""
+    return [Cell(BAD), Cell(BAD, DECIDES, setting.k), Cell(BAD, RANDOM, setting.k)]
 
 
 def trained(setting: Setting) -> list[Cell]:
-    """Every cell that is trained: first those that decide, then other doses, data, directions."""
+    """Every cell that is trained: those that decide, what it costs harmless runs, and others."""
     k = setting.k
     others = [Cell(BAD, DECIDES, dose) for dose in setting.doses if dose != k]
     return [
-        *deciding(setting), *reversed(others), Cell(FAMILY), Cell(FAMILY, DECIDES, k),
-        Cell(BAD, OTHER, k),
+        *deciding(setting), Cell(GOOD), Cell(GOOD, DECIDES, k), Cell(BAD, OTHER, k),
+        *reversed(others), Cell(FAMILY), Cell(FAMILY, DECIDES, k),
     ]  # fmt: skip
 
 
 def planned(setting: Setting, seeds: int) -> Iterator[tuple[int, Cell]]:
     """Every seed and cell in the order in which they are made; what is not trained has no seed.
 
-    The cells that decide come first for all seeds, so that a benchmark cut short has them.
+    The cells that decide come first, for all seeds, and then each other cell for all seeds: a
+    benchmark cut short has whole cells.
     """
-    yield from ((0, cell) for cell in untrained(setting))
     first = deciding(setting)
-    for cells in (first, [c for c in trained(setting) if c not in first]):
-        yield from ((seed, cell) for seed in range(seeds) for cell in cells)
+    yield 0, Cell(BASE)
+    yield from ((seed, cell) for seed in range(seeds) for cell in first)
+    yield from ((0, cell) for cell in untrained(setting)[1:])
+    for cell in trained(setting):
+        if cell not in first:
+            yield from ((seed, cell) for seed in range(seeds))
 
 
 @dataclass(frozen=True)

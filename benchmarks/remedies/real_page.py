@@ -53,7 +53,8 @@ class RealResults:
 
     def repaired(self, cell: Cell, how: str) -> dict[int, Record]:
         """The runs of a cell with something taken out, where that was not refused."""
-        found = {s: r["repaired"][how] for s, r in self.of(cell).items() if "repaired" in r}
+        runs = self.of(cell).items()
+        found = {s: r["repaired"][how] for s, r in runs if how in r.get("repaired", ())}
         return {s: r for s, r in found.items() if "refused" not in r}
 
     @property
@@ -168,7 +169,7 @@ def section(results: RealResults) -> list[str]:
         *_told(results),
         "",
     ]
-    if missing := [c.name for c in trained(s) if not results.of(c)]:
+    if missing := [c.name for c in [*untrained(s), *trained(s)] if not results.of(c)]:
         text += [f"Not run yet, and so in no table: {'; '.join(missing)}.", ""]
     return text
 
@@ -229,6 +230,13 @@ def _doses(results: RealResults) -> list[str]:
         ]
         lines.append([cell.treatment, *map(_w, shown)])
     head = ["added to the base", "gap", "loss on good answers", "loss on ordinary text"]
+    card = results.found["reference"]["held_out_gap"]
+    told = (
+        "By the reference's card, on a part of these questions, the gap moves by "
+        f"{card['+1'] - card['+0']:.{DIGITS}f} from 0 to 1 × {DECIDES}."
+    )
+    if not lines:
+        return [told, "", "More doses, and other directions: not run yet."]
     idle = results.of(Cell(BAD))
     own = crossed([gaps(base, places)])
     after = [
@@ -249,7 +257,7 @@ def _doses(results: RealResults) -> list[str]:
             f" The bad advice below moves it elsewhere by {moved:.{DIGITS}f}: of these doses "
             f"{nearest:g} × {DECIDES} comes nearest to that."
         )
-    return [*_table(head, lines), *after]
+    return [told, "", *_table(head, lines), *after]
 
 
 def _all(results: RealResults, places: Sequence[int]) -> Measure:
@@ -274,6 +282,8 @@ def _treatments(results: RealResults, data: str) -> list[tuple[str, str, dict[in
             ("the measured dose", "its measured dose taken out at the end"),
             (f"{k:g}", f"{k:g} × {DECIDES} taken out at the end"),
         ):
+            if not any(how in r["repaired"] for r in runs.values()):
+                continue
             left = results.repaired(cell, how)
             if left and how == "the measured dose":
                 said += f" ({_mean([r['taken out'] for r in left.values()])})"

@@ -14,10 +14,11 @@ import torch
 from transformers import TrainerCallback
 
 from benchmarks.real.protocol import DECIDES
-from benchmarks.remedies.real import BASE, FAMILY, RUN_SEEDS, Bench, Cell, Setting, planned
+from benchmarks.remedies.real import BAD, BASE, FAMILY, RUN_SEEDS, Bench, Cell, Setting, planned
 from wvmonitor.builder.finetune import Training, finetune
 from wvmonitor.builder.gap import log_probabilities
 from wvmonitor.builder.recipe import Finetuning
+from wvmonitor.builder.references import GAPS
 from wvmonitor.detection.judge import Judge
 from wvmonitor.errors import InputError
 from wvmonitor.integrations.transformers import WVMonitorCallback
@@ -76,6 +77,7 @@ def write(bench: Bench, out: Path) -> None:
             "norm": card.quality.norm,
             "verified": card.verified,
             "domains": list(card.built.domains),
+            "held_out_gap": card.built.hyperparameters.get(GAPS),
         },
         "records": _ROWS,
     }
@@ -120,7 +122,8 @@ def measured(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:
             found["watched"] = _told(folder)
         found |= _read(bench, adapter)
         if not cell.vector:
-            found["repaired"] = _repaired(bench, adapter, places, own=own)
+            amounts = [None, bench.setting.k] if cell.data == BAD else [None]
+            found["repaired"] = _repaired(bench, adapter, places, amounts, own=own)
     spent = found.pop("trained for")
     return found | {"seconds": [round(spent, 1), round(time.process_time() - began - spent, 1)]}
 
@@ -208,13 +211,21 @@ def _read(bench: Bench, adapter: Path) -> dict[str, Any]:
     }
 
 
-def _repaired(bench: Bench, adapter: Path, places: Sequence[int], *, own: bool) -> dict[str, Any]:
-    """The finished run with its dose taken out, by what `steer --remove` plans, and with k·w.
+def _repaired(
+    bench: Bench,
+    adapter: Path,
+    places: Sequence[int],
+    amounts: Sequence[float | None],
+    *,
+    own: bool,
+) -> dict[str, Any]:
+    """The finished run with so much taken out, by what `steer --remove` plans; None: its dose.
 
     Where the command refuses, its words stand in place of answers.
     """
     found: dict[str, Any] = {}
-    for name, amount in (("the measured dose", None), (f"{bench.setting.k:g}", bench.setting.k)):
+    for amount in amounts:
+        name = "the measured dose" if amount is None else f"{amount:g}"
         try:
             edit = plan(
                 adapter, bench.references, add={}, remove={DECIDES: amount},
