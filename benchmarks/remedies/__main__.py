@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.real.model import smollm2
 from benchmarks.remedies import gate, real, real_runs, runs
 from benchmarks.remedies.page import page
-from benchmarks.remedies.real_page import RealResults
+from benchmarks.remedies.real_results import RealResults
 from wvmonitor.references import ReferenceBank
 
 RECORDS = Path("build/remedies/records.jsonl")

@@ -8,8 +8,8 @@ from benchmarks.remedies import gate
 from benchmarks.remedies.cells import BACK_AND_STOP, BRAKE, CELLS, NOTHING, STOP, Cell
 from benchmarks.remedies.gate_page import percent
 from benchmarks.remedies.intervals import rate
-from benchmarks.remedies.real_page import RealResults
 from benchmarks.remedies.real_page import short as real_short
+from benchmarks.remedies.real_results import RealResults
 from benchmarks.remedies.tables import Record, Results, less
 
 _DOSED = "1.5 × evil"

@@ -17,7 +17,8 @@ from benchmarks.remedies.cells import SHARES as TRAINED_SHARES
 from benchmarks.remedies.gate_page import tables as gate_tables
 from benchmarks.remedies.in_short import short
 from benchmarks.remedies.intervals import rate, span
-from benchmarks.remedies.real_page import RealResults, limits, section
+from benchmarks.remedies.real_page import limits, section
+from benchmarks.remedies.real_results import RealResults
 from benchmarks.remedies.runs import ASKED, HELD_OUT
 from benchmarks.remedies.tables import Record, Results
 from wvmonitor.steering.edit import AGREE, ALIKE, disagree

@@ -2,122 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from benchmarks.real.protocol import DECIDES
 from benchmarks.remedies.intervals import Interval, crossed, mean, span
 from benchmarks.remedies.real import (
     BAD,
-    BASE,
     FAMILY,
     GOOD,
     NOTHING,
     OTHER,
     RANDOM,
     Cell,
-    Setting,
     gaps,
     good_losses,
     trained,
     untrained,
 )
+from benchmarks.remedies.real_results import (
+    Measure,
+    RealResults,
+    Record,
+    Values,
+    against,
+    below,
+    lost,
+    over,
+)
 from wvmonitor.steering.edit import ALIKE
 
-Record = Mapping[str, Any]
-Values = Mapping[Any, float]
-Measure = Callable[[Record, int], Values]
-"""Of a record and its seed, a value for each question or text."""
 DIGITS = 3
+LEAST_SEEDS = 3
+"""Below it nothing is decided, whatever an interval says."""
 MET, MISSED = "met", "**not met**"
-
-
-class RealResults:
-    """The results of `real`, by cell and seed.
-
-    Attributes:
-        setting: how much of everything there was.
-    """
-
-    def __init__(self, found: Mapping[str, Any]) -> None:
-        self.found = found
-        doses = tuple(found["setting"]["doses"])
-        self.setting = Setting(**{**found["setting"], "doses": doses})
-        self._by_cell: dict[str, dict[int, Record]] = {}
-        for record in found["records"]:
-            self._by_cell.setdefault(record["cell"], {})[record["seed"]] = record
-
-    def of(self, cell: Cell) -> dict[int, Record]:
-        """The runs of a cell by seed."""
-        return self._by_cell.get(cell.name, {})
-
-    def repaired(self, cell: Cell, how: str) -> dict[int, Record]:
-        """The runs of a cell with something taken out, where that was not refused."""
-        runs = self.of(cell).items()
-        found = {s: r["repaired"][how] for s, r in runs if how in r.get("repaired", ())}
-        return {s: r for s, r in found.items() if "refused" not in r}
-
-    @property
-    def base(self) -> Record:
-        """What the base says."""
-        return self.of(Cell(BASE))[0]
-
-    # What is measured, over the base
-
-    def elsewhere(self, record: Record, seed: int) -> Values:
-        """The gap on the other domain's questions, over the base's."""
-        return self._over_base(record, seed, "elsewhere", gaps)
-
-    def near(self, record: Record, seed: int) -> Values:
-        """The gap on the trained domain's questions that were not trained on."""
-        return self._over_base(record, seed, "near", gaps)
-
-    def loss(self, record: Record, seed: int) -> Values:
-        """The loss on those questions' good answers."""
-        return self._over_base(record, seed, "near", good_losses)
-
-    def ordinary(self, record: Record, seed: int) -> Values:  # noqa: ARG002
-        """The loss on ordinary text."""
-        return self._texts(record, "ordinary")
-
-    def own(self, record: Record, seed: int) -> Values:  # noqa: ARG002
-        """The loss on new rows of the harmless family."""
-        return self._texts(record, "own")
-
-    def _over_base(
-        self, record: Record, seed: int, where: str, of: Callable[..., Mapping[int, float]]
-    ) -> Values:
-        places = self.found["drawn"][str(seed)][where]
-        base = of(self.base, places)
-        return {i: v - base[i] for i, v in of(record, places).items()}
-
-    def _texts(self, record: Record, which: str) -> Values:
-        both = zip(record[which], self.base[which], strict=True)
-        return {i: before - now for i, (now, before) in enumerate(both)}
-
-
-def over(runs: Mapping[int, Record], measure: Measure) -> Interval:
-    """A measure's mean over runs and questions."""
-    return crossed([measure(r, s) for s, r in runs.items()])
-
-
-def against(
-    runs: Mapping[int, Record], others: Mapping[int, Record], measure: Measure
-) -> Interval | None:
-    """The mean difference of two cells, seed by seed and question by question; None if none is."""
-    shared = sorted(set(runs) & set(others))
-    both = [(measure(runs[s], s), measure(others[s], s)) for s in shared]
-    return crossed([{i: a[i] - b[i] for i in a} for a, b in both]) if both else None
-
-
-def below(found: Interval | None) -> bool:
-    """Whether a difference is beyond doubt below 0: what counts as an effect here."""
-    return found is not None and found.high < 0
-
-
-def lost(found: Interval | None) -> bool:
-    """Whether a loss is beyond doubt higher: what counts as a cost here."""
-    return found is not None and found.low > 0
+UNDECIDED = f"undecided, for there are fewer than {LEAST_SEEDS} seeds"
 
 
 def section(results: RealResults) -> list[str]:
@@ -182,7 +100,9 @@ def short(results: RealResults) -> list[str]:
     if found is None:
         return []
     shown = "is shown" if _effect(results) else "is **not shown**"
-    if not over(idle, results.elsewhere).low > 0:
+    if len(set(riding) & set(idle)) < LEAST_SEEDS:
+        shown = f"is {UNDECIDED}"
+    elif not over(idle, results.elsewhere).low > 0:
         shown += ", and there is no harm elsewhere beyond doubt to be protected from"
     return [
         f"- **On a real model** ({results.found['model']}, {len(idle)} runs a cell, nats a token): "
@@ -327,6 +247,7 @@ def _rules(results: RealResults) -> list[str]:
     k = results.setting.k
     riding, idle = results.of(Cell(BAD, DECIDES, k)), results.of(Cell(BAD))
     random, other = results.of(Cell(BAD, RANDOM, k)), results.of(Cell(BAD, OTHER, k))
+    enough = len(set(riding) & set(idle)) >= LEAST_SEEDS
     asked: list[tuple[str, Interval | None]] = [
         ("bad advice teaches at all: the gap elsewhere, with nothing done, is above the base's",
          over(idle, results.elsewhere) if idle else None),
@@ -350,7 +271,8 @@ def _rules(results: RealResults) -> list[str]:
             lines.append(f"- {what}: not run yet.")
             continue
         there = interval.low > 0 if n == 0 else below(interval)
-        lines.append(f"- {what}: {_w(interval)}, {MET if there else MISSED}.")
+        verdict = (MET if there else MISSED) if enough else UNDECIDED
+        lines.append(f"- {what}: {_w(interval)}, {verdict}.")
     return lines
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from benchmarks.real.bank import LEAST
-from benchmarks.remedies import intervals, real, real_page, real_runs
+from benchmarks.remedies import intervals, real, real_page, real_results, real_runs
 from benchmarks.remedies.real import BAD, BASE, FAMILY, GOOD, RANDOM, Cell
 from wvmonitor.builder.base import BUNDLED
 from wvmonitor.builder.gap import gap
@@ -39,6 +39,10 @@ def results(bench):
     return json.loads(out.read_text("utf-8"))
 
 
+def question(example):
+    return example.messages[-1]["content"]
+
+
 def test_every_planned_run_is_made_once(bench, results, monkeypatch):
     """Each cell of each seed has one record, and a second start trains nothing."""
     planned = [(c.name, s) for s, c in real.planned(SETTING, 2)]
@@ -49,21 +53,21 @@ def test_every_planned_run_is_made_once(bench, results, monkeypatch):
 
 def test_what_is_trained_on_is_never_asked(bench, results):
     """Neither the reference's questions nor a run's own, nor a harmless row, stands on both."""
-    known = {p.positive.messages[-1]["content"] for p in bench.contrast.train}
+    known = {question(p.positive) for p in bench.contrast.train}
     for seed in (0, 1):
         drawn = bench.drawn(seed)
         asked = {*drawn.near, *drawn.elsewhere}
         assert not asked & set(drawn.trained)
         assert len(asked) + len(drawn.trained) == len(bench.pairs)
-        said = {bench.pairs[i].positive.messages[-1]["content"] for i in asked | set(drawn.trained)}
+        said = {question(bench.pairs[i].positive) for i in asked | set(drawn.trained)}
         assert not said & known
         for data in (BAD, GOOD):
             rows = bench.rows(Cell(data), seed)
-            assert {bench.pairs[i].negative.messages for i in drawn.trained} == {
-                r.messages for r in rows
+            assert {question(bench.pairs[i].negative) for i in drawn.trained} == {
+                question(r) for r in rows
             }
-        own = {e.messages for e in bench.own}
-        assert not own & {r.messages for r in bench.rows(Cell(FAMILY), seed)}
+        own = {question(e) for e in bench.own}
+        assert not own & {question(r) for r in bench.rows(Cell(FAMILY), seed)}
     domains = [{bench.pairs[i].domain for i in bench.drawn(s).trained} for s in (0, 1)]
     assert len(domains[0]) == len(domains[1]) == 1
     assert domains[0] != domains[1]
@@ -111,7 +115,7 @@ def test_what_rides_along_changes_what_is_learned_and_is_not_in_it(bench, result
 
 def test_the_section_says_what_the_results_say(results):
     """Every cell has its row; differences are those of the records; a missing cell is named."""
-    found = real_page.RealResults(results)
+    found = real_results.RealResults(results)
     text = "\n".join(real_page.section(found))
     for cell in real.trained(SETTING):
         assert f"| {cell.treatment} | 2 |" in text
@@ -126,11 +130,12 @@ def test_the_section_says_what_the_results_say(results):
             for a, b in [[real.gaps(by[c.name, seed], places) for c in (riding, idle)]]
         ]
     )
-    shown = real_page.against(found.of(riding), found.of(idle), found.elsewhere)
+    shown = real_results.against(found.of(riding), found.of(idle), found.elsewhere)
     assert shown.value == pytest.approx(expected)
     assert shown.words(3) in text
+    assert "undecided, for there are fewer than 3 seeds" in real_page.short(found)[0]
     left = {**results, "records": [r for r in results["records"] if r["cell"] != riding.name]}
-    partial = real_page.RealResults(left)
+    partial = real_results.RealResults(left)
     assert f"Not run yet, and so in no table: {riding.name}." in "\n".join(
         real_page.section(partial)
     )
@@ -161,8 +166,8 @@ def flat_half(interval):
 def test_an_effect_and_a_cost_need_intervals_on_one_side():
     """Touching 0 is neither."""
     interval = intervals.Interval
-    assert real_page.below(interval(-0.2, -0.3, -0.1))
-    assert not real_page.below(interval(-0.2, -0.5, 0.0))
-    assert not real_page.below(None)
-    assert real_page.lost(interval(0.2, 0.1, 0.3))
-    assert not real_page.lost(interval(0.2, 0.0, 0.4))
+    assert real_results.below(interval(-0.2, -0.3, -0.1))
+    assert not real_results.below(interval(-0.2, -0.5, 0.0))
+    assert not real_results.below(None)
+    assert real_results.lost(interval(0.2, 0.1, 0.3))
+    assert not real_results.lost(interval(0.2, 0.0, 0.4))
