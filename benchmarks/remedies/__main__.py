@@ -54,7 +54,7 @@ def committed_page() -> str:
     """The page of the committed results."""
     held = [json.loads(path.read_text("utf-8")) for path in (RUNS, GATE)]
     found = RealResults(json.loads(REAL.read_text("utf-8"))) if REAL.is_file() else None
-    return page(held[0], held[1]["sets"], found)
+    return page(held[0], held[1]["sets"], found if found and found.begun else None)
 
 
 if __name__ == "__main__":

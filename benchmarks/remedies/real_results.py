@@ -29,6 +29,11 @@ class RealResults:
         for record in found["records"]:
             self._by_cell.setdefault(record["cell"], {})[record["seed"]] = record
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything has been trained."""
+        return any(not r["cell"].startswith(f"{BASE} |") for r in self.found["records"])
+
     def of(self, cell: Cell) -> dict[int, Record]:
         """The runs of a cell by seed."""
         return self._by_cell.get(cell.name, {})
