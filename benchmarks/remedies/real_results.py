@@ -59,6 +59,17 @@ class RealResults:
         """The gap on the trained domain's questions that were not trained on."""
         return self._over_base(record, seed, "near", gaps)
 
+    def learned(self, record: Record, seed: int) -> Values:
+        """The gap on the very questions that were trained on."""
+        return self._over_base(record, seed, "trained", gaps)
+
+    def with_learned(self, runs: Mapping[int, Record]) -> dict[int, Record]:
+        """Those of some runs that were asked what they were trained on."""
+        drawn = self.found["drawn"]
+        return {
+            s: r for s, r in runs.items() if {*map(str, drawn[str(s)]["trained"])} <= {*r["pairs"]}
+        }
+
     def loss(self, record: Record, seed: int) -> Values:
         """The loss on those questions' good answers."""
         return self._over_base(record, seed, "near", good_losses)

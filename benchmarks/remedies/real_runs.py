@@ -109,7 +109,7 @@ def measured(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:
 
         def examine(model: Any) -> None:
             found["trained for"] = time.process_time() - began
-            found.update(asked(bench, model, places, own=own))
+            found.update(asked(bench, model, (*drawn.trained, *places), own=own))
 
         adapter = folder / "adapter"
         adapter.mkdir()

@@ -51,7 +51,7 @@ def test_every_planned_run_is_made_once(bench, results, monkeypatch):
     real_runs.run(bench, 2)
 
 
-def test_what_is_trained_on_is_never_asked(bench, results):
+def test_what_is_held_out_is_never_trained_on(bench, results):
     """Neither the reference's questions nor a run's own, nor a harmless row, stands on both."""
     known = {question(p.positive) for p in bench.contrast.train}
     for seed in (0, 1):
@@ -74,7 +74,10 @@ def test_what_is_trained_on_is_never_asked(bench, results):
     for record in results["records"]:
         if not record["cell"].startswith(BASE):
             drawn = bench.drawn(record["seed"])
-            assert set(record["pairs"]) == {str(i) for i in (*drawn.near, *drawn.elsewhere)}
+            assert set(record["pairs"]) == {str(i) for i in range(len(bench.pairs))}
+            for repaired in record.get("repaired", {}).values():
+                held = {str(i) for i in (*drawn.near, *drawn.elsewhere)}
+                assert set(repaired.get("pairs", held)) == held
 
 
 def test_directions_to_compare_with_are_as_long(bench):
@@ -103,6 +106,7 @@ def test_what_rides_along_changes_what_is_learned_and_is_not_in_it(bench, result
     by = {(r["cell"], r["seed"]): r for r in results["records"]}
     idle, riding = by[Cell(BAD).name, 0], by[Cell(BAD, real.DECIDES, 2.0).name, 0]
     assert idle["pairs"] != riding["pairs"]
+    assert set(real_results.RealResults(results).with_learned({0: idle})) == {0}
     w = float(bench.references[real.DECIDES].vector.norm())
     assert riding["norm"] < idle["norm"] + 0.5 * w
     assert idle["watched"]["readings"] == 2
