@@ -111,8 +111,26 @@ def short(results: RealResults) -> list[str]:
         f"bad advice moves the gap elsewhere by {_w(over(idle, results.elsewhere))}, with "
         f"{s.k:g} × {DECIDES} riding along by {_w(over(riding, results.elsewhere))}, a difference "
         f"of {_w(found)}; by the rules fixed beforehand a protection by the direction {shown}. "
-        "[The tables](#on-a-real-small-model)."
+        f"{_afterthought(results)}[The tables](#on-a-real-small-model)."
     ]
+
+
+def _afterthought(results: RealResults) -> str:
+    """What no rule was fixed for: the questions that were trained on."""
+    k = results.setting.k
+    idle, riding, random = (
+        results.with_learned(results.of(c))
+        for c in (Cell(BAD), Cell(BAD, DECIDES, k), Cell(BAD, RANDOM, k))
+    )
+    found = against(riding, idle, results.learned)
+    if found is None:
+        return ""
+    return (
+        "On the questions trained on, asked as an afterthought, it is moved by "
+        f"{_w(over(idle, results.learned))} and by {_w(over(riding, results.learned))}, a "
+        f"difference of {_w(found)}, and of {_w(against(random, idle, results.learned))} with a "
+        "random direction as long. "
+    )
 
 
 def _effect(results: RealResults) -> bool:
@@ -352,10 +370,17 @@ def _told(results: RealResults) -> list[str]:
         )
         lines.append(line)
     bad = [r["watched"] for r in results.of(Cell(BAD)).values()]
-    if bad and not any(w["alarms"] for w in bad):
+    first = [min(w["alarms"].values()) for w in bad if w["alarms"]]
+    if bad and not first:
         lines.append(
             "- No run on bad advice alarmed, so stopping, braking and going back, which wait for "
             "an alarm, would have done nothing about any of them: they have no row."
+        )
+    elif bad:
+        lines.append(
+            "- Stopping, braking and going back wait for an alarm: they would have acted on "
+            f"{len(first)} of {len(bad)} runs on bad advice (at step "
+            f"{', '.join(map(str, sorted(first)))} of {results.setting.steps}). They were not run."
         )
     return lines
 

@@ -109,7 +109,7 @@ def test_what_rides_along_changes_what_is_learned_and_is_not_in_it(bench, result
     assert set(real_results.RealResults(results).with_learned({0: idle})) == {0}
     w = float(bench.references[real.DECIDES].vector.norm())
     assert riding["norm"] < idle["norm"] + 0.5 * w
-    assert idle["watched"]["readings"] == 2
+    assert idle["watched"]["readings"] >= 2
     assert "evil" in idle["watched"]["states"]
     taken = idle["repaired"]["2"]
     assert taken["taken out"] == 2.0
