@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from benchmarks.real.protocol import DECIDES
 from benchmarks.remedies.intervals import Interval, crossed, mean, span
@@ -62,7 +63,7 @@ def section(results: RealResults) -> list[str]:
         "beforehand about them, and what is repaired was not asked them.",
         "- **(low–high) is a 95 % interval** with the luck of the runs (t over seeds) and of the "
         "questions; what was measured once, without a seed, has that of the questions only. With "
-        "three or four seeds it is wide, and 0 inside it proves no absence.",
+        "three seeds it is wide, and 0 inside it proves no absence.",
         "- **The loss** on good answers is that of the trained domain's other questions, on "
         f"ordinary text that of {len(results.base['ordinary'])} texts of harmless families, one "
         "each; up is worse.",
@@ -185,17 +186,22 @@ def _doses(results: RealResults) -> list[str]:
         if own.low < 0 < own.high
         else f"The base's own gap is {_w(own)}.",
     ]
-    if idle:
-        moved = over(idle, results.elsewhere).value
+    moved = over(idle, results.elsewhere) if idle else None
+    if moved is not None and moved.low > 0:
         by = {
             c.k: over({0: results.of(c)[0]}, _all(results, places)).value
             for c in untrained(results.setting)
             if c.vector == DECIDES and results.of(c)
         }
-        nearest = min(by, key=lambda k: abs(by[k] - moved))
+        nearest = min(by, key=lambda k: abs(by[k] - moved.value))
         after[-1] += (
-            f" The bad advice below moves it elsewhere by {moved:.{DIGITS}f}: of these doses "
+            f" The bad advice below moves it elsewhere by {_w(moved)}: of these doses "
             f"{nearest:g} × {DECIDES} comes nearest to that."
+        )
+    elif moved is not None:
+        after[-1] += (
+            f" The bad advice below moves it elsewhere by {_w(moved)}, which is not beyond doubt "
+            "above 0: no dose of w is comparable to that."
         )
     return [told, "", *_table(head, lines), *after]
 
@@ -226,7 +232,7 @@ def _treatments(results: RealResults, data: str) -> list[tuple[str, str, dict[in
                 continue
             left = results.repaired(cell, how)
             if left and how == "the measured dose":
-                said += f" ({_mean([r['taken out'] for r in left.values()])})"
+                said += f" ({fmean(r['taken out'] for r in left.values()):.2f})"
             n = str(len(left)) + ("" if len(left) == len(runs) else f" of {len(runs)}")
             found.append((f"{NOTHING}; {said}", n, left))
     return [f for f in found if f[1] != "0"]
