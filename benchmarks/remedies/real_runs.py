@@ -43,6 +43,8 @@ def run(bench: Bench, seeds: int, out: Path | None = None) -> None:
     """
     torch.set_num_threads(1)
     records = bench.folder / "records.jsonl"
+    if out is not None and out.is_file():
+        _go_on_from(bench, out, records)
     for seed, cell in planned(bench.setting, seeds):
         done = read(bench)
         if (cell.name, seed) not in {(r["cell"], r["seed"]) for r in done}:
@@ -53,6 +55,21 @@ def run(bench: Bench, seeds: int, out: Path | None = None) -> None:
             print(f"{cell.name} | seed {seed}: {row['seconds']}", flush=True)
         if out is not None:
             write(bench, out)
+
+
+def _go_on_from(bench: Bench, out: Path, records: Path) -> None:
+    """Take over what is committed, where nothing was kept here; never write over another bank's.
+
+    Raises:
+        InputError: it is of another base, bank, reference or setting.
+    """
+    held = json.loads(out.read_text("utf-8"))
+    about = bench.about
+    if {key: held[key] for key in about} != about:
+        raise InputError(f"{out} holds runs of another base, bank or setting: move it away first")
+    if not records.is_file():
+        lines = (json.dumps({"about": about, **r}) + "\n" for r in held["records"])
+        records.write_text("".join(lines), "utf-8")
 
 
 def read(bench: Bench) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from benchmarks.remedies import intervals, real, real_page, real_results, real_r
 from benchmarks.remedies.real import BAD, BASE, FAMILY, GOOD, RANDOM, Cell
 from wvmonitor.builder.base import BUNDLED
 from wvmonitor.builder.gap import gap
+from wvmonitor.errors import InputError
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.steering import steered
 from wvmonitor.vectors import TaskVector
@@ -48,7 +49,14 @@ def test_every_planned_run_is_made_once(bench, results, monkeypatch):
     planned = [(c.name, s) for s, c in real.planned(SETTING, 2)]
     assert [(r["cell"], r["seed"]) for r in results["records"]] == planned
     monkeypatch.setattr(real_runs, "measured", lambda *_: pytest.fail("made again"))
-    real_runs.run(bench, 2)
+    out = bench.folder / "results.json"
+    (bench.folder / "records.jsonl").unlink()  # what is committed is gone on from
+    real_runs.run(bench, 2, out)
+    assert json.loads(out.read_text("utf-8")) == results
+    other = bench.folder / "other.json"
+    other.write_text(json.dumps({**results, "bank": "another"}), "utf-8")
+    with pytest.raises(InputError, match="another base, bank or setting"):
+        real_runs.run(bench, 2, other)
 
 
 def test_what_is_held_out_is_never_trained_on(bench, results):
