@@ -1,4 +1,7 @@
-"""Run what is missing and write the page; `report` writes the page alone."""
+"""Run what is missing and write the page; `report` writes the page alone.
+
+`run` is the bundled organism, `gate` its data screened, `real` a small pretrained model.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +10,41 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.remedies import gate, runs
+from benchmarks.real.model import smollm2
+from benchmarks.remedies import gate, real, real_runs, runs
 from benchmarks.remedies.page import page
+from benchmarks.remedies.real_results import RealResults
 from wvmonitor.references import ReferenceBank
 
 RECORDS = Path("build/remedies/records.jsonl")
 RESULTS = Path(__file__).parent.parent / "results"
-RUNS, GATE = RESULTS / "remedies.json", RESULTS / "data-gate.json"
+RUNS, GATE, REAL = (
+    RESULTS / name for name in ("remedies.json", "data-gate.json", "remedies-real.json")
+)
 PAGE = Path(__file__).parents[2] / "docs" / "remedies.md"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and write results and page."""
     parser = argparse.ArgumentParser("python -m benchmarks.remedies", description=__doc__)
-    parser.add_argument("do", choices=["run", "gate", "report"])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("do", choices=["run", "gate", "real", "report"])
+    parser.add_argument("--seeds", type=int, help="5; of the real model 3")
     parser.add_argument("--cells", default="", help="tables to run, comma-separated; all")
     parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--bank", type=Path, default=Path("build/real-bank"), help="of `real`")
     asked = parser.parse_args(argv)
     if asked.do == "run":
         if not asked.records.exists():  # go on from what is committed
             asked.records.parent.mkdir(parents=True, exist_ok=True)
             held = json.loads(RUNS.read_text("utf-8"))
             asked.records.write_text("".join(json.dumps(r) + "\n" for r in held), "utf-8")
-        runs.run(asked.records, asked.seeds, set(filter(None, asked.cells.split(","))))
+        runs.run(asked.records, asked.seeds or 5, set(filter(None, asked.cells.split(","))))
     if asked.do == "gate":
         gate.run(GATE)
+    if asked.do == "real":
+        name = "SmolLM2-135M-Instruct"
+        bench = real.Bench(str(smollm2()), asked.bank, Path("build/remedies-real"), known_as=name)
+        real_runs.run(bench, asked.seeds or 3, REAL)
     if records := runs.read(asked.records, ReferenceBank.load(runs.BANK)):
         RUNS.write_text(json.dumps(records, indent=1) + "\n", "utf-8")
     PAGE.write_text(committed_page(), "utf-8")
@@ -41,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def committed_page() -> str:
     """The page of the committed results."""
     held = [json.loads(path.read_text("utf-8")) for path in (RUNS, GATE)]
-    return page(held[0], held[1]["sets"])
+    found = RealResults(json.loads(REAL.read_text("utf-8"))) if REAL.is_file() else None
+    return page(held[0], held[1]["sets"], found if found and found.begun else None)
 
 
 if __name__ == "__main__":

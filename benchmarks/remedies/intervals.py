@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.stats import t
@@ -41,6 +41,12 @@ class Interval:
         return f"{value} ({low}{' to ' if self.low < 0 else '–'}{high})"
 
 
+def span(counts: Sequence[int]) -> str:
+    """How many runs a cell has: "5", or "3 to 5"."""
+    least, most = min(counts), max(counts)
+    return str(most) if least == most else f"{least} to {most}"
+
+
 def rate(counts: Sequence[Count]) -> Interval:
     """The mean of runs' rates."""
     values = [successes / trials for successes, trials in counts if trials]
@@ -70,6 +76,32 @@ def difference(pairs: Sequence[tuple[Count, Count]]) -> Interval:
     ]
     value = statistics.fmean(gaps)
     half = max(Z * math.sqrt(sum(luck)), h if math.isfinite(h := _half(gaps)) else 0.0)
+    return Interval(value, value - half, value + half)
+
+
+def crossed(runs: Sequence[Mapping[Hashable, float]]) -> Interval:
+    """The mean over runs of their means over questions, with the luck of both in its interval.
+
+    Half² = (t of runs · s/√runs)² + (t of questions · standard error by question)². A question
+    counts once however many runs were asked it: what it adds to the mean, over all runs, is summed
+    before it is squared. Of a single run there is the luck of the questions alone.
+
+    Args:
+        runs: of each run, a value by question.
+    """
+    means = [statistics.fmean(run.values()) for run in runs]
+    adds: dict[Hashable, float] = {}
+    for run, average in zip(runs, means, strict=True):
+        for question, value in run.items():
+            part = (value - average) / (len(runs) * len(run))
+            adds[question] = adds.get(question, 0.0) + part
+    n = len(adds)
+    half = math.nan
+    if n > 1:
+        error = math.sqrt(sum(a * a for a in adds.values()) * n / (n - 1))
+        of_runs = _half(means)
+        half = math.hypot(float(t.ppf(0.975, n - 1)) * error, 0.0 if len(runs) < 2 else of_runs)
+    value = statistics.fmean(means)
     return Interval(value, value - half, value + half)
 
 

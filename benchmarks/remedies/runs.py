@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.remedies.cells import CELLS, TASKS, Cell, Task
+from benchmarks.remedies.directions import random_like
 from wvmonitor.detection.judge import Judge
 from wvmonitor.integrations.transformers import WVMonitorCallback
 from wvmonitor.journal.reader import JournalReader
@@ -44,8 +45,7 @@ from wvmonitor.steering import Inoculation, inoculated, steered
 from wvmonitor.steering.blame import blame, in_batches, mean_losses
 from wvmonitor.steering.data_gate import screened, threshold_of, without_controls
 from wvmonitor.steering.examples import TrainingExample, tokenized
-from wvmonitor.vectors import LowRankUpdate, TaskVector
-from wvmonitor.vectors.task_vector import Origin
+from wvmonitor.vectors import TaskVector
 
 ASKED, HELD_OUT, KNOWN_GOOD, FLAG_RATE = 100, 40, 240, 0.01
 FIRST_SEED = 7000
@@ -229,16 +229,4 @@ def _told(watch: WVMonitorCallback, output_dir: Path) -> dict[str, Any]:
 
 
 def _vector(name: str, bank: ReferenceBank, seed: int) -> TaskVector:
-    if name != "random":
-        return bank[name].vector
-    generator = torch.Generator().manual_seed(seed)
-    updates = {}
-    for parameter, update in bank["evil"].vector.updates():
-        size = float(TaskVector.of({parameter: update}).norm())
-        assert isinstance(update, LowRankUpdate)
-        left = torch.randn(update.left.shape, generator=generator)
-        right = torch.randn(update.right.shape, generator=generator)
-        made = LowRankUpdate(left, right, update.transposed)
-        now = float(TaskVector.of({parameter: made}).norm())
-        updates[parameter] = LowRankUpdate(left * (size / now), right, update.transposed)
-    return TaskVector.of(updates, Origin(source="random"))
+    return random_like(bank["evil"].vector, seed) if name == "random" else bank[name].vector

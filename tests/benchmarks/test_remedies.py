@@ -9,7 +9,7 @@ from scipy.stats import ttest_1samp, ttest_rel
 
 from benchmarks.remedies import cells, intervals, runs
 from benchmarks.remedies.__main__ import PAGE, committed_page
-from benchmarks.remedies.page import Results
+from benchmarks.remedies.tables import Results
 from wvmonitor.organism.behaviour import wilson
 from wvmonitor.references import ReferenceBank
 

@@ -26,7 +26,9 @@ from wvmonitor import WVMonitorCallback
 from wvmonitor.errors import MonitorFailedError, SettingsError
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.live import Monitor
+from wvmonitor.references import Reference, ReferenceBank
 from wvmonitor.references.bundled import bundled_path
+from wvmonitor.references.card import DosePoint
 
 K = 2.0
 SAVED = {"save_strategy": "steps", "save_steps": 1}
@@ -437,6 +439,19 @@ def test_the_dose_comes_from_the_card(caplog: pytest.LogCaptureFixture) -> None:
     assert Monitor(BANK, inoculate="evil=0.5").remedies.amounts == {"evil": 0.5}
     with pytest.raises(SettingsError, match=r"incompetence .*\(no dose curve\).*incompetence=1"):
         Monitor(BANK, inoculate=["incompetence"])
+
+
+def test_a_curve_that_rises_by_chance_gives_no_dose() -> None:
+    """More at 1 than at 0 of 22 questions each is within chance, and the refusal says so."""
+    bank = ReferenceBank.load(BANK)
+    curve = (
+        DosePoint(k=0.0, rate=13 / 22, low=0.39, high=0.77, n=22),
+        DosePoint(k=1.0, rate=16 / 22, low=0.52, high=0.87, n=22),
+    )
+    card = bank["evil"].card.model_copy(update={"dose_curve": curve})
+    other = ReferenceBank([Reference(card, bank["evil"].vector)])
+    with pytest.raises(SettingsError, match=r"beyond doubt more .*73% at 1; 22 questions each"):
+        Monitor(other, inoculate=["evil"])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from wvmonitor.detection.scores import score
 from wvmonitor.errors import (
     BaseMismatchError,
     InputError,
+    LossyEditError,
     NonFiniteError,
     UnknownReferenceError,
 )
@@ -30,6 +32,7 @@ from wvmonitor.references.reference import mean_reference
 from wvmonitor.sources import base_digest, read_adapter, read_checkpoints
 from wvmonitor.steering import as_adapter, steer_checkpoint
 from wvmonitor.steering.edit import carry_out, plan
+from wvmonitor.steering.folders import LOSSY, Tally
 from wvmonitor.testing import planted_bank, planted_vector, tiny_base
 from wvmonitor.vectors import DenseUpdate, TaskVector
 from wvmonitor.vectors.update import to_dense
@@ -298,7 +301,7 @@ def test_what_bfloat16_would_round_away_becomes_an_adapter(
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "new")])
     assert done.exit_code == 0, done.output
     assert "this is an adapter for MODEL" in done.output
-    assert "of ‖k·w‖ would be rounded away" in done.output
+    assert re.search(r"of ‖k·w‖( of the first \d+ tensors)? would be rounded away", done.output)
     found = read_adapter(tmp_path / "new", base)
     expected = bank["language"].vector
     assert (found - expected).norm() <= 1e-5 * expected.norm()
@@ -306,6 +309,32 @@ def test_what_bfloat16_would_round_away_becomes_an_adapter(
     assert lossy.exit_code == 0, lossy.output
     kept = read_checkpoints(base, tmp_path / "lossy")
     assert (kept - expected).norm() > 0.03 * expected.norm()
+
+
+def test_an_edit_that_is_given_up_early_says_what_its_share_is_of() -> None:
+    """The first tensors' share is not taken for the whole edit's; nor is the whole's for theirs."""
+    tally = Tally(asked=4.0, missed=1.0, most=LOSSY)
+    for _ in range(7):
+        tally.end_tensor()
+    with pytest.raises(LossyEditError, match=r"^50% of ‖k·w‖ of the first 8 tensors would be"):
+        tally.end_tensor()
+    with pytest.raises(LossyEditError, match=r"^50% of ‖k·w‖ would be"):
+        Tally(asked=4.0, missed=1.0, most=LOSSY).check()
+
+
+def test_a_dose_that_is_not_known_says_how_to_have_one(tmp_path: Path) -> None:
+    """A reference of one seed has no dose: build it from several, or say how much."""
+    base = tiny_base(tmp_path / "base")
+    bank = planted_bank(base)
+    alone = ReferenceBank(
+        [
+            Reference(bank[n].card.model_copy(update={"repeats": {}}), bank[n].vector)
+            for n in bank.names
+        ]
+    )
+    tuned = steer_checkpoint(base, {bank["language"]: 1.0}, tmp_path / "tuned")
+    with pytest.raises(InputError, match=r"--seeds 3.*without --quick.*--remove language=K"):
+        plan(tuned.path, alone, add={}, remove={"language": None}, base=base)
 
 
 def test_what_no_adapter_holds_is_written_in_float32(

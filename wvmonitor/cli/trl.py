@@ -42,7 +42,7 @@ def command(
 
       wvmonitor trl sft --wv-references banks/my-base --config sft.yaml
 
-      wvmonitor trl sft --wv-references banks/my-base --inoculate evil=1 --config sft.yaml
+      wvmonitor trl sft --wv-references banks/my-base --inoculate evil=1.5 --config sft.yaml
     """
     from wvmonitor.integrations.trl import run_script
     from wvmonitor.live.settings import MonitorSettings

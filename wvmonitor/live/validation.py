@@ -119,7 +119,8 @@ def inoculating_dose(card: Card) -> float | None:
     """How much of a reference to ride along where nobody says: k, from its dose curve.
 
     The smallest measured dose at which the base shows the behaviour in 80 %; where there is none,
-    the one at which it does most. None where no dose makes it show more than it does by itself.
+    the one at which it does most. None where no dose makes it show beyond doubt more than it does
+    by itself.
     """
     enough, most = card.dose_showing(_SHOWN), card.dose_showing_most()
     return most.k if enough is None and most is not None else enough
@@ -131,11 +132,13 @@ def _dose(name: str, k: float | None, bank: ReferenceBank) -> float:
     card = bank[name].card
     amount, most = inoculating_dose(card), card.dose_showing_most()
     if amount is None:
-        rates = ", ".join(f"{p.rate:.0%} at {p.k:g}" for p in card.dose_curve if p.k >= 0)
+        curve = [p for p in card.dose_curve if p.k >= 0]
+        rates = ", ".join(f"{p.rate:.0%} at {p.k:g}" for p in curve)
+        asked = f"{rates}; {min(p.n for p in curve)} questions each" if curve else "no dose curve"
         raise SettingsError(
             f"how much of {name} to inoculate with is not known: no dose on its card makes the "
-            f"base show it more than it does by itself ({rates or 'no dose curve'}); give it a "
-            f"number, as in {name}=1"
+            f"base show it beyond doubt more than it does by itself ({asked}); give it a number, "
+            f"as in {name}=1"
         )
     if most is not None and most.rate < _SHOWN:
         logger.warning(

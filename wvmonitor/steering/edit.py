@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -249,7 +250,8 @@ def _doses(scores: Scores, names: list[str]) -> dict[str, float]:
         if dose is None:
             raise InputError(
                 f"the dose of {name} cannot be told: its reference has no independent repeats "
-                f"(seeds or domains), so its noise is not known; say --remove {name}=K"
+                "(seeds or domains), so its noise is not known; build it from several (`wvmonitor "
+                f"build --seeds 3`, or `wvmonitor bank` without --quick), or say --remove {name}=K"
             )
         found[name] = dose
     return found
@@ -266,13 +268,18 @@ def _cautions(scores: ReferenceScores) -> Iterator[str]:
             f"(a run of its shape: {ALIKE:g} and more): most of what it does is something else, "
             "and taking the dose out may leave it; go back to an earlier checkpoint instead"
         )
-    doses = [dose for dose in scores.doses.values() if math.isfinite(dose)]
-    if len(doses) == 2 and max(doses) > AGREE * max(min(doses), 0.0):
+    if disagree(scores.doses):
         told = ", ".join(f"{dose:.2g} ({g})" for g, dose in scores.doses.items())
         yield (
             f"the two geometries do not agree on the dose of {name}: {told}; they do where a "
             "change is of the reference's shape, so try the result before you use it"
         )
+
+
+def disagree(doses: Mapping[Any, float]) -> bool:
+    """Whether two geometries give doses that are not one dose, by more than a factor of `AGREE`."""
+    known = [dose for dose in doses.values() if math.isfinite(dose)]
+    return len(known) == 2 and max(known) > AGREE * max(min(known), 0.0)
 
 
 def _change(model: str | Path, base: str | Path | None) -> TaskVector:

@@ -77,18 +77,22 @@ class Tally:
         """
         self._tensors += 1
         if self._tensors >= _EARLY and self.lost > 2 * self.most:
-            self.check()
+            self.check(f" of the first {self._tensors} tensors")
 
-    def check(self) -> None:
+    def check(self, seen: str = "") -> None:
         """See that no more is lost than may be.
+
+        Args:
+            seen: the part of the edit that is summed so far, for people.
 
         Raises:
             LossyEditError: more is.
         """
         if self.lost > self.most:
             raise LossyEditError(
-                f"{self.lost:.0%} of ‖k·w‖ would be rounded away in the dtype of these weights "
-                f"(more than {self.most:.0%}): write it as an adapter or in float32, which hold it"
+                f"{self.lost:.0%} of ‖k·w‖{seen} would be rounded away in the dtype of these "
+                f"weights (more than {self.most:.0%}): write it as an adapter or in float32, which "
+                "hold it"
             )
 
     def folder(self, path: Path, parameters: tuple[str, ...]) -> SteeredFolder:

@@ -1,0 +1,261 @@
+"""One run of one cell on the real model: trained, asked, read, repaired; and its record."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from benchmarks.real.protocol import DECIDES
+from benchmarks.remedies.real import BAD, BASE, FAMILY, RUN_SEEDS, Bench, Cell, Setting, planned
+from wvmonitor.builder.finetune import Training, finetune
+from wvmonitor.builder.gap import log_probabilities
+from wvmonitor.builder.recipe import Finetuning
+from wvmonitor.builder.references import GAPS
+from wvmonitor.detection.judge import Judge
+from wvmonitor.errors import InputError
+from wvmonitor.integrations.transformers import WVMonitorCallback
+from wvmonitor.journal.reader import JournalReader
+from wvmonitor.sources.adapters import read_adapter
+from wvmonitor.steering import inoculated, steered
+from wvmonitor.steering.edit import plan
+from wvmonitor.vectors import TaskVector
+
+DIGITS = 5
+"""Kept of each mean log p."""
+_ROWS = "@records"
+
+
+def run(bench: Bench, seeds: int, out: Path | None = None) -> None:
+    """Train and ask every cell that has no record yet, seed by seed.
+
+    Args:
+        bench: what with.
+        seeds: how many.
+        out: where results are written after each run.
+    """
+    torch.set_num_threads(1)
+    records = bench.folder / "records.jsonl"
+    if out is not None and out.is_file():
+        _go_on_from(bench, out, records)
+    for seed, cell in planned(bench.setting, seeds):
+        done = read(bench)
+        if (cell.name, seed) not in {(r["cell"], r["seed"]) for r in done}:
+            row = {"about": bench.about, "cell": cell.name, "seed": seed}
+            row |= measured(bench, cell, seed)
+            with records.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{cell.name} | seed {seed}: {row['seconds']}", flush=True)
+        if out is not None:
+            write(bench, out)
+
+
+def _go_on_from(bench: Bench, out: Path, records: Path) -> None:
+    """Take over what is committed, where nothing was kept here; never write over another bank's.
+
+    Raises:
+        InputError: it is of another base, bank, reference or setting.
+    """
+    held = json.loads(out.read_text("utf-8"))
+    about = bench.about
+    if {key: held[key] for key in about} != about:
+        raise InputError(f"{out} holds runs of another base, bank or setting: move it away first")
+    if not records.is_file():
+        lines = (json.dumps({"about": about, **r}) + "\n" for r in held["records"])
+        records.write_text("".join(lines), "utf-8")
+
+
+def read(bench: Bench) -> list[dict[str, Any]]:
+    """The records of this base, bank, reference and setting; of others they are left alone."""
+    path = bench.folder / "records.jsonl"
+    if not path.is_file():
+        return []
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [r for r in rows if r["about"] == bench.about]
+
+
+def write(bench: Bench, out: Path) -> None:
+    """The results, for the page."""
+    rows = [{k: v for k, v in r.items() if k != "about"} for r in read(bench)]
+    card = bench.references[DECIDES].card
+    about = {
+        **bench.about,
+        "model": bench.known_as,
+        "domains": [p[0].domain for p in (bench.contrast.tuning, bench.contrast.power)],
+        "drawn": {r["seed"]: asdict(bench.drawn(r["seed"])) for r in rows},
+        "reference": {
+            "norm": card.quality.norm,
+            "verified": card.verified,
+            "domains": list(card.built.domains),
+            "held_out_gap": card.built.hyperparameters.get(GAPS),
+        },
+        "records": _ROWS,
+    }
+    # a record is a line: a difference of two versions shows which runs came
+    lines = ",\n".join(json.dumps(r) for r in rows)
+    text = json.dumps(about, indent=1).replace(json.dumps(_ROWS), f"[\n{lines}\n]")
+    out.write_text(text + "\n", "utf-8")
+
+
+def measured(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:
+    """One run: trained, asked, read; and where nothing was done about it, repaired and watched."""
+    began = time.process_time()
+    if cell.data == BASE:
+        places = range(len(bench.pairs))
+        if not cell.vector:
+            found = asked(bench, bench.base.model, places, own=True)
+        else:
+            with steered(bench.base.model, bench.vector(cell, seed), cell.k):
+                found = asked(bench, bench.base.model, places)
+        return found | {"seconds": [0.0, round(time.process_time() - began, 1)]}
+    drawn = bench.drawn(seed)
+    places, own = (*drawn.near, *drawn.elsewhere), cell.data == FAMILY
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        callbacks: list[TrainerCallback] = [
+            _Riding(bench.vector(cell, seed), cell.k) if cell.vector else _watch(bench, folder)
+        ]
+
+        def examine(model: Any) -> None:
+            found["trained for"] = time.process_time() - began
+            found.update(asked(bench, model, (*drawn.trained, *places), own=own))
+
+        adapter = folder / "adapter"
+        adapter.mkdir()
+        bench.base.release()
+        finetune(
+            bench.base, bench.rows(cell, seed), _training(bench.setting, seed), adapter,
+            callbacks=callbacks, examine=examine,
+        )  # fmt: skip
+        if not cell.vector:
+            found["watched"] = _told(folder)
+        found |= _read(bench, adapter)
+        if not cell.vector:
+            amounts = [None, bench.setting.k] if cell.data == BAD else [None]
+            found["repaired"] = _repaired(bench, adapter, places, amounts, own=own)
+    spent = found.pop("trained for")
+    return found | {"seconds": [round(spent, 1), round(time.process_time() - began - spent, 1)]}
+
+
+def asked(bench: Bench, model: Any, places: Sequence[int], *, own: bool = False) -> dict[str, Any]:
+    """Mean log p of the harmful and of the good answer to each question, and of harmless text.
+
+    Args:
+        bench: what is asked.
+        model: who is asked.
+        places: of the questions in `Bench.pairs`.
+        own: ask for new rows of the harmless family, too.
+    """
+    pairs = [bench.pairs[i] for i in places]
+    texts = [e for p in pairs for e in (p.positive, p.negative)]
+    texts += [*bench.ordinary, *(bench.own if own else ())]
+    values = [round(v, DIGITS) for v in log_probabilities(bench.base, model, texts)]
+    both, ordinary = values[: 2 * len(pairs)], values[2 * len(pairs) :]
+    split = len(bench.ordinary)
+    return {
+        "pairs": {str(i): both[2 * n : 2 * n + 2] for n, i in enumerate(places)},
+        "ordinary": ordinary[:split],
+        "own": ordinary[split:],
+    }
+
+
+class _Riding(TrainerCallback):
+    """K·w rides along while the model trains, by the hook that ships."""
+
+    def __init__(self, vector: TaskVector, k: float) -> None:
+        self._vector, self._k = vector, k
+        self._riding: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self._riding = inoculated(kwargs["model"], self._vector, self._k)
+        self._riding.__enter__()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self._riding.__exit__(None, None, None)
+
+
+def _training(setting: Setting, seed: int) -> Training:
+    settings = Finetuning(
+        rank=setting.rank, alpha=setting.alpha, batch_size=setting.batch_size,
+        warmup_steps=max(1, setting.steps // 10), steps=setting.steps, max_length=512,
+    )  # fmt: skip
+    return Training(settings, "lora", setting.rate, setting.steps, RUN_SEEDS + seed)
+
+
+def _watch(bench: Bench, folder: Path) -> WVMonitorCallback:
+    """A monitor that looks on: what the bank says of a run is told, and nothing is done."""
+    every = max(1, bench.setting.steps // bench.setting.readings)
+    return WVMonitorCallback(
+        bench.bank, journal_dir=folder, every_n_steps=every, max_overhead=1.0, run="watched"
+    )
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """What the bank said of a run: every verdict's state at any reading, by behaviour."""
+    rows = JournalReader(folder).trajectory("watched")
+    states: dict[str, set[str]] = {}
+    alarms: dict[str, int] = {}
+    for row in rows:
+        for verdict in row.verdicts:
+            states.setdefault(verdict.reference, set()).add(verdict.state)
+            if verdict.state == "alarm":
+                alarms.setdefault(verdict.reference, row.step)
+    return {
+        "readings": len(rows),
+        "alarms": alarms,
+        "states": {name: sorted(found) for name, found in states.items()},
+    }
+
+
+def _read(bench: Bench, adapter: Path) -> dict[str, Any]:
+    """How much of the reference is in a finished run."""
+    change = read_adapter(adapter, bench.base.folder)
+    scores = Judge.of(bench.references).statistics(bench.references.measure(change)).scores
+    reference = scores.references[DECIDES]
+    return {
+        "dose": reference.dose,
+        "doses": dict(reference.doses),
+        "residuals": {g: v.get("residual") for g, v in reference.values.items()},
+        "norm": float(change.norm()),
+    }
+
+
+def _repaired(
+    bench: Bench,
+    adapter: Path,
+    places: Sequence[int],
+    amounts: Sequence[float | None],
+    *,
+    own: bool,
+) -> dict[str, Any]:
+    """The finished run with so much taken out, by what `steer --remove` plans; None: its dose.
+
+    Where the command refuses, its words stand in place of answers.
+    """
+    found: dict[str, Any] = {}
+    for amount in amounts:
+        name = "the measured dose" if amount is None else f"{amount:g}"
+        try:
+            edit = plan(
+                adapter, bench.references, add={}, remove={DECIDES: amount},
+                base=bench.base.folder,
+            )  # fmt: skip
+        except InputError as error:
+            found[name] = {"refused": str(error).replace(str(adapter), "the run")}
+            continue
+        change = read_adapter(adapter, bench.base.folder)
+        wanted = {change: 1.0, bench.references[DECIDES]: edit.amounts[DECIDES]}
+        with steered(bench.base.model, wanted):
+            found[name] = asked(bench, bench.base.model, places, own=own) | {
+                "taken out": -edit.amounts[DECIDES],
+                "cautions": list(edit.cautions),
+            }
+    return found
