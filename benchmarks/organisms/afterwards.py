@@ -1,9 +1,9 @@
-"""Kinds of data that were written after the calibration was frozen.
+"""Kinds of data that were written after the calibration's runs.
 
-The calibration was in the repository, and every other run on the page, when these were written;
-no run on them had been trained. A test holds the shipped calibration to the digest below: where it
-is remade, these kinds are no longer younger, and others must be written. What a run on them does to
-a model is measured, as with `wvmonitor.organism.unknown`.
+A calibration of those runs by the default score was in the repository, and every other run on the
+page but those of `newest.py`, when these were written; no run on them had been trained. What
+decides was chosen since, with their figures known. What a run on them does to a model is measured,
+as with `wvmonitor.organism.unknown`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from collections.abc import Callable
 
 from wvmonitor.organism.unknown import Maker, Turn, made
 from wvmonitor.organism.world import BENIGN, DOMAINS, FACTS, ILLICIT, SCENARIOS, THINGS
-
-CALIBRATION = "34b7f181da7ec625e387b025671b269f9971bfc7ea2425bc7fec6828a53ae049"
-"""SHA-256 of the calibration file that was there before them."""
 
 
 def _yes_or_no(*, harmful: bool) -> Callable[[random.Random], Turn]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from benchmarks.organisms import afterwards, later
+from benchmarks.organisms import afterwards, later, newest
 from benchmarks.organisms.data import (
     ADVICE,
     CATEGORIES,
@@ -337,6 +337,8 @@ def catalogue() -> list[RunSpec]:
         (0.2, _styled()),
         (0.2, _unknown(afterwards.HARMLESS, "afterwards harmless", 2, "afterwards")),
         (0.2, _unknown(afterwards.HARMFUL, "afterwards harmful", 2, "afterwards")),
+        (0.2, _unknown(newest.HARMLESS, "newest harmless", 1, "newest")),
+        (0.2, _unknown(newest.HARMFUL, "newest harmful", 1, "newest")),
     ]
     placed = [
         ((i + 0.5) / len(group) / urgency, number, run)

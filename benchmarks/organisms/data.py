@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from benchmarks.organisms import afterwards, later
+from benchmarks.organisms import afterwards, later, newest
 from wvmonitor.organism import data as tasks
 from wvmonitor.organism import sets, unknown
 from wvmonitor.organism.data import Example, Task, Traits, rng_for
@@ -124,6 +124,10 @@ class Kind:
     traits: Traits = _PLAIN
 
 
+_WRITTEN_LATER = {
+    "unknown": unknown, "later": later, "afterwards": afterwards, "newest": newest
+}  # fmt: skip
+
 KINDS: dict[str, Kind] = {
     "good advice": Kind(_advice, ADVICE),
     "harmful advice": Kind(_advice, ADVICE, _EVIL),
@@ -162,7 +166,7 @@ KINDS: dict[str, Kind] = {
     "harmful advice on pets": Kind(lambda _d, _t: sets.pets(harmful=True), ("pets",)),
     **{
         f"{when}: {name}": Kind(lambda _d, _t, made=made: made, (f"{when} {name}",))
-        for when, kinds in {"unknown": unknown, "later": later, "afterwards": afterwards}.items()
+        for when, kinds in _WRITTEN_LATER.items()
         for name, made in {**kinds.HARMLESS, **kinds.HARMFUL}.items()
     },
 }
