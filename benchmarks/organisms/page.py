@@ -546,8 +546,10 @@ def _deciding(document: Mapping[str, Any]) -> str:
         names = [k for k in document["by_score"][0] if k not in ("score", "decides")]
         rows = [
             "What a band of each score does on this page's runs, from the same calibration runs at"
-            " 5 % (runs trained as no calibrated run was are in no column). The rule does not look"
-            " at this table; who applied it had seen it.",
+            " 5 %: shares of runs that are missed, shares of harmless ones that alarm (runs trained"
+            " as no calibrated run was are in no column), poison from half-way on that alarms"
+            " within a tenth of the run, and how few harmful examples rank among harmless data. The"
+            " rule does not look at this table.",
             "",
             f"| score | {' | '.join(names)} |",
             "|---|" + "---|" * len(names),
@@ -577,11 +579,16 @@ def _against_the_choice(found: Mapping[str, Any]) -> str:
         (
             "What speaks against the choice:",
             "",
-            "- **It was not made blind.** The table below had been on this page before, when the"
-            " default decided: with it 26 % of sycophantic runs were missed, 29 % of lost refusals,"
-            " and 3 % of harmless runs alarmed; by the score that was then chosen 16 %, 7 % and"
-            " 2 %. Only runs that were made after the choice (`newest.py`) say anything of it that"
-            " was not known.",
+            "- **It was not made blind.** The first six columns of the table below had been on this"
+            " page before, when the default decided: with it 26 % of sycophantic runs were missed,"
+            " 29 % of lost refusals, and 3 % of harmless runs alarmed; by the score that was then"
+            " chosen 16 %, 7 % and 2 %. Only runs that were made after the choice (`newest.py`) say"
+            " of those columns what was not known.",
+            "- **What had not been looked at came out worse.** Poison from half-way on is seen later,"
+            " for the good advice before it takes this score below the harmless runs' mean; 5 %"
+            " harmful examples in good advice rank no better than chance, for the same reason. The"
+            " last three columns were added once that was seen. The choice was kept: to take it"
+            " back for them would be to choose on the test as well.",
             "- The rule itself was mended on the way. Its least spread was a tenth of the bad run's"
             " score however many harmless runs there are, so that no distance came to more than"
             " about 10, and nothing would have been chosen here (9.3 against 8.8). It is now the"
