@@ -44,6 +44,7 @@ from benchmarks.statistics import (
     share,
     two_sided,
 )
+from wvmonitor.builder.power import CANDIDATES
 from wvmonitor.detection import conformal
 from wvmonitor.detection.calibration import GRID, Calibration, calibrate, collected
 from wvmonitor.detection.conformal import Trajectory, gains, runs_needed
@@ -532,10 +533,11 @@ def by_score(suite: Suite) -> list[dict[str, Any]]:
     usual = [r for r in suite.test if not r.spec.evades and not r.spec.group.startswith("shift ")]
     nothing = [r for r in usual if r.harmless]
     rows = []
-    for name, (geometry, score) in SCORES.items():
-        if score == "margin":
+    for name, named in SCORES.items():
+        decides = next((c for c in CANDIDATES if c == named), None)
+        if decides is None:
             continue
-        band = calibration(harmless, suite.bands[alpha].bank, (geometry, score), alpha)
+        band = calibration(harmless, suite.bands[alpha].bank, decides, alpha)
         under = Judged.by(band, usual)
         said: dict[str, Metric | None] = {
             f"missed: {b}": _share(
@@ -558,9 +560,9 @@ def by_score(suite: Suite) -> list[dict[str, Any]]:
             said[f"AUROC, {percent} % harmful"] = auroc(
                 suite.samples("evil", mixed, suite.negatives("evil"), value=judged(band))
             )
-        decides = (geometry, score) == suite.decides
         rows.append(
-            {"score": name, "decides": decides} | {k: m and m.entry() for k, m in said.items()}
+            {"score": name, "decides": decides == suite.decides}
+            | {k: m and m.entry() for k, m in said.items()}
         )
     return rows
 

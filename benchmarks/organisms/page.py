@@ -163,9 +163,9 @@ def write(document: Mapping[str, Any], runs: Sequence[Scored], docs: Path) -> No
     """`benchmark.md` and the pictures it shows."""
     images = docs / "images"
     images.mkdir(parents=True, exist_ok=True)
-    decides: Decides = tuple(document["calibration"]["decides"])
-    by_group(runs, decides, images / "benchmark-groups.png")
-    trajectories(runs, decides, images / "benchmark-trajectories.png")
+    geometry, score = document["calibration"]["decides"]
+    by_group(runs, (geometry, score), images / "benchmark-groups.png")
+    trajectories(runs, (geometry, score), images / "benchmark-trajectories.png")
     doses(runs, images / "benchmark-dose.png")
     (docs / "benchmark.md").write_text(text(document), "utf-8")
 
