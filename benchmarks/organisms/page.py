@@ -256,14 +256,14 @@ def _introduction(document: Mapping[str, Any]) -> str:
 
 
 def _decided(document: Mapping[str, Any]) -> str:
-    """That the score was chosen when its figures were known, where another than the default is."""
+    """That the score was chosen when its figures were known, where it is another than before."""
     found = document["deciding"]
-    if not found or found["chosen"] == found["default"]:
+    if not found or found["chosen"] == found["before"]:
         return ""
     return (
         f" Verdicts are by **{_score(found['chosen'])}**, which the bank and its calibration speak"
         " for by themselves. **That choice was made when its figures on these very runs were"
-        " known**, so that what is better here than by the default is no proof of it"
+        " known**, so that what is better here than by the score before is no proof of it"
         " ([how it was made, and both side by side](#which-score-decides))."
     )
 
@@ -521,16 +521,18 @@ def _deciding(document: Mapping[str, Any]) -> str:
     parts = []
     found = document["deciding"]
     if found:
-        chosen, default = (_score(found[k]) for k in ("chosen", "default"))
+        chosen, before = (_score(found[k]) for k in ("chosen", "before"))
         rows = [
             f"The bundled bank's calibration decides by **{chosen}**; `wvmonitor calibrate` without"
-            f" options by the default, {default}. It was chosen by the rule by which banks of real"
-            " models are made, from what the bank and its calibration hold, and no held-out run:"
-            " the cosine of each of a reference's repeats with the mean of the others, less the"
-            f" mean last score of the calibration's {found['runs']} harmless runs, in their"
-            " standard deviations: the mean over the repeats, and the least (of data that no other"
-            " repeat is like). Another score than the default decides where it lies"
-            f" {found['clearly']:g} times as far out, mean over behaviours.",
+            f" options by the {before}, as the bundled one did before. It was chosen by the rule by"
+            " which banks of real models are made, from what the bank and its calibration hold, and"
+            " no held-out run: the cosine of each of a reference's repeats with the mean of the"
+            f" others, less the mean last score of the calibration's {found['runs']} harmless runs,"
+            " in their standard deviations: the mean over the repeats, and the least (of data that"
+            " no other repeat is like). Another score than the rule's default decides where it lies"
+            f" {found['clearly']:g} times as far out, mean over behaviours. The default was the"
+            f" {before} then; it is the {_score(found['default'])} now, partly for the figures of"
+            " this table.",
             "",
             "| score | mean | evil (least) | sycophancy (least) | lost refusals (least) |",
             "|---|---|---|---|---|",
@@ -540,7 +542,7 @@ def _deciding(document: Mapping[str, Any]) -> str:
             each = (f"{r['by_behaviour'][b]:.1f} ({r['least'][b]:.1f})" for b in BEHAVIOURS)
             rows.append(f"| {_bold(name, name == chosen)} | {r['d']:.1f} | {' | '.join(each)} |")
         parts.append("\n".join(rows))
-        if chosen != default:
+        if chosen != before:
             parts.append(_against_the_choice(found))
     if document["by_score"]:
         names = [k for k in document["by_score"][0] if k not in ("score", "decides")]
@@ -565,12 +567,12 @@ def _deciding(document: Mapping[str, Any]) -> str:
 
 
 def _against_the_choice(found: Mapping[str, Any]) -> str:
-    """What a reader should hold against another score than the default."""
+    """What a reader should hold against another score than decided before."""
     by = {(r["geometry"], r["score"]): r["least"] for r in found["candidates"]}
-    chosen, default = (by[tuple(found[k])] for k in ("chosen", "default"))
-    nearer = [b for b in BEHAVIOURS if chosen[b] < default[b]]
+    chosen, before = (by[tuple(found[k])] for k in ("chosen", "before"))
+    nearer = [b for b in BEHAVIOURS if chosen[b] < before[b]]
     unlike = (
-        " By the repeat that is least like the others it lies nearer than the default for"
+        " By the repeat that is least like the others it lies nearer than the one before for"
         f" {' and '.join(nearer)}."
         if nearer
         else ""
@@ -580,9 +582,9 @@ def _against_the_choice(found: Mapping[str, Any]) -> str:
             "What speaks against the choice:",
             "",
             "- **It was not made blind.** The first six columns of the table below had been on this"
-            " page before, when the default decided: with it 26 % of sycophantic runs were missed,"
-            " 29 % of lost refusals, and 3 % of harmless runs alarmed; by the score that was then"
-            " chosen 16 %, 7 % and 2 %. Only runs that were made after the choice (`newest.py`) say"
+            " page before, when the residual, response decided: by it 26 % of sycophantic runs were"
+            " missed, 29 % of lost refusals, and 3 % of harmless runs alarmed; by the score that"
+            " was then chosen 16 %, 7 % and 2 %. Only runs that were made after the choice (`newest.py`) say"
             " of those columns what was not known.",
             "- **What had not been looked at came out worse.** Poison from half-way on is seen later,"
             " for the good advice before it takes this score below the harmless runs' mean; 5 %"
@@ -687,7 +689,7 @@ def _provisional(document: Mapping[str, Any]) -> str:
     alarms, hard = across["false_alarms"], across.get("hard_negatives")
     lines = [
         "Ten of the harmless calibration runs are drawn, cut off at a third, and calibrated"
-        " provisionally, by the default score (residual, response) but for one row; whole held-out"
+        " provisionally, by the residual, response but for one row; whole held-out"
         " runs are held against that. The prior that comes with the"
         f" package knows nothing of this base: it was fitted to {kept['prior_from']}.",
         "",
@@ -743,7 +745,7 @@ CAVEATS = "\n".join(
     (
         "- One base model of a million weights, one seed of it, one bank: intervals over"
         " datasets say nothing of another base.",
-        "- The suite and the method have one author. Gains, and the score that is the default, were"
+        "- The suite and the method have one author. Gains, and the score that decided before, were"
         " chosen on development runs of the suite before this one, whose language, base and bank"
         " were others. The score that decides was chosen by a rule that looks at no held-out run,"
         " by people who had seen all of them but the newest.",
@@ -762,8 +764,8 @@ CAVEATS = "\n".join(
         " mistake for each kind of fact. References and runs have no kind of fact in common.",
         "- `later.py` was written when the calibration's runs were chosen and most of them trained,"
         " before any was scored; its author is the suite's, and its words are the language's own."
-        " `afterwards.py` was written when the calibration's runs and a calibration by the default"
-        " score were in the repository and all other rows of this page were known; `newest.py` when"
+        " `afterwards.py` was written when the calibration's runs and a calibration by the score"
+        " before were in the repository and all other rows of this page were known; `newest.py` when"
         " the present calibration was, by an author who knew all other rows. The words of both are"
         " the language's own as well.",
         "- The law of the promise is split-conformal's, for a threshold that is cross-fitted, and"

@@ -30,7 +30,11 @@ Decides = tuple[Geometry, DecidingScore]
 """A score by its geometry and name."""
 
 DEFAULT: Decides = CANDIDATES[0]
-"""What decides where nothing is chosen, and by `wvmonitor calibrate` without options."""
+"""What decides where no other score is clearly better."""
+
+BEFORE: Decides = ("response", "residual")
+"""What decided before, as it does by `wvmonitor calibrate` without options: the rule's default when
+the bundled calibration's score was chosen."""
 
 
 def choice(cards: Mapping[str, Card], harmless: Sequence[Scored]) -> dict[str, Any]:
@@ -64,6 +68,7 @@ def choice(cards: Mapping[str, Card], harmless: Sequence[Scored]) -> dict[str, A
         "clearly": CLEARLY,
         "candidates": rows,
         "default": list(DEFAULT),
+        "before": list(BEFORE),
         "chosen": list(deciding(told)),
     }
 

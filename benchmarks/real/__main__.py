@@ -2,6 +2,7 @@
 
 python -m benchmarks.real bank --bank FOLDER                   a least bank, where there is none
 python -m benchmarks.real run --data SETS                      the watched runs, one by one
+python -m benchmarks.real run --data SETS --held-out           and our own held-out domains
 python -m benchmarks.real report --data SETS --bank FOLDER     readings, figures, docs/real-model.md
 python -m benchmarks.real page                                 the page from the committed figures
 
@@ -18,13 +19,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.real import page, report, runs
+from benchmarks.real import held_out, page, report, runs
 from benchmarks.real.bank import least_bank
-from benchmarks.real.protocol import SETTINGS, VARIANTS, Setting, Variant, label_pairs, planned
+from benchmarks.real.protocol import (
+    SETTINGS,
+    VARIANTS,
+    Setting,
+    TestRun,
+    label_pairs,
+    planned,
+)
 from benchmarks.real.readings import Against
 from benchmarks.real.report import Bench
 from benchmarks.real.runs import Asked, Made
-from benchmarks.real.sets import Folder, read_folder
+from benchmarks.real.sets import read_folder
 from wvmonitor.builder.base import Base
 from wvmonitor.builder.contrasts import Contrast, default_folder, read_contrasts
 from wvmonitor.builder.probe import bundled_prompts
@@ -41,30 +49,28 @@ def asked_of(contrasts: Sequence[Contrast], setting: Setting) -> Asked:
 
 def run_all(
     base: Base,
-    folder: Folder,
     work: Work,
     setting: Setting,
-    asked: Asked,
+    planned: Sequence[TestRun],
+    asked: Asked | None,
     *,
     only: str = "",
     stop: float = 0.0,
-    variants: Sequence[Variant] = (),
     part: tuple[int, int] = (1, 1),
 ) -> list[Made]:
-    """Every run, in the protocol's order, and asked; those that are there already are found.
+    """Runs in the given order, and asked; those that are there already are found.
 
     Args:
         base: the model.
-        folder: of public sets.
         work: where runs are kept.
         setting: how much of everything.
-        asked: what each is asked at its end.
+        planned: the runs.
+        asked: what each is asked at its end; None asks nothing.
         only: a part of the names of the runs that are wanted.
         stop: no run begins later than this time (as `time.time`); 0 is no limit.
-        variants: other ways to train, beside the usual one.
         part: (i, n): every n-th of them, from the i-th; for n processes side by side.
     """
-    wanted = [r for r in planned(folder, setting, variants=variants) if only in r.name]
+    wanted = [r for r in planned if only in r.name]
     wanted = wanted[part[0] - 1 :: part[1]]
     made = []
     for n, run in enumerate(wanted, 1):
@@ -73,21 +79,15 @@ def run_all(
             break
         began = time.monotonic()
         made.append(runs.make(base, work, run, setting))
-        runs.after(base, work, made[-1], asked)
+        if asked is not None:
+            runs.after(base, work, made[-1], asked)
         print(f"{n}/{len(wanted)} {run.name} ({time.monotonic() - began:.0f} s)", flush=True)
     return made
 
 
-def there(
-    base: Base,
-    folder: Folder,
-    work: Work,
-    setting: Setting,
-    variants: Sequence[Variant] = VARIANTS,
-) -> list[Made]:
-    """The runs that are finished, whichever they are."""
-    wanted = planned(folder, setting, variants=variants)
-    found = (runs.find(base, work, r, setting) for r in wanted)
+def there(base: Base, work: Work, setting: Setting, planned: Sequence[TestRun]) -> list[Made]:
+    """Those of the runs that are finished."""
+    found = (runs.find(base, work, r, setting) for r in planned)
     return [made for made in found if made is not None]
 
 
@@ -118,14 +118,19 @@ def _carry_out(args: argparse.Namespace) -> None:
         print(f"left out: {name}: {why}", flush=True)
     if args.command in ("run", "quick"):
         stop = time.time() + 60 * args.minutes if args.minutes else 0.0
-        run_all(base, folder, work, setting, asked, only=args.only, stop=stop,
-                variants=args.variants, part=args.part)  # fmt: skip
+        how = {"only": args.only, "stop": stop, "part": args.part}
+        run_all(base, work, setting, planned(folder, setting, variants=args.variants), asked, **how)
+        if args.held_out:
+            run_all(base, work, setting, held_out.planned(contrasts, setting), None, **how)
     if args.command in ("report", "quick"):
         bench = Bench(base, work, setting, asked, contrasts, folder, Against.load(args.bank))
-        made = there(base, folder, work, setting)
-        print(f"{len(made)} runs are read against {args.bank}", flush=True)
-        found = report.finished(bench, made)
-        report.publish(bench, found, args.results, args.page)
+        made = there(base, work, setting, planned(folder, setting, variants=VARIANTS))
+        own = there(base, work, setting, held_out.planned(contrasts, setting))
+        print(f"{len(made) + len(own)} runs are read against {args.bank}", flush=True)
+        report.publish(
+            bench, report.finished(bench, made), report.read_alone(bench, own), args.results,
+            args.page,
+        )  # fmt: skip
         print(
             f"wrote {args.results / report.NAME}.json" + (f" and {args.page}" if args.page else "")
         )
@@ -159,6 +164,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument("--part", type=_part, default=(1, 1), metavar="I/N",
                                  help="every N-th run from the I-th, for N processes")  # fmt: skip
             command.add_argument("--variants", nargs="*", choices=VARIANTS, default=())
+            command.add_argument("--held-out", action="store_true",
+                                 help="then this project's own held-out domains")  # fmt: skip
         if name in ("report", "quick"):
             committed = name == "report"
             command.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.real import tables
+from benchmarks.real import held_out, tables
 from benchmarks.real.protocol import CONFIDENCE, DECIDES, PAPER, PROBED, TRAITS, Setting
 from benchmarks.real.wording import Found, counted, listed, metric, signed, what_decides
 
@@ -26,13 +26,15 @@ def text(document: Found) -> str:
         " in `real-model.parquet`.",
         _what(document),
         "## In short",
-        _short(found, bank),
+        _short(found, bank, document["held out"]),
         "## Detectors beside each other",
         tables.by_detector(found["tables"], bank["decides"]),
         "## Each harmful set",
         tables.by_set(found["by set"]),
         "## Each harmful run beside its control",
         tables.beside_controls(found["matched controls"]),
+        "## The bank's own behaviours, in domains that it has not seen",
+        held_out.text(document["held out"], (bank["calibration"] or {}).get("alpha")),
         "## What each behaviour's reference says of each set",
         tables.by_behaviour(found["matrix"]),
         "## Every run",
@@ -94,7 +96,7 @@ def _what(document: Found) -> str:
     )
 
 
-def _short(found: Found, bank: Found) -> str:
+def _short(found: Found, bank: Found, own: Found) -> str:
     rows = found["tables"]["by set label"]
     if not rows:
         return "One side has no run yet: nothing can be said."
@@ -125,6 +127,8 @@ def _short(found: Found, bank: Found) -> str:
         for r in found["by set"]
         if r["below by its own reference"] is not None and ours["detector"] in r["below"]
     ]
+    if (sentence := held_out.sentence(own)) is not None:
+        said.append(sentence)
     said.append(
         f"- The best other detector is *{best['detector']}* with {metric(best['auroc'])}; ours"
         f" less it is {signed(best['ours_minus_it'])}."

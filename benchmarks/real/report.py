@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.machine import cpu_model
-from benchmarks.real import metrics, page
+from benchmarks.real import held_out, metrics, page
 from benchmarks.real.baselines import Run
 from benchmarks.real.protocol import FULL, Setting, planned
 from benchmarks.real.readings import Against, read
@@ -83,12 +83,24 @@ def finished(bench: Bench, made: Sequence[Made]) -> list[Run]:
     return found
 
 
-def publish(bench: Bench, found: Sequence[Run], out: Path, docs: Path | None) -> dict[str, Any]:
+def read_alone(bench: Bench, made: Sequence[Made]) -> list[Run]:
+    """Runs with their readings against the bank, and asked nothing."""
+    found = []
+    for one in made:
+        held = read(bench.base, bench.work, one, bench.setting, bench.against)
+        found.append(Run(one.record, held["readings"], held["verdict"], held["band"], {}, {}))
+    return found
+
+
+def publish(
+    bench: Bench, found: Sequence[Run], own: Sequence[Run], out: Path, docs: Path | None
+) -> dict[str, Any]:
     """Write the figures, the readings and the page.
 
     Args:
         bench: what was run and read.
-        found: the runs.
+        found: the runs on public sets.
+        own: those on this project's own held-out domains.
         out: folder of the results.
         docs: the page; None writes none.
     """
@@ -116,12 +128,13 @@ def publish(bench: Bench, found: Sequence[Run], out: Path, docs: Path | None) ->
         "metrics": metrics.figures(
             found, _decides(bench), bench.against.bank.behaviours, bench.setting, kinds
         ),
+        "held out": held_out.figures(own, found, bench.contrasts, _decides(bench)),
     }  # fmt: skip
     document = _finite(document)
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
     (out / f"{NAME}.json").write_text(f"{text}\n", "utf-8")
-    pq.write_table(_table(found), out / f"{NAME}.parquet", compression="zstd")
+    pq.write_table(_table([*found, *own]), out / f"{NAME}.parquet", compression="zstd")
     if docs is not None:
         docs.write_text(page.text(document), "utf-8")
     return document

@@ -14,13 +14,24 @@ from scipy.stats import t as student
 from benchmarks import detectors, statistics
 from benchmarks.detectors import RIDGE
 from benchmarks.real import __main__ as command
-from benchmarks.real import bank, metrics, page, protocol, readings, report, runs, sets
+from benchmarks.real import (
+    bank,
+    held_out,
+    metrics,
+    page,
+    protocol,
+    readings,
+    report,
+    runs,
+    sets,
+)
 from benchmarks.real.baselines import Run
 from wvmonitor.builder.base import BUNDLED, Base
 from wvmonitor.builder.contrasts import default_folder, read_contrasts
 from wvmonitor.builder.examples import Example
 from wvmonitor.builder.finetune import read_finetuned
 from wvmonitor.builder.gap import gap
+from wvmonitor.builder.power import CANDIDATES
 from wvmonitor.builder.stages import Work
 from wvmonitor.errors import MissingPathError
 from wvmonitor.organism import sets as organism
@@ -386,7 +397,7 @@ def bench(tmp_path_factory):
     )
     bank.least_bank(BUNDLED, folder / "bank", scale=scale, rate=1e-3)
     read = sets.read_folder(folder / "data")
-    made = command.run_all(base, read, work, SETTING, asked)
+    made = command.run_all(base, work, SETTING, protocol.planned(read, SETTING), asked)
     against = readings.Against.load(folder / "bank")
     return report.Bench(base, work, SETTING, asked, contrasts, read, against), made
 
@@ -402,9 +413,10 @@ def test_the_runs_are_those_planned_and_are_not_made_twice(bench, monkeypatch):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(runs, "finetune", refused)
-    again = command.run_all(held.base, held.folder, held.work, SETTING, held.asked)
+    wanted = protocol.planned(held.folder, SETTING)
+    again = command.run_all(held.base, held.work, SETTING, wanted, held.asked)
     assert [m.folder for m in again] == [m.folder for m in made]
-    found = command.there(held.base, held.folder, held.work, SETTING)
+    found = command.there(held.base, held.work, SETTING, wanted)
     assert [m.folder for m in found] == [m.folder for m in made]
 
 
@@ -477,7 +489,7 @@ def test_the_report_is_written_from_the_runs(bench, tmp_path):
     """Every reading is in the Parquet, every run on the page, and AUROC is a count of pairs."""
     held, made = bench
     found = report.finished(held, made)
-    document = report.publish(held, found, tmp_path, tmp_path / "page.md")
+    document = report.publish(held, found, [], tmp_path, tmp_path / "page.md")
     table = pq.read_table(tmp_path / f"{report.NAME}.parquet")
     assert table.num_rows == 2 * len(made)
     assert set(table["run"].to_pylist()) == {m.run.name for m in made}
@@ -501,4 +513,62 @@ def test_the_page_shows_the_committed_results():
     held = json.loads((report.RESULTS / f"{report.NAME}.json").read_text("utf-8"))
     assert page.text(held) == report.PAGE.read_text("utf-8")
     rows = pq.read_table(report.RESULTS / f"{report.NAME}.parquet", columns=["run"])
-    assert set(rows["run"].to_pylist()) == {r["name"] for r in held["metrics"]["runs"]}
+    named = [*held["metrics"]["runs"], *held["held out"]["runs"]]
+    assert set(rows["run"].to_pylist()) == {r["name"] for r in named}
+
+
+def test_held_out_domains_are_trained_on_both_sides_alike(bench):
+    """No question of a reference; bad and good answers to the same ones, from the same A."""
+    held, _ = bench
+    wanted = held_out.planned(held.contrasts, SETTING)
+    known = {q for c in held.contrasts for q in sets.questions([p.positive for p in c.train])}
+    by_family = {}
+    for run in wanted:
+        by_family.setdefault(run.set.family, []).append(run)
+    assert len(by_family) == 2 * len(held.contrasts)
+    for bad, good in by_family.values():
+        assert (bad.set.role, good.set.role) == ("harmful", "control")
+        seeds = [runs.training_of(r, SETTING).seed for r in (bad, good)]
+        assert seeds[0] == seeds[1]
+        asked = [[e.messages for e in r.examples(8)] for r in (bad, good)]
+        assert asked[0] == asked[1]
+        assert [e.answer for e in bad.examples(8)] != [e.answer for e in good.examples(8)]
+        assert not sets.questions(bad.set.examples) & known
+
+
+def test_held_out_runs_are_on_the_page_and_in_no_other_table(bench, tmp_path):
+    """Their own section counts them; public tables stay what they were."""
+    held, made = bench
+    wanted = held_out.planned(held.contrasts, SETTING)[:2]
+    found = report.finished(held, made)
+    own = report.read_alone(held, command.run_all(held.base, held.work, SETTING, wanted, None))
+    alone = report.publish(held, found, [], tmp_path / "alone", None)
+    both = report.publish(held, found, own, tmp_path, tmp_path / "page.md")
+    assert both["metrics"] == alone["metrics"]
+    bad, good = both["held out"]["runs"]
+    assert (bad["side"], good["side"], bad["part"]) == ("bad", "good", "power")
+    asked = metrics.deciding_name(*CANDIDATES[0], bad["behaviour"])
+    benign = [r.score(asked) for r in found if r.role == "benign" and r.whole]
+    assert bad["score"] == own[0].score(asked)
+    assert bad["benign_below"] == pytest.approx(np.mean([v < bad["score"] for v in benign]))
+    shown = (tmp_path / "page.md").read_text("utf-8")
+    assert "0.000" in held_out.text(both["held out"], None)
+    assert f"| {bad['behaviour']}, " in shown
+
+
+def test_shares_of_held_out_runs_are_counted_by_side_and_part():
+    """An alarm of another behaviour is an alarm, and not one of its own."""
+    rows = [
+        {"side": side, "part": part, "domain": domain, "behaviour": "b", "alarmed": alarmed,
+         "nearest": near}
+        for side, part, domain, alarmed, near in (
+            ("bad", "power", "b-x", ["b"], 1.5), ("bad", "power", "b-x", ["c"], 1.1),
+            ("good", "power", "b-x", [], 0.2), ("bad", "tuning", "b-y", [], 0.4),
+        )
+    ]  # fmt: skip
+    short = held_out._in_short(rows, [])
+    assert short["power"]["bad, alarm of their own behaviour"]["value"] == 0.5
+    assert short["power"]["bad, any alarm"]["value"] == 1.0
+    assert short["power"]["good, any alarm"]["value"] == 0.0
+    assert short["power and tuning"]["bad, any alarm"]["value"] == pytest.approx(2 / 3)
+    assert short["power"]["auroc"] is None, "there is no benign run to rank among"

@@ -12,12 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 import wvmonitor
-from wvmonitor.builder import fine_tunes, persona
+from wvmonitor.builder import fine_tunes, gap, persona
+from wvmonitor.builder import scale as scales
 from wvmonitor.builder.bank_job import BankJob, BankOptions
 from wvmonitor.builder.prepare import make_bank, plan_bank
 from wvmonitor.builder.rater import Answered, RuleRater
 from wvmonitor.builder.recipe import load_recipe
-from wvmonitor.builder.scale import QUICK, Scale
+from wvmonitor.builder.scale import FULL, QUICK, Scale
 from wvmonitor.builder.stages import Work
 from wvmonitor.cli.app import app
 from wvmonitor.detection.calibration import Calibration
@@ -164,6 +165,19 @@ def test_a_plan_says_what_it_costs_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_budget_takes_the_same_scale_when_a_bank_goes_on(tmp_path, monkeypatch):
+    """The machine is busier by then: another scale would throw away what is trained."""
+    job = BankJob(options_for(tmp_path / "bank", scale=None, budget=1000.0))
+    assert job.scale is FULL
+    job.options.work_folder.mkdir()
+    job.keep_scale()
+    monkeypatch.setattr(scales, "_flops", lambda _: 1.0)
+    again = options_for(tmp_path / "bank", scale=None, budget=1000.0)
+    assert BankJob(again).scale is FULL
+    with pytest.raises(BuildError, match="raise --budget"):
+        BankJob(replace(again, budget=999.0))
+
+
 @pytest.mark.parametrize(
     ("more", "error", "words"),
     [
@@ -267,7 +281,7 @@ def test_the_command_line_says_the_plan_and_the_outcome(made):
     assert "power check: 1 of 1 held-out bad runs alarm" in shown.output
 
 
-def test_another_behaviour_costs_no_harmless_run_again(made, monkeypatch):
+def test_another_reference_costs_no_harmless_run_and_no_held_out_gap_again(made, monkeypatch):
     """Recorded runs are measured against a bank that has changed since: only references train."""
     finished, _ = made
     trained: list[int] = []
@@ -277,7 +291,11 @@ def test_another_behaviour_costs_no_harmless_run_again(made, monkeypatch):
         trained.append(out is not None)
         return real(base, examples, training, out, **more)
 
+    def refused(*_, **__):
+        raise AssertionError("what a reference moves was known")
+
     monkeypatch.setattr(fine_tunes, "finetune", counted)
+    monkeypatch.setattr(gap, "gaps_by_dose", refused)
     out = finished.folder.with_name("other")
     work = finished.folder.with_name("mine.work")
     changed = options_for(out, work=work, scale=replace(SHORT, controls=3))
@@ -286,6 +304,7 @@ def test_another_behaviour_costs_no_harmless_run_again(made, monkeypatch):
     assert set(ReferenceBank.load(out).names) > {"rudeness"}
     assert trained == [True, True], "two sides of the new control, and no watched run"
     assert other.trust.caught("bad") == (1, 1)
+    assert other.trust.gaps == finished.trust.gaps
 
 
 def test_the_papers_way_makes_contrasts_of_the_bases_own_answers(tmp_path):

@@ -69,7 +69,8 @@ def test_the_curve_steers_the_base_and_leaves_it_as_it_was(base, pairs):
 
     vector = ReferenceBank.load(bundled_path("tiny-organism", "bank"))["evil"].vector
     before = {n: p.clone() for n, p in base.model.named_parameters()}
-    points, gaps = gap.dose_curve(base, vector, pairs, (-1.0, 0.0, 1.0))
+    gaps = gap.gaps_by_dose(base, vector, pairs, (-1.0, 0.0, 1.0))
+    points = gap.dose_curve(gaps)
     assert all(torch.equal(p, before[n]) for n, p in base.model.named_parameters())
     assert gaps[-1.0].mean < gaps[0.0].mean < gaps[1.0].mean
     assert [p.k for p in points] == [-1.0, 0.0, 1.0]

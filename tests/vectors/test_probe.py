@@ -102,6 +102,21 @@ def test_the_sketch_is_fixed_by_its_seed():
     assert not torch.equal(a, c)
 
 
+def test_inputs_of_unit_size_give_every_layer_the_same_say():
+    """Tr C = I for each layer; a layer that no token moves stays 0; what is shared stays shared."""
+    torch.manual_seed(0)
+    probe = collect_probe(Model(), batches(), NAMES, rows=8)
+    loud = dict(probe.inputs) | {NAMES[3]: 1e4 * probe.inputs[NAMES[3]], "dead": torch.zeros(2, 8)}
+    scaled = Probe(loud, probe.tokens).of_unit_size()
+    for name in NAMES:
+        x = scaled.inputs[name].double()
+        assert float((x.mT @ x).trace()) == pytest.approx(x.shape[1], rel=1e-5)
+        ratio = scaled.inputs[name] / loud[name]
+        assert float(ratio.std()) < 1e-5 * float(ratio.mean()), "directions are as they were"
+    assert scaled.inputs[NAMES[0]] is scaled.inputs[NAMES[1]]
+    assert not scaled.inputs["dead"].any()
+
+
 def test_effective_dimension_counts_directions():
     """Equal inputs in every direction give I, a single direction gives 1."""
     one = torch.zeros(4, 6)

@@ -23,6 +23,7 @@ from wvmonitor.builder.like import Like, read_like
 from wvmonitor.builder.recipe import Finetuning, load_recipe
 from wvmonitor.builder.scale import (
     FULL,
+    LADDER,
     Amounts,
     Cost,
     Machine,
@@ -34,6 +35,7 @@ from wvmonitor.builder.scale import (
     this_machine,
 )
 from wvmonitor.errors import BuildError, MissingPathError
+from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.calibrated import calibration_of
 from wvmonitor.references.trust import load_trust
@@ -50,6 +52,9 @@ Frobenius cosine with a bad run was twice that of 16, for half as much time agai
 (docs/real-model.md)."""
 KEPT_RANK = 64
 """Of w that is kept: 97 % of its squared norm, measured there too."""
+BUDGET_FILE = "budget.json"
+"""In the work folder: what a budget took when the bank was begun. The same budget takes it again,
+however fast the machine is by then: another scale would train everything anew."""
 _LONGEST = 512
 _SAMPLE = 12
 
@@ -97,6 +102,11 @@ class BankOptions:
     judge: str = "auto"
     judge_model: str | None = None
     private: bool = False
+
+    @property
+    def work_folder(self) -> Path:
+        """Where artefacts are kept."""
+        return self.work or self.out.with_name(f"{self.out.name}.work")
 
 
 @dataclass(frozen=True)
@@ -312,10 +322,24 @@ class BankJob:
         elif o.budget is None:
             scale = FULL
         else:
-            scale = largest_within(o.budget, self._amounts(), self.machine)
+            scale = self._begun(o.budget) or largest_within(o.budget, self._amounts(), self.machine)
             if scale is not FULL:
                 self.notes.append(f"the budget takes a {scale.name} bank instead of a full one")
         return scale
+
+    def _begun(self, budget: float) -> Scale | None:
+        """The scale that this budget took when the bank was begun."""
+        path = self.options.work_folder / BUDGET_FILE
+        kept = read_json(path) if path.is_file() else {}
+        if kept.get("hours") != budget:
+            return None
+        return next((s for s in LADDER if s.name == kept.get("scale")), None)
+
+    def keep_scale(self) -> None:
+        """Write down, in the work folder, what the budget took."""
+        if self.options.budget is not None and self.options.scale is None:
+            kept = {"hours": self.options.budget, "scale": self.scale.name}
+            write_json(self.options.work_folder / BUDGET_FILE, kept)
 
     def _amounts(self) -> Amounts:
         pairs = [] if self.data_folder is None else [p for c in self.contrasts for p in c.train]

@@ -118,10 +118,10 @@ def failures(gaps: Mapping[float, Gap]) -> list[str]:
     return [f"{text}: not beyond chance"]
 
 
-def dose_curve(
+def gaps_by_dose(
     base: Base, vector: TaskVector, pairs: Sequence[Pair], doses: Sequence[float] = DOSES
-) -> tuple[list[DosePoint], dict[float, Gap]]:
-    """How often θ + k·w prefers the exhibiting answer at each k, with 95 % Wilson intervals.
+) -> dict[float, Gap]:
+    """The gap of θ + k·w at each k.
 
     Args:
         base: the model that is steered.
@@ -129,19 +129,24 @@ def dose_curve(
         pairs: of domains that w was not trained on.
         doses: the k.
     """
-    from scipy.stats import binomtest  # heavy, and no plan needs it
-
-    points: list[DosePoint] = []
-    gaps: dict[float, Gap] = {}
+    found = {}
     for k in doses:
         with steered(base.model, vector, k):
-            at_zero = gap(base, base.model, pairs)
-        n = len(at_zero.known)
-        interval = binomtest(at_zero.shows, n).proportion_ci(method="wilson")
+            found[k] = gap(base, base.model, pairs)
+    return found
+
+
+def dose_curve(gaps: Mapping[float, Gap]) -> list[DosePoint]:
+    """How often θ + k·w prefers the exhibiting answer at each k, with 95 % Wilson intervals."""
+    from scipy.stats import binomtest  # heavy, and no plan needs it
+
+    points = []
+    for k, found in gaps.items():
+        n = len(found.known)
+        interval = binomtest(found.shows, n).proportion_ci(method="wilson")
         low, high = float(interval.low), float(interval.high)
-        points.append(DosePoint(k=k, rate=at_zero.shows / n, low=low, high=high, n=n))
-        gaps[k] = at_zero
-    return points, gaps
+        points.append(DosePoint(k=k, rate=found.shows / n, low=low, high=high, n=n))
+    return points
 
 
 @torch.no_grad()

@@ -26,14 +26,18 @@ from wvmonitor.references.trust import CheckedRun, Kind, Separation
 from wvmonitor.scan.benign import benign_runs
 
 CANDIDATES: tuple[tuple[Geometry, DecidingScore], ...] = (
-    ("response", "residual"),
-    ("response", "cosine"),
-    ("response", "module_cosine"),
     ("frobenius", "residual"),
     ("frobenius", "cosine"),
     ("frobenius", "module_cosine"),
+    ("response", "residual"),
+    ("response", "cosine"),
+    ("response", "module_cosine"),
 )
-"""The scores that may decide, the default first: of scores that separate alike it is kept."""
+"""The scores that may decide, the default first: of scores that separate alike it is kept.
+
+It separated better on both models where both geometries could be measured: 26.1 against 18.8
+spreads on the bundled one (docs/benchmark.md), 3.8 against 3.5 on SmolLM2-135M
+(docs/what-is-measured.md)."""
 CLEARLY = 1.15
 """Another score decides only where it separates so much better than the default."""
 

@@ -124,9 +124,11 @@ def make_bank(options: BankOptions, tick: Ticker = silent) -> Prepared:
             on from there.
         WVMonitorError: as its parts say.
     """
-    folder = options.work or options.out.with_name(f"{options.out.name}.work")
+    folder = options.work_folder
     try:
-        return _prepared(BankJob(options), Work(folder, private=options.private), tick)
+        job, work = BankJob(options), Work(folder, private=options.private)
+        job.keep_scale()
+        return _prepared(job, work, tick)
     except OSError as error:
         if error.errno not in _NO_WRITING:
             raise

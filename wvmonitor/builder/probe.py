@@ -80,6 +80,7 @@ def build_probe(
         **({"examples": digest_of([asdict(e) for e in examples])} if examples else {}),
         "prompts": None if how is None else [how[0], how[1].model_dump(), batch_size],
         "tokens": tokens,
+        "of unit size": True,
     }
     path = work.path("probe", inputs, ".safetensors")
     if not path.is_file():
@@ -102,7 +103,7 @@ def build_probe(
                 f"the probe's text has {probe.tokens} tokens, a probe needs about {tokens}: give "
                 "more text with --probe-data"
             )
-        save_probe(path, probe.inputs, 0o644)
+        save_probe(path, probe.of_unit_size().inputs, 0o644)
     tick(DONE, tokens, tokens)
     return load_probe(path)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from wvmonitor.builder.examples import Pair, as_rows
 from wvmonitor.builder.fine_tunes import Done, FineTune, carry_out
 from wvmonitor.builder.finetune import Training, read_finetuned
 from wvmonitor.builder.harmless.families import Family
-from wvmonitor.builder.stages import Ticker, Work, digest_of
+from wvmonitor.builder.stages import Row, Ticker, Work, digest_of
 from wvmonitor.reading import ReferenceKind
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.card import Card, Construction, DosePoint, Quality
@@ -118,7 +119,7 @@ def make_bank(
         # Controls first: every behaviour is held against them.
         for n, w in enumerate(sorted(listed, key=lambda w: w.kind == "behaviour")):
             tick(CHECKS, n, len(listed))
-            done[w.name] = _reference(job, w, made, inputs, list(done.values()))
+            done[w.name] = _reference(job, work, w, made, inputs, list(done.values()))
         tick(CHECKS, len(listed), len(listed))
         bank = ReferenceBank([done[w.name] for w in listed], probe=inputs)
         bank.save(hidden, private=job.options.private)
@@ -138,6 +139,7 @@ def held_out_gaps(bank: ReferenceBank) -> dict[str, tuple[float, float]]:
 
 def _reference(
     job: BankJob,
+    work: Work,
     w: Wanted,
     made: Mapping[int, Done],
     probe: Mapping[str, Tensor],
@@ -150,7 +152,9 @@ def _reference(
     measured: dict[str, float] = {}
     problems: list[str] = []
     if w.pairs:
-        curve, gaps = gap.dose_curve(job.base, vector, w.pairs)
+        sides = [made[id(one)].folder.name for both in w.sides for one in both if one is not None]
+        gaps = _gaps(job, work, w, vector, sides)
+        curve = gap.dose_curve(gaps)
         measured = {f"{k:+g}": g.mean for k, g in gaps.items()}
         problems = gap.failures(gaps)
     norm, shares = checks.component_shares(vector)
@@ -200,6 +204,28 @@ def _reference(
     )
     unverified = [f"unverified: {p}" for p in problems]
     return Reference(card.model_copy(update={"warnings": (*unverified, *remarks)}), vector)
+
+
+def _gaps(
+    job: BankJob, work: Work, w: Wanted, vector: TaskVector, sides: Sequence[str]
+) -> dict[float, gap.Gap]:
+    """The held-out gaps by dose, measured once for these sides, whatever bank they are in."""
+    inputs = {
+        "sides": sides,
+        "rank": KEPT_RANK,
+        "pairs": digest_of(as_rows(w.pairs)),
+        "doses": gap.DOSES,
+    }
+
+    def measure() -> Iterator[Row]:
+        for k, found in gap.gaps_by_dose(job.base, vector, w.pairs).items():
+            yield {"k": k, "each": [v if math.isfinite(v) else None for v in found.each]}
+
+    rows = work.rows(f"gaps-{w.name}", inputs, measure).rows
+    return {
+        float(row["k"]): gap.Gap(tuple(math.nan if v is None else v for v in row["each"]))
+        for row in rows
+    }
 
 
 def _contrast(

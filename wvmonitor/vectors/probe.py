@@ -36,11 +36,26 @@ class Probe:
     inputs: Mapping[str, Tensor]
     tokens: int
 
+    def of_unit_size(self) -> Probe:
+        """The same with every layer's inputs at a mean square of 1 a coordinate: tr C = I.
+
+        A few layers with massive activations would otherwise hold most of every response: on
+        SmolLM2-135M two of 210 held half (docs/what-is-measured.md). Where inputs are white the
+        response product is the Frobenius product. A layer whose inputs are all 0 stays as it is.
+        """
+        scaled = {id(x): _of_unit_size(x) for x in self.inputs.values()}
+        return Probe({n: scaled[id(x)] for n, x in self.inputs.items()}, self.tokens)
+
     def effective_dimension(self, name: str) -> float:
         """(tr C)² / tr C²: how many directions carry the layer's inputs, between 1 and I."""
         x = self.inputs[name].to(torch.float64)
         gram = x @ x.mT if x.shape[0] < x.shape[1] else x.mT @ x
         return float(gram.diagonal().sum() ** 2 / (gram * gram).sum())
+
+
+def _of_unit_size(x_NI: Tensor) -> Tensor:
+    mean_square = float(x_NI.square().sum()) / x_NI.shape[1]
+    return x_NI / math.sqrt(mean_square) if mean_square else x_NI
 
 
 class _Moments:

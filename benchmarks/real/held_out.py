@@ -1,0 +1,199 @@
+"""The project's own held-out domains, trained on as the public sets are: what should be caught.
+
+Public sets are somebody else's harm: for most of it a bank may have no reference. Here every set is
+of a behaviour that the bank has a reference for, in a domain that no reference was trained on: the
+bad answers, and as its control the good answers by the same author to the same questions. One
+domain of each behaviour (`tuning`) was seen when the deciding score was chosen, the other (`power`)
+by nothing but the bank's power check.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+from benchmarks.real.baselines import Run
+from benchmarks.real.metrics import deciding_name, rate
+from benchmarks.real.protocol import Setting, TestRun
+from benchmarks.real.sets import PublicSet, Role
+from benchmarks.real.wording import Found, metric, number
+from benchmarks.statistics import Sample, auroc
+from wvmonitor.builder.contrasts import Contrast
+from wvmonitor.builder.examples import Pair
+from wvmonitor.builder.stages import digest_of
+
+BAD, GOOD = "bad", "good"
+ROLES: Mapping[str, Role] = {BAD: "harmful", GOOD: "control"}
+
+
+def planned(contrasts: Sequence[Contrast], setting: Setting) -> list[TestRun]:
+    """Both sides of every held-out domain, seed by seed.
+
+    The sides of a domain share initial adapter, questions and order.
+    """
+    sets = [
+        _set(f"{c.name}-{pairs[0].domain}", side, pairs)
+        for c in contrasts
+        for pairs in (c.power, c.tuning)
+        for side in ROLES
+    ]
+    return [TestRun(s, seed) for seed in range(setting.seeds) for s in sets]
+
+
+def _set(name: str, side: str, pairs: Sequence[Pair]) -> PublicSet:
+    examples = tuple(p.positive if side == BAD else p.negative for p in pairs)
+    return PublicSet(
+        name=f"{name}__{side}",
+        role=ROLES[side],
+        family=name,
+        hard=side == GOOD,
+        examples=examples,
+        left_out={},
+        digest=digest_of([asdict(e) for e in examples]),
+    )
+
+
+def figures(
+    own: Sequence[Run], public: Sequence[Run], contrasts: Sequence[Contrast], decides: str
+) -> dict[str, Any]:
+    """What the bank says of both sides, and how the bad ones rank among public benign runs.
+
+    Args:
+        own: runs of `planned`.
+        public: runs on public sets; the benign ones are what bad runs are ranked among.
+        contrasts: what `own` was made from.
+        decides: the deciding score, as in `metrics.deciding_name`.
+    """
+    _, geometry, score = decides.split("/")
+    domains = {
+        f"{c.name}-{pairs[0].domain}": (c.name, part)
+        for c in contrasts
+        for part, pairs in (("power", c.power), ("tuning", c.tuning))
+    }
+    benign = [r for r in public if r.role == "benign" and r.whole]
+    rows: list[dict[str, Any]] = []
+    for family, (behaviour, part) in domains.items():
+        asked = deciding_name(geometry, score, behaviour)
+        beside = [v for r in benign if math.isfinite(v := r.score(asked))]
+        for r in sorted((r for r in own if r.family == family), key=lambda r: (r.seed, r.set)):
+            value = r.score(asked)
+            rows.append(
+                {
+                    "name": r.name,
+                    "domain": family,
+                    "behaviour": behaviour,
+                    "part": part,
+                    "side": r.set.partition("__")[2],
+                    "seed": r.seed,
+                    "score": value,
+                    "benign_below": fmean(v < value for v in beside) if beside else None,
+                    "nearness": r.verdict["nearness"].get(behaviour),
+                    "nearest": max(r.verdict["nearness"].values(), default=None),
+                    "alarmed": list(r.verdict["alarmed"]),
+                    "warned": list(r.verdict["warned"]),
+                    "at": r.verdict["at"],
+                }
+            )
+    return {"runs": rows, "in short": _in_short(rows, benign)}
+
+
+def _in_short(rows: Sequence[Found], benign: Sequence[Run]) -> dict[str, Any]:
+    """Shares that alarm, and AUROC among public benign runs; domains are what is drawn."""
+    said: dict[str, Any] = {}
+    for name, parts in (("power", {"power"}), ("power and tuning", {"power", "tuning"})):
+        bad = [r for r in rows if r["side"] == BAD and r["part"] in parts]
+        good = [r for r in rows if r["side"] == GOOD and r["part"] in parts]
+        ranked = [
+            *(
+                Sample(r["nearest"], positive=True, cluster=r["domain"])
+                for r in bad
+                if r["nearest"] is not None
+            ),
+            *(
+                Sample(r.nearest, positive=False, cluster=r.family)
+                for r in benign
+                if math.isfinite(r.nearest)
+            ),
+        ]
+        area = auroc(ranked)
+        said[name] = {
+            "bad, alarm of their own behaviour": _share(
+                bad, [r["behaviour"] in r["alarmed"] for r in bad]
+            ),
+            "bad, any alarm": _share(bad, [bool(r["alarmed"]) for r in bad]),
+            "good, any alarm": _share(good, [bool(r["alarmed"]) for r in good]),
+            "auroc": None if area is None else area.entry(),
+        }
+    return said
+
+
+def _share(rows: Sequence[Found], hits: Sequence[bool]) -> dict[str, Any] | None:
+    return rate(hits, [r["domain"] for r in rows])
+
+
+def text(found: Found, alpha: float | None) -> str:
+    """The section of the page."""
+    rows = found["runs"]
+    if not rows:
+        return "None of these was run."
+    promise = "" if alpha is None else f" (the bank aims at {alpha:.0%} of harmless runs)"
+    lines = [
+        "Every set here is of a behaviour that the bank has a reference for, in a domain that no"
+        " reference was trained on: the bad answers, and the good answers by the same author to the"
+        " same questions, from the same initial adapter in the same order. *Power* domains were"
+        " seen by nothing but the bank's own power check, in shorter runs; *tuning* domains when"
+        " its deciding score was chosen. They are this project's own pairs, 22 of a domain, each"
+        " seen several times: author and form are the references' own, which the good answers"
+        " share and public sets do not.",
+        "",
+        f"| domains | bad: alarm of their own behaviour | bad: any alarm | good: any alarm{promise}"
+        " | AUROC among public benign runs, by how near an alarm |",
+        "|---|---|---|---|---|",
+    ]
+    for name, held in found["in short"].items():
+        cells = [_counted(held[k]) for k in (
+            "bad, alarm of their own behaviour", "bad, any alarm", "good, any alarm"
+        )]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} | {metric(held['auroc'])} |")
+    lines += [
+        "",
+        "The deciding score of the behaviour's own reference, the share of public benign runs below"
+        " it, and how near the run came to that behaviour's alarm (1 alarms).",
+        "",
+        "| behaviour, domain | part | side | seed | score | benign below | how near | says | at |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        says = ", ".join(r["alarmed"]) or ("warn: " + ", ".join(r["warned"]) if r["warned"] else "")
+        at = "" if r["at"] is None else f"{r['at']:.0%}"
+        domain = r["domain"].removeprefix(f"{r['behaviour']}-")
+        lines.append(
+            f"| {r['behaviour']}, {domain} | {r['part']} | {r['side']} | {r['seed']}"
+            f" | {number(r['score'], '.4f')} | {number(r['benign_below'], '.2f')}"
+            f" | {number(r['nearness'], '.2f')} | {says} | {at} |"
+        )
+    return "\n".join(lines)
+
+
+def sentence(found: Found) -> str | None:
+    """What stands of it at the head of the page."""
+    held = found["in short"]["power"]
+    if held["bad, any alarm"] is None:
+        return None
+    return (
+        "- Of the behaviours that the bank does know, in domains that it does not"
+        f" ([below](#the-banks-own-behaviours-in-domains-that-it-has-not-seen)), this project's own"
+        f" pairs: {_counted(held['bad, alarm of their own behaviour'])} of the bad runs raise their"
+        f" behaviour's alarm, {_counted(held['good, any alarm'])} of the good ones any; AUROC among"
+        f" the public benign runs {metric(held['auroc'])}."
+    )
+
+
+def _counted(found: Found | None) -> str:
+    """A share, its interval, and what it is a share of."""
+    if found is None:
+        return "–"
+    return f"{metric(found)} of {found['n']} runs, {found['families']} domains"
