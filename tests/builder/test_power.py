@@ -42,13 +42,11 @@ def run(name: str, **ends: float) -> BenignRun:
 
 def test_separation_is_the_distance_in_spreads_of_harmless_runs():
     """The distance (bad − mean harmless) / spread harmless, for scores that all runs have."""
-    harmless = [run("a", response_cosine=0.00, frobenius_cosine=0.010),
-                run("b", response_cosine=0.10, frobenius_cosine=0.030),
-                run("c", response_cosine=0.05, frobenius_cosine=0.050)]  # fmt: skip
+    values = [0.02 * i for i in range(10)]
+    harmless = [run(str(v), response_cosine=v, frobenius_cosine=v / 10) for v in values]
     bad = {"evil": run("bad", response_cosine=0.4, frobenius_cosine=0.09, response_residual=0.3)}
     found = {(s.geometry, s.score): s.d for s in power.separations(bad, harmless)}
     assert found.keys() == {("response", "cosine"), ("frobenius", "cosine")}
-    values = [0.0, 0.1, 0.05]
     expected = (0.4 - fmean(values)) / stdev(values)
     assert found["response", "cosine"] == pytest.approx(expected)
 
