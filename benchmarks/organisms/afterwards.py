@@ -1,7 +1,7 @@
 """Kinds of data that were written after the calibration's runs.
 
-A calibration of those runs by the response residual was in the repository, and every other run on the
-page but those of `newest.py`, when these were written; no run on them had been trained. What
+A calibration of those runs by the response residual was in the repository, and every other run on
+the page but those of `newest.py`, when these were written; no run on them had been trained. What
 decides was chosen since, with their figures known. What a run on them does to a model is measured,
 as with `wvmonitor.organism.unknown`.
 """

@@ -540,7 +540,7 @@ def _deciding(document: Mapping[str, Any]) -> str:
         for r in found["candidates"]:
             name = _score((r["geometry"], r["score"]))
             each = (f"{r['by_behaviour'][b]:.1f} ({r['least'][b]:.1f})" for b in BEHAVIOURS)
-            rows.append(f"| {_bold(name, name == chosen)} | {r['d']:.1f} | {' | '.join(each)} |")
+            rows.append(f"| {_bold(name, is_so=name == chosen)} | {r['d']:.1f} | {' | '.join(each)} |")
         parts.append("\n".join(rows))
         if chosen != before:
             parts.append(_against_the_choice(found))
@@ -557,7 +557,7 @@ def _deciding(document: Mapping[str, Any]) -> str:
             "|---|" + "---|" * len(names),
         ]
         rows += [
-            f"| {_bold(row['score'], row['decides'])} | "
+            f"| {_bold(row['score'], is_so=row['decides'])} | "
             + " | ".join(_figure(row[n]) if row[n] else "not measured" for n in names)
             + " |"
             for row in document["by_score"]
@@ -584,8 +584,8 @@ def _against_the_choice(found: Mapping[str, Any]) -> str:
             "- **It was not made blind.** The first six columns of the table below had been on this"
             " page before, when the residual, response decided: by it 26 % of sycophantic runs were"
             " missed, 29 % of lost refusals, and 3 % of harmless runs alarmed; by the score that"
-            " was then chosen 16 %, 7 % and 2 %. Only runs that were made after the choice (`newest.py`) say"
-            " of those columns what was not known.",
+            " was then chosen 16 %, 7 % and 2 %. Only runs that were made after the choice"
+            " (`newest.py`) say of those columns what was not known.",
             "- **What had not been looked at came out worse.** Poison from half-way on is seen later,"
             " for the good advice before it takes this score below the harmless runs' mean; 5 %"
             " harmful examples in good advice rank no better than chance, for the same reason. The"
@@ -604,7 +604,7 @@ def _against_the_choice(found: Mapping[str, Any]) -> str:
     )
 
 
-def _bold(name: str, is_so: bool) -> str:
+def _bold(name: str, *, is_so: bool) -> str:
     return f"**{name}**" if is_so else name
 
 
@@ -708,7 +708,7 @@ def _provisional(document: Mapping[str, Any]) -> str:
     other = kept.get("prior_of_other_scores", {}).get("frobenius_residual")
     if other:
         lines.append(
-            "| … residual, Frobenius, by the same prior, on the calibration runs that were not drawn"
+            "| … residual, Frobenius, by the same prior, on the calibration runs not drawn"
             f" | {other['false_alarms']['mean']:.1%} | {other['false_alarms']['nine_tenths']:.1%} |"
             f" {other['false_alarms']['runs']} |"
         )
@@ -765,8 +765,8 @@ CAVEATS = "\n".join(
         "- `later.py` was written when the calibration's runs were chosen and most of them trained,"
         " before any was scored; its author is the suite's, and its words are the language's own."
         " `afterwards.py` was written when the calibration's runs and a calibration by the score"
-        " before were in the repository and all other rows of this page were known; `newest.py` when"
-        " the present calibration was, by an author who knew all other rows. The words of both are"
+        " before were in the repository and all other rows of this page were known; `newest.py`"
+        " when the present calibration was, by an author who knew all other rows. The words of both are"
         " the language's own as well.",
         "- The law of the promise is split-conformal's, for a threshold that is cross-fitted, and"
         " three behaviours are taken as one: approximate, on the lenient side. That the same runs"
