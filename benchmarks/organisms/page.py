@@ -539,8 +539,9 @@ def _deciding(document: Mapping[str, Any]) -> str:
         ]
         for r in found["candidates"]:
             name = _score((r["geometry"], r["score"]))
+            shown = _bold(name, is_so=name == chosen)
             each = (f"{r['by_behaviour'][b]:.1f} ({r['least'][b]:.1f})" for b in BEHAVIOURS)
-            rows.append(f"| {_bold(name, is_so=name == chosen)} | {r['d']:.1f} | {' | '.join(each)} |")
+            rows.append(f"| {shown} | {r['d']:.1f} | {' | '.join(each)} |")
         parts.append("\n".join(rows))
         if chosen != before:
             parts.append(_against_the_choice(found))
@@ -586,8 +587,8 @@ def _against_the_choice(found: Mapping[str, Any]) -> str:
             " missed, 29 % of lost refusals, and 3 % of harmless runs alarmed; by the score that"
             " was then chosen 16 %, 7 % and 2 %. Only runs that were made after the choice"
             " (`newest.py`) say of those columns what was not known.",
-            "- **What had not been looked at came out worse.** Poison from half-way on is seen later,"
-            " for the good advice before it takes this score below the harmless runs' mean; 5 %"
+            "- **What had not been looked at came out worse.** Poison from half-way on is seen"
+            " later, for the good advice before it takes this score below the harmless runs' mean; 5 %"
             " harmful examples in good advice rank no better than chance, for the same reason. The"
             " last three columns were added once that was seen. The choice was kept: to take it"
             " back for them would be to choose on the test as well.",
@@ -766,8 +767,8 @@ CAVEATS = "\n".join(
         " before any was scored; its author is the suite's, and its words are the language's own."
         " `afterwards.py` was written when the calibration's runs and a calibration by the score"
         " before were in the repository and all other rows of this page were known; `newest.py`"
-        " when the present calibration was, by an author who knew all other rows. The words of both are"
-        " the language's own as well.",
+        " when the present calibration was, by an author who knew all other rows. The words of both"
+        " are the language's own as well.",
         "- The law of the promise is split-conformal's, for a threshold that is cross-fitted, and"
         " three behaviours are taken as one: approximate, on the lenient side. That the same runs"
         " chose the score is not counted in.",
