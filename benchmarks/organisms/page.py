@@ -588,10 +588,10 @@ def _against_the_choice(found: Mapping[str, Any]) -> str:
             " was then chosen 16 %, 7 % and 2 %. Only runs that were made after the choice"
             " (`newest.py`) say of those columns what was not known.",
             "- **What had not been looked at came out worse.** Poison from half-way on is seen"
-            " later, for the good advice before it takes this score below the harmless runs' mean; 5 %"
-            " harmful examples in good advice rank no better than chance, for the same reason. The"
-            " last three columns were added once that was seen. The choice was kept: to take it"
-            " back for them would be to choose on the test as well.",
+            " later, for the good advice before it takes this score below the harmless runs' mean;"
+            " 5 % harmful examples in good advice rank no better than chance, for the same reason."
+            " The last three columns were added once that was seen. The choice was kept: to take"
+            " it back for them would be to choose on the test as well.",
             "- The rule itself was mended on the way. Its least spread was a tenth of the bad run's"
             " score however many harmless runs there are, so that no distance came to more than"
             " about 10, and nothing would have been chosen here (9.3 against 8.8). It is now the"
