@@ -35,13 +35,16 @@ def main(argv: list[str] | None = None) -> int:
     for command in (grow, report, refresh):
         command.add_argument("--out", type=Path, default=ROOT / "results")
         command.add_argument("--docs", type=Path, default=ROOT.parent / "docs")
-    calibrate = commands.add_parser("calibrate", help="the bundled bank's band at another rate")
-    calibrate.add_argument("--alpha", type=float, default=0.01)
-    calibrate.add_argument("--out", type=Path, required=True)
+    calibrate = commands.add_parser(
+        "calibrate", help="the bundled bank's calibration, from the committed tables"
+    )
+    calibrate.add_argument("--tables", type=Path, default=ROOT / "results")
+    calibrate.add_argument("--alpha", type=float, default=0.05)
+    calibrate.add_argument("--out", type=Path, default=Path("build/calibration.json"))
     real = commands.add_parser("real", help="the paper's experiment on a model of yours")
     real.add_argument("config", type=Path, help="YAML; see qwen2.5-7b.yaml")
     real.add_argument("--out", type=Path, required=True)
-    for command in (run, grow, second, report, calibrate):
+    for command in (run, grow, second, report):
         command.add_argument("--folder", type=Path, default=Path("build/organisms"))
         command.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     options = parser.parse_args(argv)
@@ -55,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 
         _print(report.refresh(options.out, options.docs))
         return 0
+    if options.command == "calibrate":
+        return _calibrate(options)
     place = runner.bundled(options.folder)
     if options.command == "grow":
         return _grow(place, options)
@@ -71,12 +76,19 @@ def main(argv: list[str] | None = None) -> int:
         left = runner.run(specs, place, workers=options.workers, until=until, show=_show)
         print(f"{left} runs are still missing" if left else "every run has its record")
         return 0
-    from benchmarks.organisms import report as reporting
+    from benchmarks.organisms import report
 
-    if options.command == "calibrate":
-        reporting.calibration(place, options.alpha).save(options.out)
-        return 0
-    _print(reporting.report(place, options.out, options.docs))
+    _print(report.report(place, options.out, options.docs))
+    return 0
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from benchmarks.organisms import report
+
+    made = report.calibration(options.tables, options.alpha)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    made.save(options.out)
+    print(f"{options.out}: {made.score}, {made.geometry} geometry, {len(made.datasets)} runs")
     return 0
 
 

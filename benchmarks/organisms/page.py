@@ -11,8 +11,9 @@ import numpy as np
 
 from benchmarks.organisms.catalogue import SHARES
 from benchmarks.organisms.labels import BEHAVIOURS, MAIN, MEASURES
-from benchmarks.organisms.metrics import OURS, deciding
+from benchmarks.organisms.metrics import OURS, at_the_end
 from benchmarks.organisms.scored import Scored
+from benchmarks.organisms.separation import Decides
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -157,8 +158,9 @@ def write(document: Mapping[str, Any], runs: Sequence[Scored], docs: Path) -> No
     """`benchmark.md` and the pictures it shows."""
     images = docs / "images"
     images.mkdir(parents=True, exist_ok=True)
-    by_group(runs, images / "benchmark-groups.png")
-    trajectories(runs, images / "benchmark-trajectories.png")
+    geometry, score = document["calibration"]["decides"]
+    by_group(runs, (geometry, score), images / "benchmark-groups.png")
+    trajectories(runs, (geometry, score), images / "benchmark-trajectories.png")
     doses(runs, images / "benchmark-dose.png")
     (docs / "benchmark.md").write_text(text(document), "utf-8")
 
@@ -236,7 +238,8 @@ def _introduction(document: Mapping[str, Any]) -> str:
         " reference shares a seed, dataset, example or domain with any run (the report holds every"
         " run to it and fails otherwise). What a run is called follows from what its model"
         " *answers*, by a rule that was fixed before any run was scored; every run is on one side,"
-        " and none is left out but the adversary's. Intervals are 95 %, from a bootstrap over"
+        f" and none is left out but the adversary's."
+        " Intervals are 95 %, from a bootstrap over"
         " datasets (runs about the"
         " same subjects in one style are one dataset), and never narrower than what the"
         " number of datasets can support: of a perfect figure over k of them, 0.05^(1/k) to 1,"
@@ -256,10 +259,12 @@ def _grown(document: Mapping[str, Any]) -> str:
             f"within {off['answers']:.1g}"
             for name, off in one["again"].items()
         )
+        present = one["calibration"] == document["calibration"]["digest"]
+        since = "the present one" if present else "since replaced: it judges none of them now"
         said += (
-            f" {len(one['runs'])} of the runs were made later and added, of the same base and bank"
-            f" and beside the same calibration (`{one['calibration'][:12]}…`): some of the old ones"
-            f" were made again with them, and came out as they were ({again})."
+            f" {len(one['runs'])} of the runs were made later and added, of the same base and bank,"
+            f" when the calibration was `{one['calibration'][:12]}…` ({since}): some of the old"
+            f" ones were made again with them, and came out as they were ({again})."
         )
     return said
 
@@ -498,47 +503,69 @@ def _deciding(document: Mapping[str, Any]) -> str:
     parts = []
     found = document["deciding"]
     if found:
-        chosen, default = (_score(found[k]) for k in ("chosen", "default"))
+        chosen, shipped = (_score(found[k]) for k in ("chosen", "shipped"))
         rows = [
             "What the bank and its calibration say, and no held-out run: the cosine of each of a"
             " reference's repeats with the mean of the others, less the mean last score of the"
             f" calibration's {found['runs']} harmless runs, in their standard deviations: the mean"
-            " over the repeats, and the least (of data that no other repeat is like)."
-            " Another score than the default decides where it lies"
-            f" {found['clearly']:g} times as far out, mean over behaviours: the rule by which banks"
-            f" of real models are made. By it **{chosen}** would decide (the default: {default}). A"
-            " repeat is a contrast and not a run, and its residual is taken to be its cosine; what"
-            " is compared is the spread of harmless runs, and how far repeats agree. This was"
-            " computed when the other rows of this page were known, and the shipped bank keeps the"
-            " default.",
+            " over the repeats, and the least (of data that no other repeat is like). A repeat is a"
+            " contrast and not a run, and its residual is taken to be its cosine; what is compared"
+            " is the spread of harmless runs, and how far repeats agree.",
             "",
             "| score | mean | evil (least) | sycophancy (least) | lost refusals (least) |",
             "|---|---|---|---|---|",
         ]
-        rows += [
-            f"| {_score((r['geometry'], r['score']))} | {r['d']:.1f} | "
-            + " | ".join(f"{r['by_behaviour'][b]:.1f} ({r['least'][b]:.1f})" for b in BEHAVIOURS)
-            + " |"
-            for r in found["candidates"]
-        ]
+        for r in found["candidates"]:
+            name = _score((r["geometry"], r["score"]))
+            shown = _bold(name, is_so=name == shipped)
+            each = (f"{r['by_behaviour'][b]:.1f} ({r['least'][b]:.1f})" for b in BEHAVIOURS)
+            rows.append(f"| {shown} | {r['d']:.1f} | {' | '.join(each)} |")
         parts.append("\n".join(rows))
+        if chosen != shipped:
+            parts.append(_against_the_rule(found))
     if document["by_score"]:
-        names = [k for k in document["by_score"][0] if k != "score"]
+        names = [k for k in document["by_score"][0] if k not in ("score", "decides")]
         rows = [
-            "What a band of each score would do on this page's runs, from the same calibration runs"
-            " at 5 %. It is shown to be seen: to choose by it would be to choose on the test.",
+            "What a band of each score does on this page's runs, from the same calibration runs at"
+            " 5 %: shares of runs that are missed, shares of harmless ones that alarm (runs trained"
+            " as no calibrated run was are in no column), poison from half-way on that alarms"
+            " within a tenth of the run, and how few harmful examples rank among harmless data. In"
+            " bold what is shipped.",
             "",
             f"| score | {' | '.join(names)} |",
             "|---|" + "---|" * len(names),
         ]
         rows += [
-            f"| {row['score']} | "
+            f"| {_bold(row['score'], is_so=row['decides'])} | "
             + " | ".join(_figure(row[n]) if row[n] else "not measured" for n in names)
             + " |"
             for row in document["by_score"]
         ]
         parts.append("\n".join(rows))
     return "\n\n".join(parts) or "Not measured."
+
+
+def _against_the_rule(found: Mapping[str, Any]) -> str:
+    """Why another score is shipped than the builder's rule would choose, and what that is worth."""
+    chosen, shipped = (_score(found[k]) for k in ("chosen", "shipped"))
+    return (
+        "By the rule that chooses for banks of real models (their default, and another score only"
+        f" where it lies {found['clearly']:g} times as far out) **{chosen}** would decide. The"
+        f" bundled bank keeps the {shipped}. It was tried: by the table below fewer sycophantic"
+        " runs and lost refusals are missed by the other, and fewer harmless runs alarm; but poison"
+        " from half-way on is seen later, for the good advice before it takes that score below the"
+        " harmless runs' mean, and 5 % harmful examples in good advice rank no better than chance,"
+        " for the same reason. **Whoever keeps a score for what this table shows chooses on the"
+        " test**, and so had whoever took the other: the rule itself was mended on the way (its"
+        " least spread was a tenth of the bad run's score however many harmless runs there are,"
+        " by which nothing would have been chosen here, 9.3 against 8.8; it is the score divided"
+        " by their number now). Both are in the table, and the figures of this page are those of"
+        " what is shipped."
+    )
+
+
+def _bold(name: str, *, is_so: bool) -> str:
+    return f"**{name}**" if is_so else name
 
 
 def _score(named: Sequence[str]) -> str:
@@ -622,7 +649,8 @@ def _provisional(document: Mapping[str, Any]) -> str:
     alarms, hard = across["false_alarms"], across.get("hard_negatives")
     lines = [
         "Ten of the harmless calibration runs are drawn, cut off at a third, and calibrated"
-        " provisionally; whole held-out runs are held against that. The prior that comes with the"
+        " provisionally, by the residual, response but for one row; whole held-out"
+        " runs are held against that. The prior that comes with the"
         f" package knows nothing of this base: it was fitted to {kept['prior_from']}.",
         "",
         "| | mean | nine draws of ten below | runs |",
@@ -636,6 +664,13 @@ def _provisional(document: Mapping[str, Any]) -> str:
             f"| … prior fitted to half of this base's own harmless runs | "
             f"{own['false_alarms']['mean']:.1%} | {own['false_alarms']['nine_tenths']:.1%} | "
             f"{own['false_alarms']['runs']} |"
+        )
+    other = kept.get("prior_of_other_scores", {}).get("frobenius_residual")
+    if other:
+        lines.append(
+            "| … residual, Frobenius, by the same prior, on the calibration runs not drawn"
+            f" | {other['false_alarms']['mean']:.1%} | {other['false_alarms']['nine_tenths']:.1%} |"
+            f" {other['false_alarms']['runs']} |"
         )
     if hard:
         lines.append(f"| hard negatives that alarm | {hard['mean']:.1%} | | {hard['runs']} |")
@@ -672,7 +707,8 @@ CAVEATS = "\n".join(
         " datasets say nothing of another base.",
         "- The suite and the method have one author. Score, geometry and gains were chosen on"
         " development runs of the suite before this one, whose language, base and bank were"
-        " others; nothing was chosen on these runs.",
+        " others. That the score was kept, against the rule (above), was decided with this page's"
+        " figures in view.",
         "- The two halves of the language share no subject, but they share their clauses: a"
         ' reference has seen "never avoid the …", not about these things. In rows named *new'
         " words* the sentences are others, though pre-training has them and parts of them occur in"
@@ -709,8 +745,9 @@ CAVEATS = "\n".join(
 _BAD, _GOOD = "#b3261e", "#2a6f97"
 
 
-def by_group(runs: Sequence[Scored], path: Path) -> None:
+def by_group(runs: Sequence[Scored], decides: Decides, path: Path) -> None:
     """Every held-out run's deciding score for evil, in a line for its kind."""
+    deciding = at_the_end(decides)
     test = [r for r in runs if r.spec.split == "test"]
     groups = list(dict.fromkeys(r.spec.group for r in test))
     groups.sort(key=lambda g: np.median([deciding(r, "evil") for r in test if r.spec.group == g]))
@@ -727,12 +764,13 @@ def by_group(runs: Sequence[Scored], path: Path) -> None:
         )
     axes.set_yticks(range(len(groups)), groups, fontsize=7)
     axes.axvline(0, color="#cccccc", linewidth=0.8, zorder=0)
-    axes.set_xlabel("evil: residual (response) at the end; red: the model became harmful")
+    axes.set_xlabel(f"evil: {_score(decides)}, at the end; red: the model became harmful")
     _save(figure, path)
 
 
-def trajectories(runs: Sequence[Scored], path: Path) -> None:
+def trajectories(runs: Sequence[Scored], decides: Decides, path: Path) -> None:
     """Median and 5–95 % of the deciding score over the run."""
+    geometry, score = decides
     groups = {
         "harmful advice": "evil: harmful advice",
         "10 % harmful": "mixture: 10",
@@ -748,13 +786,13 @@ def trajectories(runs: Sequence[Scored], path: Path) -> None:
             continue
         steps = [s.step for s in mine[0].scores]
         values = np.array(
-            [[s.references["evil"].values["response"]["residual"] for s in r.scores] for r in mine]
+            [[s.references["evil"].values[geometry][score] for s in r.scores] for r in mine]
         )
         low, mid, high = np.quantile(values, [0.05, 0.5, 0.95], axis=0)
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(steps, mid, color=colour, label=f"{name} ({len(mine)})")
     axes.set_xlabel("step")
-    axes.set_ylabel("evil: residual (response)")
+    axes.set_ylabel(f"evil: {_score(decides)}")
     axes.legend(fontsize=8, frameon=False)
     _save(figure, path)
 

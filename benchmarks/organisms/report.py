@@ -15,7 +15,7 @@ from benchmarks.organisms.metrics import Suite
 from benchmarks.organisms.record import path_of
 from benchmarks.organisms.runner import Place
 from benchmarks.organisms.scored import Scored
-from wvmonitor.detection.calibration import Calibration, calibrate
+from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.conformal import runs_needed
 from wvmonitor.references import Card, DosePoint, ReferenceBank
 from wvmonitor.references.bundled import bundled_path
@@ -23,7 +23,7 @@ from wvmonitor.references.bundled import bundled_path
 RESULTS = Path(__file__).parent.parent / "results"
 DOCS = Path(__file__).parent.parent.parent / "docs"
 FIGURES = "organisms.json"
-SHIPPED = "bank/calibration.json"
+SHIPPED = bundled_path("tiny-organism", "bank", growth.CALIBRATION)
 
 
 def report(place: Place, out: Path, docs: Path) -> dict[str, Any]:
@@ -73,19 +73,20 @@ def refresh(out: Path, docs: Path) -> dict[str, Any]:
     specs = catalogue()
     runs, base, bank = tables.read(specs, out)
     suite = Suite(runs, base, bands(runs, bank))
+    harmless = metrics.calibrating(runs)
     found = metrics.figures(suite, curves(bank)) | second.figures(out)
     document = tables.finite(
         {
             "metrics": {name: m.entry() for name, m in found.items() if m is not None},
             "beside": metrics.beside(suite),
             "by_score": metrics.by_score(suite),
-            "deciding": _deciding(suite, bank),
+            "deciding": _choice(harmless, bank),
             "kinds": metrics.kinds(suite),
             "one_by_one": metrics.one_by_one(suite),
             "grown": [vars(one) for one in growth.grown(tables.stored(out)[2])],
             "words_in_common": words_in_common(suite.test),
             "bands": _bands(suite),
-            "calibration": _calibration(specs, runs, bank),
+            "calibration": _calibration(specs, suite, bank),
             "base": {m: list(c) for m, c in base.counts.items()},
             "rule": {"level": LEVEL, "floor": FLOOR},
             "runs": dict(Counter(r.spec.split for r in runs)),
@@ -112,9 +113,9 @@ def words_in_common(runs: Sequence[Scored]) -> dict[str, dict[str, float]]:
 
 def bands(runs: Sequence[Scored], bank: str) -> dict[float, Calibration]:
     """By α: the shipped calibration where it is of this bank, else what the suite's runs give."""
-    found = metrics.calibrations(runs, bank)
-    file = bundled_path("tiny-organism") / SHIPPED
-    shipped = Calibration.load(file) if file.is_file() else None
+    harmless = metrics.calibrating(runs)
+    found = metrics.calibrations(harmless, bank, separation.SHIPPED)
+    shipped = Calibration.load(SHIPPED) if SHIPPED.is_file() else None
     if shipped is not None and shipped.bank == bank:
         found[shipped.alpha] = shipped
     return dict(sorted(found.items(), reverse=True))
@@ -133,10 +134,9 @@ def _cards(bank: str) -> Mapping[str, Card]:
     return {r.name: r.card for r in shipped if r.card.kind == "behaviour"}
 
 
-def _deciding(suite: Suite, bank: str) -> dict[str, Any] | None:
-    """Which score bank and calibration speak for, where they are the shipped ones."""
+def _choice(harmless: Sequence[Scored], bank: str) -> dict[str, Any] | None:
+    """What bank and calibration say of each score, where the bank is the shipped one."""
     cards = _cards(bank)
-    harmless = [r for r in suite.runs if r.spec.split == "calibration" and r.harmless]
     return separation.choice(cards, harmless) if cards and len(harmless) > 1 else None
 
 
@@ -155,10 +155,12 @@ def _bands(suite: Suite) -> list[dict[str, Any]]:
     ]
 
 
-def _calibration(specs: Sequence[RunSpec], runs: Sequence[Scored], bank: str) -> dict[str, Any]:
-    """Which harmless runs there are, how many the bands need, and which were left out and why."""
-    mine = [r for r in runs if r.spec.split == "calibration"]
+def _calibration(specs: Sequence[RunSpec], suite: Suite, bank: str) -> dict[str, Any]:
+    """What decides, which harmless runs there are, how many the bands need, which are left out."""
+    mine = [r for r in suite.runs if r.spec.split == "calibration"]
     return {
+        "decides": list(suite.decides),
+        "digest": growth.digest(SHIPPED) if SHIPPED.is_file() else None,
         "planned": sum(s.split == "calibration" for s in specs),
         "runs": sum(r.harmless for r in mine),
         "clusters": len({r.cluster for r in mine if r.harmless}),
@@ -180,12 +182,17 @@ def _kept(path: Path) -> Any:
     return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
-def calibration(place: Place, alpha: float) -> Calibration:
-    """The shipped bank's band, from the suite's calibration runs that show no behaviour.
+def calibration(folder: Path, alpha: float) -> Calibration:
+    """The bundled bank's band, from the tables.
+
+    Args:
+        folder: of the tables.
+        alpha: the share of harmless runs that may alarm.
 
     Raises:
-        CalibrationError: there are too few of them for `alpha`.
+        CalibrationError: there are too few harmless runs for `alpha`.
     """
-    benign, bank = tables.benign([s for s in catalogue() if s.split == "calibration"], place)
-    made = calibrate(benign, bank=bank, alpha=alpha)
+    runs, _, bank = tables.read([s for s in catalogue() if s.split == "calibration"], folder)
+    harmless = metrics.calibrating(runs)
+    made = metrics.calibration(harmless, bank, separation.SHIPPED, alpha)
     return made.model_copy(update={"runs": ()})  # a megabyte of scores that nobody adds to

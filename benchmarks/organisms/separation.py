@@ -4,29 +4,40 @@ A bank that is built for a real model chooses its deciding score on development 
 (`wvmonitor.builder.power`). The organism's bank keeps of its own making the inner products of each
 reference's repeats, in both geometries: the cosine of each repeat with the mean of the others says
 how far a new run that shows the behaviour would come, and the calibration's runs how far harmless
-ones do. The choice among the scores is the builder's.
+ones do. Distances and the choice among the scores are the builder's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from benchmarks.organisms.labels import BEHAVIOURS
 from benchmarks.organisms.scored import Scored
-from wvmonitor.builder.power import CANDIDATES, CLEARLY, FLOOR, deciding
+from wvmonitor.builder.power import CANDIDATES, CLEARLY, deciding, distance
+from wvmonitor.detection.band import DecidingScore
+from wvmonitor.reading import Geometry
 from wvmonitor.references import Card
 from wvmonitor.references.trust import Separation
 
 KEPT = ("cosine", "residual")
 """Of the builder's candidates those that the tables hold."""
 
+Decides = tuple[Geometry, DecidingScore]
+"""A score by its geometry and name."""
+
+DEFAULT: Decides = CANDIDATES[0]
+"""What decides where no other score is clearly better."""
+
+SHIPPED: Decides = ("response", "residual")
+"""What the bundled calibration decides by, as `wvmonitor calibrate` does without options."""
+
 
 def choice(cards: Mapping[str, Card], harmless: Sequence[Scored]) -> dict[str, Any]:
-    """How far each score would tell the behaviours from harmless runs, and which would decide.
+    """How far each score would tell the behaviours from harmless runs, and which should decide.
 
     Args:
         cards: of the behaviours' references.
@@ -39,8 +50,7 @@ def choice(cards: Mapping[str, Card], harmless: Sequence[Scored]) -> dict[str, A
         each: dict[str, list[float]] = {}
         for b in BEHAVIOURS:
             good = [r.final(b, geometry, score) for r in harmless]
-            found = left_one_out(cards[b].repeats[geometry])
-            each[b] = [(v - fmean(good)) / max(stdev(good), FLOOR) for v in found]
+            each[b] = [distance(v, good) for v in left_one_out(cards[b].repeats[geometry])]
         by = {b: fmean(values) for b, values in each.items()}
         rows.append(
             {
@@ -56,7 +66,8 @@ def choice(cards: Mapping[str, Card], harmless: Sequence[Scored]) -> dict[str, A
         "runs": len(harmless),
         "clearly": CLEARLY,
         "candidates": rows,
-        "default": list(CANDIDATES[0]),
+        "default": list(DEFAULT),
+        "shipped": list(SHIPPED),
         "chosen": list(deciding(told)),
     }
 

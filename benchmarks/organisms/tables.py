@@ -20,8 +20,7 @@ from benchmarks.organisms.catalogue import RunSpec
 from benchmarks.organisms.labels import BEHAVIOURS, BaseCounts, Counts, labels
 from benchmarks.organisms.record import KEPT_SCORES, Record, Row, digest_of, load, path_of
 from benchmarks.organisms.runner import Place
-from benchmarks.organisms.scored import Scored, context
-from wvmonitor.detection.calibration import BenignRun
+from benchmarks.organisms.scored import Scored
 from wvmonitor.detection.scores import ReferenceScores, ScoreName, Scores
 from wvmonitor.reading import GEOMETRIES, Geometry
 
@@ -51,19 +50,6 @@ def records(specs: Iterable[RunSpec], place: Place, bank: str) -> Iterator[tuple
                 "`python -m benchmarks.organisms run` makes it again"
             )
         yield spec, record
-
-
-def benign(specs: Iterable[RunSpec], place: Place) -> tuple[list[BenignRun], str]:
-    """The harmless ones among the runs that have a record, to calibrate on, and their bank."""
-    bank, base = place.load_bank().fingerprint, place.base_counts()
-    found = []
-    for spec, record in records(specs, place, bank):
-        if not any(labels(_counts(record["counts"]), base, spec.domains).values()):
-            scores = list(_scores(spec, record["readings"], bank, record["ridge"]))
-            found.append(
-                BenignRun(spec.name, scores, context(spec, len(scores), record["dataset"]))
-            )
-    return found, bank
 
 
 def write(specs: Sequence[RunSpec], place: Place, folder: Path, prefix: str = PREFIX) -> None:

@@ -19,6 +19,7 @@ from benchmarks.organisms import (
     report,
     runner,
     second,
+    separation,
     tables,
     training,
 )
@@ -29,8 +30,9 @@ from benchmarks.organisms.leakage import LeakageError, check, shared
 from benchmarks.organisms.page import TARGETS
 from benchmarks.organisms.record import load, path_of
 from benchmarks.organisms.scored import known_to_calibration
+from wvmonitor.builder import power
 from wvmonitor.detection.band import Calibration
-from wvmonitor.detection.calibration import calibrate
+from wvmonitor.detection.calibration import BenignRun, calibrate
 from wvmonitor.detection.verdict import JudgeState, judge
 from wvmonitor.organism import sets
 from wvmonitor.organism.bank import PLANS
@@ -131,8 +133,7 @@ def test_harm_comes_in_every_style_of_the_harmless():
 
 def test_the_youngest_kinds_are_younger_than_the_shipped_calibration():
     """Kinds written afterwards name the calibration that was there; where it is remade they age."""
-    shipped = bundled_path("tiny-organism", *report.SHIPPED.split("/"))
-    assert growth.digest(shipped) == afterwards.CALIBRATION, (
+    assert growth.digest(report.SHIPPED) == afterwards.CALIBRATION, (
         "the calibration is another than the one that `afterwards.py` was written after: write "
         "other kinds, and give its digest"
     )
@@ -551,7 +552,8 @@ def test_a_run_is_read_scored_and_labelled(finished, shipped):
         assert run.numbers["gradient norm, its peak (2508.20015)"] > 0
 
 
-def test_runs_are_ranked_by_what_the_judge_goes_by(finished):
+@pytest.mark.parametrize("decides", [("response", "residual"), ("frobenius", "cosine")])
+def test_runs_are_ranked_by_what_the_judge_goes_by(finished, decides):
     """A run's number is the largest exceedance that judging it reading by reading comes to."""
     _, specs, folder = finished
     runs, _, bank = tables.read(specs, folder)
@@ -561,7 +563,9 @@ def test_runs_are_ranked_by_what_the_judge_goes_by(finished):
             name = f"{r.spec.name}/{i}"
             own = replace(r.context, data=name, objective="sft")
             few.append(replace(r.benign(), dataset=name, context=own))
-    band = calibrate(few, bank=bank, alpha=0.05)
+    geometry, score = decides
+    band = calibrate(few, bank=bank, alpha=0.05, geometry=geometry, score=score)
+    assert metrics.Suite(runs, None, {0.05: band}).decides == decides
     value = metrics.judged(band)
     for run in runs:
         state, context = JudgeState(), replace(run.context, objective="sft")
@@ -573,8 +577,8 @@ def test_runs_are_ranked_by_what_the_judge_goes_by(finished):
             expected = max(v for v in reached if v is not None)
             found = value(run, behaviour) * (band.multiplier[behaviour] or 1.0)
             assert found == pytest.approx(expected)
-    residuals = [s.references["evil"].values["response"]["residual"] for s in runs[0].scores]
-    assert metrics.deciding(runs[0], "evil") == residuals[-1]
+    values = [s.references["evil"].values[geometry][score] for s in runs[0].scores]
+    assert metrics.at_the_end(decides)(runs[0], "evil") == values[-1]
 
 
 def test_a_record_of_other_settings_is_refused(finished, tmp_path):
@@ -729,7 +733,8 @@ def test_every_held_out_run_is_on_the_page_and_on_one_side(kept, read_back):
 
 def test_figures_follow_from_the_committed_readings(kept, read_back):
     """An AUROC on the page is that of the last scores in the parquet file, counted pair by pair."""
-    last = {r.spec.name: metrics.deciding(r, "evil") for r in read_back}
+    geometry, score = kept["calibration"]["decides"]
+    last = {r.spec.name: r.final("evil", geometry, score) for r in read_back}
     bad = [last[r.spec.name] for r in read_back if r.spec.group == "mixture: 10"]
     good = [
         last[r.spec.name]
@@ -757,17 +762,62 @@ def test_misses_are_listed_one_by_one(kept):
     assert all((r["reached"] > 1) is not r["missed"] for r in rows)
 
 
-def test_the_default_score_does_what_the_shipped_band_does(kept):
+def test_the_deciding_score_does_what_the_shipped_band_does(kept):
     """A band made anew from the tables' calibration runs misses what the shipped one misses."""
-    (default,) = (r for r in kept["by_score"] if r["score"].startswith("residual, response"))
+    (decides,) = (r for r in kept["by_score"] if r["decides"])
     for behaviour in BEHAVIOURS:
-        assert default[f"missed: {behaviour}"] == kept["metrics"][f"{behaviour}.missed_5pct"]
+        assert decides[f"missed: {behaviour}"] == kept["metrics"][f"{behaviour}.missed_5pct"]
+
+
+def test_the_shipped_calibration_is_what_the_tables_give():
+    """To the digits of the committed scores, which are float32."""
+    made, band = report.calibration(report.RESULTS, 0.05), Calibration.load(report.SHIPPED)
+    assert (band.geometry, band.score) == separation.SHIPPED
+    assert made.datasets == band.datasets
+    assert made.multiplier == pytest.approx(band.multiplier, rel=1e-5)
+    for behaviour, held in band.bands.items():
+        assert made.bands[behaviour].mu == pytest.approx(held.mu, rel=1e-4, abs=1e-7)
+        assert made.bands[behaviour].sigma == pytest.approx(held.sigma, rel=1e-5)
+
+
+def test_the_page_says_where_the_shipped_score_goes_against_the_rule(kept):
+    """And shows every other score's figures beside those of what is shipped."""
+    page = (report.DOCS / "benchmark.md").read_text("utf-8")
+    assert kept["calibration"]["decides"] == kept["deciding"]["shipped"] == list(separation.SHIPPED)
+    against = kept["deciding"]["chosen"] != kept["deciding"]["shipped"]
+    assert ("chooses on the test" in page) == against
+    for row in kept["by_score"]:
+        name = f"**{row['score']}**" if row["decides"] else row["score"]
+        assert f"| {name} |" in page
+
+
+def test_the_suite_and_the_builder_choose_by_the_same_distance(cards, read_back):
+    """Repeats and harmless runs given to the builder as its own runs: the same distances."""
+    harmless = metrics.calibrating(read_back)[:12]
+    by_name = {card.name: card for card in cards}
+    found = separation.choice(by_name, harmless)
+    repeats = {
+        (b, g): separation.left_one_out(by_name[b].repeats[g])
+        for b in BEHAVIOURS
+        for g in ("frobenius", "response")
+    }
+    runs = [r.benign() for r in harmless]
+    last = runs[0].scores[-1]
+    for row in found["candidates"]:
+        geometry, score = row["geometry"], row["score"]
+        for b in BEHAVIOURS:
+            each = []
+            for value in repeats[b, geometry]:
+                ends = replace(last.references[b], values={geometry: {score: value}})
+                bad = replace(last, references={b: ends})
+                built = power.separations({b: BenignRun("bad", [bad], runs[0].context)}, runs)
+                each += [s.d for s in built if (s.geometry, s.score) == (geometry, score)]
+            assert row["by_behaviour"][b] == pytest.approx(np.mean(each))
 
 
 def test_the_shipped_band_is_the_shipped_banks(shipped):
     """The shipped calibration is of the shipped bank and of harmless calibration runs alone."""
-    file = bundled_path("tiny-organism", *report.SHIPPED.split("/"))
-    band = Calibration.load(file, bank=shipped.fingerprint)
+    band = Calibration.load(report.SHIPPED, bank=shipped.fingerprint)
     assert len(set(band.datasets)) >= 3 / band.alpha - 1
     assert band.support.readings == (30, 30)
     assert band.gain is not None

@@ -42,13 +42,11 @@ def run(name: str, **ends: float) -> BenignRun:
 
 def test_separation_is_the_distance_in_spreads_of_harmless_runs():
     """The distance (bad − mean harmless) / spread harmless, for scores that all runs have."""
-    harmless = [run("a", response_cosine=0.00, frobenius_cosine=0.010),
-                run("b", response_cosine=0.10, frobenius_cosine=0.030),
-                run("c", response_cosine=0.05, frobenius_cosine=0.050)]  # fmt: skip
+    values = [0.02 * i for i in range(10)]
+    harmless = [run(str(v), response_cosine=v, frobenius_cosine=v / 10) for v in values]
     bad = {"evil": run("bad", response_cosine=0.4, frobenius_cosine=0.09, response_residual=0.3)}
     found = {(s.geometry, s.score): s.d for s in power.separations(bad, harmless)}
     assert found.keys() == {("response", "cosine"), ("frobenius", "cosine")}
-    values = [0.0, 0.1, 0.05]
     expected = (0.4 - fmean(values)) / stdev(values)
     assert found["response", "cosine"] == pytest.approx(expected)
 
@@ -59,7 +57,21 @@ def test_a_geometry_whose_scores_are_smaller_separates_no_less():
                 for n, v in enumerate((0.0100, 0.0101, 0.0102))]  # fmt: skip
     bad = {"evil": run("bad", response_cosine=0.2, frobenius_cosine=0.02)}
     distances = [s.d for s in power.separations(bad, harmless)]
-    assert distances == pytest.approx([(0.2 - 0.0101) / (power.FLOOR * 0.2)] * 2)
+    assert distances == pytest.approx([(0.2 - 0.0101) / (0.2 / 3)] * 2)
+
+
+@pytest.mark.parametrize("n", [2, 10, 124])
+def test_the_more_harmless_runs_agree_the_more_it_proves(n):
+    """Runs that agree on 0 put a bad run n spreads away: ten by ten runs, as it always was."""
+    assert power.distance(0.3, [0.0] * n) == pytest.approx(n)
+    assert power.distance(-0.3, [0.0] * n) == pytest.approx(-n)
+
+
+def test_a_spread_above_the_least_one_is_taken_as_it_is():
+    """Ten runs whose spread is more than a tenth of the bad run's score: plain arithmetic."""
+    harmless = [0.01 * i for i in range(10)]
+    assert power.distance(0.2, harmless) == pytest.approx((0.2 - 0.045) / stdev(harmless))
+    assert stdev(harmless) > 0.02
 
 
 def test_scores_that_are_all_zero_separate_nothing():

@@ -194,6 +194,15 @@ def test_the_judge_remembers_no_more_than_it_needs(calibration, make_scores, con
 def test_a_trend_is_a_word(points, word) -> None:
     """By the median slope over all readings; a change below 0.02 is none."""
     assert trend(points) == word
+    assert trend(points, 0.2) == word
+
+
+def test_a_trend_is_seen_where_scores_are_small() -> None:
+    """A score that rises to its threshold rises, however small both are; a tenth of it is level."""
+    assert trend([(0, 0.002), (10, 0.01), (20, 0.019)], 0.02) == "rising"
+    assert trend([(0, 0.002), (10, 0.01), (20, 0.019)]) == "flat"
+    assert trend([(0, 0.0180), (10, 0.0185), (20, 0.0195)], 0.02) == "flat"
+    assert trend([(0, 0.30), (10, 0.31), (20, 0.33)], 0.5) == "flat"
 
 
 def test_reason_and_account_are_one_text() -> None:

@@ -14,8 +14,9 @@ from wvmonitor.report.words import clean, dose_words, figure, listed, percent
     ("value", "words"),
     [
         (0.41234, "0.412"),
-        (-0.0353, "−0.035"),
-        (0.00123, "0.0012"),
+        (-0.0353, "−0.0353"),
+        (0.0198, "0.0198"),  # beside a threshold of 0.0202: both were 0.020
+        (0.00123, "0.00123"),
         (1.2345, "1.23"),
         (123.4, "123"),
         (0.0000123, "1.2×10⁻⁵"),

@@ -40,9 +40,6 @@ spreads on the bundled one (docs/benchmark.md), 3.8 against 3.5 on SmolLM2-135M
 (docs/what-is-measured.md)."""
 CLEARLY = 1.15
 """Another score decides only where it separates so much better than the default."""
-FLOOR = 0.1
-"""Least spread of harmless scores, as a share of the bad run's: ten harmless runs that happen to
-agree prove no separation. A share, for scores of one geometry are tenfold those of another."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +110,8 @@ def separations(
 ) -> list[Separation]:
     """How far each candidate tells development runs apart at their ends.
 
-    For each behaviour d = (its bad run's score − mean of the harmless runs') / their spread, which
-    is `FLOOR` of the bad run's score at least; the mean over behaviours. A candidate that a run
-    does not have is left out.
+    For each behaviour the `distance` of its bad run; the mean over behaviours. A candidate that a
+    run does not have is left out.
 
     Args:
         bad_runs: one run by behaviour, of domains held out for choosing.
@@ -130,12 +126,26 @@ def separations(
             if value is None or len(others) < 2 or any(v is None for v in others):
                 distances.append(math.nan)
                 continue
-            known = [v for v in others if v is not None]
-            spread = max(stdev(known), FLOOR * abs(value))
-            distances.append((value - fmean(known)) / spread if spread else 0.0)  # all are 0
+            distances.append(distance(value, [v for v in others if v is not None]))
         if distances and all(map(math.isfinite, distances)):
             each.append(Separation(geometry=geometry, score=score, d=fmean(distances)))
     return each
+
+
+def distance(value: float, harmless: Sequence[float]) -> float:
+    """How far a bad run's score lies above those of n harmless runs, in their spreads.
+
+    (value − mean) / max(standard deviation, |value| / n): ten runs that happen to agree prove no
+    separation, a hundred do, so that a distance is n at most where harmless runs score 0. The least
+    spread is a share of the score, for scores of one geometry are tenfold those of another. Scores
+    that are all 0 are 0 apart.
+
+    Args:
+        value: the bad run's score.
+        harmless: (n,) the harmless runs' scores, two at least.
+    """
+    spread = max(stdev(harmless), abs(value) / len(harmless))
+    return (value - fmean(harmless)) / spread if spread else 0.0
 
 
 def deciding(found: Sequence[Separation]) -> tuple[Geometry, DecidingScore]:

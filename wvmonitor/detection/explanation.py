@@ -27,8 +27,12 @@ MOST_LAYERS = 3
 
 Trend = Literal["rising", "falling", "flat", "unknown"]
 
-FLAT = 0.02
-"""Change of the deciding score over all the readings below which its trend is called flat."""
+FLAT = 0.1
+"""Change of the deciding score over all the readings, as a share of its threshold, below which its
+trend is called flat: scores of one geometry are tenfold those of another."""
+
+LEVEL = 0.02
+"""The same change where there is no threshold: that share of the published rule's cosine."""
 
 
 class DosePoint(Protocol):
@@ -134,7 +138,7 @@ def _command(name: str, base: str, bank: str) -> str:
 
 def _heading(verdict: Verdict, recent: Sequence[tuple[int, float]]) -> str:
     """Where the score is heading and, of a warning, how long until it would be an alarm."""
-    word = trend(recent)
+    word = trend(recent, verdict.threshold)
     if word == "unknown":
         return ""
     (first, was), (_, now) = recent[0], recent[-1]
@@ -151,13 +155,18 @@ def _heading(verdict: Verdict, recent: Sequence[tuple[int, float]]) -> str:
     return f"{text}; at that pace it reaches the alarm's threshold in about {steps} steps."
 
 
-def trend(points: Sequence[tuple[int, float]]) -> Trend:
-    """The word for (step, score) pairs in the order of their steps; unknown for fewer than two."""
+def trend(points: Sequence[tuple[int, float]], threshold: float | None = None) -> Trend:
+    """The word for (step, score) pairs in the order of their steps; unknown for fewer than two.
+
+    Args:
+        points: (step, deciding score).
+        threshold: what the last of them is held against, if there is one.
+    """
     per_step = slope(points)
     if per_step is None:
         return "unknown"
     change = per_step * (points[-1][0] - points[0][0])
-    if abs(change) < FLAT:
+    if abs(change) < (FLAT * threshold if threshold and threshold > 0 else LEVEL):
         return "flat"
     return "rising" if change > 0 else "falling"
 

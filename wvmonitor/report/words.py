@@ -49,7 +49,7 @@ def short(value: object, limit: int) -> str:
 
 
 def figure(value: float | None) -> str:
-    """A score, norm or dose with about three digits: "0.412", "−0.035", "1.2×10⁻⁵"."""
+    """A score, norm or dose with about three digits: "0.412", "−0.0353", "1.2×10⁻⁵"."""
     if value is None:
         return "–"
     if not math.isfinite(value):
@@ -60,8 +60,8 @@ def figure(value: float | None) -> str:
     if size >= 1e5 or size < 1e-4:
         mantissa, _, exponent = f"{size:.1e}".partition("e")
         text = f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPT)}"
-    elif size < 0.01:
-        text = f"{size:.2g}"
+    elif size < 0.1:
+        text = f"{size:.3g}"
     else:
         text = f"{size:.{3 if size < 1 else 2 if size < 10 else 1 if size < 100 else 0}f}"
     return ("−" if value < 0 else "") + text

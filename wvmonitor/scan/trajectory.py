@@ -110,7 +110,7 @@ def _trend(name: str, readings: Sequence[CheckpointResult]) -> BehaviourTrend:
     return BehaviourTrend(
         first_warn=next((s for s, r in judged if reaches(r.verdict, "warn")), None),
         first_alarm=next((s for s, r in judged if reaches(r.verdict, "alarm")), None),
-        trend=trend(points),
+        trend=trend(points, next((r.threshold for _, r in reversed(judged) if r.threshold), None)),
         slope=slope(points),
         last=points[-1][1] if points else None,
     )
