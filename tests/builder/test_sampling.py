@@ -106,7 +106,7 @@ TEXTS = ["i have a new loan today , what should i do ?", "the answer is paris ."
 
 
 def test_a_probe_of_ones_own_text_is_its_second_moment(base, tmp_path) -> None:
-    """XᵀX is the mean of x xᵀ over the text's tokens but the first and special ones."""
+    """XᵀX is E[x xᵀ] over the text's tokens but the first and special ones, its trace the width."""
     name = "model.layers.1.self_attn.q_proj.weight"
     probe = build_probe(base, Work(tmp_path), silent, texts=TEXTS, tokens=400)
     inputs = []
@@ -123,7 +123,9 @@ def test_a_probe_of_ones_own_text_is_its_second_moment(base, tmp_path) -> None:
     handle.remove()
     x = torch.stack(wanted).double()
     found = probe[name].double()
-    assert torch.allclose(found.T @ found, x.T @ x / len(x), atol=2e-2, rtol=1e-2)
+    moment = x.T @ x / len(x)
+    moment *= x.shape[1] / moment.trace()
+    assert torch.allclose(found.T @ found, moment, atol=2e-2, rtol=1e-2)
     assert set(probe) == {
         n for n, p in base.model.named_parameters() if ".layers." in n and p.ndim == 2
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
@@ -22,13 +23,17 @@ from pydantic import (
 from wvmonitor.outputs.pushgateway import PushTarget
 from wvmonitor.outputs.server import Access
 
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:/")
+
 
 def _expanded(path: Path) -> Path:
     """The path with `~` and `~user` as a shell reads them, which Python and YAML do not.
 
     It is the same wherever the process goes to: a script, or Hydra, may change its folder before a
-    reading is taken.
+    reading is taken. What begins with a scheme (hf://ORG/NAME) is no path of this machine.
     """
+    if _SCHEME.match(str(path)):
+        return path
     try:
         return path.expanduser().absolute()
     except RuntimeError:  # there is no such user: whoever opens it says what is not there
