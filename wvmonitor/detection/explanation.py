@@ -32,7 +32,7 @@ FLAT = 0.1
 trend is called flat: scores of one geometry are tenfold those of another."""
 
 LEVEL = 0.02
-"""The same change where there is no threshold: that share of the published rule's cosine."""
+"""The same change, of the score itself, where there is no threshold."""
 
 
 class DosePoint(Protocol):
