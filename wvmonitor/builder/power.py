@@ -35,9 +35,9 @@ CANDIDATES: tuple[tuple[Geometry, DecidingScore], ...] = (
 )
 """The scores that may decide, the default first: of scores that separate alike it is kept.
 
-It separated better on both models where both geometries could be measured: 26.1 against 18.8
-spreads on the bundled one (docs/benchmark.md), 3.8 against 3.5 on SmolLM2-135M
-(docs/what-is-measured.md)."""
+It separated better on two of the three models where both geometries were measured: 26.1 spreads
+against the response residual's 18.8 on the bundled one (docs/benchmark.md), 3.8 against 3.5 on
+SmolLM2-135M, 16.4 against 17.7 on the suite's second base (docs/real-model.md)."""
 CLEARLY = 1.15
 """Another score decides only where it separates so much better than the default."""
 
