@@ -210,7 +210,7 @@ def text(found: Found, alpha: float | None, unverified: Collection[str] = ()) ->
         "The deciding score of the behaviour's own reference, the share of public benign runs below"
         " it, and how near the run came to that behaviour's alarm (1 alarms).",
         "",
-        "| behaviour, domain | part | side | seed | score | benign below | how near | says | at |",
+        "| behaviour, domain | part | side | seed | score | below | how near | says | first at |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:

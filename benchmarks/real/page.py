@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.real import held_out, other_scores, tables
 from benchmarks.real.protocol import CONFIDENCE, DECIDES, PAPER, PROBED, TRAITS, Setting
 from benchmarks.real.wording import Found, counted, listed, metric, signed, what_decides
+from benchmarks.statistics import LEAST_CLUSTERS
 
 NOTES = Path(__file__).parent / "notes.md"
 """What a hostile reader found, by hand; the page prints it whole."""
@@ -94,8 +95,9 @@ def _what(document: Found) -> str:
         " while it was built: the rank of references and the list of scores that a bank may choose"
         " from were settled with four of them in view. **So this is a development table, of one"
         " model of 135 million parameters.** Intervals are 95 %, from a bootstrap over families of"
-        " sets (sets that share questions are one family), and never narrower than so many families"
-        " can support."
+        " sets (sets that share questions are one family); those of shares and AUROCs are never"
+        " narrower than so many families can support, and a difference has none below"
+        f" {LEAST_CLUSTERS}."
     )
 
 
