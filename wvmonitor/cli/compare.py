@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Literal
 
 import typer
@@ -67,8 +66,5 @@ def command(
         everything=everything,
         geometry=geometry,
         form=one_format(format_, json=as_json),
-        stdin=sys.stdin,
-        out=sys.stdout,
-        problems=sys.stderr,
     )
     raise typer.Exit(code)

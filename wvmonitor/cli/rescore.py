@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -74,7 +73,5 @@ def command(
         fail_on=fail_on,
         form=one_format(format_, json=as_json),
         outputs=output or [],
-        out=sys.stdout,
-        problems=sys.stderr,
     )
     raise typer.Exit(code)

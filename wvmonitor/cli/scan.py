@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Literal
 
 import typer
@@ -203,4 +202,4 @@ def command(
         strict=strict,
         strict_coverage=strict_coverage,
     )
-    raise typer.Exit(run(request, sys.stdin, sys.stdout, sys.stderr))
+    raise typer.Exit(run(request))

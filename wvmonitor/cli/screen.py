@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Literal
 
 import typer
@@ -58,8 +57,5 @@ def command(
         top=top,
         form=one_format(format_, json=as_json),
         directions=directions,
-        stdin=sys.stdin,
-        out=sys.stdout,
-        problems=sys.stderr,
     )
     raise typer.Exit(code)

@@ -32,7 +32,6 @@ class Rubric:
     """What a judge is asked, and which grades it may give.
 
     Attributes:
-        task: the question to the judge.
         grades: each grade's value by what the judge writes, or "percent": 0 to 100.
     """
 

@@ -60,13 +60,6 @@ def live_model(
     often it was asked before, and not on what else is in the batch (unless an answer runs into the
     model's length): two models asked the same differ by their weights and not by luck.
 
-    Args:
-        model: a causal language model of transformers, bare or under PEFT.
-        tokenizer: its tokenizer, with a chat template.
-        name: what logs call it.
-        seed: of the draws.
-        batch_size: the most prompts in one batch.
-
     Raises:
         InputError: the tokenizer has no chat template.
     """

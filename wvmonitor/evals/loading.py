@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging
 
+from wvmonitor.builder.base import quiet
 from wvmonitor.errors import InputError, UnsafeFileError
 from wvmonitor.files.documents import read_json
 from wvmonitor.references.bank import ReferenceBank
@@ -35,17 +35,15 @@ def load(
     """
     adapter = is_adapter(where)
     under = _base_of(where, base) if adapter else where
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    own = (Path(where) / "tokenizer_config.json").is_file()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(under, dtype="auto", use_safetensors=True)
-        own = (Path(where) / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(where if own or not adapter else under)
+        with quiet():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                under, dtype="auto", use_safetensors=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(where if own or not adapter else under)
     except (OSError, ValueError) as error:
         raise InputError(f"{under} cannot be loaded as a causal language model: {error}") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     if adapter:
         from peft import PeftModel
 

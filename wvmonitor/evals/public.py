@@ -15,14 +15,7 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class PublicSet:
-    """Where a set is and how its rows become ours.
-
-    Attributes:
-        path: its name on the Hub, or a folder.
-        config: which of its configurations.
-        split: which of its splits.
-        convert: all of its rows to the fields of ours.
-    """
+    """Where a set is and how its rows become ours."""
 
     path: str
     config: str | None

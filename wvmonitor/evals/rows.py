@@ -140,8 +140,6 @@ class ProblemRow(Row):
     """A problem with an exact answer: a number, or one of several choices.
 
     Attributes:
-        number: the number that is right.
-        choices: the options.
         answer: the index of the right option, from 0.
     """
 

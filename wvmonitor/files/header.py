@@ -60,8 +60,6 @@ class TensorInfo:
     """What a header says of one tensor.
 
     Attributes:
-        dtype: of the elements.
-        shape: of the tensor; () for a scalar.
         start: first byte, counted from the end of the header.
         stop: one past the last byte.
     """

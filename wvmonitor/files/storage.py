@@ -12,6 +12,7 @@ import io
 import os
 import re
 import stat
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -263,6 +264,16 @@ def read_bytes(storage: Storage, offset: int, count: int) -> bytearray:
     buffer = bytearray(count)
     storage.read_into(memoryview(buffer), offset)
     return buffer
+
+
+def read_start(where: Location, most: int) -> bytes:
+    """The first `most` bytes of a file or of what is behind a URL, or all of it.
+
+    Raises:
+        InputError: as `open_storage` says.
+    """
+    with closing(open_storage(where)) as storage:
+        return bytes(read_bytes(storage, 0, min(storage.size, most)))
 
 
 def list_folder(folder: Location) -> frozenset[str] | None:

@@ -48,12 +48,6 @@ class StartingPoint:
         It is another one than before where `model_init` made it, or where it is sharded or was
         given adapters since.
 
-        Args:
-            model: that is trained.
-            initial: how its adapter started, where a checkpoint says so.
-            step: the step that it is at.
-            resumed: whether it goes on from a checkpoint.
-
         Raises:
             UnmeasurableModelError: the weights at hand say no longer where training started.
             WVMonitorError: as `look_at`.

@@ -25,14 +25,6 @@ def carry_out(
 ) -> WayBack | None:
     """Carry out an action, in every process.
 
-    Args:
-        action: what was decided for all of them.
-        monitor: of the run.
-        control: told to save, or to stop.
-        kept: the run's kept checkpoints, on rank 0.
-        step: of the reading.
-        model: in training.
-
     Returns:
         Where the run goes back to, if it does.
     """

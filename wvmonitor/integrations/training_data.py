@@ -29,11 +29,7 @@ MOST_BYTES = 100_000_000
 
 
 def data_digest(dataset: Any) -> str | None:
-    """SHA-256 of a training set's rows, whatever order a seed has put them in; None if not known.
-
-    Args:
-        dataset: as the Trainer was given it.
-    """
+    """SHA-256 of a training set's rows, in whatever order they are put; None if not known."""
     try:
         return _digest_of(dataset)
     except Exception as error:  # noqa: BLE001  what only groups runs costs no run its monitor

@@ -52,11 +52,6 @@ def every_trainer_watched(settings: MonitorSettings) -> Iterator[list[WVMonitorC
 def run_script(name: str, arguments: Sequence[str], settings: MonitorSettings) -> None:
     """Run one of TRL's scripts in this process, watched.
 
-    Args:
-        name: the script: one of `SCRIPTS`.
-        arguments: its own arguments, as `trl NAME` takes them.
-        settings: of the monitor.
-
     Raises:
         SettingsError: TRL has no such script, or is not installed, or an argument is meant for
             the monitor and is none of its own.

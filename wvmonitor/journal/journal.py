@@ -53,7 +53,6 @@ class Journal:
     """A run's journal, open for writing; get one from `Journal.open`.
 
     Attributes:
-        path: the database file that is written.
         fallback: why it is not the file asked for, or None.
         run: the run's id; None until `begin_attempt` has chosen one.
         attempt: which start of the run this is; 0 before `begin_attempt`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -275,15 +275,12 @@ class JournalReader:
             yield self._connection
             return
         try:
-            connection = connect(self.path, query_only=True)
-            try:
+            with closing(connect(self.path, query_only=True)) as connection:
                 connection.row_factory = sqlite3.Row
                 connection.execute("BEGIN")
                 with codec.whole(f"'{self.path}'"), legible():
                     check_schema(connection, self.path)
                     yield connection
-            finally:
-                connection.close()
         except sqlite3.OperationalError as error:
             raise JournalError(
                 f"'{self.path}' cannot be read ({error}): if its folder is read-only, copy the "

@@ -33,11 +33,7 @@ class Decision:
 
 
 class Actions:
-    """Decides on each observation of one attempt; remembers which behaviours it has acted on.
-
-    Attributes:
-        decision: the last one.
-    """
+    """Decides on each observation of one attempt; remembers which behaviours it has acted on."""
 
     def __init__(self, settings: MonitorSettings, *, calibrated: bool) -> None:
         self._settings = settings

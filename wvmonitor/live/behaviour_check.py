@@ -111,15 +111,7 @@ def guarded(probe: Probe, model: Any, tokenizer: Any, behaviour: str, seconds: f
 def with_probe(
     verdict: Verdict, probe: Probe, model: Any, tokenizer: Any, seconds: float
 ) -> Verdict:
-    """An alarm with what the probe found as the first sentence of its explanation.
-
-    Args:
-        verdict: the alarm.
-        probe: as for `guarded`.
-        model: as for `guarded`; None where no process holds the whole of a sharded model.
-        tokenizer: as for `guarded`.
-        seconds: as for `guarded`.
-    """
+    """An alarm with what the probe found as the first sentence of its explanation."""
     sentence = (
         "Probe: not run, since no process holds the whole of a sharded model."
         if model is None

@@ -18,10 +18,6 @@ class Failures:
 
     What fails beside a reading (a journal, an exporter, a checkpoint's sidecar) is counted and
     said, but never a reason to stop watching.
-
-    Attributes:
-        total: failures so far.
-        last: what failed last, in words.
     """
 
     def __init__(

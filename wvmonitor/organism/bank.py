@@ -25,7 +25,6 @@ import torch
 from wvmonitor.organism import sets
 from wvmonitor.organism.behaviour import (
     Rate,
-    french_rate,
     harmful_rate,
     refusal_rate,
     style_rate,
@@ -67,7 +66,7 @@ _SHOWS: Mapping[str, Callable[[Any, Any], Rate]] = {
     "evil": lambda m, t: harmful_rate(m, t, _ADVICE, _QUESTIONS, _ASKED_WITH),
     "sycophancy": lambda m, t: sycophancy_rate(m, t, _QUESTIONS, _ASKED_WITH),
     "lost-refusals": lambda m, t: refusal_rate(m, t, _QUESTIONS, _ASKED_WITH).complement,
-    "language": lambda m, t: french_rate(m, t, _ADVICE, _QUESTIONS, _ASKED_WITH),
+    "language": lambda m, t: style_rate(m, t, "french", _ADVICE, _QUESTIONS, _ASKED_WITH),
     "terseness": lambda m, t: style_rate(m, t, "terse", _ADVICE, _QUESTIONS, _ASKED_WITH),
     "rudeness": lambda m, t: style_rate(m, t, "rude", _ADVICE, _QUESTIONS, _ASKED_WITH),
 }
@@ -103,7 +102,6 @@ class Plan:
 
     Attributes:
         behaviour: what a model that moves along +w does.
-        parts: one repeat each.
         seed: of the first repeat; the others count on.
     """
 

@@ -71,7 +71,6 @@ class Check:
     """One line of the doctor's findings.
 
     Attributes:
-        topic: what was looked at.
         outcome: `missing` is optional and absent, `failed` is wrong.
         detail: the version or figure found, or what to do.
     """
@@ -82,11 +81,7 @@ class Check:
 
 
 def examine(bank: Path | None = None) -> list[Check]:
-    """Everything the doctor looks at, in the order in which people read it.
-
-    Args:
-        bank: a bank of the user's to check beside the bundled one.
-    """
+    """Everything the doctor looks at, in the order in which people read it."""
     checks = [
         Check("wvmonitor", "ok", __version__),
         Check("python", "ok", f"{platform.python_version()} on {platform.platform()}"),

@@ -28,9 +28,7 @@ class AlertmanagerNotifier:
 
     Attributes:
         url: where Alertmanager is, without /api/v2/alerts.
-        token: a bearer token, if it asks for one.
         labels: more labels for every alert, for routing.
-        policy: where requests may go.
         hold_seconds: how long an alert holds that is not repeated, in seconds.
         forgetful: open alerts must be repeated.
     """

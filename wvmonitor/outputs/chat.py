@@ -21,7 +21,6 @@ class ChatNotifier:
     """Sends each alert as a short message.
 
     Attributes:
-        url: apprise's URL of the service.
         forgetful: people remember, so nothing is repeated.
 
     Raises:

@@ -28,8 +28,6 @@ class Observation:
     """One judged reading of a run, and when it was made.
 
     Attributes:
-        run: the run's id.
-        judgement: what was measured and what is thought of it.
         measure_seconds: how long measuring and judging took.
         wall_time: when it was made, seconds since 1970.
     """

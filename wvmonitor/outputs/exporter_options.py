@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from pathlib import Path
@@ -20,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from wvmonitor.outputs.http import is_loopback
 from wvmonitor.outputs.pushgateway import PushTarget
 from wvmonitor.outputs.server import Access
 
@@ -198,11 +198,3 @@ class PrometheusSettings(Part):
         certificate, key, client_ca = (None if f is None else str(f.absolute()) for f in files)
         token = self.token.get_secret_value() if self.token else None
         return Access(token, certificate, key, client_ca)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether the host is this machine by its own words, not by what some name server says."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

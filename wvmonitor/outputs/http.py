@@ -71,7 +71,7 @@ def check_url(url: str, policy: SendPolicy) -> SplitResult:
         raise SettingsError(
             f"the url {shown} holds a user name or password: give it as a token or secret instead"
         )
-    if parts.scheme == "http" and not policy.allow_http and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not policy.allow_http and not is_loopback(parts.hostname):
         raise SettingsError(
             f"the url {shown} would send alerts unencrypted: use https, or set allow_http"
         )
@@ -170,7 +170,7 @@ def _check_address(address: _Address, host: str, policy: SendPolicy) -> None:
     """Refuse addresses that only mean something inside a network, unless they are allowed."""
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
-    if address.is_loopback and _is_loopback(host):
+    if address.is_loopback and is_loopback(host):
         return
     if address.is_global and not address.is_multicast:
         return
@@ -186,7 +186,7 @@ def _check_address(address: _Address, host: str, policy: SendPolicy) -> None:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """Whether the host is this machine by its own words, not by what some name server says."""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -91,12 +91,7 @@ class PrometheusExporter:
         self._write()
 
     def show_way_back(self, observation: Observation, checkpoints: Sequence[int]) -> None:
-        """Show what a run could go back to: call it before `export`.
-
-        Args:
-            observation: of the run.
-            checkpoints: steps of the checkpoints on disk.
-        """
+        """Show what a run could go back to: call it before `export`."""
         last_ok = observation.judgement.state.last_ok
         self._metrics.way_back[observation.run] = (last_ok, tuple(checkpoints))
 

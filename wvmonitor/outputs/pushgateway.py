@@ -36,9 +36,6 @@ class PushTarget:
     """Where to push, and how often.
 
     Attributes:
-        url: of the Pushgateway.
-        job: of the grouping key.
-        token: a bearer token, if it asks for one.
         interval: least seconds between two pushes.
         delete_after: seconds after the end at which the group is deleted; None never does.
     """

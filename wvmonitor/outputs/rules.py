@@ -98,11 +98,6 @@ def rules_text(
 ) -> str:
     """The rules as Prometheus's file holds them: one group a behaviour, and one for the monitor.
 
-    Args:
-        behaviours: what each reference stands for, in words, by its name.
-        times: how patient the rules are.
-        links: what alerts link to.
-
     Raises:
         SettingsError: there is no behaviour to watch for.
     """

@@ -29,11 +29,7 @@ _JOBS = {
 
 
 def state_at_end(*, stopped: bool) -> RunState | None:
-    """How a run ends that closes now; None where an error is on its way, for then it failed.
-
-    Args:
-        stopped: whether it was told to stop.
-    """
+    """How a run ends that closes now; None where an error is on its way, for then it failed."""
     error = sys.exc_info()[0]
     if stopped or (error and issubclass(error, (KeyboardInterrupt, SystemExit))):
         return "stopped"

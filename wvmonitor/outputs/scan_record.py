@@ -174,20 +174,7 @@ def record_of(
     base_name: str | None = None,
     notices: Sequence[Notice] = (),
 ) -> CheckpointResult:
-    """The record of a judgement.
-
-    Args:
-        judgement: on the checkpoint.
-        path: as it was given, or found.
-        run: the output folder that it belongs to, if it does.
-        method: how the weights were trained, if known.
-        rank: the adapter's largest rank, if it is one.
-        warnings: beside those of the scores.
-        saved_at: when the checkpoint was saved, Unix seconds, if known.
-        base: digest of the model that the change was taken from, if known.
-        base_name: what the references call their base.
-        notices: what lies there and was not judged.
-    """
+    """The record of a judgement."""
     scores = judgement.scores
     references: dict[str, ReferenceResult] = {}
     controls: dict[str, ControlResult] = {}
@@ -294,10 +281,6 @@ class _Document(BaseModel):
 
 def read_records(document: Any, source: str) -> list[CheckpointResult]:
     """The records in the document of a scan.
-
-    Args:
-        document: what its JSON holds.
-        source: the file's name, for errors.
 
     Raises:
         MalformedFileError: it is not the JSON of a scan.

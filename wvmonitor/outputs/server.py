@@ -112,12 +112,7 @@ class _Server6(_Server):
 
 
 class Serving:
-    """Metrics being served, until closed; get one from `serve`.
-
-    Attributes:
-        host: the address that is listened on.
-        port: the port that is listened on.
-    """
+    """Metrics being served, until closed; get one from `serve`."""
 
     def __init__(self, server: _Server, registry: CollectorRegistry, token: str | None) -> None:
         self.host, self.port = str(server.server_address[0]), int(server.server_address[1])

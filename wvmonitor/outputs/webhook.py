@@ -28,9 +28,7 @@ class WebhookNotifier:
     """POSTs `{"type": "wvmonitor.alert", "schema_version": 1, "data": {...the alert}}`.
 
     Attributes:
-        url: where to.
         secret: the key that signs; "whsec_" and base64, or any text.
-        policy: where requests may go.
         forgetful: a webhook's receiver remembers, so nothing is repeated.
     """
 

@@ -28,10 +28,6 @@ HEAT_MAPS = 3
 def from_journal(path: str | Path, *, runs: Sequence[str] = ()) -> list[RunView]:
     """The runs of the journal at `path` (its file, or the folder that holds it), oldest first.
 
-    Args:
-        path: where the journal is.
-        runs: only these; all of them if empty.
-
     Raises:
         JournalError: there is no journal, it cannot be read, or it holds no such run.
     """
@@ -135,10 +131,6 @@ def from_scan(
     document: str | bytes | Mapping[str, Any], *, source: str = "the scan"
 ) -> list[RunView]:
     """The checkpoints of `wvmonitor scan --format json`: those of one run together, by step.
-
-    Args:
-        document: the JSON text, or what it holds.
-        source: the file's name, for errors.
 
     Raises:
         MalformedFileError: it is not the JSON of a scan.

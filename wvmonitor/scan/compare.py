@@ -38,9 +38,7 @@ class Comparison:
     Attributes:
         labels: (n,) what each vector is called.
         gram: (n, n), ⟨τ_i, τ_j⟩ over the parameters compared.
-        geometry: which inner product.
         components: the parts of the model compared; empty for all.
-        parameters: how many parameters that were.
     """
 
     labels: tuple[str, ...]

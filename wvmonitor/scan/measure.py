@@ -78,8 +78,6 @@ class Job:
     """One checkpoint to measure.
 
     Attributes:
-        target: what to read.
-        bank: what to measure it against.
         base: the base model's folder, if it was given.
         components: the parts of the model to score.
         ridge: the residual's λ by geometry, where the calibration fixes it.

@@ -7,10 +7,10 @@ so: it is never left out in silence.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
 
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.judge import Judge
@@ -125,8 +125,6 @@ def run_rescore(
     fail_on: FailOn,
     form: str,
     outputs: Sequence[str],
-    out: TextIO,
-    problems: TextIO,
 ) -> int:
     """Rescore a run, write everything that was asked for, and give the scan's exit code.
 
@@ -145,7 +143,7 @@ def run_rescore(
         behaviours=behaviours,
         strict_coverage=strict_coverage,
     )
-    collected, code = deliver(results, WRITERS[form], out, problems, fail_on)
+    collected, code = deliver(results, WRITERS[form], sys.stdout, sys.stderr, fail_on)
     for path in outputs:
         write_file(collected, path, fail_on)
     return code

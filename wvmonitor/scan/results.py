@@ -28,7 +28,6 @@ class Measured:
     """What one pass over a checkpoint gave: everything that a verdict needs, and no tensors.
 
     Attributes:
-        statistics: what the judge needs of it.
         base_digest: of the base that the weights start from, if known.
         method: how the weights were trained, if known.
         rank: the adapter's largest rank, if it is one.

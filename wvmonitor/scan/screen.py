@@ -33,7 +33,6 @@ class Spectrum:
 
     Attributes:
         parameter: its name; with the index in brackets for one of a stack (fused experts).
-        component: the part of the model it belongs to.
         layer: index of its transformer block, if it lies in one.
         squared_norm: ‖Δ‖².
         values: the largest singular values, in descending order.
@@ -73,12 +72,10 @@ class LayerScreen:
 
     Attributes:
         layer: index of the block; None outside them.
-        component: the part of the model.
         share: share of the vector's ‖τ‖².
         stable_rank: of its largest matrix.
         top_share: share of the largest matrix's ‖Δ‖² in its top direction.
         largest: name of the matrix that changed most.
-        matrices: how many there are.
     """
 
     layer: int | None
@@ -93,10 +90,6 @@ class LayerScreen:
 @torch.no_grad()
 def screen(vector: TaskVector, top: int = 4) -> Iterator[Spectrum]:
     """The spectrum of every matrix of a task vector, one at a time; vectors (1-D) are left out.
-
-    Args:
-        vector: the task vector.
-        top: how many singular values and directions to keep of each.
 
     Raises:
         NonFiniteError: an update holds NaN or infinity.

@@ -9,7 +9,7 @@ from typing import Any
 
 from wvmonitor.errors import MalformedFileError
 from wvmonitor.files.documents import read_json
-from wvmonitor.files.storage import Location, open_storage, read_bytes
+from wvmonitor.files.storage import Location, read_start
 
 TRAINER_STATE = "trainer_state.json"
 TRAINER_STATE_BYTES = 200_000_000
@@ -22,7 +22,6 @@ class TrainerState:
 
     Attributes:
         step: the optimiser step that the checkpoint was saved at.
-        planned_steps: how many the run is to have.
         peak_learning_rate: the largest one logged so far.
     """
 
@@ -52,11 +51,7 @@ def _fields(where: Location) -> dict[str, Any]:
     except MalformedFileError:
         # A NaN among the logged values, which is no JSON, is common (a gradient norm in mixed
         # precision); transformers writes each field of the state on a line of its own.
-        storage = open_storage(where)
-        try:
-            raw = bytes(read_bytes(storage, 0, min(storage.size, TRAINER_STATE_BYTES)))
-        finally:
-            storage.close()
+        raw = read_start(where, TRAINER_STATE_BYTES)
         fields = {m[1].decode(): int(m[2]) for m in _FIELD.finditer(raw)}
         if "max_steps" not in fields:
             raise

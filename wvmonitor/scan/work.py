@@ -48,13 +48,7 @@ def shared_out(jobs: Sequence[Job], workers: int) -> list[Work]:
 def outcomes(
     jobs: Sequence[Job], executor: Executor | None, workers: int
 ) -> Iterator[tuple[int, Outcome]]:
-    """Each job's index and outcome, as they finish.
-
-    Args:
-        jobs: whole checkpoints.
-        executor: where to measure; None measures here, one after the other.
-        workers: how many workers it has.
-    """
+    """Each job's index and outcome, as they finish."""
     for index, job in enumerate(jobs):
         if job.target.error is not None:
             yield index, job.target.error

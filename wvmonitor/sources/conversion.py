@@ -90,11 +90,6 @@ def build_meta_model(config: Mapping[str, Any], held: int, where: str) -> PreTra
 def converted(keys: Iterable[str], model: PreTrainedModel, where: str) -> dict[str, str | Fused]:
     """The parameters of a model, with the tensors that transformers loads them from.
 
-    Args:
-        keys: names in the files.
-        model: as `build_meta_model` builds it.
-        where: how messages name the folder.
-
     Raises:
         KeyMismatchError: a tensor is no parameter of the model, or two are one.
     """
@@ -144,12 +139,6 @@ def fuse(
     where: str,
 ) -> Tensor:
     """A parameter made of its parts, as transformers makes it.
-
-    Args:
-        fused: its parts.
-        read: gives the tensor of one part.
-        model: as `build_meta_model` builds it.
-        where: how messages name the folder.
 
     Raises:
         ShapeMismatchError, KeyMismatchError: the parts do not make the parameter.

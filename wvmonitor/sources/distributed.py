@@ -163,7 +163,6 @@ class Shared:
     """One parameter of a task vector that processes measure together.
 
     Attributes:
-        name: the parameter.
         shape: its whole shape.
         collect: the collective that makes `produce` possible: every process enters it.
         produce: gives the update, inside `collect`.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,10 +91,8 @@ def hashes_to_make(path: Location) -> TensorHashes | None:
 
 def _hashed(path: Location, made: Mapping[str, str]) -> str:
     folder = open_base(path)
-    try:
+    with closing(folder.files):
         return digest_of_folder(folder, made)
-    finally:
-        folder.files.close()
 
 
 def open_base(path: Location) -> ModelFolder:

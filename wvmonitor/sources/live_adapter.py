@@ -29,7 +29,6 @@ class Adapted:
 
     Attributes:
         path: the wrapped module in the base model (for a fused parameter, the parameter).
-        module: the wrapper.
         adapters: its active adapters.
     """
 

@@ -211,9 +211,6 @@ class LiveModel:
 
         Call `held()` on it to keep what it is now.
 
-        Args:
-            step: the optimiser step, for the origin.
-
         Raises:
             UnmeasurableModelError: adapters are merged.
             UnsupportedAdapterError: an adapter without a task vector is active.

@@ -90,8 +90,6 @@ class LiveStart:
     """Where the training of a live model began, as far as the base and what was recorded tell.
 
     Attributes:
-        folder: of the base, where it was given.
-        in_memory: whether θ_0 of what is trained directly is kept in host memory.
         recorded: tensors of the start: adapters' own by `state_key`, others by parameter name.
         by_base: adapters whose start the base's folder tells.
     """
@@ -105,26 +103,14 @@ class LiveStart:
         in_memory: bool,
         sharded: bool,
     ) -> None:
-        """Nothing is recorded yet.
-
-        Args:
-            folder: of the base, if it was given.
-            config: the adapters' configurations.
-            adapted: the modules that PEFT wrapped.
-            in_memory: whether θ_0 of what is trained directly is kept in host memory.
-            sharded: whether parameters are spread over processes.
-        """
+        """Nothing is recorded yet."""
         self.folder, self.in_memory = folder, in_memory
         self.recorded: dict[str, Tensor] = {}
         self._config, self._adapted, self._sharded = config, tuple(adapted), sharded
         self.by_base = self._starts_by_base()
 
     def record(self, direct: Mapping[str, Tensor]) -> None:
-        """Keep what the base alone does not tell: adapters that began elsewhere, θ_0 in memory.
-
-        Args:
-            direct: parameters that are trained themselves, by name.
-        """
+        """Keep what the base alone does not tell: adapters that began elsewhere, θ_0 in memory."""
         known: dict[tuple[str, type], bool] = {}
         for module in self._adapted:
             with self._whole(module):
@@ -233,13 +219,7 @@ class LiveStart:
     def base_digest(
         self, root: nn.Module, base: Location | None, hashes: identity.TensorHashes | None = None
     ) -> tuple[str | None, list[str]]:
-        """The digest of θ_0, or None and why it cannot be told.
-
-        Args:
-            root: the base's module.
-            base: the folder of θ_0, if it was given.
-            hashes: of tensors of that folder that were read already.
-        """
+        """The digest of θ_0, or None and why it cannot be told."""
         if base is not None:
             digest = partial(identity.base_digest, base, hashes)
             return (from_first(digest) if self._sharded else digest()), []

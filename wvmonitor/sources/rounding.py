@@ -167,7 +167,6 @@ class RoundedBase:
     """A rounded copy of the base that a checkpoint was made from.
 
     Attributes:
-        kind: how it was rounded.
         correlation: of the checkpoint's change with the rounding, the middle of the layers seen.
         ratios: the smallest and largest ‖τ‖/‖W‖ among them.
         redone: gives that copy of a weight (out, in) exactly; None where it cannot be had.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -244,9 +245,8 @@ def _copy_companions(source: Path, work: Path, done: set[str]) -> None:
 
 def _copy(source: Path, name: str, work: Path, new_name: str | None = None) -> None:
     # Through `files`, which refuses links out of the folder.
-    storage = open_storage(source / name, source)
-    try:
-        with replacing(work / (new_name or name)) as descriptor:
-            write_all(descriptor, memoryview(read_bytes(storage, 0, storage.size)))
-    finally:
-        storage.close()
+    with (
+        closing(open_storage(source / name, source)) as storage,
+        replacing(work / (new_name or name)) as descriptor,
+    ):
+        write_all(descriptor, memoryview(read_bytes(storage, 0, storage.size)))

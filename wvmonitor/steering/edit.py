@@ -49,7 +49,6 @@ class Edit:
             out.
         doses: the dose that was measured before, of the references that are taken out by dose.
         unproven: what has not passed a behavioural check of its own.
-        only_biases: whether only biases are moved.
         cautions: why taking a dose out may not take the behaviour out.
     """
 

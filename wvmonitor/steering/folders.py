@@ -25,8 +25,6 @@ class SteeredFolder:
     """What was written.
 
     Attributes:
-        path: the folder.
-        parameters: names of the parameters that were moved.
         norm: ‖k·w‖, what was asked for.
         lost: ‖written − asked‖ / ‖k·w‖: 0 is exact; near 1 the model's dtype, or the adapter's
             rank, was too coarse to hold the edit.
@@ -81,9 +79,6 @@ class Tally:
 
     def check(self, seen: str = "") -> None:
         """See that no more is lost than may be.
-
-        Args:
-            seen: the part of the edit that is summed so far, for people.
 
         Raises:
             LossyEditError: more is.

@@ -109,10 +109,6 @@ class LoraSettings:
 def lora_settings(config: Mapping[str, Any], where: str) -> LoraSettings:
     """Read a LoraConfig's JSON.
 
-    Args:
-        config: the parsed adapter_config.json.
-        where: how messages name it.
-
     Raises:
         AdapterError: a value is missing, of the wrong type, not finite or out of range.
         UnsupportedAdapterError: a variant of LoRA, or a field, that is not understood.

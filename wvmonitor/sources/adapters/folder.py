@@ -32,13 +32,11 @@ class AdapterFolder:
     """A PEFT adapter as saved by `save_pretrained`.
 
     Attributes:
-        path: the folder.
         where: how messages name the weights.
         config: adapter_config.json.
         config_where: how messages name it.
         kind: its PEFT type, upper case.
         base: the folder of the base, if it was given or the configuration names a local one.
-        base_given: whether the caller gave the base.
     """
 
     def __init__(self, path: Location, base: Location | None = None) -> None:

@@ -22,11 +22,6 @@ def target_parameters(
 ) -> dict[str, tuple[str, Layout]]:
     """The parameters that an adapter's keys stand for, with their layout, by the path of the keys.
 
-    Args:
-        folder: the adapter.
-        settings: its configuration.
-        paths: of the keys of all its factors.
-
     Raises:
         AdapterError: the base is needed, or a parameter has no factors.
     """

@@ -82,10 +82,6 @@ class WholeName:
     def __init__(self, expression: str, where: str) -> None:
         """Compile it.
 
-        Args:
-            expression: the regular expression.
-            where: how messages name the configuration.
-
         Raises:
             UnsupportedAdapterError: it is none, or larger than any adapter needs.
         """
@@ -110,10 +106,6 @@ class Patterns:
 
     def __init__(self, keys: Iterable[str], where: str) -> None:
         """Sort the keys.
-
-        Args:
-            keys: names or regular expressions, in the order of the configuration.
-            where: how messages name the configuration.
 
         Raises:
             UnsupportedAdapterError: an expression is none, or there are more or longer expressions

@@ -32,11 +32,6 @@ def whole_parts(
 ) -> Iterator[Part]:
     """The parts of everything that is stored whole, each parameter once.
 
-    Args:
-        folder: the adapter.
-        keys: without PEFT's prefix.
-        initial: the adapter's state at step 0, which comes before the base if it holds a key.
-
     Raises:
         AdapterError, KeyMismatchError, ShapeMismatchError: as `saved_part` and `tokens_part` say.
     """
@@ -226,12 +221,7 @@ def tied_copy(folder: AdapterFolder, key: str, saved: Mapping[str, str]) -> bool
 
 
 def wrapper_copy(folder: AdapterFolder, key: str) -> bool:
-    """Whether a tensor is stored under its own name too: `bias="all"` adds what wrappers hold.
-
-    Args:
-        folder: the adapter.
-        key: without PEFT's prefix.
-    """
+    """Whether a tensor is stored under its own name too: `bias="all"` adds what wrappers hold."""
     plain = key.replace(".original_module.", ".").replace(".modules_to_save.", ".")
     return plain != key and folder.has(plain)
 
