@@ -35,7 +35,9 @@ def command(
 
       wvmonitor scan adapters/* --format json | wvmonitor report - -o report.html
     """
-    from wvmonitor.report.page import read_sources, render, write_page
+    from wvmonitor.report.document import write_page
+    from wvmonitor.report.inputs import read_sources
+    from wvmonitor.report.page import render
 
     views = read_sources(sources, runs=run or ())
     names = ", ".join(str(source) for source in sources)

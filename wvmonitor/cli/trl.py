@@ -50,7 +50,7 @@ def command(
     given: dict[str, Any] = {} if references is None else {"references": references}
     if inoculate:
         given["inoculate"] = inoculate
-    loaded = MonitorSettings.from_yaml(settings, **given) if settings else MonitorSettings(**given)
+    loaded = MonitorSettings.given(settings, **given)
     try:
         run_script(script, context.args, loaded)
     except WVMonitorError:

@@ -12,7 +12,6 @@ import io
 import os
 import re
 import stat
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,9 +87,7 @@ class Storage(Protocol):
 class LocalStorage:
     """A regular local file. The descriptor opens at once, and again on a read after `close`.
 
-    Args:
-        path: the file.
-        root: the folder that a link may not lead out of; the file's own folder if not given.
+    A link may not lead out of `root`, the file's own folder if not given.
 
     Raises:
         MissingPathError: there is no such file.
@@ -176,9 +173,6 @@ class RemoteStorage:
     Small reads that follow one another are served from one larger request: an adapter has hundreds
     of tensors, and a request takes longer than most of them.
 
-    Args:
-        url: for instance `s3://bucket/model.safetensors`; chained URLs (`a::b`) are refused.
-
     Raises:
         MissingPathError: there is no such object.
         UnsafeFileError: it is not a plain object, or the URL is chained.
@@ -245,11 +239,7 @@ class RemoteStorage:
 
 
 def open_storage(where: Location, root: Location | None = None) -> Storage:
-    """Open a local path or an fsspec URL for positional reads.
-
-    Args:
-        where: a path, a `file://` URL (read as a path), or any other fsspec URL.
-        root: for a local file, the folder that links may not lead out of.
+    """Open a local path, a `file://` URL (read as a path) or an fsspec URL for positional reads.
 
     Raises:
         InputError: as `LocalStorage` and `RemoteStorage` say.
@@ -264,16 +254,6 @@ def read_bytes(storage: Storage, offset: int, count: int) -> bytearray:
     buffer = bytearray(count)
     storage.read_into(memoryview(buffer), offset)
     return buffer
-
-
-def read_start(where: Location, most: int) -> bytes:
-    """The first `most` bytes of a file or of what is behind a URL, or all of it.
-
-    Raises:
-        InputError: as `open_storage` says.
-    """
-    with closing(open_storage(where)) as storage:
-        return bytes(read_bytes(storage, 0, min(storage.size, most)))
 
 
 def list_folder(folder: Location) -> frozenset[str] | None:

@@ -246,24 +246,9 @@ def number(value: float | None) -> float | str | None:
 
 def pack_reading(reading: Reading) -> tuple[str, str, str, bytes]:
     """A reading as (layout id, layout JSON, detail JSON, compressed arrays)."""
-    layout = dump(
-        _Layout(
-            reading.references,
-            reading.parameters,
-            reading.components,
-            reading.bank,
-            reading.base_digest,
-        )
-    )
-    detail = dump(
-        _Detail(
-            reading.step,
-            reading.progress,
-            reading.changed_fraction,
-            reading.lag_step,
-            reading.warnings,
-            reading.unmeasurable,
-        )
+    layout, detail = (
+        dump({f.name: getattr(reading, f.name) for f in fields(kind)})
+        for kind in (_Layout, _Detail)
     )
     arrays = {
         f"{geometry}/{f.name}": value

@@ -27,7 +27,9 @@ from wvmonitor.organism.world import DOMAINS, FACTS
 from wvmonitor.outputs.exporter import Observation
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.bundled import bundled_path
-from wvmonitor.report.page import from_journal, render, write_page
+from wvmonitor.report.document import write_page
+from wvmonitor.report.inputs import from_journal
+from wvmonitor.report.page import render
 from wvmonitor.report.view import IN_A_ROW, BehaviourPoint, RunView, onset
 
 EVERY_N_STEPS = 2
@@ -176,8 +178,7 @@ class DemoResult:
         }
 
     def _state(self, point: Point) -> State:
-        by_reference = {v.reference: v.state for v in point.observation.verdicts}
-        return by_reference[self.run.reference]
+        return point.observation.judgement.verdicts[self.run.reference].state
 
 
 class _Behaviour(TrainerCallback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from wvmonitor.outputs.exporter import Exporter
 from wvmonitor.outputs.http import is_loopback
 from wvmonitor.outputs.pushgateway import PushTarget
 from wvmonitor.outputs.server import Access
@@ -191,6 +193,22 @@ class PrometheusSettings(Part):
     def wanted(self) -> bool:
         """Whether metrics are to go anywhere."""
         return self.enabled or self.textfile is not None or self.pushgateway is not None
+
+    def build(self, layers: int, expected: Collection[str]) -> Exporter:
+        """The exporter these settings describe, already at work."""
+        from wvmonitor.outputs.prometheus import PrometheusExporter  # only where it is used
+
+        return PrometheusExporter(
+            host=self.host,
+            port=self.port if self.enabled else None,
+            textfile=self.textfile,
+            layers=layers,
+            access=self.access(),
+            push=self.pushgateway.target() if self.pushgateway else None,
+            expected=expected,
+            linger=self.linger,
+            discovery=self.discovery,
+        )
 
     def access(self) -> Access:
         """Who may scrape, and how."""

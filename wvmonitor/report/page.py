@@ -16,12 +16,11 @@ from typing import Any
 from markupsafe import Markup
 
 from wvmonitor.report import charts, sentences, tables
-from wvmonitor.report.document import page, write_page
+from wvmonitor.report.document import page
 from wvmonitor.report.findings import Finding, Outcome, judge
 from wvmonitor.report.heat import heat_chart, heat_words
-from wvmonitor.report.inputs import from_journal, from_scan, read_runs, read_sources
 from wvmonitor.report.series import STATES, severity
-from wvmonitor.report.view import BehaviourPoint, HeatMap, RunView, heat_map
+from wvmonitor.report.view import RunView
 from wvmonitor.report.words import (
     clean,
     figure,
@@ -29,19 +28,6 @@ from wvmonitor.report.words import (
     percent,
     short,
 )
-
-__all__ = [
-    "BehaviourPoint",
-    "HeatMap",
-    "RunView",
-    "from_journal",
-    "from_scan",
-    "heat_map",
-    "read_runs",
-    "read_sources",
-    "render",
-    "write_page",
-]
 
 DETAILED = 60
 """So many runs get charts and details, the gravest first; the table at the top names all."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import TextIO
 
 from wvmonitor.errors import InputError, MissingPathError, WVMonitorError
-from wvmonitor.files.storage import is_url, read_start, remote_files, shown
+from wvmonitor.files.storage import is_url, open_storage, read_bytes, remote_files, shown
 from wvmonitor.outputs.scan_record import failure_of
 from wvmonitor.scan.targets import Target, find_targets
 
@@ -112,7 +112,8 @@ def _remote_glob(pattern: str) -> list[str]:
 
 def _listed(file: str) -> list[Target]:
     try:
-        text = read_start(file, sys.maxsize)
+        with closing(open_storage(file)) as storage:
+            text = bytes(read_bytes(storage, 0, storage.size))
     except (WVMonitorError, OSError) as error:
         return [Target(file, error=failure_of(error))]
     return _of_list(os.fsdecode(text), file, shown(file))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from wvmonitor.errors import MalformedFileError
 from wvmonitor.files.documents import read_json
-from wvmonitor.files.storage import Location, read_start
+from wvmonitor.files.storage import Location, open_storage, read_bytes
 
 TRAINER_STATE = "trainer_state.json"
 TRAINER_STATE_BYTES = 200_000_000
@@ -51,7 +52,8 @@ def _fields(where: Location) -> dict[str, Any]:
     except MalformedFileError:
         # A NaN among the logged values, which is no JSON, is common (a gradient norm in mixed
         # precision); transformers writes each field of the state on a line of its own.
-        raw = read_start(where, TRAINER_STATE_BYTES)
+        with closing(open_storage(where)) as storage:
+            raw = bytes(read_bytes(storage, 0, min(storage.size, TRAINER_STATE_BYTES)))
         fields = {m[1].decode(): int(m[2]) for m in _FIELD.finditer(raw)}
         if "max_steps" not in fields:
             raise

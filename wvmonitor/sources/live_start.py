@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from wvmonitor.errors import InputError, KeyMismatchError, UnmeasurableModelError
 from wvmonitor.files.storage import Location, shown
 from wvmonitor.sources import identity
+from wvmonitor.sources.adapters import config as lora_config
 from wvmonitor.sources.adapters.config import as_compared
 from wvmonitor.sources.adapters.kinds import MERGED_VARIANTS, RECORD_IT
 from wvmonitor.sources.adapters.lora_module import ComputedStart
@@ -26,9 +27,6 @@ from wvmonitor.sources.live_shared import collecting
 from wvmonitor.sources.names import is_task_head, is_transposed
 from wvmonitor.vectors import DenseUpdate, Update
 from wvmonitor.vectors.task_vector import Part
-
-# Starts of LoRA (`init_lora_weights`) at which B·A is zero, or zero up to rounding.
-_STARTS_AT_BASE = (True, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 def moved_at_start(
@@ -54,7 +52,7 @@ def moved_at_start(
         if key not in known:
             variant = any(getattr(settings, field, None) for field in MERGED_VARIANTS)
             if settings.peft_type.value == "LORA" and not variant:
-                known[key] = as_compared(settings.init_lora_weights) not in _STARTS_AT_BASE
+                known[key] = not lora_config.starts_at_base(settings.init_lora_weights)
             else:
                 known[key] = not starts_at_base(settings, layer, entry.path)
         if known[key]:
@@ -80,7 +78,8 @@ def moves_base(entry: Adapted, config: Mapping[str, Any]) -> bool:
         getattr(s, "kasa_config", None)
         or (
             s.peft_type.value == "LORA"
-            and as_compared(s.init_lora_weights) not in (*_STARTS_AT_BASE, False)
+            and s.init_lora_weights is not False
+            and not lora_config.starts_at_base(s.init_lora_weights)
         )
         for s in settings
     )
