@@ -10,11 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from wvmonitor.builder.base import quiet
 from wvmonitor.errors import InputError, UnsafeFileError
-from wvmonitor.files.documents import read_json
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.sources.identity import base_digest
 from wvmonitor.sources.live_base import digest_of_model
-from wvmonitor.steering.edit import ADAPTER_CONFIG, is_adapter
+from wvmonitor.steering.edit import base_of, is_adapter
 from wvmonitor.vectors.devices import on_device
 
 
@@ -34,7 +33,11 @@ def load(
         UnsafeFileError: an adapter whose weights are pickled.
     """
     adapter = is_adapter(where)
-    under = _base_of(where, base) if adapter else where
+    if adapter and not (Path(where) / "adapter_model.safetensors").is_file():
+        raise UnsafeFileError(
+            f"{where} holds no adapter_model.safetensors: save the adapter again as safetensors"
+        )
+    under = base_of(where, base) if adapter else where
     own = (Path(where) / "tokenizer_config.json").is_file()
     try:
         with quiet():
@@ -60,14 +63,3 @@ def check_base(bank: ReferenceBank, model: Any, where: str, base: str | None) ->
     """
     named = base is not None and not is_adapter(where)
     bank.relation_to(base_digest(base) if named and base is not None else digest_of_model(model))
-
-
-def _base_of(adapter: str, base: str | None) -> str:
-    if not (Path(adapter) / "adapter_model.safetensors").is_file():
-        raise UnsafeFileError(
-            f"{adapter} holds no adapter_model.safetensors: save the adapter again as safetensors"
-        )
-    named = base or read_json(Path(adapter) / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
-        raise InputError(f"{adapter} does not say what it was made from: say --base FOLDER")
-    return named

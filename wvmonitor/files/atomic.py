@@ -63,6 +63,12 @@ def replacing(path: Location, mode: int = 0o666) -> Iterator[int]:
         raise OSError(error.errno, error.strerror, str(target)) from error
 
 
+def write_text(path: Location, text: str, mode: int = 0o666) -> None:
+    """Write a file of text, as UTF-8 and through `replacing`."""
+    with replacing(path, mode) as descriptor:
+        write_all(descriptor, text.encode())
+
+
 def check_writable(path: Location) -> None:
     """Refuse a path that `replacing` will not be able to write, before the work that it is for.
 

@@ -86,10 +86,7 @@ def read_json(path: Location, limit: int = MAX_DOCUMENT_BYTES) -> dict[str, Any]
 def write_json(path: Location, value: Mapping[str, Any], mode: int = 0o666) -> None:
     """Write a JSON object atomically; equal objects give equal bytes (sorted keys, two spaces).
 
-    Args:
-        path: the file to make or replace.
-        value: what `json.dumps` accepts; numbers must be finite.
-        mode: permissions, less the umask; 0o600 for private files.
+    Numbers must be finite. The mode is less the umask: 0o600 for private files.
 
     Raises:
         InputError: a number is not finite, or a string is not valid Unicode.

@@ -83,9 +83,7 @@ def weights_below(path: Location, unseen: list[str] | None = None) -> list[str]:
 
     Of a local folder three levels are looked at, and at most 500 folders; links are not followed.
 
-    Args:
-        path: the folder.
-        unseen: takes up why not all of it was looked at.
+    `unseen` takes up why not all of it was looked at.
     """
     unseen = [] if unseen is None else unseen
     if is_url(path):

@@ -47,12 +47,8 @@ class WVMonitorCallback(Callback):
     ) -> None:
         """Load the bank and its calibration.
 
-        Args:
-            references: as in `Monitor`.
-            model: the attribute of the LightningModule that holds the Hugging Face model; dots
-                lead further in.
-            settings: as in `Monitor`.
-            overrides: as in `Monitor`.
+        Arguments as in `Monitor`; `model` is the attribute of the LightningModule that holds the
+        Hugging Face model, and dots lead further in.
         """
         self.monitor = Monitor(references, settings=settings, **overrides)
         if self.monitor.settings.on_alarm == "rollback":

@@ -24,13 +24,8 @@ def run_of(
 ) -> Run:
     """What is known of the run.
 
-    Args:
-        args: of the Trainer.
-        state: of the Trainer, as training begins.
-        optimizer: that steps the weights; None where an engine hides it.
-        trainer: where it is at hand.
-        left: what lies beside the checkpoint that it resumes from.
-        retry: whether it begins again what the attempt before could not finish.
+    Without an optimizer (an engine hides it) the arguments say what they can. `retry`: whether it
+    begins again what the attempt before could not finish.
     """
     rate, decay = peak_learning_rate(optimizer), weight_decay(optimizer)
     return Run(
@@ -53,10 +48,7 @@ def run_of(
 def checkpoint_at(args: TrainingArguments, state: TrainerState, folder: str | None) -> Path | None:
     """The folder of the checkpoint of this step, if there is one.
 
-    Args:
-        args: of the Trainer.
-        state: of the Trainer.
-        folder: where the Trainer keeps its checkpoints, if it is not the output folder.
+    `folder` is where the Trainer keeps its checkpoints, if that is not its output folder.
     """
     checkpoint = Path(folder or args.output_dir or ".") / f"checkpoint-{state.global_step}"
     return checkpoint if checkpoint.is_dir() else None

@@ -44,9 +44,7 @@ class Actions:
     def after(self, observation: Observation, riding: Collection[str] = ()) -> Decision:
         """What to do; behaviours that are expected in this run, or acknowledged, ask for nothing.
 
-        Args:
-            observation: of this reading.
-            riding: the behaviours that the run is inoculated against already.
+        `riding`: the behaviours that the run is inoculated against already.
         """
         self.decision = self._decided(observation, riding)
         return self.decision

@@ -57,9 +57,7 @@ class Outputs:
     def __init__(self, settings: MonitorSettings, given: Sequence[Exporter]) -> None:
         """Open nothing yet.
 
-        Args:
-            settings: of the monitor.
-            given: exporters beside those that the settings ask for; they outlive an attempt.
+        Exporters that are `given` beside those that the settings ask for outlive an attempt.
         """
         self.journal: Journal | None = None
         self.snapshots: SnapshotWriter | None = None

@@ -62,10 +62,7 @@ class Readings:
     def should_read(self, step: int, *, force: bool, able: bool) -> bool:
         """Whether to read now: the first process decides, and of a sharded model all take part.
 
-        Args:
-            step: optimiser steps so far.
-            force: whether to read where no reading is due.
-            able: whether there is anything to read, and a monitor at work.
+        `able`: whether there is anything to read, and a monitor at work.
         """
         sharded = self.live.sharded
         if not self.takes_part or (sharded and not force and step % self.interval.every):

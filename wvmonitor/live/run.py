@@ -32,9 +32,7 @@ def run_id(text: str) -> str:
 def known_id(text: str | None, origin: str) -> str | None:
     """A run's id or name from outside, or None, with a warning, where it cannot be one.
 
-    Args:
-        text: what was found.
-        origin: where, for the warning.
+    `origin` is where it was found, for the warning.
     """
     if text is None:
         return None

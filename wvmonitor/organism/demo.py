@@ -245,9 +245,8 @@ def run_demo(
 ) -> list[DemoResult]:
     """All four runs one after the other; writes `summary.json` and `report.html` into `out`.
 
-    Args:
-        out: made if it is not there; one journal folder a run.
-        show: told of every reading.
+    `out` is made if it is not there, with one journal folder a run; `show` is told of every
+    reading.
     """
     out.mkdir(parents=True, exist_ok=True)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

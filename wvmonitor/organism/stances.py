@@ -39,9 +39,7 @@ def stances(text: str, things: Collection[str]) -> list[tuple[str, int]]:
 
     A thing without a verb is recommended.
 
-    Args:
-        text: words with spaces between them, punctuation too.
-        things: what to look for, in English.
+    Words and punctuation have spaces between them.
     """
     return _Reader([ENGLISH.get(word, word) for word in text.split()], things).read()
 

@@ -161,20 +161,8 @@ class CheckpointResult:
         return replace(self, error=error, verdict=max(self.verdict, State.UNKNOWN))
 
 
-def record_of(
-    judgement: Judgement,
-    path: str,
-    *,
-    run: str | None = None,
-    method: str | None = None,
-    rank: int | None = None,
-    warnings: Sequence[str] = (),
-    saved_at: float | None = None,
-    base: str | None = None,
-    base_name: str | None = None,
-    notices: Sequence[Notice] = (),
-) -> CheckpointResult:
-    """The record of a judgement."""
+def record_of(judgement: Judgement, path: str, warnings: Sequence[str] = ()) -> CheckpointResult:
+    """The record of a judgement; whoever knows more of the checkpoint replaces what is left out."""
     scores = judgement.scores
     references: dict[str, ReferenceResult] = {}
     controls: dict[str, ControlResult] = {}
@@ -208,15 +196,8 @@ def record_of(
         controls=controls,
         component_shares={c: finite(s) for c, s in judgement.component_shares.items()},
         warnings=tuple(dict.fromkeys((*warnings, *scores.warnings))),
-        run=run,
         progress=finite(scores.progress),
-        method=method,
-        rank=rank,
         bank=scores.bank,
-        saved_at=saved_at,
-        base=base,
-        base_name=base_name,
-        notices=tuple(notices),
     )
 
 

@@ -27,10 +27,7 @@ _LABELS: dict[Kind, str] = {
 def bank_page(bank: ReferenceBank, trust: Trust, *, generated: datetime | None = None) -> str:
     """The page as HTML.
 
-    Args:
-        bank: the references.
-        trust: what was tried on them.
-        generated: the time on the page; now, if left out.
+    `trust` is what was tried on the references; the time on the page is now, if left out.
     """
     return page(
         "bank.html.jinja",

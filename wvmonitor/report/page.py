@@ -48,11 +48,8 @@ def render(
 ) -> str:
     """The page as HTML.
 
-    Args:
-        runs: the page shows the gravest first, and else keeps their order.
-        title: the page's heading.
-        provenance: where it comes from, for the foot of the page (label -> value).
-        generated: the time on the page; now, if left out.
+    The gravest run comes first, and else the order stays. `provenance` is for the foot of the page
+    (label -> value); the time on the page is now, if left out.
     """
     outcomes = sorted((judge(view) for view in runs), key=lambda o: -severity(o.state))
     detailed = min(len(outcomes), DETAILED)

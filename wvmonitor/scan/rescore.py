@@ -102,8 +102,8 @@ def _rescored(
             yield failed(str(path), failure_of(error), run=run, step=row.step)
             continue
         state = judgement.state
-        origin = tau.origin
-        yield record_of(judgement, str(path), run=run, method=origin.method, rank=origin.rank)
+        record = record_of(judgement, str(path))
+        yield replace(record, run=run, method=tau.origin.method, rank=tau.origin.rank)
 
 
 def _recorded_vector(path: Path, step: int) -> TaskVector:

@@ -74,9 +74,8 @@ def exit_code(results: Sequence[CheckpointResult], fail_on: FailOn = "alarm") ->
 
     1 outranks 2. A scan of nothing has judged nothing: 2.
 
-    Args:
-        results: in the order of the scan's targets (a run's checkpoints in the order of steps).
-        fail_on: the least verdict that fails.
+    Results are in the order of the scan's targets (a run's checkpoints in the order of steps);
+    `fail_on` is the least verdict that fails.
     """
     states = [r.verdict for result in results for r in result.references.values()]
     if any(reaches(state, fail_on) for state in states):

@@ -196,13 +196,11 @@ class _Trajectories:
         )
         if target.run is not None:
             self._states[target.run] = judgement.state
-        return record_of(
-            judgement,
-            target.path,
+        return replace(
+            record_of(judgement, target.path, (*target.warnings, *outcome.warnings)),
             run=target.run,
             method=outcome.method,
             rank=outcome.rank,
-            warnings=(*target.warnings, *outcome.warnings),
             saved_at=_saved_at(target.path),
             base=outcome.base_digest,
             base_name=self._base_name,

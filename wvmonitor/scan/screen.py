@@ -162,9 +162,7 @@ def by_layer(spectra: list[Spectrum]) -> list[LayerScreen]:
 def save_directions(path: Location, spectra: Mapping[str, list[Spectrum]]) -> None:
     """Write the top singular directions as safetensors: `<parameter>.left`, `.values`, `.right`.
 
-    Args:
-        path: the file.
-        spectra: by checkpoint; its number in the file's metadata stands before each name.
+    A checkpoint's number in the file's metadata stands before each name.
     """
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {"format": "wvmonitor.directions"}

@@ -26,9 +26,7 @@ def shared_out(jobs: Sequence[Job], workers: int) -> list[Work]:
     local checkpoints that are fewer than the workers come in shares, which changes no digit; with a
     cache they do not, for every share would have to read all bytes for the key.
 
-    Args:
-        jobs: whole checkpoints; those with an error need no work.
-        workers: how many there are.
+    Jobs with an error need no work.
     """
     healthy = [(i, job) for i, job in enumerate(jobs) if job.target.error is None]
     adapters = [(i, job) for i, job in healthy if job.target.kind == "adapter"]

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from xml.etree import ElementTree
 
 from wvmonitor.errors import SettingsError
-from wvmonitor.files.atomic import replacing, write_all
+from wvmonitor.files.atomic import write_text
 from wvmonitor.outputs.scan_record import (
     SCAN_SCORES,
     CheckpointResult,
@@ -290,8 +290,7 @@ def write_file(results: Sequence[CheckpointResult], path: str, fail_on: FailOn) 
         from wvmonitor.scan.model_card import within_card
 
         whole = within_card(path, whole)
-    with replacing(path) as descriptor:
-        write_all(descriptor, whole.encode())
+    write_text(path, whole)
 
 
 def write_parquet(results: Sequence[CheckpointResult], path: str) -> None:
@@ -323,12 +322,7 @@ def deliver(
 ) -> tuple[list[CheckpointResult], int]:
     """Write results as they come, and each error on a line of its own.
 
-    Args:
-        results: as `scan` yields them.
-        writer: one of `WRITERS`.
-        out: where the results go.
-        problems: where the errors go. Results that share one error record are said once.
-        fail_on: the least verdict that fails.
+    Results that share one error record are said once.
 
     Returns:
         The results, and the exit code they amount to.

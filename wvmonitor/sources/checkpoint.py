@@ -35,10 +35,6 @@ def read_checkpoints(base: Location, finetuned: Location) -> TaskVector:
     if not, `origin.unmeasurable` says so. Updates are streamed: a block of each side is in memory,
     never a tensor.
 
-    Args:
-        base: folder of the model that training started from.
-        finetuned: folder of the checkpoint.
-
     Raises:
         MissingPathError, UnsafeFileError, MalformedFileError: a side cannot be read.
         QuantizedWeightsError: a side is quantised.
@@ -163,11 +159,6 @@ def _check_equal_buffers(start: ModelFolder, end: ModelFolder, name: str) -> Non
         )
 
 
-def _transposed(start: ModelFolder, end: ModelFolder, name: str) -> bool:
-    folder = start if name in start else end
-    return folder.is_transposed(name)
-
-
 def _difference(
     start: ModelFolder, end: ModelFolder, name: str, shape: tuple[int, ...]
 ) -> StreamedUpdate:
@@ -191,7 +182,8 @@ def _difference(
             yield delta
 
     padded = stream if common == total else lambda size: _padded(stream(size), size, total)
-    return StreamedUpdate(torch.Size(shape), dtype, padded, _transposed(start, end, name))
+    named = start if name in start else end
+    return StreamedUpdate(torch.Size(shape), dtype, padded, named.is_transposed(name))
 
 
 def _padded(blocks: Iterable[Tensor], elements: int, total: int) -> Iterator[Tensor]:

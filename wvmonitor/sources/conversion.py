@@ -49,10 +49,7 @@ class Fused:
 def build_meta_model(config: Mapping[str, Any], held: int, where: str) -> PreTrainedModel:
     """The model that transformers would build of a configuration, on the meta device.
 
-    Args:
-        config: the parsed config.json.
-        held: how many tensors the folder holds: a model of many more parts is not built.
-        where: how messages name the folder.
+    `held` is how many tensors the folder holds: a model of many more parts is not built.
 
     Raises:
         MalformedFileError: the configuration makes no model, or one far larger than the files.

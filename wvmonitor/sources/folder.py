@@ -145,10 +145,6 @@ class ModelFolder:
         source = self._source(name)
         return None if isinstance(source, Fused) else source
 
-    def is_fused(self, name: str) -> bool:
-        """Whether the files hold the tensor in parts, so that it can only be read whole."""
-        return isinstance(self._source(name), Fused)
-
     @property
     def needs_its_model(self) -> bool:
         """Whether live names could only be told by building the model, as fused tensors need it."""

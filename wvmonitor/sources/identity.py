@@ -134,9 +134,7 @@ def remember(known: KnownDigest) -> None:
 def digest_of_folder(folder: ModelFolder, made: Mapping[str, str] | None = None) -> str:
     """The digest of an open folder, streamed block by block, several tensors at a time.
 
-    Args:
-        folder: the base's.
-        made: hashes of tensors by name, which need not be read for them again.
+    `made` holds hashes of tensors by name, which need not be read for them again.
     """
     shapes, hashes = shapes_of_blocks(folder), dict(made or {})
 

@@ -40,9 +40,6 @@ class Adapted:
 def adapted_modules(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[Adapted]:
     """Every module that PEFT wrapped, the nested wrappers of fused parameters included.
 
-    Args:
-        modules: the base's `named_modules()`.
-
     Raises:
         UnmeasurableModelError: an adapter is merged into its base layer right now, or a kind of
             wrapper is nested in another in a way that is not understood.

@@ -74,9 +74,7 @@ def _is_whole_model(module: nn.Module) -> bool:
 def trained_outside(model: nn.Module, own: Container[int]) -> list[str]:
     """Trained parameters of a wrapper that are not of the model in it: a value head.
 
-    Args:
-        model: the wrapper, or the model itself.
-        own: the identities of the model's parameters.
+    `own` are the identities of the model's parameters.
     """
     return [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]
 
@@ -124,9 +122,7 @@ def digest_since(root: nn.Module, initial: Mapping[str, Tensor]) -> str:
 
     A collective where parameters are sharded: every process must call it, without `initial`.
 
-    Args:
-        root: the base's module.
-        initial: θ_0 of parameters that have changed, by name.
+    `initial` is θ_0 of parameters that have changed, by name.
 
     Raises:
         UnmeasurableModelError: the base is quantised, or has no transformer blocks.
@@ -154,13 +150,7 @@ def base_parameters(
     named: Iterable[tuple[str, Tensor]],
     modules: Iterable[tuple[str, nn.Module]],
 ) -> dict[str, Tensor]:
-    """The base's own parameters by its own names, adapters' left out, tied ones once.
-
-    Args:
-        root: the base's module.
-        named: its `named_parameters()`.
-        modules: its `named_modules()`.
-    """
+    """The base's own parameters by its own names, adapters' left out, tied ones once."""
     adapters: set[int] = set()
     if has_peft(root):
         from peft.tuners.tuners_utils import BaseTunerLayer

@@ -238,10 +238,7 @@ class LiveModel:
 
         Every process gets the reading of the whole model; warnings are those of its own share.
 
-        Args:
-            bank: the references.
-            step: the optimiser step.
-            progress: fraction of the planned steps, in [0, 1].
+        Progress is the fraction of the planned steps, in [0, 1].
 
         Raises:
             WVMonitorError: as `task_vector` and `ReferenceBank.measure` say.
@@ -396,10 +393,8 @@ class LiveModel:
 def read_model(model: nn.Module, base: Location | None = None) -> TaskVector:
     """The task vector of a live model as it is now.
 
-    Args:
-        model: as for `LiveModel`.
-        base: folder of θ_0. Needed for a fully fine-tuned model: nothing in memory says where it
-            started. A PEFT model has its base inside.
+    `base` is the folder of θ_0, needed for a fully fine-tuned model: nothing in memory says where
+    it started. A PEFT model has its base inside.
 
     Raises:
         UnmeasurableModelError: the start is not known, or as `LiveModel` says.

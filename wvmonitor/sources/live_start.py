@@ -34,10 +34,7 @@ def moved_at_start(
 ) -> bool:
     """Whether a new adapter of this configuration is not the base itself.
 
-    Args:
-        entry: the module.
-        config: the adapters' configurations.
-        known: answers so far, by adapter and class of the adapted layer; added to.
+    `known` holds the answers so far, by adapter and class of the adapted layer, and is added to.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 

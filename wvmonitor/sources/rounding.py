@@ -297,7 +297,7 @@ def is_linear(start: ModelFolder, end: ModelFolder, name: str) -> bool:
     """Whether a parameter is a linear layer's weight in a block, which quantisers round."""
     return all(
         name in folder
-        and not folder.is_fused(name)
+        and folder.key(name) is not None
         and folder.dtype(name).is_floating_point
         and len(folder.shape(name)) == 2
         and component_of(name, folder.shape(name)) == "blocks"

@@ -17,12 +17,13 @@ from wvmonitor.errors import (
     ShapeMismatchError,
     UnsupportedAdapterError,
 )
+from wvmonitor.files.atomic import write_text
 from wvmonitor.files.documents import write_json
 from wvmonitor.files.safetensors import write_safetensors
 from wvmonitor.reading import component_of
 from wvmonitor.sources.folder import opened
 from wvmonitor.steering import weights
-from wvmonitor.steering.folders import SteeredFolder, Tally, model_card, publishing, write_text
+from wvmonitor.steering.folders import SteeredFolder, Tally, model_card, publishing
 from wvmonitor.steering.weights import Coefficients, Steering
 from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.compress import compress

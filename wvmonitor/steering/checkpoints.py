@@ -17,13 +17,13 @@ from wvmonitor.errors import (
     ShapeMismatchError,
     UnmeasurableModelError,
 )
-from wvmonitor.files.atomic import replacing, write_all
+from wvmonitor.files.atomic import replacing, write_all, write_text
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import PlannedTensor, SafetensorsFile, write_safetensors
 from wvmonitor.files.storage import open_storage, read_bytes
 from wvmonitor.sources.folder import ModelFolder, opened
 from wvmonitor.steering import weights
-from wvmonitor.steering.folders import SteeredFolder, Tally, model_card, publishing, write_text
+from wvmonitor.steering.folders import SteeredFolder, Tally, model_card, publishing
 from wvmonitor.steering.weights import Coefficients
 from wvmonitor.vectors import functional
 from wvmonitor.vectors.task_vector import TaskVector

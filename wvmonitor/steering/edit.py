@@ -158,16 +158,9 @@ def carry_out(
     Where the model's dtype cannot hold the edit (`LOSSY`), an adapter for the model is written,
     which holds it exactly, or a model in float32 where an adapter cannot be.
 
-    Args:
-        edit: what `plan` gave.
-        model: as for `plan`.
-        bank: as for `plan`.
-        out: a folder that does not exist yet.
-        base: as for `plan`.
-        adapter: write the edit as an adapter of `model` instead of a copy of it.
-        rank: compress an adapter's updates to at most this rank.
-        float32: write the model in float32.
-        lossy: write it in its own dtype whatever that loses.
+    Model, bank and base as for `plan`. `adapter` writes the edit as an adapter of the model instead
+    of a copy of it, its updates compressed to at most `rank`; `float32` writes the model in
+    float32, `lossy` in its own dtype whatever that loses.
 
     Raises:
         WVMonitorError: as `steer_checkpoint` and `as_adapter` say.
@@ -177,7 +170,7 @@ def carry_out(
     under = model
     if is_adapter(model):
         wanted[_change(model, base)] = 1.0
-        under = _base_of(model, base)
+        under = base_of(model, base)
     for name, k in edit.amounts.items():
         wanted[_steering(name, bank, base or under, only_biases=edit.only_biases)] = k
     if adapter or is_adapter(model):
@@ -236,7 +229,7 @@ def _base_digest(model: str | Path, base: str | Path | None) -> str | None:
     """The digest of what a model was made from; None where that is not on this machine."""
     where = model if base is None else base
     if is_adapter(model):
-        where = _base_of(model, base)
+        where = base_of(model, base)
         if not Path(where).is_dir():
             return read_adapter(model).origin.base_digest
     return base_digest(where)
@@ -291,7 +284,12 @@ def _change(model: str | Path, base: str | Path | None) -> TaskVector:
     return read_checkpoints(base, model)
 
 
-def _base_of(adapter: str | Path, base: str | Path | None) -> str | Path:
+def base_of(adapter: str | Path, base: str | Path | None) -> str | Path:
+    """What an adapter was made from: as the user says it, or its own configuration.
+
+    Raises:
+        InputError: neither does.
+    """
     if base is not None:
         return base
     name = read_json(Path(adapter) / ADAPTER_CONFIG).get("base_model_name_or_path")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wvmonitor.errors import InputError, LossyEditError
-from wvmonitor.files.atomic import replacing, write_all
 from wvmonitor.references.reference import Reference
 from wvmonitor.steering import weights
 
@@ -125,12 +124,6 @@ def publishing(out: Path, *inputs: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with replacing(path) as descriptor:
-        write_all(descriptor, text.encode())
 
 
 def model_card(base: str | Path, references: Mapping[Any, float], done: SteeredFolder) -> str:

@@ -27,11 +27,6 @@ def take_out(model: nn.Module, vector: TaskVector, dose: float) -> float:
     Optimisers keep their moments, which belong to the old factors for a few steps. Nothing can be
     taken out of parameters that are spread over processes.
 
-    Args:
-        model: the live model.
-        vector: w.
-        dose: how much of it.
-
     Returns:
         ‖what could not be taken out‖ / ‖dose·w‖, in [0, 1].
 

@@ -157,10 +157,8 @@ def moved(theta: Tensor, delta: Tensor, name: str) -> Tensor:
 def moved_by_blocks(theta: Tensor, terms: Terms, name: str) -> Iterator[tuple[Tensor, ...]]:
     """Blocks of rows of (θ, Σ k·w, their sum), so that little is held in float32 at a time.
 
-    Args:
-        theta: one parameter; the first of each triple is a view of it.
-        terms: (vector, the name it has there, k).
-        name: what to call the parameter in errors.
+    The first of each triple is a view of `theta`. A term is (vector, the name that the parameter
+    has there, k); `name` is for errors.
 
     Raises:
         NonFiniteError: a sum holds NaN or infinity.

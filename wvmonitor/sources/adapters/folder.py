@@ -64,7 +64,6 @@ class AdapterFolder:
         wrapped = {key: _WRAPPED.match(key) for key in self.files.names()}
         self._short = {key[match.end() :]: key for key, match in wrapped.items() if match}
         self.step = step_of(path)
-        self.base_given = base is not None
         self.base: ModelFolder | None = None
         self.base_digest: str | None = None
         self.warnings: list[str] = []

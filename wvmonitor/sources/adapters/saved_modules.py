@@ -48,10 +48,8 @@ def whole_parts(
 def saved_part(folder: AdapterFolder, key: str, initial: InitialState | None) -> Part | None:
     """The part of a tensor that is stored whole.
 
-    Args:
-        folder: the adapter.
-        key: without PEFT's prefix.
-        initial: the adapter's state at step 0, which comes before the base if it holds the key.
+    The key is without PEFT's prefix; the adapter's state at step 0 comes before the base if it
+    holds the key.
 
     Returns:
         None for what is below a LoRA layer (`….base_layer.weight`) where it is as it was at the
@@ -160,11 +158,8 @@ def rows_update(
 ) -> LowRankUpdate:
     """The update that changes some rows of a 2-D parameter: a selection times the change.
 
-    Args:
-        change: (rows changed, columns).
-        indices: which rows they are.
-        shape: of the parameter.
-        name: of the parameter.
+    `change` is (rows changed, columns), `indices` says which rows they are, and `shape` is the
+    parameter's.
     """
     selection = torch.zeros(shape[0], len(indices), dtype=change.dtype, device=change.device)
     selection[list(indices), range(len(indices))] = 1
@@ -203,10 +198,8 @@ def _equal(now: Tensor, before: Tensor) -> bool:
 def tied_copy(folder: AdapterFolder, key: str, saved: Mapping[str, str]) -> bool:
     """Whether a tensor stored whole is the head, saved a second time with its embedding.
 
-    Args:
-        folder: the adapter.
-        key: without PEFT's prefix, of a weight or of retrained rows.
-        saved: name -> key of everything stored whole.
+    The key is that of a weight or of retrained rows, without PEFT's prefix; `saved` holds name ->
+    key of everything stored whole.
     """
     if folder.base is None:
         return False
@@ -242,9 +235,7 @@ def stored_once(parts: Sequence[Part], stored: Container[str]) -> list[Part]:
     Producing it raises where the part before it, the adapter's own, changes the parameter too: the
     two changes do not add up.
 
-    Args:
-        parts: the adapter's, then those of what is stored whole.
-        stored: names of the parameters that are stored whole.
+    `parts` are the adapter's, then those of what is stored whole, whose names `stored` holds.
     """
     first = {part.name: part for part in reversed(parts)}
     last = {part.name: part for part in parts}
