@@ -36,6 +36,15 @@ OutputFormat = Annotated[
     Format, typer.Option("--format", help="How to write the results to standard output.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="The same as --format json.")]
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATH",
+        help="Adapters, checkpoints, or runs' output folders; - reads a list of them from "
+        "standard input.",
+    ),
+]
+Base = Annotated[str | None, base_option("Folder of the model that training started from")]
 
 
 def one_format(chosen: str, **flags: bool) -> str:

@@ -6,25 +6,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from wvmonitor.cli.base import base_option
-from wvmonitor.cli.scan import AsJson, one_format
+from wvmonitor.cli.scan import AsJson, Base, Paths, one_format
 
 Format = Literal["table", "csv", "json"]
 """How the screening is written."""
 
 
 def command(
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PATH",
-            help="Adapters, checkpoints, or runs' output folders; - reads a list of them from "
-            "standard input.",
-        ),
-    ],
-    base: Annotated[
-        str | None, base_option("Folder of the model that training started from")
-    ] = None,
+    paths: Paths,
+    base: Base = None,
     top: Annotated[
         int, typer.Option(metavar="K", help="How many singular values and directions to keep.")
     ] = 4,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -61,6 +61,15 @@ class ReferenceResult:
     def words(self) -> str:
         """Reason and account as one text."""
         return in_full(self.reason, self.account)
+
+
+_SHARED = {f.name for f in fields(ReferenceResult)} & {f.name for f in fields(Verdict)}
+
+
+def _shared(told: Verdict | ReferenceResult) -> dict[str, Any]:
+    """What a verdict and its record call by one name; numbers finite or None."""
+    values = {name: getattr(told, name) for name in _SHARED}
+    return {n: finite(v) if isinstance(v, float) else v for n, v in values.items()}
 
 
 @dataclass(frozen=True)
@@ -171,17 +180,7 @@ def record_of(judgement: Judgement, path: str, warnings: Sequence[str] = ()) -> 
         if name in judgement.verdicts:
             verdict = judgement.verdicts[name]
             references[name] = ReferenceResult(
-                scores=values,
-                dose=dose,
-                score=finite(verdict.score),
-                threshold=finite(verdict.threshold),
-                calibration=verdict.calibration,
-                verdict=verdict.state,
-                reason=verdict.reason,
-                account=verdict.account,
-                geometry=verdict.geometry,
-                score_name=verdict.score_name,
-                acknowledged=verdict.acknowledged,
+                scores=values, dose=dose, verdict=verdict.state, **_shared(verdict)
             )
         elif reference.kind == "control":
             controls[name] = ControlResult(values, dose)
@@ -207,15 +206,8 @@ def judgement_of(record: CheckpointResult) -> Judgement:
         name: Verdict(
             reference=name,
             state=result.verdict,
-            reason=result.reason,
-            score=result.score,
-            threshold=result.threshold,
-            calibration=result.calibration,
             step=record.step,
-            account=tuple(result.account),
-            geometry=result.geometry,
-            score_name=result.score_name,
-            acknowledged=result.acknowledged,
+            **_shared(result) | {"account": tuple(result.account)},
         )
         for name, result in record.references.items()
     }
