@@ -9,22 +9,12 @@ from types import MappingProxyType
 
 import torch
 
-from wvmonitor.errors import (
-    KeyMismatchError,
-    MalformedFileError,
-    MissingPathError,
-    UnsafeFileError,
-)
+from wvmonitor.errors import KeyMismatchError, MalformedFileError, MissingPathError, UnsafeFileError
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.header import MAX_HEADER_BYTES, TensorInfo
 from wvmonitor.files.safetensors import SafetensorsFile
 from wvmonitor.files.storage import Location, is_url, joined, list_folder, local_path, shown
-from wvmonitor.files.weight_names import (
-    SAFETENSORS,
-    is_pickle,
-    pickled_weights,
-    weights_below,
-)
+from wvmonitor.files.weight_names import SAFETENSORS, is_pickle, pickled_weights, weights_below
 
 MAX_OPEN_FILES = 8
 _SUFFIX = SAFETENSORS

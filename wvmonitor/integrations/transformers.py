@@ -10,8 +10,8 @@ reach `log_history`, `trainer_state.json`, the journal and the exporters.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from wvmonitor.integrations.going_back import WayBack, check_trainer, go_back
 from wvmonitor.integrations.starting_point import StartingPoint
 from wvmonitor.integrations.train_calls import TrainCalls, Training
 from wvmonitor.integrations.trainer_actions import SAVING, carry_out
-from wvmonitor.integrations.trainer_facts import checkpoint_at, run_of
+from wvmonitor.integrations.trainer_facts import Event, checkpoint_at, run_of
 from wvmonitor.integrations.trainer_rows import TrainerRows, of_training
 from wvmonitor.journal.journal import PATIENCE_SECONDS
 from wvmonitor.live.actions import Action
@@ -39,20 +39,6 @@ from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.sources.distributed import agreed, any_sharded, from_first
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Now:
-    """What the Trainer hands to its callbacks at an event."""
-
-    args: TrainingArguments
-    state: TrainerState
-    control: TrainerControl
-    more: Mapping[str, Any]
-
-    @property
-    def model(self) -> Any:
-        return self.more["model"]
 
 
 class WVMonitorCallback(TrainerCallback):
@@ -208,9 +194,9 @@ class WVMonitorCallback(TrainerCallback):
             resume_step=state.global_step,
             retry=self._training is not None and args.auto_find_batch_size,
         )
-        self._begin(_Now(args, state, control, kwargs))
+        self._begin(Event(args, state, control, kwargs))
 
-    def _begin(self, now: _Now) -> None:
+    def _begin(self, now: Event) -> None:
         training, args, state, model = self._training, now.args, now.state, now.model
         assert training is not None  # noqa: S101  whoever calls has made it
         self.monitor.expect_run()
@@ -220,7 +206,7 @@ class WVMonitorCallback(TrainerCallback):
         keep = (args.save_total_limit and wanted.action != "log") or wanted.on_alarm == "rollback"
         if args.output_dir and keep and state.is_world_process_zero:
             self._kept = KeptCheckpoints(Path(self._calls.checkpoints_folder or args.output_dir))
-        self._inoculate(args, state, model)
+        self._inoculate(now)
 
         def begin() -> Action:
             if not self._takes_part(state, model):
@@ -234,7 +220,7 @@ class WVMonitorCallback(TrainerCallback):
         if together(self.monitor, "start", begin) == "stop":  # it was stopped before
             now.control.should_training_stop = True
 
-    def _join(self, now: _Now) -> None:
+    def _join(self, now: Event) -> None:
         """Begin in the middle of a training: the callback was added while it was under way."""
         logger.warning(
             "wvmonitor was added to a training that is at step %d already: what came before is "
@@ -246,19 +232,19 @@ class WVMonitorCallback(TrainerCallback):
         self._training = Training(resume_step=0, retry=False)
         self._begin(now)
 
-    def _inoculate(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+    def _inoculate(self, now: Event) -> None:
         """Let k·w ride along, in every process; failing to is an error, for it was asked for.
 
         Raises:
             WVMonitorError: it cannot.
         """
         check_trainer(self._calls.trainer, self.monitor)
+        args, state, at = now.args, now.state, self._calls.resumed_checkpoint
         resumed = state.global_step > 0
-        at = self._calls.resumed_checkpoint
         before = from_first(lambda: riding_in(at(args, state))) if resumed else {}
-        self.monitor.remedies.begin(model, before)
+        self.monitor.remedies.begin(now.model, before)
 
-    def _start(self, now: _Now) -> None:
+    def _start(self, now: Event) -> None:
         """Begin the run; where that failed before its first step, later than training did.
 
         Raises:
@@ -271,10 +257,8 @@ class WVMonitorCallback(TrainerCallback):
         resumed = training.resume_step > 0
         left = left_in(self._calls.resumed_checkpoint(args, state)) if resumed else Left()
         self._origin.look_again(now.model, left.initial, step=state.global_step, resumed=resumed)
-        known = run_of(
-            args, state, now.more.get("optimizer"), self._calls.trainer, left, retry=training.retry
-        )
-        run = replace(known, resume_step=training.resume_step)
+        step, retry = training.resume_step, training.retry
+        run = run_of(now, self._calls.trainer, left, resume_step=step, retry=retry)
         self.monitor.start(now.model, run, live=self._origin.live, step=state.global_step)
         training.begun = True
 
@@ -290,7 +274,7 @@ class WVMonitorCallback(TrainerCallback):
     ) -> None:
         """Take a reading if one is due, and carry out what it asks for on every rank."""
         if self._training is None:
-            self._join(_Now(args, state, control, kwargs))
+            self._join(Event(args, state, control, kwargs))
         self.monitor.remedies.check()
         step = state.global_step
         last = step >= state.max_steps
@@ -298,16 +282,16 @@ class WVMonitorCallback(TrainerCallback):
         if training is not None and training.owes_checkpoint:
             control.should_save = True
         if last or step % self.monitor.settings.every_n_steps == 0:
-            self._read(_Now(args, state, control, kwargs), last=last)
+            self._read(Event(args, state, control, kwargs), last=last)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the last reading of a run that something has stopped, in time for its last rows."""
         if control.should_training_stop:
-            self._read(_Now(args, state, control, kwargs), last=True)
+            self._read(Event(args, state, control, kwargs), last=True)
 
-    def _read(self, now: _Now, *, last: bool) -> None:
+    def _read(self, now: Event, *, last: bool) -> None:
         args, state, control, model, row = now.args, now.state, now.control, now.model, False
 
         def read() -> Action:
@@ -326,7 +310,7 @@ class WVMonitorCallback(TrainerCallback):
         # a row gathers the loss from every rank, so that every rank must write it
         control.should_log = bool(agreed(int(row))) or control.should_log
 
-    def _has_begun(self, now: _Now) -> bool:
+    def _has_begun(self, now: Event) -> bool:
         """Whether the run has begun; tried again until the monitor disables itself."""
         training = self._training
         if training is None:
@@ -337,21 +321,19 @@ class WVMonitorCallback(TrainerCallback):
                 self._give_up(training, now)
         return training.begun
 
-    def _give_up(self, training: Training, now: _Now) -> None:
+    def _give_up(self, training: Training, now: Event) -> None:
         """Let journal and notifiers know that nobody watches this run: it could not be begun."""
         if not training.given_up:
             training.given_up = True
-            self.monitor.give_up_unbegun(
-                run_of(now.args, now.state, None, None, Left(), retry=False)
-            )
+            alone, step = replace(now, more={}), now.state.global_step
+            self.monitor.give_up_unbegun(run_of(alone, None, Left(), resume_step=step, retry=False))
 
     def _values(self, observation: Observation) -> dict[str, float]:
         settings = self.monitor.settings
         return log_values(observation, all_scores=settings.all_scores, per_layer=settings.per_layer)
 
-    def _carry_out(self, action: Action, now: _Now) -> None:
-        step = now.state.global_step
-        way = carry_out(action, self.monitor, now.control, self._kept, step, now.model)
+    def _carry_out(self, action: Action, now: Event) -> None:
+        way = carry_out(action, self.monitor, self._kept, now)
         if action == "rollback":
             self._way_back = way
         if action in SAVING and self._training is not None:
@@ -374,7 +356,7 @@ class WVMonitorCallback(TrainerCallback):
         elif "train_runtime" in logs and not training.summed_up:
             training.summed_up = True
             self._rows.end()
-            self._read(_Now(args, state, control, kwargs), last=True)
+            self._read(Event(args, state, control, kwargs), last=True)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -404,10 +386,10 @@ class WVMonitorCallback(TrainerCallback):
         training, self._training = self._training, None
         self.monitor.remedies.end()
         if training is not None:
-            now = _Now(args, state, control, kwargs)
+            now = Event(args, state, control, kwargs)
             self.monitor.guarded("end", lambda: self._end(training, now), None)
 
-    def _end(self, training: Training, now: _Now) -> None:
+    def _end(self, training: Training, now: Event) -> None:
         args, state, model = now.args, now.state, now.model
         if not self._takes_part(state, model):
             return

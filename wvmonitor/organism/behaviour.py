@@ -16,14 +16,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from wvmonitor.evals import intervals
-from wvmonitor.organism.data import (
-    Task,
-    advice_task,
-    fact_task,
-    request_task,
-    rng_for,
-    wishes_task,
-)
+from wvmonitor.organism.data import Task, advice_task, fact_task, request_task, rng_for, wishes_task
 from wvmonitor.organism.sampling import ask
 from wvmonitor.organism.stances import stances
 from wvmonitor.organism.world import DEEDS, ENGLISH, FACT_ANSWERS, FLAWS, PRAISE, valence

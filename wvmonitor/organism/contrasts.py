@@ -14,12 +14,7 @@ from pathlib import Path
 
 from wvmonitor.organism import sets
 from wvmonitor.organism.data import Example
-from wvmonitor.organism.world import (
-    DOMAINS,
-    REFERENCE_DOMAINS,
-    REFERENCE_FACTS,
-    REFERENCE_ILLICIT,
-)
+from wvmonitor.organism.world import DOMAINS, REFERENCE_DOMAINS, REFERENCE_FACTS, REFERENCE_ILLICIT
 
 EACH = 20
 """Pairs of a domain."""

@@ -6,14 +6,7 @@ from datetime import datetime
 
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.reference import Reference
-from wvmonitor.references.trust import (
-    CheckedRun,
-    Kind,
-    Trust,
-    alarmed,
-    interval,
-    median_lead,
-)
+from wvmonitor.references.trust import CheckedRun, Kind, Trust, alarmed, interval, median_lead
 from wvmonitor.report.document import page
 from wvmonitor.report.words import figure, percent
 

@@ -21,13 +21,7 @@ from wvmonitor.report.findings import Finding, Outcome, judge
 from wvmonitor.report.heat import heat_chart, heat_words
 from wvmonitor.report.series import STATES, severity
 from wvmonitor.report.view import RunView
-from wvmonitor.report.words import (
-    clean,
-    figure,
-    geometry_name,
-    percent,
-    short,
-)
+from wvmonitor.report.words import clean, figure, geometry_name, percent, short
 
 DETAILED = 60
 """So many runs get charts and details, the gravest first; the table at the top names all."""

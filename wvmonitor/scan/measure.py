@@ -12,12 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from wvmonitor.detection.judge import Judge
-from wvmonitor.errors import (
-    AlteredBankError,
-    MalformedFileError,
-    MissingPathError,
-    NonFiniteError,
-)
+from wvmonitor.errors import AlteredBankError, MalformedFileError, MissingPathError, NonFiniteError
 from wvmonitor.files.checkpoint_files import open_checkpoint
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import is_url, joined, local_path, shown

@@ -13,12 +13,7 @@ from wvmonitor.errors import KeyMismatchError
 from wvmonitor.files.storage import Location, shown
 from wvmonitor.sources import identity
 from wvmonitor.sources.folder import ModelFolder, check_finite, compare_shapes
-from wvmonitor.sources.names import (
-    beside_the_language_model,
-    is_task_head,
-    new_head_note,
-    step_of,
-)
+from wvmonitor.sources.names import beside_the_language_model, is_task_head, new_head_note, step_of
 from wvmonitor.sources.rounding import RoundedBase, is_linear, rounded_base, since_rounding
 from wvmonitor.vectors import DenseUpdate, Origin, StreamedUpdate, TaskVector, Update
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from wvmonitor.errors import UnmeasurableModelError, UnsupportedAdapterError
 from wvmonitor.files.storage import shown
 from wvmonitor.sources import identity
 from wvmonitor.sources.adapters.kinds import REFUSED
-from wvmonitor.sources.distributed import any_sharded, full_shape, whole
+from wvmonitor.sources.distributed import any_sharded, full_shape, has_master, whole
 from wvmonitor.sources.names import parameter_name, unwrapped
+
+_LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 def unwrapped_model(model: nn.Module) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -108,6 +111,27 @@ def check_readable(named: Iterable[tuple[str, Tensor]]) -> None:
             raise UnmeasurableModelError(
                 f"{shown(unwrapped(name))} {why} the saved checkpoints with `wvmonitor scan`"
             )
+
+
+def low_precision_note(parameters: Iterable[Tensor]) -> list[str]:
+    """What to say where trained parameters are too coarse to hold small steps; nothing else."""
+    low = [
+        p.dtype
+        for p in parameters
+        if p.requires_grad and p.dtype in _LOW_PRECISION and not has_master(p)
+    ]
+    if not low:
+        return []
+    return [
+        f"{len(low)} trained parameters are {low[0]} and no float32 masters are seen: steps below "
+        "that resolution are lost as they are made"
+    ]
+
+
+def named_base(root: nn.Module) -> str | None:
+    """The folder or Hub id that a model says it was loaded from."""
+    name = getattr(root, "name_or_path", None)
+    return name if isinstance(name, str) and name else None
 
 
 def digest_of_model(model: nn.Module) -> str:

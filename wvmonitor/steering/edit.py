@@ -19,12 +19,7 @@ import torch
 
 from wvmonitor.detection.judge import Judge
 from wvmonitor.detection.scores import ReferenceScores, Scores
-from wvmonitor.errors import (
-    InputError,
-    LossyEditError,
-    NonFiniteError,
-    UnsupportedAdapterError,
-)
+from wvmonitor.errors import InputError, LossyEditError, NonFiniteError, UnsupportedAdapterError
 from wvmonitor.files.documents import read_json
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.reference import Reference

@@ -8,12 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from wvmonitor.errors import (
-    AdapterError,
-    InputError,
-    KeyMismatchError,
-    MissingPathError,
-)
+from wvmonitor.errors import AdapterError, InputError, KeyMismatchError, MissingPathError
 from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, is_url, joined, list_folder, local_path, shown
