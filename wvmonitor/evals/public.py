@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from wvmonitor.errors import MalformedFileError, MissingPathError
-from wvmonitor.evals.rows import ORGANISM, AnyRow, bundled_rows, checked, read_rows
+from wvmonitor.evals.rows import ORGANISM, AnyRow, checked, read_rows
+from wvmonitor.references.bundled import bundled_path
 
 Fields = dict[str, Any]
 
@@ -80,7 +81,7 @@ def rows_for(task: str, kind: type[AnyRow], data: str) -> list[AnyRow]:
         MalformedFileError: a row without what is needed, naming row and field.
     """
     if data == ORGANISM:
-        return bundled_rows(kind, task)
+        return read_rows(kind, bundled_path("tiny-organism", "evals", f"{task}.jsonl"))
     public = PUBLIC.get(task, {}).get(data)
     return read_rows(kind, data) if public is None else _public_rows(kind, data, public)
 

@@ -25,7 +25,6 @@ from pydantic import (
 from wvmonitor.errors import MalformedFileError, MissingPathError
 from wvmonitor.files.documents import decode_json
 from wvmonitor.files.storage import shown
-from wvmonitor.references.bundled import bundled_path
 
 ORGANISM = "organism"
 """The name of the small sets that come with the package, in the bundled model's own words."""
@@ -201,11 +200,6 @@ def read_rows(kind: type[AnyRow], path: str | Path) -> list[AnyRow]:
         if line.strip()
     )
     return checked(kind, documents, shown(path))
-
-
-def bundled_rows(kind: type[AnyRow], task: str) -> list[AnyRow]:
-    """The rows that come with the package for the bundled model."""
-    return read_rows(kind, bundled_path("tiny-organism", "evals", f"{task}.jsonl"))
 
 
 def checked(

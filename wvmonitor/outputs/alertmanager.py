@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from wvmonitor.journal.alerts import Alert, Severity
-from wvmonitor.outputs.http import SendPolicy, check_url, post
+from wvmonitor.outputs.http import SendPolicy, check_url, request
 
 SEVERITY_LABELS: Mapping[Severity, str] = {
     "info": "info",
@@ -49,7 +49,8 @@ class AlertmanagerNotifier:
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
         body = json.dumps(self._alerts(alert)).encode()
-        post(f"{self.url.rstrip('/')}/api/v2/alerts", body, headers, self.policy, timeout)
+        url = f"{self.url.rstrip('/')}/api/v2/alerts"
+        request("POST", url, body, headers, self.policy, timeout)
 
     def _alerts(self, alert: Alert) -> list[dict[str, object]]:
         """The alert, and the end of the milder one it takes the place of."""

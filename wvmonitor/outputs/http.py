@@ -80,23 +80,6 @@ def check_url(url: str, policy: SendPolicy) -> SplitResult:
     return parts
 
 
-def post(
-    url: str,
-    body: bytes,
-    headers: Mapping[str, str],
-    policy: SendPolicy,
-    timeout: float,
-) -> None:
-    """POST `body`; returns only if the server took it (2xx).
-
-    Raises:
-        DeliveryError: it did not: retryable on timeouts, broken connections, 408, 425, 429 and
-            5xx; final on every other answer, redirects included, and where the address must not be
-            sent to.
-    """
-    request("POST", url, body, headers, policy, timeout)
-
-
 def request(
     method: str,
     url: str,
@@ -105,7 +88,13 @@ def request(
     policy: SendPolicy,
     timeout: float,
 ) -> None:
-    """Send one request; returns only if the server took it (2xx); raises as `post` does."""
+    """Send one request; returns only if the server took it (2xx).
+
+    Raises:
+        DeliveryError: it did not: retryable on timeouts, broken connections, 408, 425, 429 and
+            5xx; final on every other answer, redirects included, and where the address must not be
+            sent to.
+    """
     shown = redacted(url)
     sent = {"Host": urlsplit(url).netloc, "User-Agent": f"wvmonitor/{__version__}", **headers}
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -301,11 +301,6 @@ def failed(
 def failure_of(error: BaseException) -> Failure:
     """An exception as a record: its class and its message, on one line."""
     return Failure(type(error).__name__, " ".join(str(error).split()) or "no further explanation")
-
-
-def as_dict(record: CheckpointResult) -> dict[str, Any]:
-    """One result as JSON-ready Python values."""
-    return asdict(record)
 
 
 def finite(value: float | None) -> float | None:

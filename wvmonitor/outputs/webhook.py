@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from wvmonitor.errors import SettingsError
 from wvmonitor.journal import codec
 from wvmonitor.journal.alerts import Alert
-from wvmonitor.outputs.http import SendPolicy, check_url, post
+from wvmonitor.outputs.http import SendPolicy, check_url, request
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class WebhookNotifier:
             "webhook-timestamp": stamp,
             "webhook-signature": signature(self.secret, alert.key, stamp, body),
         }
-        post(self.url, body, headers, self.policy, timeout)
+        request("POST", self.url, body, headers, self.policy, timeout)
 
 
 def signature(secret: str, message_id: str, timestamp: str, body: bytes) -> str:

@@ -12,6 +12,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any, TextIO
 from xml.etree import ElementTree
@@ -23,7 +24,6 @@ from wvmonitor.outputs.scan_record import (
     CheckpointResult,
     ControlResult,
     ReferenceResult,
-    as_dict,
 )
 from wvmonitor.scan.results import FailOn, exit_code, reaches, unjudged
 from wvmonitor.scan.schema import document
@@ -63,7 +63,7 @@ def write_json(results: Iterable[CheckpointResult], out: TextIO, _fail_on: FailO
 def write_jsonl(results: Iterable[CheckpointResult], out: TextIO, _fail_on: FailOn) -> None:
     """A line of JSON for each checkpoint, as soon as it is judged."""
     for result in results:
-        out.write(json.dumps(as_dict(result), allow_nan=False) + "\n")
+        out.write(json.dumps(asdict(result), allow_nan=False) + "\n")
         out.flush()
 
 
