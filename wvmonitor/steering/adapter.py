@@ -68,7 +68,7 @@ def as_adapter(
         raise UnsupportedAdapterError(f"{changed} changes nothing: no adapter")
     _check_adaptable(vector)
     config = _check_base(Path(base), vector)
-    tally = Tally()
+    tally = Tally(form="adapter")
     factors = {n: _factors(vector, n, factor, rank, tally) for n in vector.names()}
     target = Path(out)
     widest = max(update.rank for update in factors.values())

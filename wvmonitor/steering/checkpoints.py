@@ -72,7 +72,7 @@ def steer_checkpoint(
     source, target = Path(model_dir), Path(out)
     if source.is_file():
         raise InputError(f"{source} is a file: give the model's folder, with its config.json")
-    tally = Tally(most=most_lost)
+    tally = Tally(most=most_lost, form="float32" if dtype == torch.float32 else "model")
     with opened(source) as folder:
         moves, repeats = _stored_moves(folder, terms)
         with publishing(target, source) as work:

@@ -169,9 +169,9 @@ def carry_out(
     for name, k in edit.amounts.items():
         wanted[_steering(name, bank, base or under, only_biases=edit.only_biases)] = k
     if adapter or is_adapter(model):
-        return replace(as_adapter(wanted, None, under, out, rank=rank), form="adapter")
+        return as_adapter(wanted, None, under, out, rank=rank)
     if float32:
-        return replace(steer_checkpoint(model, wanted, out, dtype=torch.float32), form="float32")
+        return steer_checkpoint(model, wanted, out, dtype=torch.float32)
     try:
         return steer_checkpoint(model, wanted, out, most_lost=math.inf if lossy else LOSSY)
     except LossyEditError as error:
@@ -183,10 +183,9 @@ def _in_full(
 ) -> SteeredFolder:
     """The edit in a form that holds it."""
     try:
-        return replace(as_adapter(wanted, None, model, out), form="adapter", why=why)
+        return replace(as_adapter(wanted, None, model, out), why=why)
     except UnsupportedAdapterError:
-        done = steer_checkpoint(model, wanted, out, dtype=torch.float32)
-        return replace(done, form="float32", why=why)
+        return replace(steer_checkpoint(model, wanted, out, dtype=torch.float32), why=why)
 
 
 def is_adapter(model: str | Path) -> bool:

@@ -54,11 +54,13 @@ class Tally:
         asked: of k·w.
         missed: of what was lost of it.
         most: the largest share that may be lost.
+        form: what is written.
     """
 
     asked: float = 0.0
     missed: float = 0.0
     most: float = math.inf
+    form: Form = "model"
     _tensors: int = 0
 
     @property
@@ -91,7 +93,7 @@ class Tally:
 
     def folder(self, path: Path, parameters: tuple[str, ...]) -> SteeredFolder:
         """The record of a finished folder."""
-        return SteeredFolder(path, parameters, math.sqrt(self.asked), self.lost)
+        return SteeredFolder(path, parameters, math.sqrt(self.asked), self.lost, self.form)
 
 
 def check_outside(out: str | Path, *inputs: str | Path) -> None:
