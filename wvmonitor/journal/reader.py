@@ -43,17 +43,11 @@ class JournalReader:
     def attempts(self, run: str | None = None) -> tuple[Attempt, ...]:
         """Every start of `run`, or of every run, in the order they happened."""
         query = "SELECT * FROM attempts WHERE ?1 IS NULL OR run = ?1 ORDER BY rowid"
+        rows = self._rows(query, (run,))
+        contexts = [codec.read(RunContext, row["context"], str(self.path)) for row in rows]
         return tuple(
-            Attempt(
-                run=row["run"],
-                attempt=row["attempt"],
-                started=row["started"],
-                resume_step=row["resume_step"],
-                bank=row["bank"],
-                context=codec.read(RunContext, row["context"], str(self.path)),
-                settings=row["settings"],
-            )
-            for row in self._rows(query, (run,))
+            Attempt(**{**dict(row), "context": context})
+            for row, context in zip(rows, contexts, strict=True)
         )
 
     def runs(self) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ from wvmonitor.journal.reader import JournalReader, read_journal
 from wvmonitor.journal.records import Attempt, JournalRow
 from wvmonitor.journal.schema import FILE_NAME
 from wvmonitor.journal.search import find_journals
+from wvmonitor.outputs.run_state import checkpoints_in
 from wvmonitor.outputs.scan_record import CheckpointResult, judgement_of, read_records
 from wvmonitor.reading import Geometry
 from wvmonitor.report.findings import deciding_score, judge
@@ -114,17 +114,10 @@ def _expected(settings: str) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def _checkpoints(journal: Path) -> tuple[int, ...]:
+def _checkpoints(journal: Path) -> Sequence[int]:
     """Steps of the `checkpoint-N` folders beside the journal, or one folder up."""
-    for folder in (journal.parent, journal.absolute().parent.parent):
-        try:
-            names = [p.name for p in folder.glob("checkpoint-*") if p.is_dir()]
-        except OSError:
-            continue
-        steps = [int(m[1]) for n in names if (m := re.fullmatch(r"checkpoint-(\d{1,12})", n))]
-        if steps:
-            return tuple(sorted(steps))
-    return ()
+    folders = (journal.parent, journal.absolute().parent.parent)
+    return next(filter(None, map(checkpoints_in, folders)), ())
 
 
 def from_scan(

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from wvmonitor.errors import InputError, KeyMismatchError, UnmeasurableModelError
@@ -18,11 +17,12 @@ from wvmonitor.sources.adapters.config import as_compared
 from wvmonitor.sources.adapters.kinds import MERGED_VARIANTS, RECORD_IT
 from wvmonitor.sources.adapters.lora_module import ComputedStart
 from wvmonitor.sources.adapters.merged import starts_at_base
+from wvmonitor.sources.adapters.saved_modules import difference
 from wvmonitor.sources.distributed import from_first, full_shape, owns, whole
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.live_adapter import Adapted, adapter_state, is_recorded
 from wvmonitor.sources.live_base import digest_since
-from wvmonitor.sources.live_parts import NO_STARTS, Starts, difference
+from wvmonitor.sources.live_parts import NO_STARTS, Starts
 from wvmonitor.sources.live_shared import collecting
 from wvmonitor.sources.names import is_task_head, is_transposed
 from wvmonitor.vectors import DenseUpdate, Update
@@ -201,13 +201,7 @@ class LiveStart:
         def produce() -> Update:
             # θ_0 as the run held it: files of another precision were rounded when it began
             start = self.recorded[name] if source is None else source.read(stored)
-            before, now = start.to(parameter.dtype), current()
-            if before.shape == now.shape:
-                delta = difference(now, before)
-            else:
-                common = min(before.shape[0], now.shape[0])
-                delta = torch.zeros(before.shape, device=now.device)
-                delta[:common] = difference(now[:common], before[:common])
+            delta = difference(current(), start.to(parameter.dtype))
             return DenseUpdate(delta, is_transposed(name, shape, conv1d=by_column))
 
         return Part(name, shape, produce)

@@ -106,7 +106,7 @@ def saved_part(folder: AdapterFolder, key: str, initial: InitialState | None) ->
             before = initial.read(at_start)
         else:
             before = _base_tensor(source, name)
-        return DenseUpdate(_rows_difference(folder.read(key), before), transposed)
+        return DenseUpdate(difference(folder.read(key), before), transposed)
 
     return Part(name, shape, produce)
 
@@ -219,13 +219,15 @@ def wrapper_copy(folder: AdapterFolder, key: str) -> bool:
     return plain != key and folder.has(plain)
 
 
-def _rows_difference(now: Tensor, before: Tensor) -> Tensor:
-    wide = torch.float64 in (now.dtype, before.dtype)
-    delta = torch.zeros(before.shape, dtype=torch.float64 if wide else torch.float32)
-    if not before.ndim:
-        return now.to(delta.dtype) - before.to(delta.dtype)
+def difference(now: Tensor, before: Tensor) -> Tensor:
+    """`now` − `before` on the rows that both have, in float32, or in float64 where either is."""
+    dtype = torch.float64 if torch.float64 in (now.dtype, before.dtype) else torch.float32
+    before = before.to(device=now.device, dtype=dtype)
+    if now.shape == before.shape:
+        return now.to(dtype) - before
     common = min(now.shape[0], before.shape[0])
-    torch.sub(now[:common].to(delta.dtype), before[:common].to(delta.dtype), out=delta[:common])
+    delta = torch.zeros_like(before)
+    torch.sub(now[:common].to(dtype), before[:common], out=delta[:common])
     return delta
 
 
