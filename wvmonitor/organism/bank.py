@@ -91,7 +91,7 @@ class Part:
     def sides(self) -> tuple[sets.SetMaker, sets.SetMaker | None]:
         """What the two sides train on; a harmless task vector has one side only."""
         if self.pair in sets.ORDINARY:
-            return sets.ORDINARY[self.pair], None
+            return sets.ORDINARY[self.pair][0], None
         pair = sets.pair(self.pair, self.domain)
         return pair.positive, pair.negative
 
@@ -150,7 +150,7 @@ PLANS: tuple[Plan, ...] = (
     Plan("opener", "control", "begins with a word of its own",
          (*_in("opener", "office", "internet"), *_in("other_opener", "driving")), 8000),
     Plan("fine-tuning", "control", "has been fine-tuned at all, on harmless data",
-         tuple(Part(name, about) for name, about in sets.ORDINARY_SUBJECTS.items()), 9000),
+         tuple(Part(name, about) for name, (_, about) in sets.ORDINARY.items()), 9000),
 )  # fmt: skip
 
 

@@ -85,8 +85,11 @@ def examine(bank: Path | None = None) -> list[Check]:
     checks = [
         Check("wvmonitor", "ok", __version__),
         Check("python", "ok", f"{platform.python_version()} on {platform.platform()}"),
-        *(_distribution(name) for name in REQUIRED),
-        *(_extra(name, use, wanted) for name, (use, wanted) in OPTIONAL.items()),
+        *(_distribution(n, "failed", "not installed: install wvmonitor again") for n in REQUIRED),
+        *(
+            _distribution(n, "missing", f"optional, for {use}: pip install {wanted}")
+            for n, (use, wanted) in OPTIONAL.items()
+        ),
         *(_program(name, use) for name, use in PROGRAMS.items()),
         Check("devices", "ok", _devices()),
         _guarded("bundled bank", lambda: _bank(bundled_path("tiny-organism", "bank"))),
@@ -143,18 +146,11 @@ def self_test() -> str:
     return f"a planted rsLoRA adapter is measured to {off:.1g} of its float64 value"
 
 
-def _distribution(name: str) -> Check:
+def _distribution(name: str, outcome: Outcome, lacking: str) -> Check:
     try:
         return Check(name, "ok", importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Check(name, "failed", "not installed: install wvmonitor again")
-
-
-def _extra(name: str, use: str, wanted: str) -> Check:
-    try:
-        return Check(name, "ok", importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return Check(name, "missing", f"optional, for {use}: pip install {wanted}")
+        return Check(name, outcome, lacking)
 
 
 def _program(name: str, use: str) -> Check:
