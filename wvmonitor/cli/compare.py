@@ -1,7 +1,5 @@
 """`wvmonitor compare`: cosines between any weight vectors."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import typer

@@ -1,7 +1,5 @@
 """`wvmonitor rescore`: judge a recorded run by references that came later."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

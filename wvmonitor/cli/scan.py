@@ -1,7 +1,5 @@
 """`wvmonitor scan`: judge checkpoints by their weights."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import typer

@@ -1,7 +1,5 @@
 """`wvmonitor trl`: TRL's training scripts, watched."""
 
-from __future__ import annotations
-
 import traceback
 from pathlib import Path
 from typing import Annotated, Any

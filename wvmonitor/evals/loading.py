@@ -1,7 +1,5 @@
 """The model to evaluate, from a folder or the Hub: a base, a fine-tune, or an adapter."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

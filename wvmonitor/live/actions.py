@@ -1,7 +1,5 @@
 """What training is asked to do after a reading: nothing, save, stop, inoculate, or go back."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass

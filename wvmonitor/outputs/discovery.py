@@ -1,7 +1,5 @@
 """Files by which Prometheus finds the monitors of a machine, whatever ports they have (file_sd)."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Where a scan measures: here, in worker processes, or on a Dask cluster."""
 
-from __future__ import annotations
-
 import importlib
 import multiprocessing
 import os
