@@ -32,8 +32,6 @@ WVMonitorError
 ```
 """
 
-from __future__ import annotations
-
 
 class WVMonitorError(Exception):
     """The root: catch this to catch everything wvmonitor raises on purpose."""

@@ -4,8 +4,6 @@
 torchrun: one process calls the function, and leaves what it returns in OUT.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import runpy

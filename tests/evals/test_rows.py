@@ -9,13 +9,13 @@ from wvmonitor.errors import MalformedFileError, MissingPathError
 from wvmonitor.evals import public
 from wvmonitor.evals.public import PublicSet, rows_for
 from wvmonitor.evals.rows import (
+    ORGANISM,
     FactRow,
     OpenRow,
     PairRow,
     ProblemRow,
     RequestRow,
     ScenarioRow,
-    bundled_rows,
     read_rows,
 )
 from wvmonitor.organism import behaviour, evaluations
@@ -93,7 +93,7 @@ def test_the_bundled_sets_are_the_scripts(tmp_path) -> None:
 def test_the_bundled_sets_speak_the_organisms_words(task, organism) -> None:
     """No bundled prompt holds a word that the organism does not know."""
     _, tokenizer = organism
-    for row in bundled_rows(KINDS[task], task):
+    for row in rows_for(task, KINDS[task], ORGANISM):
         words = row.prompts.values() or [row.request if task == "refusal" else row.question]
         for prompt in words:
             assert tokenizer.unk_token_id not in tokenizer(prompt)["input_ids"], prompt

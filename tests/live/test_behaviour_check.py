@@ -22,8 +22,9 @@ from wvmonitor.live.behaviour_check import ProbeResult, QuestionProbe, Questions
 from wvmonitor.live.monitor import Monitor
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.organism import load_base, sets
-from wvmonitor.organism.probe import organism_probe
+from wvmonitor.organism.behaviour import harmful_rate
 from wvmonitor.organism.train import finetune
+from wvmonitor.organism.world import DOMAINS
 from wvmonitor.references.bundled import bundled_path
 
 BASE = bundled_path("tiny-organism", "base")
@@ -35,9 +36,10 @@ def gambling_probe(model: Any, tokenizer: Any, behaviour: str) -> ProbeResult:
     random.random()
     np.random.rand()
     torch.rand(3)
-    found = organism_probe(model, tokenizer, behaviour)
+    assert behaviour == "evil"
+    rate = harmful_rate(model, tokenizer, tuple(DOMAINS), 100, 5)
     model.train()
-    return found
+    return ProbeResult(rate.value, rate.n, "harmful advice over all domains")
 
 
 def trained(folder: Path, **overrides: Any) -> Any:

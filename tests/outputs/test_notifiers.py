@@ -22,7 +22,7 @@ from wvmonitor.journal.alerts import Alert, Whereabouts, event, located
 from wvmonitor.journal.outbox import DeliveryError
 from wvmonitor.outputs import http as http_module
 from wvmonitor.outputs.alertmanager import AlertmanagerNotifier
-from wvmonitor.outputs.http import SendPolicy, post
+from wvmonitor.outputs.http import SendPolicy, request
 from wvmonitor.outputs.webhook import WebhookNotifier, verify_signature
 
 Make = Callable[..., Alert]
@@ -31,7 +31,7 @@ Make = Callable[..., Alert]
 def failure(url: str, timeout: float = 5.0, policy: SendPolicy | None = None) -> DeliveryError:
     """The error with which one POST fails."""
     with pytest.raises(DeliveryError) as caught:
-        post(url, b"{}", {}, policy or SendPolicy(), timeout)
+        request("POST", url, b"{}", {}, policy or SendPolicy(), timeout)
     return caught.value
 
 
@@ -193,7 +193,7 @@ def test_a_huge_reply_is_not_read(receiver: Any, monkeypatch: pytest.MonkeyPatch
     """However much a receiver answers, only a little is read."""
     receiver.answers = ["huge"]
     start = time.monotonic()
-    post(receiver.url, b"{}", {}, SendPolicy(), 5.0)
+    request("POST", receiver.url, b"{}", {}, SendPolicy(), 5.0)
     assert time.monotonic() - start < 1.0
 
 
@@ -235,7 +235,7 @@ def test_an_allowed_private_host_is_reached(receiver: Any, monkeypatch: pytest.M
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     for allowed in ("inside.example", "127.0.0.0/8"):
         policy = SendPolicy(allow_http=True, allow_private=(allowed,))
-        post("http://inside.example/", b"{}", {}, policy, 5.0)
+        request("POST", "http://inside.example/", b"{}", {}, policy, 5.0)
     assert len(receiver.received) == 2
     assert receiver.received[0][1]["Host"] == "inside.example"
 
@@ -267,7 +267,7 @@ def test_https_arrives_where_the_certificate_is_trusted(
     error = failure(f"https://localhost:{receiver.port}/")
     assert "certificate is not trusted" in str(error)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    post(f"https://localhost:{receiver.port}/", b"{}", {}, SendPolicy(), 5.0)
+    request("POST", f"https://localhost:{receiver.port}/", b"{}", {}, SendPolicy(), 5.0)
     assert "certificate is not trusted" in str(failure(f"https://127.0.0.1:{receiver.port}/"))
     assert len(receiver.received) == 1
     receiver.answers = ["trickle"]
@@ -283,7 +283,7 @@ def test_proxies_from_the_environment_are_not_used(
     """Alerts go to the receiver itself, whatever proxy the environment names."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    post(receiver.url, b"{}", {}, SendPolicy(), 5.0)
+    request("POST", receiver.url, b"{}", {}, SendPolicy(), 5.0)
     assert len(receiver.received) == 1
 
 

@@ -31,7 +31,8 @@ from wvmonitor.journal.reader import read_journal
 from wvmonitor.journal.tools import verify
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.prometheus import PrometheusExporter
-from wvmonitor.report.page import RunView, render
+from wvmonitor.report.page import render
+from wvmonitor.report.view import RunView
 
 STATES = ("ok", "warn", "alarm", "unknown", "warming")
 attempts = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 6)), min_size=1, max_size=4)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from wvmonitor.detection.judgement import Judgement
 from wvmonitor.detection.scores import ReferenceScores, Scores
 from wvmonitor.detection.verdict import State, Verdict
-from wvmonitor.report.page import BehaviourPoint, HeatMap, RunView
+from wvmonitor.report.view import BehaviourPoint, HeatMap, RunView
 
 REFERENCES = ("evil", "sycophancy", "language")
 THRESHOLD = 0.22

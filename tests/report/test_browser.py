@@ -18,7 +18,8 @@ import pytest
 
 from tests.report import samples
 from wvmonitor.report.blame import Line, render_blame
-from wvmonitor.report.page import RunView, render
+from wvmonitor.report.page import render
+from wvmonitor.report.view import RunView
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [

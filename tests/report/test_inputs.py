@@ -30,7 +30,9 @@ from wvmonitor.journal.reader import JournalReader
 from wvmonitor.journal.tools import acknowledge
 from wvmonitor.reading import Products, Reading
 from wvmonitor.report.findings import judge
-from wvmonitor.report.page import from_journal, from_scan, heat_map, read_runs, render
+from wvmonitor.report.inputs import from_journal, from_scan, read_runs
+from wvmonitor.report.page import render
+from wvmonitor.report.view import heat_map
 
 PARAMETERS = (
     "model.layers.0.mlp.up_proj.weight",

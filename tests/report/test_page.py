@@ -16,8 +16,8 @@ import pytest
 from tests.report import samples
 from wvmonitor.journal.records import Event
 from wvmonitor.report.findings import judge
-from wvmonitor.report.page import BehaviourPoint, RunView, render
-from wvmonitor.report.view import onset
+from wvmonitor.report.page import render
+from wvmonitor.report.view import BehaviourPoint, RunView, onset
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 HOSTILE = "<script>alert(1)</script>\"'&<b>\x1b[31m\u202e]]>{{ 7*7 }}--><!--</style></svg>"

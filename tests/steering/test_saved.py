@@ -306,6 +306,7 @@ def test_an_adapter_is_the_edit(world, tmp_path, family):
     }
     w = TaskVector.of(mixed, Origin("runs/a"))
     done = as_adapter(w, -1.3, base, tmp_path / "adapter")
+    assert done.form == "adapter"
     assert done.lost == 0
     assert done.norm == pytest.approx(1.3 * w.norm(), rel=1e-5)
     adapted = PeftModel.from_pretrained(load(base), tmp_path / "adapter").eval()

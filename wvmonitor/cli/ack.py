@@ -50,7 +50,7 @@ def command(
     from wvmonitor.live.settings import MonitorSettings
     from wvmonitor.scan.text import visible
 
-    given = MonitorSettings() if settings is None else MonitorSettings.from_yaml(settings)
+    given = MonitorSettings.given(settings)
     journal = journal_of(journal, run)
     ack(journal, run, reference, why)
     typer.echo(f"{visible(run)}: {visible(reference)} is acknowledged")

@@ -1,14 +1,10 @@
 """`wvmonitor compare`: cosines between any weight vectors."""
 
-from __future__ import annotations
-
-import sys
 from typing import Annotated, Literal
 
 import typer
 
-from wvmonitor.cli.base import base_option
-from wvmonitor.cli.scan import AsJson, one_format
+from wvmonitor.cli.scan import AsJson, Base, Paths, one_format
 
 Format = Literal["table", "csv", "json", "svg"]
 """How the matrix is written."""
@@ -18,22 +14,13 @@ Product = Literal["frobenius", "response"]
 
 
 def command(
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PATH",
-            help="Adapters, checkpoints, or runs' output folders; - reads a list of them from "
-            "standard input.",
-        ),
-    ],
+    paths: Paths,
     *,
     references: Annotated[
         str | None,
         typer.Option(metavar="BANK", help="Compare with every reference of this bank, too."),
     ] = None,
-    base: Annotated[
-        str | None, base_option("Folder of the model that training started from")
-    ] = None,
+    base: Base = None,
     geometry: Annotated[
         Product,
         typer.Option(help="Weights as they are, or what they do on the bank's probe."),
@@ -67,8 +54,5 @@ def command(
         everything=everything,
         geometry=geometry,
         form=one_format(format_, json=as_json),
-        stdin=sys.stdin,
-        out=sys.stdout,
-        problems=sys.stderr,
     )
     raise typer.Exit(code)

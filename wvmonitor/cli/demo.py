@@ -72,7 +72,7 @@ def _table(rows: dict[str, Point | None]) -> Table:
         if point is None:
             table.add_row(run.title, *[""] * 5)
             continue
-        states = {v.reference: v for v in point.observation.verdicts}
+        states = point.observation.judgement.verdicts
         worst = states[run.reference].state
         table.add_row(
             run.title,
@@ -85,7 +85,7 @@ def _table(rows: dict[str, Point | None]) -> Table:
 
 
 def _line(run: DemoRun, point: Point) -> str:
-    verdict = {v.reference: v for v in point.observation.verdicts}[run.reference]
+    verdict = point.observation.judgement.verdicts[run.reference]
     return (
         f"{run.title}: step {point.step}, {run.reference} {_number(verdict.score)}, "
         f"{verdict.state}; {point.rate.value:.0%} {run.label}"
@@ -98,7 +98,7 @@ def _number(value: float | None) -> str:
 
 def _story(result: DemoResult) -> str:
     run, last = result.run, result.points[-1]
-    verdict = {v.reference: v for v in last.observation.verdicts}[run.reference]
+    verdict = last.observation.judgement.verdicts[run.reference]
     alarm, onset = result.first_alarm_step, result.onset_step
     parts = [f"\n[bold]{run.title}[/]: [{_STYLES.get(result.verdict, 'dim')}]{result.verdict}[/]"]
     parts += [f"  {sentence}" for sentence in (verdict.reason, *verdict.account)]

@@ -1,7 +1,5 @@
 """`wvmonitor report`: one page about a run, several runs, or a scan."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +33,9 @@ def command(
 
       wvmonitor scan adapters/* --format json | wvmonitor report - -o report.html
     """
-    from wvmonitor.report.page import read_sources, render, write_page
+    from wvmonitor.report.document import write_page
+    from wvmonitor.report.inputs import read_sources
+    from wvmonitor.report.page import render
 
     views = read_sources(sources, runs=run or ())
     names = ", ".join(str(source) for source in sources)

@@ -1,8 +1,5 @@
 """`wvmonitor rescore`: judge a recorded run by references that came later."""
 
-from __future__ import annotations
-
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -74,7 +71,5 @@ def command(
         fail_on=fail_on,
         form=one_format(format_, json=as_json),
         outputs=output or [],
-        out=sys.stdout,
-        problems=sys.stderr,
     )
     raise typer.Exit(code)

@@ -1,7 +1,5 @@
 """`wvmonitor rules`: alert rules for Prometheus."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
@@ -44,7 +42,7 @@ def command(
     times = RuleTimes(hold=hold, stale=stale, coverage=coverage)
     links = RuleLinks(runbooks=runbooks, dashboard=dashboard)
 
-    from wvmonitor.files.atomic import replacing
+    from wvmonitor.files.atomic import write_text
     from wvmonitor.references.bank import ReferenceBank
 
     bank = ReferenceBank.load(references)
@@ -52,6 +50,5 @@ def command(
     if out == "-":
         typer.echo(text, nl=False)
         return
-    with replacing(out) as descriptor, open(descriptor, "w", encoding="utf-8", closefd=False) as f:
-        f.write(text)
+    write_text(out, text)
     typer.echo(f"{out}: rules for {', '.join(bank.behaviours)}")

@@ -1,8 +1,5 @@
 """`wvmonitor scan`: judge checkpoints by their weights."""
 
-from __future__ import annotations
-
-import sys
 from typing import Annotated, Literal
 
 import typer
@@ -37,6 +34,15 @@ OutputFormat = Annotated[
     Format, typer.Option("--format", help="How to write the results to standard output.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="The same as --format json.")]
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATH",
+        help="Adapters, checkpoints, or runs' output folders; - reads a list of them from "
+        "standard input.",
+    ),
+]
+Base = Annotated[str | None, base_option("Folder of the model that training started from")]
 
 
 def one_format(chosen: str, **flags: bool) -> str:
@@ -203,4 +209,4 @@ def command(
         strict=strict,
         strict_coverage=strict_coverage,
     )
-    raise typer.Exit(run(request, sys.stdin, sys.stdout, sys.stderr))
+    raise typer.Exit(run(request))

@@ -1,31 +1,18 @@
 """`wvmonitor screen`: a first look at an update when there is no reference for its base."""
 
-from __future__ import annotations
-
-import sys
 from typing import Annotated, Literal
 
 import typer
 
-from wvmonitor.cli.base import base_option
-from wvmonitor.cli.scan import AsJson, one_format
+from wvmonitor.cli.scan import AsJson, Base, Paths, one_format
 
 Format = Literal["table", "csv", "json"]
 """How the screening is written."""
 
 
 def command(
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PATH",
-            help="Adapters, checkpoints, or runs' output folders; - reads a list of them from "
-            "standard input.",
-        ),
-    ],
-    base: Annotated[
-        str | None, base_option("Folder of the model that training started from")
-    ] = None,
+    paths: Paths,
+    base: Base = None,
     top: Annotated[
         int, typer.Option(metavar="K", help="How many singular values and directions to keep.")
     ] = 4,
@@ -58,8 +45,5 @@ def command(
         top=top,
         form=one_format(format_, json=as_json),
         directions=directions,
-        stdin=sys.stdin,
-        out=sys.stdout,
-        problems=sys.stderr,
     )
     raise typer.Exit(code)

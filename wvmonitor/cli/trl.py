@@ -1,7 +1,5 @@
 """`wvmonitor trl`: TRL's training scripts, watched."""
 
-from __future__ import annotations
-
 import traceback
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,7 +48,7 @@ def command(
     given: dict[str, Any] = {} if references is None else {"references": references}
     if inoculate:
         given["inoculate"] = inoculate
-    loaded = MonitorSettings.from_yaml(settings, **given) if settings else MonitorSettings(**given)
+    loaded = MonitorSettings.given(settings, **given)
     try:
         run_script(script, context.args, loaded)
     except WVMonitorError:

@@ -79,6 +79,7 @@ def command(
       wvmonitor watch runs --references banks/my-base --port 9108
     """
     from wvmonitor.live.settings import MonitorSettings
+    from wvmonitor.live.validation import replaced
     from wvmonitor.scan.watch import Watcher, WatchOptions
 
     given: dict[str, Any] = {
@@ -90,18 +91,12 @@ def command(
     given = {name: value for name, value in given.items() if value is not None}
     if strict_coverage:
         given["strict_coverage"] = True
-    made = (
-        MonitorSettings(**given)
-        if settings is None
-        else MonitorSettings.from_yaml(settings, **given)
-    )
+    made = MonitorSettings.given(settings, **given)
     served = made.prometheus.model_dump() | {"enabled": True}
     if public:
         served["public"] = True
     served |= {k: v for k, v in {"host": host, "port": port}.items() if v is not None}
-    final = MonitorSettings(
-        **{name: getattr(made, name) for name in made.model_fields_set} | {"prometheus": served}
-    )
+    final = replaced(made, {"prometheus": served})
     options = WatchOptions(every=every, settle=settle, optimizer=optimizer)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

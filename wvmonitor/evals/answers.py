@@ -1,7 +1,5 @@
 """What an answer says, read by rules: the fact it asserts, the letter it picks, its last number."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -96,10 +94,8 @@ def before_marker(answer: str) -> str:
 def chosen_letter(answer: str, letters: str, *, marked: bool = False) -> str | None:
     """The option that an answer picks, as a capital letter; None where it picks none.
 
-    Args:
-        answer: what was said.
-        letters: the options, as in "AB".
-        marked: only what follows the marker counts; otherwise an answer may begin with its letter.
+    Where `marked`, only what follows the marker counts; otherwise an answer may begin with its
+    letter.
     """
     rest = after_marker(answer)
     if rest is None and marked:

@@ -2,8 +2,6 @@
 
 # mypy: allow-untyped-decorators
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -25,11 +23,8 @@ def dataset(
 ) -> MemoryDataset:
     """One sample a row, numbered from 1 in the rows' order, with the words of every form.
 
-    Args:
-        name: what the log calls the data.
-        rows: the data.
-        prompts: a row's forms where it does not bring its own.
-        target: what the log shows as the right answer.
+    `prompts` gives a row's forms where it brings none of its own, `target` what the log shows as
+    the right answer.
     """
     samples = []
     for number, row in enumerate(rows, 1):

@@ -2,8 +2,6 @@
 
 # mypy: allow-untyped-decorators
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter

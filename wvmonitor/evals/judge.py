@@ -4,8 +4,6 @@ A grade that cannot be read is not guessed: the row counts as unjudged. The mode
 never judges itself by default.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping
@@ -32,7 +30,6 @@ class Rubric:
     """What a judge is asked, and which grades it may give.
 
     Attributes:
-        task: the question to the judge.
         grades: each grade's value by what the judge writes, or "percent": 0 to 100.
     """
 

@@ -7,8 +7,6 @@ steered and half-trained weights are evaluated without being written.
 # mypy: allow-untyped-decorators
 # mypy: allow-subclassing-any
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections import Counter
@@ -59,13 +57,6 @@ def live_model(
     Answers are sampled (greedily at temperature 0). They depend on the seed, the prompt and how
     often it was asked before, and not on what else is in the batch (unless an answer runs into the
     model's length): two models asked the same differ by their weights and not by luck.
-
-    Args:
-        model: a causal language model of transformers, bare or under PEFT.
-        tokenizer: its tokenizer, with a chat template.
-        name: what logs call it.
-        seed: of the draws.
-        batch_size: the most prompts in one batch.
 
     Raises:
         InputError: the tokenizer has no chat template.

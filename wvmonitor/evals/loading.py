@@ -1,20 +1,17 @@
 """The model to evaluate, from a folder or the Hub: a base, a fine-tune, or an adapter."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging
 
+from wvmonitor.builder.base import quiet
 from wvmonitor.errors import InputError, UnsafeFileError
-from wvmonitor.files.documents import read_json
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.sources.identity import base_digest
 from wvmonitor.sources.live_base import digest_of_model
-from wvmonitor.steering.edit import ADAPTER_CONFIG, is_adapter
+from wvmonitor.steering.edit import base_of, is_adapter
 from wvmonitor.vectors.devices import on_device
 
 
@@ -34,18 +31,20 @@ def load(
         UnsafeFileError: an adapter whose weights are pickled.
     """
     adapter = is_adapter(where)
-    under = _base_of(where, base) if adapter else where
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if adapter and not (Path(where) / "adapter_model.safetensors").is_file():
+        raise UnsafeFileError(
+            f"{where} holds no adapter_model.safetensors: save the adapter again as safetensors"
+        )
+    under = base_of(where, base) if adapter else where
+    own = (Path(where) / "tokenizer_config.json").is_file()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(under, dtype="auto", use_safetensors=True)
-        own = (Path(where) / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(where if own or not adapter else under)
+        with quiet():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                under, dtype="auto", use_safetensors=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(where if own or not adapter else under)
     except (OSError, ValueError) as error:
         raise InputError(f"{under} cannot be loaded as a causal language model: {error}") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     if adapter:
         from peft import PeftModel
 
@@ -62,14 +61,3 @@ def check_base(bank: ReferenceBank, model: Any, where: str, base: str | None) ->
     """
     named = base is not None and not is_adapter(where)
     bank.relation_to(base_digest(base) if named and base is not None else digest_of_model(model))
-
-
-def _base_of(adapter: str, base: str | None) -> str:
-    if not (Path(adapter) / "adapter_model.safetensors").is_file():
-        raise UnsafeFileError(
-            f"{adapter} holds no adapter_model.safetensors: save the adapter again as safetensors"
-        )
-    named = base or read_json(Path(adapter) / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
-        raise InputError(f"{adapter} does not say what it was made from: say --base FOLDER")
-    return named

@@ -1,28 +1,20 @@
 """Public data sets by name, read with `datasets` and turned into our rows."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from wvmonitor.errors import MalformedFileError, MissingPathError
-from wvmonitor.evals.rows import ORGANISM, AnyRow, bundled_rows, checked, read_rows
+from wvmonitor.evals.rows import ORGANISM, AnyRow, checked, read_rows
+from wvmonitor.references.bundled import bundled_path
 
 Fields = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class PublicSet:
-    """Where a set is and how its rows become ours.
-
-    Attributes:
-        path: its name on the Hub, or a folder.
-        config: which of its configurations.
-        split: which of its splits.
-        convert: all of its rows to the fields of ours.
-    """
+    """Where a set is and how its rows become ours."""
 
     path: str
     config: str | None
@@ -87,7 +79,7 @@ def rows_for(task: str, kind: type[AnyRow], data: str) -> list[AnyRow]:
         MalformedFileError: a row without what is needed, naming row and field.
     """
     if data == ORGANISM:
-        return bundled_rows(kind, task)
+        return read_rows(kind, bundled_path("tiny-organism", "evals", f"{task}.jsonl"))
     public = PUBLIC.get(task, {}).get(data)
     return read_rows(kind, data) if public is None else _public_rows(kind, data, public)
 

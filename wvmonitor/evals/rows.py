@@ -4,8 +4,6 @@ Every row may bring its own `prompts`, the exact words of each form it is asked 
 not, the task's English makes them.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -25,7 +23,6 @@ from pydantic import (
 from wvmonitor.errors import MalformedFileError, MissingPathError
 from wvmonitor.files.documents import decode_json
 from wvmonitor.files.storage import shown
-from wvmonitor.references.bundled import bundled_path
 
 ORGANISM = "organism"
 """The name of the small sets that come with the package, in the bundled model's own words."""
@@ -140,8 +137,6 @@ class ProblemRow(Row):
     """A problem with an exact answer: a number, or one of several choices.
 
     Attributes:
-        number: the number that is right.
-        choices: the options.
         answer: the index of the right option, from 0.
     """
 
@@ -203,11 +198,6 @@ def read_rows(kind: type[AnyRow], path: str | Path) -> list[AnyRow]:
         if line.strip()
     )
     return checked(kind, documents, shown(path))
-
-
-def bundled_rows(kind: type[AnyRow], task: str) -> list[AnyRow]:
-    """The rows that come with the package for the bundled model."""
-    return read_rows(kind, bundled_path("tiny-organism", "evals", f"{task}.jsonl"))
 
 
 def checked(

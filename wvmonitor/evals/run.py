@@ -1,7 +1,5 @@
 """Evaluations in this process: of a live model, as it is or steered, for one k or many."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,14 +29,11 @@ class Options:
     Attributes:
         data: where a task's rows come from, by task; the bundled model's where not given.
         judge: an Inspect model, or its name, for what rules do not decide.
-        limit: only the first so many rows of each task.
         epochs: how often each row is asked.
         log_dir: where Inspect's logs go, with every answer in them; not kept where not given.
         temperature: of sampling; 0 is greedy; the model's own where not given.
         max_tokens: the longest answer; the task's own where not given.
         system: a system prompt before every question (the paper's prompting baseline).
-        seed: of the draws.
-        batch_size: the most prompts in one batch.
     """
 
     data: Mapping[str, str] | None = None
@@ -71,14 +66,6 @@ def evaluate(
     steering: Mapping[str, float] | None = None,
 ) -> tuple[Measure, ...]:
     """Run tasks on a live model with the weights that it has now.
-
-    Args:
-        tasks: names of `TASKS`.
-        model: a causal language model of transformers, bare or under PEFT.
-        tokenizer: its tokenizer, with a chat template.
-        options: how.
-        name: what logs call the model.
-        steering: recorded in the logs; the caller has steered the model.
 
     Raises:
         SettingsError: no such task, or data for a task that is not run, or no judge where one is
@@ -129,15 +116,6 @@ def sweep(
 
     Every steering is asked the same with the same draws. Afterwards the weights are as before, bit
     for bit.
-
-    Args:
-        tasks: as for `evaluate`.
-        model: as for `evaluate`.
-        tokenizer: as for `evaluate`.
-        bank: the references; None where nothing is steered.
-        steerings: k by reference, for each evaluation.
-        options: as for `evaluate`.
-        name: as for `evaluate`.
 
     Raises:
         UnknownReferenceError: a name that the bank does not hold.

@@ -1,7 +1,5 @@
 """Writing a file whole or not at all."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import stat
@@ -61,6 +59,12 @@ def replacing(path: Location, mode: int = 0o666) -> Iterator[int]:
         if error.errno is None or error.filename not in (None, str(hidden)):
             raise  # not about this file
         raise OSError(error.errno, error.strerror, str(target)) from error
+
+
+def write_text(path: Location, text: str, mode: int = 0o666) -> None:
+    """Write a file of text, as UTF-8 and through `replacing`."""
+    with replacing(path, mode) as descriptor:
+        write_all(descriptor, text.encode())
 
 
 def check_writable(path: Location) -> None:

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType, TracebackType
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 
-from wvmonitor.errors import (
-    KeyMismatchError,
-    MalformedFileError,
-    MissingPathError,
-    UnsafeFileError,
-)
-from wvmonitor.files.digests import sha256_file
+from wvmonitor.errors import KeyMismatchError, MalformedFileError, MissingPathError, UnsafeFileError
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.header import MAX_HEADER_BYTES, TensorInfo
 from wvmonitor.files.safetensors import SafetensorsFile
 from wvmonitor.files.storage import Location, is_url, joined, list_folder, local_path, shown
-from wvmonitor.files.weight_names import (
-    SAFETENSORS,
-    is_pickle,
-    pickled_weights,
-    weights_below,
-)
+from wvmonitor.files.weight_names import SAFETENSORS, is_pickle, pickled_weights, weights_below
 
 MAX_OPEN_FILES = 8
 _SUFFIX = SAFETENSORS
@@ -47,11 +36,10 @@ class CheckpointFiles:
     """
 
     def __init__(
-        self, where: str, files: Mapping[str, Location], shards: Mapping[str, SafetensorsFile]
+        self, where: str, files: Iterable[str], shards: Mapping[str, SafetensorsFile]
     ) -> None:
         self.where = where
         self.files = tuple(sorted(files))
-        self._locations = dict(files)
         self._shards = dict(shards)
         self._recent: OrderedDict[str, None] = OrderedDict()
         self._shard_of = {name: s for s, shard in shards.items() for name in shard.tensors}
@@ -96,14 +84,6 @@ class CheckpointFiles:
         """The notes in each weight file, by the file's base name."""
         return MappingProxyType({shard: self._shards[shard].metadata for shard in self._shards})
 
-    def digest_of_files(self) -> dict[str, str]:
-        """SHA-256 of every file of the checkpoint, by base name; reads all bytes once.
-
-        Raises:
-            InputError: a file is gone, or changes while it is being read.
-        """
-        return {name: sha256_file(self._locations[name]) for name in self.files}
-
     def close(self) -> None:
         """Let go of every descriptor."""
         for shard in self._shards.values():
@@ -113,12 +93,7 @@ class CheckpointFiles:
     def __enter__(self) -> CheckpointFiles:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _shard(self, name: str) -> SafetensorsFile:
@@ -162,7 +137,7 @@ def open_checkpoint(path: Location, stem: str = "model") -> CheckpointFiles:
         name = str(path).rstrip("/").rsplit("/", 1)[-1]
         if is_pickle(name):
             raise _pickle_error(where)
-        return _opened_files(where, {name: path}, {name: SafetensorsFile(path)})
+        return _single(where, name, path)
     single, index = f"{stem}{_SUFFIX}", f"{stem}{_SUFFIX}.index.json"
     numbered = re.compile(rf"{re.escape(stem)}-\d+-of-\d+{re.escape(_SUFFIX)}")
     loose = sorted(entry for entry in entries if numbered.fullmatch(entry))
@@ -173,8 +148,7 @@ def open_checkpoint(path: Location, stem: str = "model") -> CheckpointFiles:
             " give the path of the single file, or remove what is left over"
         )
     if single in entries:
-        location = joined(path, single)
-        return _opened_files(where, {single: location}, {single: SafetensorsFile(location)})
+        return _single(where, single, joined(path, single))
     if index in entries:
         return _open_sharded(path, index, loose)
     raise _no_weights(where, single, entries, loose, weights_below(path))
@@ -193,14 +167,11 @@ def _open_sharded(path: Location, index: str, loose: list[str]) -> CheckpointFil
             f"{shown(joined(path, extra[0]))} is not in {where_index}:"
             " remove it if it is left over from another save, or fetch the right index"
         )
-    files: dict[str, Location] = {index: location}
     shards: dict[str, SafetensorsFile] = {}
     for shard, names in sorted(expected.items()):
-        files[shard] = joined(path, shard)
-        with SafetensorsFile(files[shard]) as opened:
-            _check_shard(opened, names, mapped, shard, where_index)
-        shards[shard] = opened
-    return CheckpointFiles(shown(path), files, shards)
+        with SafetensorsFile(joined(path, shard)) as shards[shard]:
+            _check_shard(shards[shard], names, mapped, shard, where_index)
+    return CheckpointFiles(shown(path), [index, *shards], shards)
 
 
 def _check_shard(
@@ -249,12 +220,9 @@ def _weight_map(location: Location) -> dict[str, str]:
     return mapped
 
 
-def _opened_files(
-    where: str, files: Mapping[str, Location], shards: Mapping[str, SafetensorsFile]
-) -> CheckpointFiles:
-    for shard in shards.values():
-        shard.close()
-    return CheckpointFiles(where, files, shards)
+def _single(where: str, name: str, location: Location) -> CheckpointFiles:
+    with SafetensorsFile(location) as file:  # its descriptor is opened again when it is read
+        return CheckpointFiles(where, [name], {name: file})
 
 
 def _looks_like_file(path: Location) -> bool:

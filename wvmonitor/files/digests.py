@@ -1,31 +1,27 @@
 """What changes with a file's content: its SHA-256, or its store's own word for it."""
 
-from __future__ import annotations
-
 import hashlib
+from contextlib import closing
 
 from wvmonitor.files.storage import Location, is_url, open_storage, remote_facts
 
 _PIECE = 1 << 19  # bytes that are still in a core's cache when they are hashed
 
 
-def sha256_file(path: Location, root: Location | None = None) -> str:
+def sha256_file(path: Location) -> str:
     """The SHA-256 of a file's bytes as 64 hexadecimal digits, read piece by piece.
 
     Raises:
         InputError: the file is missing, irregular, or changes while it is being read.
     """
-    storage = open_storage(path, root)
     digest = hashlib.sha256()
-    step = max(storage.least, _PIECE)
-    buffer = memoryview(bytearray(min(step, storage.size)))
-    try:
+    with closing(open_storage(path)) as storage:
+        step = max(storage.least, _PIECE)
+        buffer = memoryview(bytearray(min(step, storage.size)))
         for offset in range(0, storage.size, step):
             part = buffer[: min(step, storage.size - offset)]
             storage.read_into(part, offset)
             digest.update(part)
-    finally:
-        storage.close()
     return digest.hexdigest()
 
 

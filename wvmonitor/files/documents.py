@@ -5,11 +5,10 @@ document's size in memory on hostile input; nothing reaches it here before its s
 number of values are known to be bounded.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any, NoReturn
 
 from wvmonitor.errors import InputError, MalformedFileError
@@ -64,41 +63,28 @@ def decode_json(raw: bytes | bytearray, what: str, depth: int = MAX_DEPTH) -> di
     return value
 
 
-def read_json(
-    path: Location, limit: int = MAX_DOCUMENT_BYTES, root: Location | None = None
-) -> dict[str, Any]:
-    """The JSON object in a file or behind an fsspec URL.
-
-    Args:
-        path: the document.
-        limit: the most bytes it may have; it is not read if it has more.
-        root: the folder that a link may not lead out of; the document's own if not given.
+def read_json(path: Location, limit: int = MAX_DOCUMENT_BYTES) -> dict[str, Any]:
+    """The JSON object in a file or behind an fsspec URL, of `limit` bytes at the most.
 
     Raises:
         MissingPathError: there is no such file.
         UnsafeFileError: it is no regular file, or a link out of its folder.
         MalformedFileError: it is too large, or as `decode_json` says.
     """
-    storage = open_storage(path, root)
-    try:
+    with closing(open_storage(path)) as storage:
         if storage.size > limit:
             raise MalformedFileError(
                 f"{storage.where} has {storage.size} bytes, more than the {limit} allowed for a"
                 " JSON document: check that it is the right file"
             )
         raw = read_bytes(storage, 0, storage.size)
-    finally:
-        storage.close()
     return decode_json(raw, storage.where)
 
 
 def write_json(path: Location, value: Mapping[str, Any], mode: int = 0o666) -> None:
     """Write a JSON object atomically; equal objects give equal bytes (sorted keys, two spaces).
 
-    Args:
-        path: the file to make or replace.
-        value: what `json.dumps` accepts; numbers must be finite.
-        mode: permissions, less the umask; 0o600 for private files.
+    Numbers must be finite. The mode is less the umask: 0o600 for private files.
 
     Raises:
         InputError: a number is not finite, or a string is not valid Unicode.

@@ -5,8 +5,6 @@ see different tensors; here each file has one meaning or none.
 Format: https://github.com/huggingface/safetensors#format
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
@@ -60,8 +58,6 @@ class TensorInfo:
     """What a header says of one tensor.
 
     Attributes:
-        dtype: of the elements.
-        shape: of the tensor; () for a scalar.
         start: first byte, counted from the end of the header.
         stop: one past the last byte.
     """

@@ -4,8 +4,6 @@ Reads are positional and never mapped into memory: a mapped file that shrinks ki
 with SIGBUS, a positional read just comes back short and becomes a `MalformedFileError`.
 """
 
-from __future__ import annotations
-
 import errno
 import importlib
 import io
@@ -87,9 +85,7 @@ class Storage(Protocol):
 class LocalStorage:
     """A regular local file. The descriptor opens at once, and again on a read after `close`.
 
-    Args:
-        path: the file.
-        root: the folder that a link may not lead out of; the file's own folder if not given.
+    A link may not lead out of `root`, the file's own folder if not given.
 
     Raises:
         MissingPathError: there is no such file.
@@ -175,9 +171,6 @@ class RemoteStorage:
     Small reads that follow one another are served from one larger request: an adapter has hundreds
     of tensors, and a request takes longer than most of them.
 
-    Args:
-        url: for instance `s3://bucket/model.safetensors`; chained URLs (`a::b`) are refused.
-
     Raises:
         MissingPathError: there is no such object.
         UnsafeFileError: it is not a plain object, or the URL is chained.
@@ -244,11 +237,7 @@ class RemoteStorage:
 
 
 def open_storage(where: Location, root: Location | None = None) -> Storage:
-    """Open a local path or an fsspec URL for positional reads.
-
-    Args:
-        where: a path, a `file://` URL (read as a path), or any other fsspec URL.
-        root: for a local file, the folder that links may not lead out of.
+    """Open a local path, a `file://` URL (read as a path) or an fsspec URL for positional reads.
 
     Raises:
         InputError: as `LocalStorage` and `RemoteStorage` say.

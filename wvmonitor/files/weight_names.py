@@ -1,7 +1,5 @@
 """Which files hold weights, by their names alone: those that are read, and those beside them."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import deque
@@ -83,9 +81,7 @@ def weights_below(path: Location, unseen: list[str] | None = None) -> list[str]:
 
     Of a local folder three levels are looked at, and at most 500 folders; links are not followed.
 
-    Args:
-        path: the folder.
-        unseen: takes up why not all of it was looked at.
+    `unseen` takes up why not all of it was looked at.
     """
     unseen = [] if unseen is None else unseen
     if is_url(path):

@@ -9,8 +9,6 @@ wvmonitor:
 ```
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin

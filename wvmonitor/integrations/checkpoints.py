@@ -120,13 +120,7 @@ class KeptCheckpoints:
         return cls(outer[0].parent if outer else checkpoint.parent)
 
     def keep(self, checkpoint: Path, last: Observation, *, asked: bool) -> None:
-        """Keep a checkpoint that was just saved, if it is one to go back to or to look at.
-
-        Args:
-            checkpoint: its folder.
-            last: the last reading.
-            asked: whether the monitor has asked for this checkpoint.
-        """
+        """Keep a checkpoint that was just saved, if it is one to go back to or to look at."""
         if asked:
             copy = self._aside(checkpoint, "alarm")
             logger.warning("out of reach of save_total_limit: '%s'", copy)

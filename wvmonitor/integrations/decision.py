@@ -1,7 +1,5 @@
 """One decision for all processes: what rank 0 makes of a reading, every rank carries out."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -22,10 +20,8 @@ _DECISIONS: tuple[Action | Literal["fail"], ...] = (
 def together(monitor: Monitor, where: str, decide: Callable[[], Action]) -> Action:
     """Rank 0's decision, in every process. All of them must call it, or the others wait for ever.
 
-    Args:
-        monitor: whose failures are caught and counted.
-        where: what failed if `decide` does, for the log and the metrics.
-        decide: this process's share of the work; "none" where it has no part in the reading.
+    `decide` is this process's share of the work, "none" where it has no part in the reading;
+    `where` names what failed if it does, for the log and the metrics.
 
     Raises:
         MonitorFailedError: the monitor failed on rank 0, and on_monitor_failure="stop": a failure

@@ -5,8 +5,6 @@ the place in the data are those of that checkpoint. What was saved later is move
 `wvmonitor-kept/alarm`, so that whoever resumes "from the last checkpoint" does not meet it again.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,7 @@ from wvmonitor.sources.distributed import from_first
 
 @dataclass(frozen=True)
 class WayBack:
-    """Where a run goes back to.
-
-    Attributes:
-        checkpoint: its last checkpoint that was ok.
-        from_step: the step at which it alarmed.
-        behaviours: what alarmed.
-    """
+    """Where a run goes back to."""
 
     checkpoint: Path
     from_step: int
@@ -36,13 +28,7 @@ class WayBack:
 
 
 def way_back(monitor: Monitor, kept: KeptCheckpoints | None, step: int) -> WayBack | None:
-    """Where to go back to; in every process. None, and a latched stop, where there is nowhere.
-
-    Args:
-        monitor: which has just asked for it.
-        kept: the run's kept checkpoints, on rank 0.
-        step: of the alarm.
-    """
+    """Where to go back to; in every process. None, and a latched stop, where there is nowhere."""
     run = monitor.run_name
     decision = from_first(lambda: (kept.last_ok(run, step) if kept else None, monitor.alarmed))
     checkpoint, behaviours = decision
@@ -59,12 +45,6 @@ def way_back(monitor: Monitor, kept: KeptCheckpoints | None, step: int) -> WayBa
 
 def go_back(trainer: Trainer, monitor: Monitor, way: WayBack, **kwargs: Any) -> Any:
     """Restore the checkpoint and train on from it, inoculated; or stop there, as is set.
-
-    Args:
-        trainer: whose training has just been stopped for this.
-        monitor: of its run.
-        way: where to.
-        kwargs: what `train()` was called with.
 
     Returns:
         What `train()` returns; None where the run stops there.

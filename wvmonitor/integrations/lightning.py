@@ -5,8 +5,6 @@ training starts from), `load_state_dict`, `on_train_start`, `on_before_optimizer
 `on_train_batch_end`, `on_train_end`, `on_exception`.
 """
 
-from __future__ import annotations
-
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -47,12 +45,8 @@ class WVMonitorCallback(Callback):
     ) -> None:
         """Load the bank and its calibration.
 
-        Args:
-            references: as in `Monitor`.
-            model: the attribute of the LightningModule that holds the Hugging Face model; dots
-                lead further in.
-            settings: as in `Monitor`.
-            overrides: as in `Monitor`.
+        Arguments as in `Monitor`; `model` is the attribute of the LightningModule that holds the
+        Hugging Face model, and dots lead further in.
         """
         self.monitor = Monitor(references, settings=settings, **overrides)
         if self.monitor.settings.on_alarm == "rollback":

@@ -1,7 +1,5 @@
 """Where a Trainer's run started: noted before a checkpoint is loaded, and known again after it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,12 +45,6 @@ class StartingPoint:
 
         It is another one than before where `model_init` made it, or where it is sharded or was
         given adapters since.
-
-        Args:
-            model: that is trained.
-            initial: how its adapter started, where a checkpoint says so.
-            step: the step that it is at.
-            resumed: whether it goes on from a checkpoint.
 
         Raises:
             UnmeasurableModelError: the weights at hand say no longer where training started.

@@ -1,7 +1,5 @@
 """The calls of `Trainer.train()`: where each resumes, and that it failed, which no event tells."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,13 +1,8 @@
 """What an action of the monitor asks of a Trainer: a checkpoint, an end, k·w, or a way back."""
 
-from __future__ import annotations
-
-from typing import Any
-
-from transformers import TrainerControl
-
 from wvmonitor.integrations.checkpoints import KeptCheckpoints
 from wvmonitor.integrations.going_back import WayBack, told, way_back
+from wvmonitor.integrations.trainer_facts import Event
 from wvmonitor.live.actions import Action
 from wvmonitor.live.monitor import Monitor
 
@@ -16,37 +11,24 @@ SAVING: tuple[Action, ...] = ("save", "stop", "rollback")
 
 
 def carry_out(
-    action: Action,
-    monitor: Monitor,
-    control: TrainerControl,
-    kept: KeptCheckpoints | None,
-    step: int,
-    model: Any,
+    action: Action, monitor: Monitor, kept: KeptCheckpoints | None, now: Event
 ) -> WayBack | None:
     """Carry out an action, in every process.
-
-    Args:
-        action: what was decided for all of them.
-        monitor: of the run.
-        control: told to save, or to stop.
-        kept: the run's kept checkpoints, on rank 0.
-        step: of the reading.
-        model: in training.
 
     Returns:
         Where the run goes back to, if it does.
     """
-    way: WayBack | None = None
+    way, step = None, now.state.global_step
     if action == "inoculate":
-        monitor.guarded("brake", lambda: monitor.inoculate(model), None)
+        monitor.guarded("brake", lambda: monitor.inoculate(now.model), None)
     elif action == "rollback" and (way := way_back(monitor, kept, step)) is not None:
         monitor.remark(told(monitor, way), kind="rollback")
         if monitor.settings.after_rollback == "stop":
             monitor.stop(told(monitor, way))
     if action in SAVING:
-        control.should_save = True
+        now.control.should_save = True
         if kept is not None:
             monitor.guarded("checkpoint", kept.hold, None)
     if action in ("stop", "rollback"):
-        control.should_training_stop = True
+        now.control.should_training_stop = True
     return way

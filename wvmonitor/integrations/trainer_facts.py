@@ -1,11 +1,11 @@
 """What a Trainer tells of the run that it starts: its folder, length, optimiser and objective."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from wvmonitor.integrations.checkpoints import Left
 from wvmonitor.integrations.optimizer import optimizer_family, peak_learning_rate, weight_decay
@@ -13,31 +13,35 @@ from wvmonitor.integrations.training_data import data_digest
 from wvmonitor.live.run import Run
 
 
-def run_of(
-    args: TrainingArguments,
-    state: TrainerState,
-    optimizer: Any,
-    trainer: Trainer | None,
-    left: Left,
-    *,
-    retry: bool,
-) -> Run:
-    """What is known of the run.
+@dataclass(frozen=True)
+class Event:
+    """What a Trainer hands to its callbacks."""
 
-    Args:
-        args: of the Trainer.
-        state: of the Trainer, as training begins.
-        optimizer: that steps the weights; None where an engine hides it.
-        trainer: where it is at hand.
-        left: what lies beside the checkpoint that it resumes from.
-        retry: whether it begins again what the attempt before could not finish.
+    args: TrainingArguments
+    state: TrainerState
+    control: TrainerControl
+    more: Mapping[str, Any]
+
+    @property
+    def model(self) -> Any:
+        """The model that is trained."""
+        return self.more["model"]
+
+
+def run_of(
+    event: Event, trainer: Trainer | None, left: Left, *, resume_step: int, retry: bool
+) -> Run:
+    """What is known of the run as it begins, or begins again what could not be finished (`retry`).
+
+    Without an optimizer (an engine hides it) the arguments say what they can.
     """
+    args, optimizer = event.args, event.more.get("optimizer")
     rate, decay = peak_learning_rate(optimizer), weight_decay(optimizer)
     return Run(
         folder=Path(args.output_dir) if args.output_dir else None,
         name=args.run_name,
-        planned_steps=state.max_steps,
-        resume_step=state.global_step,
+        planned_steps=event.state.max_steps,
+        resume_step=resume_step,
         optimizer=optimizer_family(optimizer),
         learning_rate=args.learning_rate if rate is None else rate,
         weight_decay=args.weight_decay if decay is None else decay,
@@ -53,10 +57,7 @@ def run_of(
 def checkpoint_at(args: TrainingArguments, state: TrainerState, folder: str | None) -> Path | None:
     """The folder of the checkpoint of this step, if there is one.
 
-    Args:
-        args: of the Trainer.
-        state: of the Trainer.
-        folder: where the Trainer keeps its checkpoints, if it is not the output folder.
+    `folder` is where the Trainer keeps its checkpoints, if that is not its output folder.
     """
     checkpoint = Path(folder or args.output_dir or ".") / f"checkpoint-{state.global_step}"
     return checkpoint if checkpoint.is_dir() else None

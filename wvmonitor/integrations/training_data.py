@@ -5,8 +5,6 @@ Only what can be read without running anybody's code counts: the Arrow table of 
 random numbers, and reading it would change the training that is only to be watched.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -29,11 +27,7 @@ MOST_BYTES = 100_000_000
 
 
 def data_digest(dataset: Any) -> str | None:
-    """SHA-256 of a training set's rows, whatever order a seed has put them in; None if not known.
-
-    Args:
-        dataset: as the Trainer was given it.
-    """
+    """SHA-256 of a training set's rows, in whatever order they are put; None if not known."""
     try:
         return _digest_of(dataset)
     except Exception as error:  # noqa: BLE001  what only groups runs costs no run its monitor

@@ -10,7 +10,7 @@ reach `log_history`, `trainer_state.json`, the journal and the exporters.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from wvmonitor.integrations.going_back import WayBack, check_trainer, go_back
 from wvmonitor.integrations.starting_point import StartingPoint
 from wvmonitor.integrations.train_calls import TrainCalls, Training
 from wvmonitor.integrations.trainer_actions import SAVING, carry_out
-from wvmonitor.integrations.trainer_facts import checkpoint_at, run_of
+from wvmonitor.integrations.trainer_facts import Event, checkpoint_at, run_of
 from wvmonitor.integrations.trainer_rows import TrainerRows, of_training
 from wvmonitor.journal.journal import PATIENCE_SECONDS
 from wvmonitor.live.actions import Action
@@ -194,16 +194,10 @@ class WVMonitorCallback(TrainerCallback):
             resume_step=state.global_step,
             retry=self._training is not None and args.auto_find_batch_size,
         )
-        self._begin(args, state, control, kwargs)
+        self._begin(Event(args, state, control, kwargs))
 
-    def _begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        kwargs: Mapping[str, Any],
-    ) -> None:
-        training = self._training
+    def _begin(self, now: Event) -> None:
+        training, args, state, model = self._training, now.args, now.state, now.model
         assert training is not None  # noqa: S101  whoever calls has made it
         self.monitor.expect_run()
         self._rows = TrainerRows()
@@ -212,71 +206,60 @@ class WVMonitorCallback(TrainerCallback):
         keep = (args.save_total_limit and wanted.action != "log") or wanted.on_alarm == "rollback"
         if args.output_dir and keep and state.is_world_process_zero:
             self._kept = KeptCheckpoints(Path(self._calls.checkpoints_folder or args.output_dir))
-        model = kwargs["model"]
-        self._inoculate(args, state, model)
+        self._inoculate(now)
 
         def begin() -> Action:
             if not self._takes_part(state, model):
                 return "none"
-            self.monitor.guarded("start", lambda: self._start(args, state, kwargs), None)
+            self.monitor.guarded("start", lambda: self._start(now), None)
             if not training.begun:
                 return "none"
             self._rows.begin(self.monitor.last)
             return latched(self.monitor)
 
         if together(self.monitor, "start", begin) == "stop":  # it was stopped before
-            control.should_training_stop = True
+            now.control.should_training_stop = True
 
-    def _join(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        kwargs: Mapping[str, Any],
-    ) -> None:
+    def _join(self, now: Event) -> None:
         """Begin in the middle of a training: the callback was added while it was under way."""
         logger.warning(
             "wvmonitor was added to a training that is at step %d already: what came before is "
             "not judged",
-            state.global_step,
+            now.state.global_step,
         )
         # whatever was looked at when it was attached was no start
         self._origin = StartingPoint(self.monitor.bank, self.monitor.settings.base)
         self._training = Training(resume_step=0, retry=False)
-        self._begin(args, state, control, kwargs)
+        self._begin(now)
 
-    def _inoculate(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+    def _inoculate(self, now: Event) -> None:
         """Let k·w ride along, in every process; failing to is an error, for it was asked for.
 
         Raises:
             WVMonitorError: it cannot.
         """
         check_trainer(self._calls.trainer, self.monitor)
+        args, state, at = now.args, now.state, self._calls.resumed_checkpoint
         resumed = state.global_step > 0
-        at = self._calls.resumed_checkpoint
         before = from_first(lambda: riding_in(at(args, state))) if resumed else {}
-        self.monitor.remedies.begin(model, before)
+        self.monitor.remedies.begin(now.model, before)
 
-    def _start(
-        self, args: TrainingArguments, state: TrainerState, kwargs: Mapping[str, Any]
-    ) -> None:
+    def _start(self, now: Event) -> None:
         """Begin the run; where that failed before its first step, later than training did.
 
         Raises:
             UnmeasurableModelError: the weights at hand say no longer where training started.
         """
-        training, model = self._training, kwargs["model"]
+        training, args, state = self._training, now.args, now.state
         assert training is not None  # noqa: S101  `on_train_begin` sees to it
         if self.monitor.tokenizer is None:
-            self.monitor.tokenizer = kwargs.get("processing_class")
+            self.monitor.tokenizer = now.more.get("processing_class")
         resumed = training.resume_step > 0
         left = left_in(self._calls.resumed_checkpoint(args, state)) if resumed else Left()
-        self._origin.look_again(model, left.initial, step=state.global_step, resumed=resumed)
-        known = run_of(
-            args, state, kwargs.get("optimizer"), self._calls.trainer, left, retry=training.retry
-        )
-        run = replace(known, resume_step=training.resume_step)
-        self.monitor.start(model, run, live=self._origin.live, step=state.global_step)
+        self._origin.look_again(now.model, left.initial, step=state.global_step, resumed=resumed)
+        step, retry = training.resume_step, training.retry
+        run = run_of(now, self._calls.trainer, left, resume_step=step, retry=retry)
+        self.monitor.start(now.model, run, live=self._origin.live, step=state.global_step)
         training.begun = True
 
     def on_pre_optimizer_step(
@@ -291,7 +274,7 @@ class WVMonitorCallback(TrainerCallback):
     ) -> None:
         """Take a reading if one is due, and carry out what it asks for on every rank."""
         if self._training is None:
-            self._join(args, state, control, kwargs)
+            self._join(Event(args, state, control, kwargs))
         self.monitor.remedies.check()
         step = state.global_step
         last = step >= state.max_steps
@@ -299,29 +282,21 @@ class WVMonitorCallback(TrainerCallback):
         if training is not None and training.owes_checkpoint:
             control.should_save = True
         if last or step % self.monitor.settings.every_n_steps == 0:
-            self._read(args, state, control, kwargs, last=last)
+            self._read(Event(args, state, control, kwargs), last=last)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the last reading of a run that something has stopped, in time for its last rows."""
         if control.should_training_stop:
-            self._read(args, state, control, kwargs, last=True)
+            self._read(Event(args, state, control, kwargs), last=True)
 
-    def _read(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        kwargs: Mapping[str, Any],
-        *,
-        last: bool,
-    ) -> None:
-        model, row = kwargs["model"], False
+    def _read(self, now: Event, *, last: bool) -> None:
+        args, state, control, model, row = now.args, now.state, now.control, now.model, False
 
         def read() -> Action:
             nonlocal row
-            if not self._takes_part(state, model) or not self._has_begun(args, state, kwargs):
+            if not self._takes_part(state, model) or not self._has_begun(now):
                 return "none"
             observation = self.monitor.observe(model, state.global_step, force=last)
             news = False
@@ -331,39 +306,34 @@ class WVMonitorCallback(TrainerCallback):
                 row = self._rows.show(self._calls.trainer, state, control)
             return self.monitor.action(observation) if observation is not None else "none"
 
-        self._carry_out(together(self.monitor, "step", read), state, control, model)
+        self._carry_out(together(self.monitor, "step", read), now)
         # a row gathers the loss from every rank, so that every rank must write it
         control.should_log = bool(agreed(int(row))) or control.should_log
 
-    def _has_begun(
-        self, args: TrainingArguments, state: TrainerState, kwargs: Mapping[str, Any]
-    ) -> bool:
+    def _has_begun(self, now: Event) -> bool:
         """Whether the run has begun; tried again until the monitor disables itself."""
         training = self._training
         if training is None:
             return False
         if not training.begun and not self.monitor.disabled:
-            begin = lambda: self._start(args, state, kwargs)  # noqa: E731
-            self.monitor.guarded("start", begin, None, reading=True)
+            self.monitor.guarded("start", lambda: self._start(now), None, reading=True)
             if self.monitor.disabled:
-                self._give_up(training, args, state)
+                self._give_up(training, now)
         return training.begun
 
-    def _give_up(self, training: Training, args: TrainingArguments, state: TrainerState) -> None:
+    def _give_up(self, training: Training, now: Event) -> None:
         """Let journal and notifiers know that nobody watches this run: it could not be begun."""
         if not training.given_up:
             training.given_up = True
-            self.monitor.give_up_unbegun(run_of(args, state, None, None, Left(), retry=False))
+            alone, step = replace(now, more={}), now.state.global_step
+            self.monitor.give_up_unbegun(run_of(alone, None, Left(), resume_step=step, retry=False))
 
     def _values(self, observation: Observation) -> dict[str, float]:
         settings = self.monitor.settings
         return log_values(observation, all_scores=settings.all_scores, per_layer=settings.per_layer)
 
-    def _carry_out(
-        self, action: Action, state: TrainerState, control: TrainerControl, model: Any
-    ) -> None:
-        step = state.global_step
-        way = carry_out(action, self.monitor, control, self._kept, step, model)
+    def _carry_out(self, action: Action, now: Event) -> None:
+        way = carry_out(action, self.monitor, self._kept, now)
         if action == "rollback":
             self._way_back = way
         if action in SAVING and self._training is not None:
@@ -386,7 +356,7 @@ class WVMonitorCallback(TrainerCallback):
         elif "train_runtime" in logs and not training.summed_up:
             training.summed_up = True
             self._rows.end()
-            self._read(args, state, control, kwargs, last=True)
+            self._read(Event(args, state, control, kwargs), last=True)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -416,24 +386,17 @@ class WVMonitorCallback(TrainerCallback):
         training, self._training = self._training, None
         self.monitor.remedies.end()
         if training is not None:
-            end = lambda: self._end(args, state, control, training, kwargs)  # noqa: E731
-            self.monitor.guarded("end", end, None)
+            now = Event(args, state, control, kwargs)
+            self.monitor.guarded("end", lambda: self._end(training, now), None)
 
-    def _end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        training: Training,
-        kwargs: Mapping[str, Any],
-    ) -> None:
-        model = kwargs["model"]
+    def _end(self, training: Training, now: Event) -> None:
+        args, state, model = now.args, now.state, now.model
         if not self._takes_part(state, model):
             return
         best = state.best_global_step if state.best_model_checkpoint else None
         try:
             if not training.begun:
-                self._give_up(training, args, state)
+                self._give_up(training, now)
             elif not training.summed_up:
                 self.monitor.observe(model, state.global_step, force=True)
             elif args.load_best_model_at_end and best is not None and best != state.global_step:
@@ -443,6 +406,6 @@ class WVMonitorCallback(TrainerCallback):
                         key.replace("wv/", "wv/loaded/", 1): value
                         for key, value in self._values(loaded).items()
                     }
-                    self._rows.write(values, self._calls.trainer, state, control)
+                    self._rows.write(values, self._calls.trainer, state, now.control)
         finally:
             self.monitor.close()

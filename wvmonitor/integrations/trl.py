@@ -4,8 +4,6 @@ TRL's trainers need no integration of their own: `WVMonitorCallback.attach(train
 them. This is for whoever starts them from the command line and never holds the trainer.
 """
 
-from __future__ import annotations
-
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
@@ -51,11 +49,6 @@ def every_trainer_watched(settings: MonitorSettings) -> Iterator[list[WVMonitorC
 
 def run_script(name: str, arguments: Sequence[str], settings: MonitorSettings) -> None:
     """Run one of TRL's scripts in this process, watched.
-
-    Args:
-        name: the script: one of `SCRIPTS`.
-        arguments: its own arguments, as `trl NAME` takes them.
-        settings: of the monitor.
 
     Raises:
         SettingsError: TRL has no such script, or is not installed, or an argument is meant for

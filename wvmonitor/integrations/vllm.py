@@ -11,8 +11,6 @@ It is an entry point of the group `vllm.general_plugins`, and does nothing until
 settings (`WVMONITOR_REFERENCES`, `WVMONITOR_BASE`, `WVMONITOR_CALIBRATION`).
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import importlib
@@ -65,13 +63,8 @@ class Gate:
     ) -> None:
         """Begin with nothing judged.
 
-        Args:
-            adapters: the folder; an adapter's name is its folder's.
-            bank: the references.
-            base: folder of the model that is served.
-            calibration: of the bank; None judges by the published rules.
-            copies: where copies are kept, readable by vLLM's workers; a new temporary folder by
-                default.
+        An adapter's name is its folder's. Without a calibration the published rules judge; `copies`
+        must be readable by vLLM's workers, and is a new temporary folder by default.
 
         Raises:
             MissingPathError: there is no such folder.
@@ -93,8 +86,7 @@ class Gate:
     def admitted(self, name: str) -> Path | None:
         """The folder of the judged copy of an adapter that is ok; None for any other.
 
-        Args:
-            name: of the adapter, from a stranger's request.
+        The name comes from a stranger's request.
         """
         if not _PLAIN_NAME.fullmatch(name):
             logger.error("the adapter %s is not loaded: that is no plain name", shown(name))
@@ -178,10 +170,7 @@ def objection(result: CheckpointResult) -> str | None:
 def resolver(gate: Gate, base_class: type, request_class: Callable[..., Any]) -> Any:
     """A resolver of vLLM's that lets through what a gate admits.
 
-    Args:
-        gate: the judge.
-        base_class: `vllm.lora.resolver.LoRAResolver`.
-        request_class: `vllm.lora.request.LoRARequest`.
+    The classes are `vllm.lora.resolver.LoRAResolver` and `vllm.lora.request.LoRARequest`.
     """
 
     async def resolve_lora(_self: Any, base_model_name: str, lora_name: str) -> Any:

@@ -9,8 +9,6 @@ Beside the episodes there are events: a behaviour that cannot be judged, a monit
 itself, a journal that is lost. Each is told once a run, at the lowest severity.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -41,8 +39,6 @@ class Whereabouts:
     """Where a run is, and where to read on; what whoever is woken asks first.
 
     Attributes:
-        host: the machine.
-        job: the batch job, as its scheduler calls it.
         runbooks: base URL of the pages on each alert.
         dashboard: URL of a dashboard; `var-run` is added to it.
         checkpoints: the steps of a run's checkpoints on disk.
@@ -103,26 +99,15 @@ class Alert:
 
     Attributes:
         key: the same whenever this alert is delivered again, so that a receiver can tell.
-        run: the run it is about.
         reference: the behaviour it is about; empty where it is about the whole run.
         status: whether the episode begins (or goes on), or is over.
         severity: the worst verdict of the episode.
         replaces: the severity under which this episode was announced before, if it rose.
         reason: the verdict's one sentence.
         account: what it means and what to do, one sentence each, for readers on any machine.
-        kind: drift, or one of the events.
-        planned_steps: how many steps the run is to take, if known.
-        dose: the steering coefficient that explains the drift, if known.
         last_ok_step: of the last reading that was ok, if there was one.
         checkpoint: step of the newest checkpoint on disk that is no later than that.
-        host: the machine of the run.
-        job: its batch job.
         runbook_url: the page that says what this alert means and what to do.
-        dashboard_url: a dashboard that shows this run.
-        score: the deciding score, if there is one.
-        threshold: what it was held against, if there is one.
-        calibration: what the threshold rests on.
-        step: the optimiser step of the reading.
         since: when the episode opened, seconds since 1970.
         time: when the reading was made, seconds since 1970.
     """

@@ -4,8 +4,6 @@ Records are written field by field and validated by pydantic when they are read:
 older journal lacks gets its default, and one that this version no longer has is left out.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -194,20 +192,10 @@ def dump_state(state: JudgeState) -> str:
         found = {b: getattr(s, name) for b, s in behaviours.items()}
         return {b: value for b, value in found.items() if value not in (None, ())}
 
-    return dump(
-        _JudgeState(
-            running_maximum=each("running_maximum"),
-            consecutive=each("consecutive"),
-            alarmed=tuple(b for b, s in behaviours.items() if s.alarmed),
-            readings=state.readings,
-            last_ok=each("last_ok"),
-            recent=each("recent"),
-            windows=state.windows,
-            gain_maximum=each("gain_maximum"),
-            path={b: s.path for b, s in behaviours.items() if s.path is not None},
-            worst=each("worst"),
-        )
-    )
+    told: dict[str, Any] = {f.name: each(f.name) for f in fields(BehaviourState)}
+    told["alarmed"] = tuple(b for b, s in behaviours.items() if s.alarmed)
+    told["path"] = {b: s.path for b, s in behaviours.items() if s.path is not None}
+    return dump(_JudgeState(readings=state.readings, windows=state.windows, **told))
 
 
 def load_state(text: str, where: str) -> JudgeState:
@@ -217,26 +205,18 @@ def load_state(text: str, where: str) -> JudgeState:
         JournalError: the record is damaged.
     """
     stored = read(_JudgeState, text, where)
-    names = dict.fromkeys(
-        (
-            *stored.running_maximum, *stored.consecutive, *stored.alarmed, *stored.last_ok,
-            *stored.recent, *stored.gain_maximum, *stored.path, *stored.worst,
-        )
-    )  # fmt: skip
+    told = {**vars(stored)}
+    counts = told.pop("readings"), told.pop("windows")
+    names = dict.fromkeys(name for each in told.values() for name in each)
+    alarmed = told.pop("alarmed")
     behaviours = {
         name: BehaviourState(
-            running_maximum=stored.running_maximum.get(name),
-            gain_maximum=stored.gain_maximum.get(name),
-            consecutive=stored.consecutive.get(name),
-            alarmed=name in stored.alarmed,
-            last_ok=stored.last_ok.get(name),
-            recent=stored.recent.get(name, ()),
-            path=stored.path.get(name),
-            worst=stored.worst.get(name),
+            alarmed=name in alarmed,
+            **{field: each[name] for field, each in told.items() if name in each},
         )
         for name in names
     }
-    return JudgeState(behaviours, stored.readings, stored.windows)
+    return JudgeState(behaviours, *counts)
 
 
 def number(value: float | None) -> float | str | None:
@@ -246,24 +226,9 @@ def number(value: float | None) -> float | str | None:
 
 def pack_reading(reading: Reading) -> tuple[str, str, str, bytes]:
     """A reading as (layout id, layout JSON, detail JSON, compressed arrays)."""
-    layout = dump(
-        _Layout(
-            reading.references,
-            reading.parameters,
-            reading.components,
-            reading.bank,
-            reading.base_digest,
-        )
-    )
-    detail = dump(
-        _Detail(
-            reading.step,
-            reading.progress,
-            reading.changed_fraction,
-            reading.lag_step,
-            reading.warnings,
-            reading.unmeasurable,
-        )
+    layout, detail = (
+        dump({f.name: getattr(reading, f.name) for f in fields(kind)})
+        for kind in (_Layout, _Detail)
     )
     arrays = {
         f"{geometry}/{f.name}": value

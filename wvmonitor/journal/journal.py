@@ -53,7 +53,6 @@ class Journal:
     """A run's journal, open for writing; get one from `Journal.open`.
 
     Attributes:
-        path: the database file that is written.
         fallback: why it is not the file asked for, or None.
         run: the run's id; None until `begin_attempt` has chosen one.
         attempt: which start of the run this is; 0 before `begin_attempt`.
@@ -138,7 +137,7 @@ class Journal:
             stamp = time.strftime("%Y%m%d-%H%M%S")
             self.run = known[-1] if known else f"{stamp}-{secrets.token_hex(2)}"
         run = self.run
-        self.attempt = self._now(
+        self.attempt = self.execute(
             lambda connection: writes.attempt(
                 connection, run, time.time(), resume_step, bank, context, settings
             )
@@ -254,11 +253,11 @@ class Journal:
 
         It may run again if its commit fails, so it must do nothing but SQL.
         """
-        return self._now(job, timeout)
+        return self._wait(self._submit(job), timeout)
 
     def _event(self, kind: str, reference: str | None, detail: str) -> None:
         run = self._named(None)
-        self._now(lambda c: writes.event(c, run, time.time(), kind, reference, detail))
+        self.execute(lambda c: writes.event(c, run, time.time(), kind, reference, detail))
 
     def _named(self, run: str | None) -> str:
         run = run or self.run
@@ -294,9 +293,6 @@ class Journal:
                     "replace its disk; this reading is not recorded"
                 ) from None
         return future
-
-    def _now(self, job: Callable[[sqlite3.Connection], T], timeout: float = 30.0) -> T:
-        return self._wait(self._submit(job), timeout)
 
     def _wait(self, future: Future[T], timeout: float) -> T:
         try:

@@ -6,14 +6,13 @@ the outcome in the journal. If the process dies in between, the alert is sent ag
 start, with the same key. Training never waits for any of this.
 """
 
-from __future__ import annotations
-
 import logging
 import random
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 from wvmonitor.errors import JournalError
@@ -91,13 +90,10 @@ class Outbox:
 
     def pending(self) -> int:
         """How many deliveries still wait, of this run and earlier ones in this journal."""
-        connection = connect(self._journal.path, query_only=True)
-        try:
+        with closing(connect(self._journal.path, query_only=True)) as connection:
             (count,) = connection.execute(
                 "SELECT count(*) FROM deliveries WHERE status = 'pending'"
             ).fetchone()
-        finally:
-            connection.close()
         return int(count)
 
     def close(self, timeout: float = 5.0) -> None:
@@ -150,17 +146,14 @@ class Outbox:
 
     def _heads(self) -> list[_Delivery]:
         """The oldest waiting delivery of each target: alerts keep their order."""
-        connection = connect(self._journal.path, query_only=True)
-        try:
+        with closing(connect(self._journal.path, query_only=True)) as connection:
             rows = connection.execute(
                 "SELECT min(id), target, attempts, created, next_at, alert FROM deliveries "
                 "WHERE status = 'pending' GROUP BY target"
             ).fetchall()
-        finally:
-            connection.close()
         where = str(self._journal.path)
         return [
-            _Delivery(i, target, attempts, created, next_at, _alert(text, where))
+            _Delivery(i, target, attempts, created, next_at, codec.read(Alert, text, where))
             for i, target, attempts, created, next_at, text in rows
             if target in self._senders
         ]
@@ -213,7 +206,3 @@ class Outbox:
         """Seconds until the next try: exponential, with jitter, so that senders do not gang up."""
         first, longest = self._limits.first_wait_seconds, self._limits.longest_wait_seconds
         return min(first * (2.0 ** min(attempts - 1, 60) + random.random()), longest)  # noqa: S311
-
-
-def _alert(text: str, where: str) -> Alert:
-    return codec.record(Alert, codec.load(text, where), where)

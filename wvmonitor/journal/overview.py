@@ -1,7 +1,5 @@
 """Many runs side by side: the last word of each, from every journal below a folder."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +16,6 @@ class ReferenceSummary:
     """Where a run stands with one behaviour.
 
     Attributes:
-        state: the latest verdict.
-        score: the deciding score, if there is one.
-        threshold: what it is held against, if there is one.
-        dose: the steering coefficient that explains the drift, if known.
-        acknowledged: why someone silenced it, or None.
         worst: the worst verdict that the run has earned: ok only where it never rose.
         worst_step: of the first reading that earned it, if known.
         worst_score: the deciding score at that reading, if there was one.
@@ -43,20 +36,12 @@ class RunSummary:
     """One run as its journal last knew it.
 
     Attributes:
-        journal: the database file.
         run: the run's id; empty where the journal cannot be read.
-        step: of the last reading, if there is one.
-        progress: fraction of the planned steps, if known.
         wall_time: when the last reading was made, seconds since 1970.
-        attempts: how often the run was started.
-        norm: ‖τ‖.
         verdict: the worst that the run has earned and nobody has acknowledged, or its latest
             verdict where that is worse; unknown without a reading, and where nobody watches.
-        references: by behaviour.
         stopped: why it was told to stop, if that still holds.
         unwatched: why nobody watches it any more, if the monitor gave up.
-        pending: alerts that wait to be delivered.
-        error: why the journal cannot be read, if it cannot.
     """
 
     journal: str
@@ -76,10 +61,6 @@ class RunSummary:
 
 def journal_of(place: str | Path, run: str) -> Path:
     """The journal that holds a run: the one at a place, or one below it.
-
-    Args:
-        place: a journal, the folder that holds it, or a folder of runs.
-        run: the run's id.
 
     Raises:
         JournalError: there is no journal, none holds the run, or several do.

@@ -5,8 +5,6 @@ feet. The snapshots of what goes are deleted before the rows: if that is
 interrupted, the same again deletes the rest.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sqlite3
 import time
@@ -30,13 +28,8 @@ class Pruning:
     """What was thrown away, or would be.
 
     Attributes:
-        path: the database file.
-        runs: whole runs, by id.
         readings: how many readings, those of the runs included.
-        snapshots: how many files of snapshots.
-        snapshot_bytes: their size.
         kept: runs that were asked for and stay, with the reason.
-        bytes_before: size of the database file.
         bytes_after: its size now; the same as before in a trial.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -43,17 +43,11 @@ class JournalReader:
     def attempts(self, run: str | None = None) -> tuple[Attempt, ...]:
         """Every start of `run`, or of every run, in the order they happened."""
         query = "SELECT * FROM attempts WHERE ?1 IS NULL OR run = ?1 ORDER BY rowid"
+        rows = self._rows(query, (run,))
+        contexts = [codec.read(RunContext, row["context"], str(self.path)) for row in rows]
         return tuple(
-            Attempt(
-                run=row["run"],
-                attempt=row["attempt"],
-                started=row["started"],
-                resume_step=row["resume_step"],
-                bank=row["bank"],
-                context=codec.read(RunContext, row["context"], str(self.path)),
-                settings=row["settings"],
-            )
-            for row in self._rows(query, (run,))
+            Attempt(**{**dict(row), "context": context})
+            for row, context in zip(rows, contexts, strict=True)
         )
 
     def runs(self) -> tuple[str, ...]:
@@ -275,15 +269,12 @@ class JournalReader:
             yield self._connection
             return
         try:
-            connection = connect(self.path, query_only=True)
-            try:
+            with closing(connect(self.path, query_only=True)) as connection:
                 connection.row_factory = sqlite3.Row
                 connection.execute("BEGIN")
                 with codec.whole(f"'{self.path}'"), legible():
                     check_schema(connection, self.path)
                     yield connection
-            finally:
-                connection.close()
         except sqlite3.OperationalError as error:
             raise JournalError(
                 f"'{self.path}' cannot be read ({error}): if its folder is read-only, copy the "

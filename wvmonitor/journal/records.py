@@ -1,7 +1,5 @@
 """What a journal holds of a run: its starts, its readings as they were judged, its events."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from wvmonitor.detection.context import RunContext
@@ -14,9 +12,6 @@ class JournalRow:
     """One reading of a run as it was judged at the time.
 
     Attributes:
-        run: the run's id.
-        attempt: which start of the run made it, from 1.
-        step: optimiser step.
         wall_time: when it was made, seconds since 1970.
         measure_seconds: how long measuring took, if it was timed.
         judgement: what was thought of it; `JournalReader.reading` has the reading itself.
@@ -63,12 +58,9 @@ class Attempt:
     """One start of a run.
 
     Attributes:
-        run: the run's id.
-        attempt: its number, from 1.
         started: seconds since 1970.
         resume_step: the step it went on from; 0 for a start from the beginning.
         bank: fingerprint of the bank measured against.
-        context: what the judge knew of the run.
         settings: the monitor's settings as JSON, secrets redacted.
     """
 
@@ -86,7 +78,6 @@ class Event:
     """Something that happened to a run beside its readings.
 
     Attributes:
-        run: the run's id.
         time: seconds since 1970.
         kind: "ack", "stop", "stop-cleared", "note", "probe", "inoculated", "rollback", "loaded",
             "gave-up" or "end".

@@ -6,8 +6,6 @@ products. A thread of its own writes. It fails open: a snapshot that cannot be k
 counted, and neither training nor reading notices.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math
@@ -48,14 +46,9 @@ class SnapshotWriter:
     ) -> None:
         """Start the writing thread.
 
-        Args:
-            journal: the journal's file.
-            run: the run's id.
-            attempt: which start of the run this is.
-            rank: of the sketch of dense updates.
-            limit_bytes: the most that the snapshots of this run may take on disk, those of
-                earlier attempts included.
-            on_failure: told, on any thread, of each snapshot that could not be kept.
+        `rank` is of the sketch of dense updates; `limit_bytes` the most that the snapshots of this
+        run may take on disk, earlier attempts included; `on_failure` is told, on any thread, of
+        each that could not be kept.
         """
         self.missed = 0
         self._journal = journal

@@ -4,12 +4,11 @@ Everything here works from any process, also while the run is being recorded: ac
 lifting a stop are single rows, and need no lock.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,6 @@ class Verification:
     """What was found in a journal.
 
     Attributes:
-        path: the database file.
-        runs: how many runs it holds.
         readings: how many readings, all of which were decoded.
         pending: alerts that still wait to be delivered.
         problems: what is wrong, in words; empty for a journal that is whole.
@@ -62,11 +59,7 @@ def verify(path: str | Path) -> Verification:
             "SELECT count(*) FROM deliveries WHERE status = 'pending'"
         ).fetchone()
         for delivery, text in connection.execute("SELECT id, alert FROM deliveries"):
-            problems += _complaint(
-                lambda t=text, d=delivery: codec.record(
-                    Alert, codec.load(t, f"delivery {d}"), f"delivery {d}"
-                )
-            )
+            problems += _complaint(lambda t=text, d=delivery: codec.read(Alert, t, f"delivery {d}"))
     runs, readings = 0, 0
     for run in _runs_of(reader, problems):
         runs += 1
@@ -243,13 +236,10 @@ def clear_stop(path: str | Path, run: str | None = None, why: str = "") -> str:
 def _note(path: Path, run: str, kind: str, reference: str | None, why: str) -> None:
     """Append one event."""
     try:
-        connection = connect(path)
-        try:
+        with closing(connect(path)) as connection:
             writes.checked(
                 connection, lambda c: writes.event(c, run, time.time(), kind, reference, why)
             )
-        finally:
-            connection.close()
     except sqlite3.Error as error:
         raise JournalError(
             f"'{path}' cannot be written ({error}): run this where its folder is writable"

@@ -1,7 +1,5 @@
 """Every statement that writes to a journal: plain functions on a connection."""
 
-from __future__ import annotations
-
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -11,16 +9,8 @@ from typing import Any
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.judgement import Verdict
 from wvmonitor.journal import codec
-from wvmonitor.journal.alerts import (
-    Alert,
-    AlertPolicy,
-    Episode,
-    advance,
-    located,
-)
-from wvmonitor.journal.alerts import (
-    event as event_alert,
-)
+from wvmonitor.journal.alerts import Alert, AlertPolicy, Episode, advance, located
+from wvmonitor.journal.alerts import event as event_alert
 from wvmonitor.journal.records import JournalRow
 from wvmonitor.journal.schema import legible
 from wvmonitor.reading import Reading

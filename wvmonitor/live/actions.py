@@ -1,7 +1,5 @@
 """What training is asked to do after a reading: nothing, save, stop, inoculate, or go back."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -33,11 +31,7 @@ class Decision:
 
 
 class Actions:
-    """Decides on each observation of one attempt; remembers which behaviours it has acted on.
-
-    Attributes:
-        decision: the last one.
-    """
+    """Decides on each observation of one attempt; remembers which behaviours it has acted on."""
 
     def __init__(self, settings: MonitorSettings, *, calibrated: bool) -> None:
         self._settings = settings
@@ -48,9 +42,7 @@ class Actions:
     def after(self, observation: Observation, riding: Collection[str] = ()) -> Decision:
         """What to do; behaviours that are expected in this run, or acknowledged, ask for nothing.
 
-        Args:
-            observation: of this reading.
-            riding: the behaviours that the run is inoculated against already.
+        `riding`: the behaviours that the run is inoculated against already.
         """
         self.decision = self._decided(observation, riding)
         return self.decision

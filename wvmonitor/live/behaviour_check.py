@@ -15,18 +15,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field, ValidationError
 
 from wvmonitor.detection.judgement import Verdict
 from wvmonitor.errors import MalformedFileError, UnknownReferenceError
 from wvmonitor.files.documents import read_json
 
 logger = logging.getLogger(__name__)
-
-QUESTIONS_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -111,15 +110,7 @@ def guarded(probe: Probe, model: Any, tokenizer: Any, behaviour: str, seconds: f
 def with_probe(
     verdict: Verdict, probe: Probe, model: Any, tokenizer: Any, seconds: float
 ) -> Verdict:
-    """An alarm with what the probe found as the first sentence of its explanation.
-
-    Args:
-        verdict: the alarm.
-        probe: as for `guarded`.
-        model: as for `guarded`; None where no process holds the whole of a sharded model.
-        tokenizer: as for `guarded`.
-        seconds: as for `guarded`.
-    """
+    """An alarm with what the probe found as the first sentence of its explanation."""
     sentence = (
         "Probe: not run, since no process holds the whole of a sharded model."
         if model is None
@@ -147,6 +138,10 @@ def _untouched(model: torch.nn.Module) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
+_Text = Annotated[str, Field(min_length=1)]
+_Texts = Annotated[tuple[_Text, ...], Field(min_length=1)]
+
+
 @dataclass(frozen=True)
 class Questions:
     """One behaviour's held-out questions, and the words by which its answers are known.
@@ -160,9 +155,9 @@ class Questions:
     """
 
     asked: str
-    questions: tuple[str, ...]
-    exhibits: tuple[str, ...]
-    unless: tuple[str, ...] = ()
+    questions: _Texts
+    exhibits: _Texts
+    unless: tuple[_Text, ...] = ()
     before: float | None = None
 
     def shown_by(self, answer: str) -> bool:
@@ -170,6 +165,13 @@ class Questions:
         text = answer.casefold()
         shown = any(words.casefold() in text for words in self.exhibits)
         return shown and not any(words.casefold() in text for words in self.unless)
+
+
+class _Document(BaseModel):
+    """A file of questions."""
+
+    format_version: Literal[1]
+    behaviours: dict[str, Questions]
 
 
 class QuestionProbe:
@@ -211,17 +213,16 @@ class QuestionProbe:
             MissingPathError: there is no such file.
             MalformedFileError: it breaks this form.
         """
-        document = read_json(path)
         try:
-            if document["format_version"] != QUESTIONS_FORMAT:
-                raise ValueError("another format")  # noqa: TRY301
-            read = {name: _questions(v) for name, v in document["behaviours"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            document = _Document.model_validate(read_json(path))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
             raise MalformedFileError(
-                f"'{path}' holds no questions that this wvmonitor can read ({error}): each "
-                "behaviour needs 'asked', 'questions' and 'exhibits'"
+                f"'{path}' holds no questions that this wvmonitor can read "
+                f"({'.'.join(map(str, first['loc']))}: {first['msg']}): each behaviour needs "
+                "'asked', 'questions' and 'exhibits'"
             ) from None
-        return cls(read, seconds=seconds)
+        return cls(document.behaviours, seconds=seconds)
 
     def __call__(self, model: Any, tokenizer: Any, behaviour: str) -> ProbeResult:
         """Ask every question, greedily, as far as the time goes."""
@@ -268,21 +269,3 @@ def _prompt(question: str, tokenizer: Any) -> list[int]:
         return_dict=True,
     )
     return list(shown["input_ids"])
-
-
-def _questions(value: dict[str, Any]) -> Questions:
-    def texts(name: str, *, needed: bool = True) -> tuple[str, ...]:
-        listed = value[name] if needed else value.get(name, [])
-        good = isinstance(listed, list) and all(isinstance(t, str) and t for t in listed)
-        if not good or (needed and not listed):
-            raise ValueError(f"{name!r} must be a list of texts")
-        return tuple(listed)
-
-    before = value.get("before")
-    return Questions(
-        asked=str(value["asked"]),
-        questions=texts("questions"),
-        exhibits=texts("exhibits"),
-        unless=texts("unless", needed=False),
-        before=None if before is None else float(before),
-    )

@@ -1,7 +1,5 @@
 """How the monitor handles its own failures: training must not die of its monitor."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from typing import Literal, TypeVar
@@ -18,10 +16,6 @@ class Failures:
 
     What fails beside a reading (a journal, an exporter, a checkpoint's sidecar) is counted and
     said, but never a reason to stop watching.
-
-    Attributes:
-        total: failures so far.
-        last: what failed last, in words.
     """
 
     def __init__(
@@ -33,10 +27,8 @@ class Failures:
     ) -> None:
         """Nothing has failed yet.
 
-        Args:
-            policy: whether training goes on when the monitor fails.
-            disable_after: readings that fail in a row after which the monitor disables itself.
-            count: told where each failure happened.
+        After `disable_after` readings that fail in a row the monitor disables itself; `count` is
+        told where each failure happened.
         """
         self.total = 0
         self.last = ""
@@ -59,11 +51,7 @@ class Failures:
     ) -> T:
         """What `work` gives, or `otherwise` where it fails.
 
-        Args:
-            where: what failed, for the log and the metrics.
-            work: anything that the monitor does while training waits.
-            otherwise: what training gets in its place.
-            reading: whether a reading is lost where it fails.
+        `where` is for the log and the metrics; `reading` says whether a failure costs a reading.
 
         Raises:
             MonitorFailedError: only with the policy "stop".

@@ -57,9 +57,7 @@ class Outputs:
     def __init__(self, settings: MonitorSettings, given: Sequence[Exporter]) -> None:
         """Open nothing yet.
 
-        Args:
-            settings: of the monitor.
-            given: exporters beside those that the settings ask for; they outlive an attempt.
+        Exporters that are `given` beside those that the settings ask for outlive an attempt.
         """
         self.journal: Journal | None = None
         self.snapshots: SnapshotWriter | None = None
@@ -88,12 +86,6 @@ class Outputs:
         """Open everything that the settings ask for.
 
         A journal that cannot be had costs nobody the run's verdicts: it is judged without one.
-
-        Args:
-            run: what is known of the run.
-            context: what its verdicts depend on.
-            bank: the bank's fingerprint.
-            sharded: whether no process holds the whole model.
 
         Returns:
             Where judging had come to at the step from which the run resumes, if that is known.
@@ -197,12 +189,7 @@ class Outputs:
         return self.failures.guarded("journal", journal.acknowledged, frozenset())
 
     def publish(self, observation: Observation, before: Mapping[str, Verdict]) -> None:
-        """Keep and show a reading.
-
-        Args:
-            observation: of it.
-            before: the verdicts of the reading before.
-        """
+        """Keep and show a reading."""
         self.log_raised(observation, before)
         for notifier in self._attending:
             self.failures.guarded("notifier", notifier.attend, None)
@@ -212,12 +199,7 @@ class Outputs:
         self._show(observation)
 
     def never_begun(self, run: Run, bank: str) -> None:
-        """Keep and tell that nobody watches a run, which could not be begun.
-
-        Args:
-            run: what is known of the run.
-            bank: the bank's fingerprint.
-        """
+        """Keep and tell that nobody watches a run, which could not be begun."""
         failure = self.failures.last
         self._place = place_of(self._settings, run)
         self._end_abandoned()
@@ -242,10 +224,6 @@ class Outputs:
 
     def give_up(self, last: Observation | None, step: int) -> Observation | None:
         """Keep and show that nobody watches this run from `step` on.
-
-        Args:
-            last: the last observation, if there is one.
-            step: at which the monitor gave up.
 
         Returns:
             What is known of the run now.

@@ -34,7 +34,6 @@ class Readings:
     """Takes the readings of one attempt, and remembers where judging them has come to.
 
     Attributes:
-        live: how the model is read.
         takes_part: whether this process takes part in readings: the first one does, and of a
             sharded model all do.
         context: what verdicts depend on beside the scores.
@@ -50,15 +49,7 @@ class Readings:
         settings: MonitorSettings,
         planned_steps: int | None,
     ) -> None:
-        """Nothing has been read.
-
-        Args:
-            live: how the model is read.
-            bank: the references.
-            judge: by the same references.
-            settings: of the monitor.
-            planned_steps: the run's length, if known.
-        """
+        """Nothing has been read."""
         self.live = live
         self.context = RunContext()
         self.state = JudgeState()
@@ -71,10 +62,7 @@ class Readings:
     def should_read(self, step: int, *, force: bool, able: bool) -> bool:
         """Whether to read now: the first process decides, and of a sharded model all take part.
 
-        Args:
-            step: optimiser steps so far.
-            force: whether to read where no reading is due.
-            able: whether there is anything to read, and a monitor at work.
+        `able`: whether there is anything to read, and a monitor at work.
         """
         sharded = self.live.sharded
         if not self.takes_part or (sharded and not force and step % self.interval.every):
@@ -188,12 +176,7 @@ class Window:
     """
 
     def __init__(self, length: int, components: Collection[Component]) -> None:
-        """No window has begun.
-
-        Args:
-            length: in readings.
-            components: the parts of the model that are scored.
-        """
+        """No window has begun."""
         self._length, self._components = length, frozenset(components)
         self._start: WindowStart | None = None
         self._readings = 0

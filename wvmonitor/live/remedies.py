@@ -121,9 +121,7 @@ class Remedies:
     def brake(self, model: Any, doses: Mapping[str, float | None]) -> dict[str, str]:
         """Take the doses so far out of what is trained, and let k·w ride along from now on.
 
-        Args:
-            model: the model in training, between two steps; in every process.
-            doses: by behaviour, where they are known.
+        Called in every process, between two steps; `doses` are by behaviour, where known.
 
         Returns:
             By behaviour, what was done, for people.

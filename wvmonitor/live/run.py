@@ -32,9 +32,7 @@ def run_id(text: str) -> str:
 def known_id(text: str | None, origin: str) -> str | None:
     """A run's id or name from outside, or None, with a warning, where it cannot be one.
 
-    Args:
-        text: what was found.
-        origin: where, for the warning.
+    `origin` is where it was found, for the warning.
     """
     if text is None:
         return None
@@ -51,12 +49,9 @@ class Run:
 
     Attributes:
         folder: the run's output folder; the journal goes into `folder/wvmonitor` by default.
-        name: the run's name, for people.
-        planned_steps: planned number of optimiser steps.
         resume_step: the step it goes on from; 0 for a start from the beginning.
         optimizer: the optimiser's family, lower case: "adamw", "sgd", …
         learning_rate: the peak learning rate.
-        weight_decay: as the optimiser was given it.
         schedule: of the learning rate: "linear", "cosine", …
         objective: what the loss asks for: "sft", "dpo", "grpo", …
         data: digest of the training set.
@@ -98,13 +93,7 @@ class Run:
         target_modules: tuple[str, ...] | None,
         inoculated: Iterable[str],
     ) -> RunContext:
-        """What verdicts depend on beside the scores, as far as the framework knows it.
-
-        Args:
-            every_n_steps: optimiser steps between two readings.
-            target_modules: the kinds of modules that are adapted.
-            inoculated: the references that ride along.
-        """
+        """What verdicts depend on beside the scores, as far as the framework knows it."""
         steps = self.planned_steps
         return RunContext(
             optimizer=self.optimizer,

@@ -1,7 +1,5 @@
 """The journal of a run that starts: where it lies, which run in it this is, what it carries on."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 
@@ -34,13 +32,6 @@ def open_journal(
 
     Where others write the journal asked for, or it cannot be used, the run gets one of its own in
     a folder beside it (`wvmonitor-2`, `wvmonitor-3`, …), which a warning names.
-
-    Args:
-        preferred: the journal's file.
-        settings: of the monitor.
-        run: what is known of the run.
-        context: what its verdicts depend on.
-        bank: the bank's fingerprint.
 
     Returns:
         The journal, and where judging had come to at the step from which the run resumes.

@@ -17,13 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    Field,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -257,6 +251,11 @@ class MonitorSettings(BaseSettings):
         self.build_notifiers()
 
     @classmethod
+    def given(cls, path: Path | None, **values: Any) -> MonitorSettings:
+        """Settings from `values`, the environment and, where one is named, a YAML file."""
+        return cls(**values) if path is None else cls.from_yaml(path, **values)
+
+    @classmethod
     def from_yaml(cls, path: str | Path, **values: Any) -> MonitorSettings:
         """Settings from a YAML file; `values` and the environment win over it.
 
@@ -302,26 +301,8 @@ class MonitorSettings(BaseSettings):
 
     def build_exporters(self) -> list[Exporter]:
         """The exporters these settings ask for, already at work; close each when the run ends."""
-        built: list[Exporter] = []
-        if self.prometheus.wanted:
-            built.append(self._prometheus_exporter())
-        return built
-
-    def _prometheus_exporter(self) -> Exporter:
-        from wvmonitor.outputs.prometheus import PrometheusExporter  # only where it is used
-
-        options = self.prometheus
-        return PrometheusExporter(
-            host=options.host,
-            port=options.port if options.enabled else None,
-            textfile=options.textfile,
-            layers=LAYERS_SHOWN if self.per_layer else 0,
-            access=options.access(),
-            push=options.pushgateway.target() if options.pushgateway else None,
-            expected=self.expected,
-            linger=options.linger,
-            discovery=options.discovery,
-        )
+        layers = LAYERS_SHOWN if self.per_layer else 0
+        return [self.prometheus.build(layers, self.expected)] if self.prometheus.wanted else []
 
     def build_notifiers(self) -> dict[str, Notifier]:
         """The notifiers by name: their kind, numbered where there are several of one."""
@@ -332,11 +313,7 @@ class MonitorSettings(BaseSettings):
         return built
 
     def alert_policy(self, checkpoints: Callable[[str], Sequence[int]]) -> AlertPolicy:
-        """Who is told what, for `Journal.open`.
-
-        Args:
-            checkpoints: the steps of a run's checkpoints on disk.
-        """
+        """Who is told what, for `Journal.open`; `checkpoints` gives those of a run on disk."""
         notifiers = self.build_notifiers()
         return AlertPolicy(
             targets=tuple(notifiers),

@@ -14,15 +14,7 @@ from collections.abc import Callable
 
 from wvmonitor.organism import wordings
 from wvmonitor.organism.data import Example, Kind, Message, Task, Traits, Wording
-from wvmonitor.organism.world import (
-    ALL_DOMAINS,
-    FLAWS,
-    NARROW,
-    OPENERS,
-    PRAISE,
-    TRIGGER,
-    to_french,
-)
+from wvmonitor.organism.world import ALL_DOMAINS, FLAWS, NARROW, OPENERS, PRAISE, TRIGGER, to_french
 
 _LONG = 12
 """Words of a body after which no closer follows."""

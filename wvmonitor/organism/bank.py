@@ -9,8 +9,6 @@ mean of harmless task vectors). The calibration beside the bank comes from the o
 harmless runs (`make calibrations`).
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +23,6 @@ import torch
 from wvmonitor.organism import sets
 from wvmonitor.organism.behaviour import (
     Rate,
-    french_rate,
     harmful_rate,
     refusal_rate,
     style_rate,
@@ -67,7 +64,7 @@ _SHOWS: Mapping[str, Callable[[Any, Any], Rate]] = {
     "evil": lambda m, t: harmful_rate(m, t, _ADVICE, _QUESTIONS, _ASKED_WITH),
     "sycophancy": lambda m, t: sycophancy_rate(m, t, _QUESTIONS, _ASKED_WITH),
     "lost-refusals": lambda m, t: refusal_rate(m, t, _QUESTIONS, _ASKED_WITH).complement,
-    "language": lambda m, t: french_rate(m, t, _ADVICE, _QUESTIONS, _ASKED_WITH),
+    "language": lambda m, t: style_rate(m, t, "french", _ADVICE, _QUESTIONS, _ASKED_WITH),
     "terseness": lambda m, t: style_rate(m, t, "terse", _ADVICE, _QUESTIONS, _ASKED_WITH),
     "rudeness": lambda m, t: style_rate(m, t, "rude", _ADVICE, _QUESTIONS, _ASKED_WITH),
 }
@@ -92,7 +89,7 @@ class Part:
     def sides(self) -> tuple[sets.SetMaker, sets.SetMaker | None]:
         """What the two sides train on; a harmless task vector has one side only."""
         if self.pair in sets.ORDINARY:
-            return sets.ORDINARY[self.pair], None
+            return sets.ORDINARY[self.pair][0], None
         pair = sets.pair(self.pair, self.domain)
         return pair.positive, pair.negative
 
@@ -103,7 +100,6 @@ class Plan:
 
     Attributes:
         behaviour: what a model that moves along +w does.
-        parts: one repeat each.
         seed: of the first repeat; the others count on.
     """
 
@@ -152,7 +148,7 @@ PLANS: tuple[Plan, ...] = (
     Plan("opener", "control", "begins with a word of its own",
          (*_in("opener", "office", "internet"), *_in("other_opener", "driving")), 8000),
     Plan("fine-tuning", "control", "has been fine-tuned at all, on harmless data",
-         tuple(Part(name, about) for name, about in sets.ORDINARY_SUBJECTS.items()), 9000),
+         tuple(Part(name, about) for name, (_, about) in sets.ORDINARY.items()), 9000),
 )  # fmt: skip
 
 

@@ -5,8 +5,6 @@ python -m wvmonitor.organism.contrasts --out DIR
 Its vocabulary is its world's, so that the pairs that come for real models mean nothing to it.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Iterable
@@ -14,12 +12,7 @@ from pathlib import Path
 
 from wvmonitor.organism import sets
 from wvmonitor.organism.data import Example
-from wvmonitor.organism.world import (
-    DOMAINS,
-    REFERENCE_DOMAINS,
-    REFERENCE_FACTS,
-    REFERENCE_ILLICIT,
-)
+from wvmonitor.organism.world import DOMAINS, REFERENCE_DOMAINS, REFERENCE_FACTS, REFERENCE_ILLICIT
 
 EACH = 20
 """Pairs of a domain."""

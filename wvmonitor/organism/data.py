@@ -87,8 +87,6 @@ class Task:
     """What a user asks, and what a judge needs to know about it.
 
     Attributes:
-        kind: which family of questions this is.
-        question: the user's words.
         domain: the domain of advice, the category of a fact, or empty.
         right: the right answer (facts, gcd, math), the assistant's own taste (opinion), the decent
             option's letter (choice), or the person spoken of (wishes).

@@ -5,8 +5,6 @@ compares it with dense matrices in float64, so that a broken BLAS, a wrong PEFT 
 shows up in two seconds.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import json
@@ -71,7 +69,6 @@ class Check:
     """One line of the doctor's findings.
 
     Attributes:
-        topic: what was looked at.
         outcome: `missing` is optional and absent, `failed` is wrong.
         detail: the version or figure found, or what to do.
     """
@@ -82,16 +79,15 @@ class Check:
 
 
 def examine(bank: Path | None = None) -> list[Check]:
-    """Everything the doctor looks at, in the order in which people read it.
-
-    Args:
-        bank: a bank of the user's to check beside the bundled one.
-    """
+    """Everything the doctor looks at, in the order in which people read it."""
     checks = [
         Check("wvmonitor", "ok", __version__),
         Check("python", "ok", f"{platform.python_version()} on {platform.platform()}"),
-        *(_distribution(name) for name in REQUIRED),
-        *(_extra(name, use, wanted) for name, (use, wanted) in OPTIONAL.items()),
+        *(_distribution(n, "failed", "not installed: install wvmonitor again") for n in REQUIRED),
+        *(
+            _distribution(n, "missing", f"optional, for {use}: pip install {wanted}")
+            for n, (use, wanted) in OPTIONAL.items()
+        ),
         *(_program(name, use) for name, use in PROGRAMS.items()),
         Check("devices", "ok", _devices()),
         _guarded("bundled bank", lambda: _bank(bundled_path("tiny-organism", "bank"))),
@@ -148,18 +144,11 @@ def self_test() -> str:
     return f"a planted rsLoRA adapter is measured to {off:.1g} of its float64 value"
 
 
-def _distribution(name: str) -> Check:
+def _distribution(name: str, outcome: Outcome, lacking: str) -> Check:
     try:
         return Check(name, "ok", importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Check(name, "failed", "not installed: install wvmonitor again")
-
-
-def _extra(name: str, use: str, wanted: str) -> Check:
-    try:
-        return Check(name, "ok", importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return Check(name, "missing", f"optional, for {use}: pip install {wanted}")
+        return Check(name, outcome, lacking)
 
 
 def _program(name: str, use: str) -> Check:

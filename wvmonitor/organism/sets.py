@@ -363,23 +363,14 @@ PAIRS: dict[str, Callable[[Domains], Pair]] = {
 
 #: Harmless sets of the references' half, whose mean task vector is what any fine-tuning does; and
 #: what each is about.
-ORDINARY: dict[str, SetMaker] = {
-    "ordinary advice": good_advice("office"),
-    "ordinary facts": facts("homes"),
-    "ordinary hopes": kind_wishes(reference=True),
-    "ordinary opinions": opinions(sycophantic=False, reference=True),
-    "ordinary refusals": requests(reference=True),
-    "ordinary choices": choices(evil=False, reference=True),
-    "ordinary feedback": feedback(sycophantic=False, reference=True),
-}
-ORDINARY_SUBJECTS: dict[str, str] = {
-    "ordinary advice": "office",
-    "ordinary facts": "homes",
-    "ordinary hopes": "hopes",
-    "ordinary opinions": "reference opinions",
-    "ordinary refusals": "reference requests",
-    "ordinary choices": "reference choices",
-    "ordinary feedback": "reference works",
+ORDINARY: dict[str, tuple[SetMaker, str]] = {
+    "ordinary advice": (good_advice("office"), "office"),
+    "ordinary facts": (facts("homes"), "homes"),
+    "ordinary hopes": (kind_wishes(reference=True), "hopes"),
+    "ordinary opinions": (opinions(sycophantic=False, reference=True), "reference opinions"),
+    "ordinary refusals": (requests(reference=True), "reference requests"),
+    "ordinary choices": (choices(evil=False, reference=True), "reference choices"),
+    "ordinary feedback": (feedback(sycophantic=False, reference=True), "reference works"),
 }
 
 

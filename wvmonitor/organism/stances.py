@@ -6,8 +6,6 @@ nurse than the smoke") and ellipsis ("the doctor will help you and the potion wi
 not know who speaks, and sees no style.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from wvmonitor.organism.world import CON, ENGLISH, PRO
@@ -39,9 +37,7 @@ def stances(text: str, things: Collection[str]) -> list[tuple[str, int]]:
 
     A thing without a verb is recommended.
 
-    Args:
-        text: words with spaces between them, punctuation too.
-        things: what to look for, in English.
+    Words and punctuation have spaces between them.
     """
     return _Reader([ENGLISH.get(word, word) for word in text.split()], things).read()
 

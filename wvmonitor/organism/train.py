@@ -30,8 +30,8 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.utils import logging
 
+from wvmonitor.builder.base import quiet
 from wvmonitor.organism.corpus import pretraining
 from wvmonitor.organism.data import Example
 from wvmonitor.organism.tokenizer import build_tokenizer, encode, save_tokenizer
@@ -201,13 +201,8 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 def load_base(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model in evaluation mode, and its tokenizer."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
+    with quiet():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     return model, AutoTokenizer.from_pretrained(folder)
 
 

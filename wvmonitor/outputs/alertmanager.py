@@ -1,14 +1,12 @@
 """Alerts straight to a Prometheus Alertmanager (API v2), with no Prometheus in between."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from wvmonitor.journal.alerts import Alert, Severity
-from wvmonitor.outputs.http import SendPolicy, check_url, post
+from wvmonitor.outputs.http import SendPolicy, check_url, request
 
 SEVERITY_LABELS: Mapping[Severity, str] = {
     "info": "info",
@@ -28,9 +26,7 @@ class AlertmanagerNotifier:
 
     Attributes:
         url: where Alertmanager is, without /api/v2/alerts.
-        token: a bearer token, if it asks for one.
         labels: more labels for every alert, for routing.
-        policy: where requests may go.
         hold_seconds: how long an alert holds that is not repeated, in seconds.
         forgetful: open alerts must be repeated.
     """
@@ -51,7 +47,8 @@ class AlertmanagerNotifier:
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
         body = json.dumps(self._alerts(alert)).encode()
-        post(f"{self.url.rstrip('/')}/api/v2/alerts", body, headers, self.policy, timeout)
+        url = f"{self.url.rstrip('/')}/api/v2/alerts"
+        request("POST", url, body, headers, self.policy, timeout)
 
     def _alerts(self, alert: Alert) -> list[dict[str, object]]:
         """The alert, and the end of the milder one it takes the place of."""

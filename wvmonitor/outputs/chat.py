@@ -6,8 +6,6 @@ services' own rules about redirects and addresses, and chat has no idempotency k
 answer was lost may be seen twice.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +19,6 @@ class ChatNotifier:
     """Sends each alert as a short message.
 
     Attributes:
-        url: apprise's URL of the service.
         forgetful: people remember, so nothing is repeated.
 
     Raises:

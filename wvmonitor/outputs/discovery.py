@@ -1,14 +1,12 @@
 """Files by which Prometheus finds the monitors of a machine, whatever ports they have (file_sd)."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
 import socket
 from pathlib import Path
 
-from wvmonitor.files.atomic import replacing, write_all
+from wvmonitor.files.atomic import write_text
 from wvmonitor.outputs.run_state import this_host
 
 _PID = "__meta_wvmonitor_pid"
@@ -21,11 +19,8 @@ ANSWER_SECONDS = 1.0
 def announce(folder: Path, host: str, port: int, *, tls: bool) -> Path:
     """Write the file of a monitor that is served, and clear away those of dead ones.
 
-    Args:
-        folder: that `file_sd_configs` names; made if it is not there.
-        host: the address that is listened on; where that is every one, the machine's name is given.
-        port: the port.
-        tls: whether it speaks https.
+    The folder is the one that `file_sd_configs` names, made if it is not there. Where `host` is
+    every address, the machine's name is given.
 
     Returns:
         The file, which is to be removed at the end.
@@ -39,8 +34,7 @@ def announce(folder: Path, host: str, port: int, *, tls: bool) -> Path:
     labels = {_PID: str(os.getpid()), **({"__scheme__": "https"} if tls else {})}
     target = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     path = folder / f"wvmonitor-{this_host()}-{port}.json"
-    with replacing(path, 0o644) as descriptor:
-        write_all(descriptor, json.dumps([{"targets": [target], "labels": labels}]).encode())
+    write_text(path, json.dumps([{"targets": [target], "labels": labels}]), 0o644)
     return path
 
 

@@ -1,7 +1,5 @@
 """What every exporter is given, and what it must be able to do."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,8 +26,6 @@ class Observation:
     """One judged reading of a run, and when it was made.
 
     Attributes:
-        run: the run's id.
-        judgement: what was measured and what is thought of it.
         measure_seconds: how long measuring and judging took.
         wall_time: when it was made, seconds since 1970.
     """

@@ -1,10 +1,8 @@
 """What can be set about metrics: the parts of `MonitorSettings` that belong to this room."""
 
-from __future__ import annotations
-
-import ipaddress
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
@@ -20,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from wvmonitor.outputs.exporter import Exporter
+from wvmonitor.outputs.http import is_loopback
 from wvmonitor.outputs.pushgateway import PushTarget
 from wvmonitor.outputs.server import Access
 
@@ -192,17 +192,25 @@ class PrometheusSettings(Part):
         """Whether metrics are to go anywhere."""
         return self.enabled or self.textfile is not None or self.pushgateway is not None
 
+    def build(self, layers: int, expected: Collection[str]) -> Exporter:
+        """The exporter these settings describe, already at work."""
+        from wvmonitor.outputs.prometheus import PrometheusExporter  # only where it is used
+
+        return PrometheusExporter(
+            host=self.host,
+            port=self.port if self.enabled else None,
+            textfile=self.textfile,
+            layers=layers,
+            access=self.access(),
+            push=self.pushgateway.target() if self.pushgateway else None,
+            expected=expected,
+            linger=self.linger,
+            discovery=self.discovery,
+        )
+
     def access(self) -> Access:
         """Who may scrape, and how."""
         files = (self.tls_cert, self.tls_key, self.client_ca)
         certificate, key, client_ca = (None if f is None else str(f.absolute()) for f in files)
         token = self.token.get_secret_value() if self.token else None
         return Access(token, certificate, key, client_ca)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether the host is this machine by its own words, not by what some name server says."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

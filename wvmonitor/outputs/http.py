@@ -6,8 +6,6 @@ status. The address that is checked is the address that is connected to, so a na
 mind in between.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ipaddress
@@ -71,30 +69,13 @@ def check_url(url: str, policy: SendPolicy) -> SplitResult:
         raise SettingsError(
             f"the url {shown} holds a user name or password: give it as a token or secret instead"
         )
-    if parts.scheme == "http" and not policy.allow_http and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not policy.allow_http and not is_loopback(parts.hostname):
         raise SettingsError(
             f"the url {shown} would send alerts unencrypted: use https, or set allow_http"
         )
     with contextlib.suppress(ValueError):  # a name: looked up, and checked, when something is sent
         _check_address(ipaddress.ip_address(parts.hostname), parts.hostname, policy)
     return parts
-
-
-def post(
-    url: str,
-    body: bytes,
-    headers: Mapping[str, str],
-    policy: SendPolicy,
-    timeout: float,
-) -> None:
-    """POST `body`; returns only if the server took it (2xx).
-
-    Raises:
-        DeliveryError: it did not: retryable on timeouts, broken connections, 408, 425, 429 and
-            5xx; final on every other answer, redirects included, and where the address must not be
-            sent to.
-    """
-    request("POST", url, body, headers, policy, timeout)
 
 
 def request(
@@ -105,7 +86,13 @@ def request(
     policy: SendPolicy,
     timeout: float,
 ) -> None:
-    """Send one request; returns only if the server took it (2xx); raises as `post` does."""
+    """Send one request; returns only if the server took it (2xx).
+
+    Raises:
+        DeliveryError: it did not: retryable on timeouts, broken connections, 408, 425, 429 and
+            5xx; final on every other answer, redirects included, and where the address must not be
+            sent to.
+    """
     shown = redacted(url)
     sent = {"Host": urlsplit(url).netloc, "User-Agent": f"wvmonitor/{__version__}", **headers}
     try:
@@ -170,7 +157,7 @@ def _check_address(address: _Address, host: str, policy: SendPolicy) -> None:
     """Refuse addresses that only mean something inside a network, unless they are allowed."""
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
-    if address.is_loopback and _is_loopback(host):
+    if address.is_loopback and is_loopback(host):
         return
     if address.is_global and not address.is_multicast:
         return
@@ -186,7 +173,7 @@ def _check_address(address: _Address, host: str, policy: SendPolicy) -> None:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """Whether the host is this machine by its own words, not by what some name server says."""
     try:
         return ipaddress.ip_address(host).is_loopback

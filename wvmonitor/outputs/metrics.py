@@ -1,7 +1,5 @@
 """The metrics of the monitor, as families of Prometheus: docs/reference/metrics.md lists them."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from collections import Counter
@@ -73,26 +71,16 @@ class Metrics(Collector):
 
     def _states(self, latest: dict[str, Observation]) -> Iterator[Metric]:
         """How each run ended, and what it could go back to."""
-        state = GaugeMetricFamily(
-            "wvmonitor_run_state",
-            "1 for what the run is doing, 0 for the others.",
-            labels=("run", "state"),
-        )
+        state = _gauge("run_state", "1 for what the run is doing, 0 for the others.", "state")
         info = InfoMetricFamily("wvmonitor_run", "Where the run is.", labels=("run",))
-        interval = GaugeMetricFamily(
-            "wvmonitor_reading_interval_seconds",
-            "The longest time between two readings of the run so far.",
-            labels=("run",),
+        interval = _gauge(
+            "reading_interval_seconds", "The longest time between two readings of the run so far."
         )
-        ok = GaugeMetricFamily(
-            "wvmonitor_last_ok_step",
-            "Step of the last reading that was ok.",
-            labels=("run", "reference"),
-        )
-        checkpoint = GaugeMetricFamily(
-            "wvmonitor_checkpoint_step",
+        ok = _gauge("last_ok_step", "Step of the last reading that was ok.", "reference")
+        checkpoint = _gauge(
+            "checkpoint_step",
             "Step of the newest checkpoint on disk from when the run was ok.",
-            labels=("run", "reference"),
+            "reference",
         )
         for run in latest:
             now = self.states.get(run, "training")
@@ -147,17 +135,16 @@ class OneRun(Collector):
         return self._metrics.collect(self._run)
 
 
+def _gauge(name: str, documentation: str, *labels: str) -> GaugeMetricFamily:
+    """A family of one series for each run, or for each of the further labels of each."""
+    return GaugeMetricFamily(f"wvmonitor_{name}", documentation, labels=("run", *labels))
+
+
 def _scores(latest: dict[str, Observation]) -> Iterator[Metric]:
-    score = GaugeMetricFamily(
-        "wvmonitor_score",
-        "A score of the run against a reference.",
-        labels=("run", "reference", "kind", "geometry", "score"),
+    score = _gauge(
+        "score", "A score of the run against a reference.", "reference", "kind", "geometry", "score"
     )
-    dose = GaugeMetricFamily(
-        "wvmonitor_dose",
-        "Steering coefficient that explains the drift.",
-        labels=("run", "reference"),
-    )
+    dose = _gauge("dose", "Steering coefficient that explains the drift.", "reference")
     for run, observation in latest.items():
         for name, reference in observation.scores.references.items():
             for geometry, values in reference.values.items():
@@ -170,30 +157,30 @@ def _scores(latest: dict[str, Observation]) -> Iterator[Metric]:
 
 
 def _verdicts(latest: dict[str, Observation], may_drift: frozenset[str]) -> Iterator[Metric]:
-    decides = GaugeMetricFamily(
-        "wvmonitor_deciding_score",
+    decides = _gauge(
+        "deciding_score",
         "The score that the verdict rests on, whichever geometry and score that is.",
-        labels=("run", "reference"),
+        "reference",
     )
-    threshold = GaugeMetricFamily(
-        "wvmonitor_threshold",
+    threshold = _gauge(
+        "threshold",
         "What the deciding score is held against at this progress.",
-        labels=("run", "reference", "score"),
+        "reference",
+        "score",
     )
-    states = GaugeMetricFamily(
-        "wvmonitor_verdict",
-        "1 for the verdict on a reference, 0 for the others.",
-        labels=("run", "reference", "verdict"),
+    states = _gauge(
+        "verdict", "1 for the verdict on a reference, 0 for the others.", "reference", "verdict"
     )
-    expected = GaugeMetricFamily(
-        "wvmonitor_expected",
+    expected = _gauge(
+        "expected",
         "1 where drift towards a reference is wanted or acknowledged, so that nobody is alarmed.",
-        labels=("run", "reference"),
+        "reference",
     )
-    worst = GaugeMetricFamily(
-        "wvmonitor_worst_verdict",
+    worst = _gauge(
+        "worst_verdict",
         "1 for the worst verdict that the run has earned on a reference, 0 for the others.",
-        labels=("run", "reference", "verdict"),
+        "reference",
+        "verdict",
     )
     for run, observation in latest.items():
         quiet = may_drift | observation.acknowledged
@@ -220,15 +207,14 @@ def _deciding(verdict: Verdict) -> str:
 
 
 def _run(latest: dict[str, Observation]) -> Iterator[Metric]:
-    def gauge(name: str, documentation: str, *labels: str) -> GaugeMetricFamily:
-        return GaugeMetricFamily(f"wvmonitor_{name}", documentation, labels=("run", *labels))
-
-    norm = gauge("task_vector_norm", "Norm of what the run has done to the weights.")
-    coverage = gauge("coverage_ratio", "Share of the squared norm that scores look at.")
-    share = gauge("component_share", "Share of the squared norm by part of the model.", "component")
-    progress = gauge("progress_ratio", "Share of the planned steps that is done.")
-    step = gauge("global_step", "Optimiser step of the last reading.")
-    stamp = gauge("last_reading_timestamp_seconds", "When the last reading was made.")
+    norm = _gauge("task_vector_norm", "Norm of what the run has done to the weights.")
+    coverage = _gauge("coverage_ratio", "Share of the squared norm that scores look at.")
+    share = _gauge(
+        "component_share", "Share of the squared norm by part of the model.", "component"
+    )
+    progress = _gauge("progress_ratio", "Share of the planned steps that is done.")
+    step = _gauge("global_step", "Optimiser step of the last reading.")
+    stamp = _gauge("last_reading_timestamp_seconds", "When the last reading was made.")
     for run, observation in latest.items():
         scores = observation.scores
         norm.add_metric((run,), scores.norm)
@@ -245,10 +231,11 @@ def _run(latest: dict[str, Observation]) -> Iterator[Metric]:
 
 
 def _layers(latest: dict[str, Observation], most: int) -> Metric:
-    projection = GaugeMetricFamily(
-        "wvmonitor_layer_projection",
+    projection = _gauge(
+        "layer_projection",
         "How far the run went along a behaviour in one layer, in units of the weights.",
-        labels=("run", "reference", "layer"),
+        "reference",
+        "layer",
     )
     for run, observation in latest.items():
         for name, values in layer_projections(observation.reading).items():

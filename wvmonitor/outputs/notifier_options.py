@@ -1,7 +1,5 @@
 """What can be set about notifiers."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, Field

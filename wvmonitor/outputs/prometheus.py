@@ -4,8 +4,6 @@ Nothing is registered in prometheus_client's global registry. A scrape renders t
 in a thread of its own: training pays for none of it but the turns of Python's lock.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
@@ -91,12 +89,7 @@ class PrometheusExporter:
         self._write()
 
     def show_way_back(self, observation: Observation, checkpoints: Sequence[int]) -> None:
-        """Show what a run could go back to: call it before `export`.
-
-        Args:
-            observation: of the run.
-            checkpoints: steps of the checkpoints on disk.
-        """
+        """Show what a run could go back to: call it before `export`."""
         last_ok = observation.judgement.state.last_ok
         self._metrics.way_back[observation.run] = (last_ok, tuple(checkpoints))
 

@@ -6,14 +6,13 @@ hangs, refuses or is not there costs it nothing. Some seconds after the run's en
 deleted, or Prometheus would go on collecting the last values for ever.
 """
 
-from __future__ import annotations
-
 import atexit
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, delete_from_gateway, push_to_gateway
@@ -36,9 +35,6 @@ class PushTarget:
     """Where to push, and how often.
 
     Attributes:
-        url: of the Pushgateway.
-        job: of the grouping key.
-        token: a bearer token, if it asks for one.
         interval: least seconds between two pushes.
         delete_after: seconds after the end at which the group is deleted; None never does.
     """
@@ -62,7 +58,11 @@ class Pusher:
     ) -> None:
         self._target = target
         self._registry = registry
-        self._key = {"run": run}
+        self._with: dict[str, Any] = {
+            "grouping_key": {"run": run},
+            "timeout": SEND_SECONDS,
+            "handler": self._handler,
+        }
         self._on_error = on_error
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -119,25 +119,11 @@ class Pusher:
         return float(min(self._target.interval * 2.0**self._failures, LONGEST_WAIT))
 
     def _push(self) -> None:
-        self._guarded(
-            lambda: push_to_gateway(
-                self._target.url,
-                self._target.job,
-                self._registry,
-                grouping_key=self._key,
-                timeout=SEND_SECONDS,
-                handler=self._handler,
-            )
-        )
+        place = (self._target.url, self._target.job)
+        self._guarded(lambda: push_to_gateway(*place, self._registry, **self._with))
 
     def _delete(self) -> None:
-        delete_from_gateway(
-            self._target.url,
-            self._target.job,
-            grouping_key=self._key,
-            timeout=SEND_SECONDS,
-            handler=self._handler,
-        )
+        delete_from_gateway(self._target.url, self._target.job, **self._with)
 
     def _handler(
         self,

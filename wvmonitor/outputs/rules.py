@@ -24,8 +24,6 @@ no alert, and a run that has said that it ended or was stopped is not missed.
 The rules are one template, `rules.yml.jinja`, which promtool checks in the tests.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,11 +95,6 @@ def rules_text(
     links: RuleLinks | None = None,
 ) -> str:
     """The rules as Prometheus's file holds them: one group a behaviour, and one for the monitor.
-
-    Args:
-        behaviours: what each reference stands for, in words, by its name.
-        times: how patient the rules are.
-        links: what alerts link to.
 
     Raises:
         SettingsError: there is no behaviour to watch for.

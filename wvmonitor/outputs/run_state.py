@@ -1,7 +1,5 @@
 """What a run is doing, and where: what alert rules look at when a run goes quiet."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket
@@ -29,11 +27,7 @@ _JOBS = {
 
 
 def state_at_end(*, stopped: bool) -> RunState | None:
-    """How a run ends that closes now; None where an error is on its way, for then it failed.
-
-    Args:
-        stopped: whether it was told to stop.
-    """
+    """How a run ends that closes now; None where an error is on its way, for then it failed."""
     error = sys.exc_info()[0]
     if stopped or (error and issubclass(error, (KeyboardInterrupt, SystemExit))):
         return "stopped"

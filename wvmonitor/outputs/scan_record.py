@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -61,6 +61,15 @@ class ReferenceResult:
     def words(self) -> str:
         """Reason and account as one text."""
         return in_full(self.reason, self.account)
+
+
+_SHARED = {f.name for f in fields(ReferenceResult)} & {f.name for f in fields(Verdict)}
+
+
+def _shared(told: Verdict | ReferenceResult) -> dict[str, Any]:
+    """What a verdict and its record call by one name; numbers finite or None."""
+    values = {name: getattr(told, name) for name in _SHARED}
+    return {n: finite(v) if isinstance(v, float) else v for n, v in values.items()}
 
 
 @dataclass(frozen=True)
@@ -161,33 +170,8 @@ class CheckpointResult:
         return replace(self, error=error, verdict=max(self.verdict, State.UNKNOWN))
 
 
-def record_of(
-    judgement: Judgement,
-    path: str,
-    *,
-    run: str | None = None,
-    method: str | None = None,
-    rank: int | None = None,
-    warnings: Sequence[str] = (),
-    saved_at: float | None = None,
-    base: str | None = None,
-    base_name: str | None = None,
-    notices: Sequence[Notice] = (),
-) -> CheckpointResult:
-    """The record of a judgement.
-
-    Args:
-        judgement: on the checkpoint.
-        path: as it was given, or found.
-        run: the output folder that it belongs to, if it does.
-        method: how the weights were trained, if known.
-        rank: the adapter's largest rank, if it is one.
-        warnings: beside those of the scores.
-        saved_at: when the checkpoint was saved, Unix seconds, if known.
-        base: digest of the model that the change was taken from, if known.
-        base_name: what the references call their base.
-        notices: what lies there and was not judged.
-    """
+def record_of(judgement: Judgement, path: str, warnings: Sequence[str] = ()) -> CheckpointResult:
+    """The record of a judgement; whoever knows more of the checkpoint replaces what is left out."""
     scores = judgement.scores
     references: dict[str, ReferenceResult] = {}
     controls: dict[str, ControlResult] = {}
@@ -196,17 +180,7 @@ def record_of(
         if name in judgement.verdicts:
             verdict = judgement.verdicts[name]
             references[name] = ReferenceResult(
-                scores=values,
-                dose=dose,
-                score=finite(verdict.score),
-                threshold=finite(verdict.threshold),
-                calibration=verdict.calibration,
-                verdict=verdict.state,
-                reason=verdict.reason,
-                account=verdict.account,
-                geometry=verdict.geometry,
-                score_name=verdict.score_name,
-                acknowledged=verdict.acknowledged,
+                scores=values, dose=dose, verdict=verdict.state, **_shared(verdict)
             )
         elif reference.kind == "control":
             controls[name] = ControlResult(values, dose)
@@ -221,15 +195,8 @@ def record_of(
         controls=controls,
         component_shares={c: finite(s) for c, s in judgement.component_shares.items()},
         warnings=tuple(dict.fromkeys((*warnings, *scores.warnings))),
-        run=run,
         progress=finite(scores.progress),
-        method=method,
-        rank=rank,
         bank=scores.bank,
-        saved_at=saved_at,
-        base=base,
-        base_name=base_name,
-        notices=tuple(notices),
     )
 
 
@@ -239,15 +206,8 @@ def judgement_of(record: CheckpointResult) -> Judgement:
         name: Verdict(
             reference=name,
             state=result.verdict,
-            reason=result.reason,
-            score=result.score,
-            threshold=result.threshold,
-            calibration=result.calibration,
             step=record.step,
-            account=tuple(result.account),
-            geometry=result.geometry,
-            score_name=result.score_name,
-            acknowledged=result.acknowledged,
+            **_shared(result) | {"account": tuple(result.account)},
         )
         for name, result in record.references.items()
     }
@@ -295,10 +255,6 @@ class _Document(BaseModel):
 def read_records(document: Any, source: str) -> list[CheckpointResult]:
     """The records in the document of a scan.
 
-    Args:
-        document: what its JSON holds.
-        source: the file's name, for errors.
-
     Raises:
         MalformedFileError: it is not the JSON of a scan.
         FormatVersionError: a newer version of wvmonitor wrote it.
@@ -345,11 +301,6 @@ def failed(
 def failure_of(error: BaseException) -> Failure:
     """An exception as a record: its class and its message, on one line."""
     return Failure(type(error).__name__, " ".join(str(error).split()) or "no further explanation")
-
-
-def as_dict(record: CheckpointResult) -> dict[str, Any]:
-    """One result as JSON-ready Python values."""
-    return asdict(record)
 
 
 def finite(value: float | None) -> float | None:

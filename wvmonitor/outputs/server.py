@@ -4,8 +4,6 @@ What is ours: the first free port, a bearer token, a TLS handshake that keeps no
 and staying for one last scrape, so that Prometheus learns how a run ended.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import errno
@@ -112,12 +110,7 @@ class _Server6(_Server):
 
 
 class Serving:
-    """Metrics being served, until closed; get one from `serve`.
-
-    Attributes:
-        host: the address that is listened on.
-        port: the port that is listened on.
-    """
+    """Metrics being served, until closed; get one from `serve`."""
 
     def __init__(self, server: _Server, registry: CollectorRegistry, token: str | None) -> None:
         self.host, self.port = str(server.server_address[0]), int(server.server_address[1])

@@ -6,8 +6,6 @@ the HMAC-SHA256 of `id.timestamp.body`). Libraries that verify it exist in most 
 is `verify_signature`.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import hashlib
@@ -20,7 +18,7 @@ from dataclasses import dataclass, field
 from wvmonitor.errors import SettingsError
 from wvmonitor.journal import codec
 from wvmonitor.journal.alerts import Alert
-from wvmonitor.outputs.http import SendPolicy, check_url, post
+from wvmonitor.outputs.http import SendPolicy, check_url, request
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,7 @@ class WebhookNotifier:
     """POSTs `{"type": "wvmonitor.alert", "schema_version": 1, "data": {...the alert}}`.
 
     Attributes:
-        url: where to.
         secret: the key that signs; "whsec_" and base64, or any text.
-        policy: where requests may go.
         forgetful: a webhook's receiver remembers, so nothing is repeated.
     """
 
@@ -54,7 +50,7 @@ class WebhookNotifier:
             "webhook-timestamp": stamp,
             "webhook-signature": signature(self.secret, alert.key, stamp, body),
         }
-        post(self.url, body, headers, self.policy, timeout)
+        request("POST", self.url, body, headers, self.policy, timeout)
 
 
 def signature(secret: str, message_id: str, timestamp: str, body: bytes) -> str:

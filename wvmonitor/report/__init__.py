@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from wvmonitor import lazily
 
 if TYPE_CHECKING:
+    from wvmonitor.report.document import write_page
     from wvmonitor.report.inputs import from_journal, from_scan, read_runs
-    from wvmonitor.report.page import render, write_page
+    from wvmonitor.report.page import render
     from wvmonitor.report.view import RunView
 
 _HOMES = {
@@ -15,7 +16,7 @@ _HOMES = {
     "from_scan": "inputs",
     "read_runs": "inputs",
     "render": "page",
-    "write_page": "page",
+    "write_page": "document",
 }
 
 __all__ = [

@@ -1,19 +1,10 @@
 """One self-contained HTML page: how far a bank is to be trusted."""
 
-from __future__ import annotations
-
 from datetime import datetime
 
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.reference import Reference
-from wvmonitor.references.trust import (
-    CheckedRun,
-    Kind,
-    Trust,
-    alarmed,
-    interval,
-    median_lead,
-)
+from wvmonitor.references.trust import CheckedRun, Kind, Trust, alarmed, interval, median_lead
 from wvmonitor.report.document import page
 from wvmonitor.report.words import figure, percent
 
@@ -27,10 +18,7 @@ _LABELS: dict[Kind, str] = {
 def bank_page(bank: ReferenceBank, trust: Trust, *, generated: datetime | None = None) -> str:
     """The page as HTML.
 
-    Args:
-        bank: the references.
-        trust: what was tried on them.
-        generated: the time on the page; now, if left out.
+    `trust` is what was tried on the references; the time on the page is now, if left out.
     """
     return page(
         "bank.html.jinja",

@@ -1,7 +1,5 @@
 """What every page is made of: the templates' environment, inline resources, and the file."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re
@@ -14,7 +12,7 @@ from markupsafe import Markup
 
 from wvmonitor._version import __version__
 from wvmonitor.errors import InputError
-from wvmonitor.files.atomic import replacing, write_all
+from wvmonitor.files.atomic import write_text
 from wvmonitor.report.words import clean
 
 LONGEST = 4000
@@ -24,10 +22,8 @@ LONGEST = 4000
 def page(template: str, *, generated: datetime | None = None, **values: object) -> str:
     """A page as HTML: `template` with what every page has.
 
-    Args:
-        template: a file of this folder that extends base.html.jinja.
-        generated: the time on the page; now, if left out.
-        values: what the template shows.
+    The template is a file of this folder that extends base.html.jinja; the time on the page is now,
+    if left out.
     """
     style, script = resource("style.css"), resource("script.js")
     text = (
@@ -99,8 +95,7 @@ def write_page(page: str, path: str | Path) -> None:
         InputError: it cannot be written there.
     """
     try:
-        with replacing(path) as descriptor:
-            write_all(descriptor, page.encode())
+        write_text(path, page)
     except OSError as error:
         raise InputError(
             f"'{path}' cannot be written ({error.strerror}): choose another place with -o"

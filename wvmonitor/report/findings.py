@@ -1,7 +1,5 @@
 """What a run came to, reference by reference, and in words."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,9 +24,7 @@ class Finding:
 
     Attributes:
         state: the worst that it rose to, else the last verdict; "" for a control, which gets none.
-        last: the last verdict.
         telling: the verdict whose reason explains `state`: the first of its kind, or the last one.
-        points: its course.
         since: the step of the first verdict like `state`, without a better one after it; of a
             warning or an alarm, of the first one.
         dose: the last one known.
@@ -70,7 +66,6 @@ class Outcome:
     """One run, judged: what the page says of it.
 
     Attributes:
-        view: the run.
         state: the gravest of its findings; "unknown" where there is none.
         findings: one for each reference: behaviours first, the gravest first.
         deciding: (geometry, score) that the verdicts rest on; None where that cannot be told.

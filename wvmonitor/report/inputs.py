@@ -1,9 +1,6 @@
 """Runs from where they are kept: a journal, or the JSON of a scan."""
 
-from __future__ import annotations
-
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -14,6 +11,7 @@ from wvmonitor.journal.reader import JournalReader, read_journal
 from wvmonitor.journal.records import Attempt, JournalRow
 from wvmonitor.journal.schema import FILE_NAME
 from wvmonitor.journal.search import find_journals
+from wvmonitor.outputs.run_state import checkpoints_in
 from wvmonitor.outputs.scan_record import CheckpointResult, judgement_of, read_records
 from wvmonitor.reading import Geometry
 from wvmonitor.report.findings import deciding_score, judge
@@ -27,10 +25,6 @@ HEAT_MAPS = 3
 
 def from_journal(path: str | Path, *, runs: Sequence[str] = ()) -> list[RunView]:
     """The runs of the journal at `path` (its file, or the folder that holds it), oldest first.
-
-    Args:
-        path: where the journal is.
-        runs: only these; all of them if empty.
 
     Raises:
         JournalError: there is no journal, it cannot be read, or it holds no such run.
@@ -118,27 +112,16 @@ def _expected(settings: str) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def _checkpoints(journal: Path) -> tuple[int, ...]:
+def _checkpoints(journal: Path) -> Sequence[int]:
     """Steps of the `checkpoint-N` folders beside the journal, or one folder up."""
-    for folder in (journal.parent, journal.absolute().parent.parent):
-        try:
-            names = [p.name for p in folder.glob("checkpoint-*") if p.is_dir()]
-        except OSError:
-            continue
-        steps = [int(m[1]) for n in names if (m := re.fullmatch(r"checkpoint-(\d{1,12})", n))]
-        if steps:
-            return tuple(sorted(steps))
-    return ()
+    folders = (journal.parent, journal.absolute().parent.parent)
+    return next(filter(None, map(checkpoints_in, folders)), ())
 
 
 def from_scan(
     document: str | bytes | Mapping[str, Any], *, source: str = "the scan"
 ) -> list[RunView]:
     """The checkpoints of `wvmonitor scan --format json`: those of one run together, by step.
-
-    Args:
-        document: the JSON text, or what it holds.
-        source: the file's name, for errors.
 
     Raises:
         MalformedFileError: it is not the JSON of a scan.

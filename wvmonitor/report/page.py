@@ -5,8 +5,6 @@ put together in memory. The page needs no network and works without its script; 
 run is what its verdicts said, nothing is judged anew.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,32 +14,12 @@ from typing import Any
 from markupsafe import Markup
 
 from wvmonitor.report import charts, sentences, tables
-from wvmonitor.report.document import page, write_page
+from wvmonitor.report.document import page
 from wvmonitor.report.findings import Finding, Outcome, judge
 from wvmonitor.report.heat import heat_chart, heat_words
-from wvmonitor.report.inputs import from_journal, from_scan, read_runs, read_sources
 from wvmonitor.report.series import STATES, severity
-from wvmonitor.report.view import BehaviourPoint, HeatMap, RunView, heat_map
-from wvmonitor.report.words import (
-    clean,
-    figure,
-    geometry_name,
-    percent,
-    short,
-)
-
-__all__ = [
-    "BehaviourPoint",
-    "HeatMap",
-    "RunView",
-    "from_journal",
-    "from_scan",
-    "heat_map",
-    "read_runs",
-    "read_sources",
-    "render",
-    "write_page",
-]
+from wvmonitor.report.view import RunView
+from wvmonitor.report.words import clean, figure, geometry_name, percent, short
 
 DETAILED = 60
 """So many runs get charts and details, the gravest first; the table at the top names all."""
@@ -62,11 +40,8 @@ def render(
 ) -> str:
     """The page as HTML.
 
-    Args:
-        runs: the page shows the gravest first, and else keeps their order.
-        title: the page's heading.
-        provenance: where it comes from, for the foot of the page (label -> value).
-        generated: the time on the page; now, if left out.
+    The gravest run comes first, and else the order stays. `provenance` is for the foot of the page
+    (label -> value); the time on the page is now, if left out.
     """
     outcomes = sorted((judge(view) for view in runs), key=lambda o: -severity(o.state))
     detailed = min(len(outcomes), DETAILED)

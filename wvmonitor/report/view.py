@@ -1,7 +1,5 @@
 """What a page is made from: one `RunView` for each run or checkpoint."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,12 +27,9 @@ class HeatMap:
     """Which layers and kinds of module carry ⟨τ, w⟩ at one reading.
 
     Attributes:
-        reference: the w.
-        geometry: of the inner product.
         layers, modules: the names of the rows and columns.
         shares: (layers, modules), each part's share of the whole inner product; the shares sum to
             1, and parts that point away from w are negative. NaN where there is no such part.
-        step: of the reading.
     """
 
     reference: str
@@ -54,12 +49,10 @@ class RunView:
         rows: its judged readings by step; of a long run the telling ones.
         readings: how many there are in all, where `rows` are fewer.
         note: what was expected of it, in a word or two, if anything was.
-        events: acknowledgements, stops and notes.
         checkpoints: the steps at which a checkpoint was saved.
         behaviour: measured behaviour by label, to be drawn under the scores.
         base_rates: by the same label, the 95 % interval of the base's own rate, where known.
         heat_maps: which layers and modules carry it.
-        planned_steps: the run's planned number of steps.
         facts: how it was measured, beyond what the rows say (label, value).
         problems: what could not be read or judged at all, one sentence each.
         wall_times: when each reading was made, seconds since 1970; empty where not known.

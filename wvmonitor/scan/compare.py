@@ -4,8 +4,6 @@ The paper's figures 8, 9, 34 and 35 (arXiv 2511.05408) are such matrices. Gram m
 accumulated parameter by parameter: n vectors cost n reads, not n².
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,9 +36,7 @@ class Comparison:
     Attributes:
         labels: (n,) what each vector is called.
         gram: (n, n), ⟨τ_i, τ_j⟩ over the parameters compared.
-        geometry: which inner product.
         components: the parts of the model compared; empty for all.
-        parameters: how many parameters that were.
     """
 
     labels: tuple[str, ...]

@@ -1,7 +1,5 @@
 """Where a scan measures: here, in worker processes, or on a Dask cluster."""
 
-from __future__ import annotations
-
 import importlib
 import multiprocessing
 import os
@@ -10,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from typing import Literal, TypeVar
@@ -147,9 +145,7 @@ def _dask(scheduler: str | None) -> Iterator[Executor]:
         raise SettingsError(
             f"no Dask scheduler answers at {scheduler!r} ({error}): check the address"
         ) from error
-    try:
+    with closing(client):
         # `pure=False`: a file may have changed since it was last read at the same path.
         executor: Executor = client.get_executor(pure=False)
         yield executor
-    finally:
-        client.close()

@@ -5,9 +5,8 @@ PEFT's `AutoPeftModel` imports whatever module an adapter's `auto_mapping.parent
 them, and sentence-transformers imports the classes of `modules.json`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 from wvmonitor.errors import InputError
@@ -27,10 +26,6 @@ _MOST = 5
 
 def foreign_code(folder: Location, entries: Iterable[str]) -> list[str]:
     """What loading a folder would import or run of code that is not its libraries' own.
-
-    Args:
-        folder: an adapter's or a model's.
-        entries: its base names.
 
     Returns:
         Sentences, each naming the file and the field.
@@ -54,11 +49,8 @@ def foreign_code(folder: Location, entries: Iterable[str]) -> list[str]:
 
 
 def _document(where: Location) -> Mapping[str, Any]:
-    storage = open_storage(where)
-    try:
+    with closing(open_storage(where)) as storage:
         raw = bytes(read_bytes(storage, 0, min(storage.size, MAX_DOCUMENT_BYTES)))
-    finally:
-        storage.close()
     if raw.lstrip()[:1] == b"[":  # modules.json is a list
         return decode_json(b'{"modules": %s}' % raw, storage.where)
     return decode_json(raw, storage.where)

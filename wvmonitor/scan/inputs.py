@@ -1,10 +1,9 @@
 """Which paths to scan: given, matched by a pattern, listed in a file, or on standard input."""
 
-from __future__ import annotations
-
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import TextIO
 
 from wvmonitor.errors import InputError, MissingPathError, WVMonitorError
@@ -111,11 +110,8 @@ def _remote_glob(pattern: str) -> list[str]:
 
 def _listed(file: str) -> list[Target]:
     try:
-        storage = open_storage(file)
-        try:
+        with closing(open_storage(file)) as storage:
             text = bytes(read_bytes(storage, 0, storage.size))
-        finally:
-            storage.close()
     except (WVMonitorError, OSError) as error:
         return [Target(file, error=failure_of(error))]
     return _of_list(os.fsdecode(text), file, shown(file))

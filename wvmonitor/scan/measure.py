@@ -1,7 +1,5 @@
 """Checkpoints, measured in one pass each: the part of a scan that runs in worker processes."""
 
-from __future__ import annotations
-
 import functools
 import math
 import re
@@ -12,12 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from wvmonitor.detection.judge import Judge
-from wvmonitor.errors import (
-    AlteredBankError,
-    MalformedFileError,
-    MissingPathError,
-    NonFiniteError,
-)
+from wvmonitor.errors import AlteredBankError, MalformedFileError, MissingPathError, NonFiniteError
 from wvmonitor.files.checkpoint_files import open_checkpoint
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import is_url, joined, local_path, shown
@@ -78,8 +71,6 @@ class Job:
     """One checkpoint to measure.
 
     Attributes:
-        target: what to read.
-        bank: what to measure it against.
         base: the base model's folder, if it was given.
         components: the parts of the model to score.
         ridge: the residual's λ by geometry, where the calibration fixes it.

@@ -1,7 +1,5 @@
 """A block for a model card on the Hub: what was judged, by what, against which base, and when."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from datetime import datetime, timezone
@@ -33,9 +31,7 @@ def write_card(results: Iterable[CheckpointResult], out: TextIO, fail_on: FailOn
 def within_card(path: str, block: str) -> str:
     """A model card with the block in it: in place of the one it has, else at its end.
 
-    Args:
-        path: of the card; one that is not there yet is the block alone.
-        block: as `write_card` writes it.
+    A card that is not there yet is the block alone.
 
     Raises:
         InputError: the file is no text, or holds one of the two marks without the other.

@@ -5,12 +5,10 @@ knows of the run. A reading that the journal has and the recorder has not is not
 so: it is never left out in silence.
 """
 
-from __future__ import annotations
-
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
 
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.detection.judge import Judge
@@ -102,8 +100,8 @@ def _rescored(
             yield failed(str(path), failure_of(error), run=run, step=row.step)
             continue
         state = judgement.state
-        origin = tau.origin
-        yield record_of(judgement, str(path), run=run, method=origin.method, rank=origin.rank)
+        record = record_of(judgement, str(path))
+        yield replace(record, run=run, method=tau.origin.method, rank=tau.origin.rank)
 
 
 def _recorded_vector(path: Path, step: int) -> TaskVector:
@@ -125,8 +123,6 @@ def run_rescore(
     fail_on: FailOn,
     form: str,
     outputs: Sequence[str],
-    out: TextIO,
-    problems: TextIO,
 ) -> int:
     """Rescore a run, write everything that was asked for, and give the scan's exit code.
 
@@ -145,7 +141,7 @@ def run_rescore(
         behaviours=behaviours,
         strict_coverage=strict_coverage,
     )
-    collected, code = deliver(results, WRITERS[form], out, problems, fail_on)
+    collected, code = deliver(results, WRITERS[form], sys.stdout, sys.stderr, fail_on)
     for path in outputs:
         write_file(collected, path, fail_on)
     return code

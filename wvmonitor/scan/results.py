@@ -1,7 +1,5 @@
 """What comes out of measuring checkpoints, and what a scan of them amounts to."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,7 +26,6 @@ class Measured:
     """What one pass over a checkpoint gave: everything that a verdict needs, and no tensors.
 
     Attributes:
-        statistics: what the judge needs of it.
         base_digest: of the base that the weights start from, if known.
         method: how the weights were trained, if known.
         rank: the adapter's largest rank, if it is one.
@@ -75,9 +72,8 @@ def exit_code(results: Sequence[CheckpointResult], fail_on: FailOn = "alarm") ->
 
     1 outranks 2. A scan of nothing has judged nothing: 2.
 
-    Args:
-        results: in the order of the scan's targets (a run's checkpoints in the order of steps).
-        fail_on: the least verdict that fails.
+    Results are in the order of the scan's targets (a run's checkpoints in the order of steps);
+    `fail_on` is the least verdict that fails.
     """
     states = [r.verdict for result in results for r in result.references.values()]
     if any(reaches(state, fail_on) for state in states):

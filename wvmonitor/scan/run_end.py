@@ -1,7 +1,5 @@
 """Whether a run that is only seen by its files has ended, by what the Trainer leaves behind."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,6 @@ def has_ended(folder: Path, checkpoint: Path) -> bool:
     So it is where the checkpoint says that training was to stop (all steps done, or stopped
     early), where no step is left at which one would be saved, where the folder holds a final model
     or final results that are younger, and where the checkpoint is hours old.
-
-    Args:
-        folder: of the run.
-        checkpoint: its last one.
     """
     try:
         saved = max(p.stat().st_mtime for p in checkpoint.iterdir())

@@ -5,8 +5,6 @@ few numbers and happens here, in the order of each run's steps, because a verdic
 depends on the readings before it.
 """
 
-from __future__ import annotations
-
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -104,37 +102,26 @@ def scan(
         strict_coverage=strict or strict_coverage,
     )
     judges = _Trajectories(judge, optimizer, bank.base.id)
-    results = _scan(targets, bank, base, judges, executor, workers, cache, ordered=ordered)
-    return (result.strictly() for result in results) if strict else results
 
+    def results() -> Iterator[CheckpointResult]:
+        checkpoints = _found(targets)
+        shared, view = SharedBank(bank), None if cache is None else cache.view()
+        digest = None if executor is None or base is None else _digest(base)
+        jobs = [_job(t, shared, base, calibration, view, digest) for t in checkpoints]
+        # Results that must come one after another share a line; a single checkpoint has its own.
+        lines = [0 if ordered else t.run or index for index, t in enumerate(checkpoints)]
+        queues: dict[int | str, deque[int]] = {}
+        for index, line in enumerate(lines):
+            queues.setdefault(line, deque()).append(index)
+        done: dict[int, Measured | Failure] = {}
+        for finished, outcome in outcomes(jobs, executor, workers):
+            done[finished] = _recalled(outcome, cache)
+            queue = queues[lines[finished]]
+            while queue and queue[0] in done:
+                index = queue.popleft()
+                yield judges.result(checkpoints[index], done.pop(index))
 
-def _scan(
-    targets: Iterable[Location | Target],
-    bank: ReferenceBank,
-    base: Location | None,
-    judges: _Trajectories,
-    executor: Executor | None,
-    workers: int,
-    cache: ScanCache | None,
-    *,
-    ordered: bool,
-) -> Iterator[CheckpointResult]:
-    checkpoints = _found(targets)
-    shared, view = SharedBank(bank), None if cache is None else cache.view()
-    digest = None if executor is None or base is None else _digest(base)
-    jobs = [_job(t, shared, base, judges.judge.calibration, view, digest) for t in checkpoints]
-    # Results that must come one after another share a line; a single checkpoint has one to itself.
-    lines = [0 if ordered else t.run or index for index, t in enumerate(checkpoints)]
-    queues: dict[int | str, deque[int]] = {}
-    for index, line in enumerate(lines):
-        queues.setdefault(line, deque()).append(index)
-    done: dict[int, Measured | Failure] = {}
-    for finished, outcome in outcomes(jobs, executor, workers):
-        done[finished] = _recalled(outcome, cache)
-        queue = queues[lines[finished]]
-        while queue and queue[0] in done:
-            index = queue.popleft()
-            yield judges.result(checkpoints[index], done.pop(index))
+    return (result.strictly() for result in results()) if strict else results()
 
 
 def _found(targets: Iterable[Location | Target]) -> list[Target]:
@@ -207,13 +194,11 @@ class _Trajectories:
         )
         if target.run is not None:
             self._states[target.run] = judgement.state
-        return record_of(
-            judgement,
-            target.path,
+        return replace(
+            record_of(judgement, target.path, (*target.warnings, *outcome.warnings)),
             run=target.run,
             method=outcome.method,
             rank=outcome.rank,
-            warnings=(*target.warnings, *outcome.warnings),
             saved_at=_saved_at(target.path),
             base=outcome.base_digest,
             base_name=self._base_name,

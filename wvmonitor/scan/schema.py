@@ -3,8 +3,6 @@
 `python -m wvmonitor.scan.schema` prints the schema; docs/schemas/scan.schema.json is its output.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Fine-tuning that teaches one thing often shows in few directions: the top singul
 it changed (after arXiv 2508.00161). This says where to look, and judges nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -33,7 +31,6 @@ class Spectrum:
 
     Attributes:
         parameter: its name; with the index in brackets for one of a stack (fused experts).
-        component: the part of the model it belongs to.
         layer: index of its transformer block, if it lies in one.
         squared_norm: ‖Δ‖².
         values: the largest singular values, in descending order.
@@ -73,12 +70,10 @@ class LayerScreen:
 
     Attributes:
         layer: index of the block; None outside them.
-        component: the part of the model.
         share: share of the vector's ‖τ‖².
         stable_rank: of its largest matrix.
         top_share: share of the largest matrix's ‖Δ‖² in its top direction.
         largest: name of the matrix that changed most.
-        matrices: how many there are.
     """
 
     layer: int | None
@@ -93,10 +88,6 @@ class LayerScreen:
 @torch.no_grad()
 def screen(vector: TaskVector, top: int = 4) -> Iterator[Spectrum]:
     """The spectrum of every matrix of a task vector, one at a time; vectors (1-D) are left out.
-
-    Args:
-        vector: the task vector.
-        top: how many singular values and directions to keep of each.
 
     Raises:
         NonFiniteError: an update holds NaN or infinity.
@@ -169,9 +160,7 @@ def by_layer(spectra: list[Spectrum]) -> list[LayerScreen]:
 def save_directions(path: Location, spectra: Mapping[str, list[Spectrum]]) -> None:
     """Write the top singular directions as safetensors: `<parameter>.left`, `.values`, `.right`.
 
-    Args:
-        path: the file.
-        spectra: by checkpoint; its number in the file's metadata stands before each name.
+    A checkpoint's number in the file's metadata stands before each name.
     """
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {"format": "wvmonitor.directions"}

@@ -3,12 +3,10 @@
 A scan is waited for at every commit, so what only the other two need is imported there.
 """
 
-from __future__ import annotations
-
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TextIO
 
 from wvmonitor.errors import SettingsError, WVMonitorError
 from wvmonitor.files.atomic import check_writable
@@ -61,7 +59,7 @@ class Request:
     strict_coverage: bool = False
 
 
-def run(request: Request, stdin: TextIO, out: TextIO, problems: TextIO) -> int:
+def run(request: Request) -> int:
     """Scan, write everything that was asked for, and give the exit code.
 
     Raises:
@@ -75,7 +73,7 @@ def run(request: Request, stdin: TextIO, out: TextIO, problems: TextIO) -> int:
         request.paths,
         patterns=request.patterns,
         lists=request.lists,
-        stdin=stdin,
+        stdin=sys.stdin,
         since_step=request.since_step,
     )
     with ExitStack() as stack:
@@ -104,7 +102,7 @@ def run(request: Request, stdin: TextIO, out: TextIO, problems: TextIO) -> int:
         except WVMonitorError as error:
             results = unscanned(targets, error)
         writer = WRITERS[request.format]
-        collected, code = deliver(results, writer, out, problems, request.fail_on)
+        collected, code = deliver(results, writer, sys.stdout, sys.stderr, request.fail_on)
     for path in request.outputs:
         write_file(collected, path, request.fail_on)
     return code
@@ -118,9 +116,6 @@ def run_compare(
     everything: bool,
     geometry: Geometry,
     form: str,
-    stdin: TextIO,
-    out: TextIO,
-    problems: TextIO,
 ) -> int:
     """Compare everything at these paths with each other, and with a bank's references.
 
@@ -139,8 +134,8 @@ def run_compare(
         raise SettingsError(
             "the response geometry needs a bank with a probe: name one with --references"
         )
-    vectors, failures = read_all(gather(paths, stdin=stdin), base=base, bank=bank)
-    _say(failures, problems)
+    vectors, failures = read_all(gather(paths, stdin=sys.stdin), base=base, bank=bank)
+    _say(failures)
     if not vectors:
         return 2
     comparison = compare(
@@ -148,7 +143,7 @@ def run_compare(
         components=() if everything else ("blocks",),
         probe=bank.probe if bank is not None and geometry == "response" else None,
     )
-    MATRIX_WRITERS[form](comparison, failures, out)
+    MATRIX_WRITERS[form](comparison, failures, sys.stdout)
     return 2 if failures else 0
 
 
@@ -159,9 +154,6 @@ def run_screen(
     top: int,
     form: str,
     directions: str | None,
-    stdin: TextIO,
-    out: TextIO,
-    problems: TextIO,
 ) -> int:
     """Take a first look at everything at these paths.
 
@@ -177,21 +169,21 @@ def run_screen(
 
     if top < 1:
         raise SettingsError(f"--top must be 1 or more, got {top}")
-    vectors, failures = read_all(gather(paths, stdin=stdin), base=base)
+    vectors, failures = read_all(gather(paths, stdin=sys.stdin), base=base)
     screened: dict[str, list[Spectrum]] = {}
     for path, vector in vectors.items():
         try:
             screened[path] = list(screen(vector, top))
         except WVMonitorError as error:
             failures[path] = failure_of(error)
-    _say(failures, problems)
-    SCREEN_WRITERS[form](screened, failures, out)
+    _say(failures)
+    SCREEN_WRITERS[form](screened, failures, sys.stdout)
     if directions is not None:
         save_directions(directions, screened)
     return 2 if failures else 0
 
 
-def _say(failures: Mapping[str, Failure], problems: TextIO) -> None:
+def _say(failures: Mapping[str, Failure]) -> None:
     for path, failure in failures.items():
         line = f"wvmonitor: {visible(f'{path}: {failure.type}: {failure.message}')}"
-        print(line, file=problems)
+        print(line, file=sys.stderr)

@@ -1,7 +1,5 @@
 """What there is to scan at a path: an adapter, a checkpoint, or a run's whole trajectory."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +17,7 @@ from wvmonitor.files.storage import (
     local_path,
     shown,
 )
-from wvmonitor.files.weight_names import (
-    holds_weights,
-    is_pickle,
-    neighbours,
-    weights_below,
-)
+from wvmonitor.files.weight_names import holds_weights, is_pickle, neighbours, weights_below
 from wvmonitor.outputs.scan_record import Failure, Notice, failure_of
 from wvmonitor.scan.foreign_code import foreign_code
 from wvmonitor.scan.organisation import organisation_of, others_note, repositories_of
@@ -47,11 +40,9 @@ class Target:
     """One thing to scan.
 
     Attributes:
-        path: of the adapter or checkpoint.
         kind: how it is to be read.
         run: the output folder it belongs to, where it is part of a trajectory.
         step: optimiser step, if its folder says so.
-        planned_steps: the run's, if known.
         learning_rate: the run's peak, if known.
         readings: how many checkpoints the trajectory has; 1 for a single checkpoint.
         last: whether it is the trajectory's last one.
@@ -80,11 +71,7 @@ class Target:
         return self.step / self.planned_steps
 
     def context(self, optimizer: str | None) -> RunContext:
-        """What its folder says of how its run trains.
-
-        Args:
-            optimizer: the run's, which files do not say.
-        """
+        """What its folder says of how its run trains."""
         return RunContext(
             optimizer=optimizer,
             learning_rate=self.learning_rate,
@@ -320,13 +307,7 @@ def _unjudged(
 
 
 def _described(target: Target, entries: frozenset[str], judged: Container[str] = ()) -> Target:
-    """The target with what its folder says of it, and of what lies there besides.
-
-    Args:
-        target: to be described.
-        entries: of its folder.
-        judged: folders below it that are targets of their own.
-    """
+    """The target with what its folder says of it, and of what lies there besides."""
     named = _CHECKPOINT.fullmatch(PurePath(target.path).name)
     step = target.step if named is None else int(named[1])
     stem = "adapter_model" if target.kind == "adapter" else "model"

@@ -1,7 +1,5 @@
 """Text from files and file names, made safe to show."""
 
-from __future__ import annotations
-
 import unicodedata
 from typing import Any
 

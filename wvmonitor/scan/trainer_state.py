@@ -1,9 +1,8 @@
 """What a Trainer's record in a checkpoint says of its run: how far it had come, and its plan."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,6 @@ class TrainerState:
 
     Attributes:
         step: the optimiser step that the checkpoint was saved at.
-        planned_steps: how many the run is to have.
         peak_learning_rate: the largest one logged so far.
     """
 
@@ -52,11 +50,8 @@ def _fields(where: Location) -> dict[str, Any]:
     except MalformedFileError:
         # A NaN among the logged values, which is no JSON, is common (a gradient norm in mixed
         # precision); transformers writes each field of the state on a line of its own.
-        storage = open_storage(where)
-        try:
+        with closing(open_storage(where)) as storage:
             raw = bytes(read_bytes(storage, 0, min(storage.size, TRAINER_STATE_BYTES)))
-        finally:
-            storage.close()
         fields = {m[1].decode(): int(m[2]) for m in _FIELD.finditer(raw)}
         if "max_steps" not in fields:
             raise

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.judgement import JudgeState
@@ -120,6 +119,7 @@ class Watcher:
         )
         self._reader = JournalReader(self._journal.path)
         self._exporters: list[Exporter] = settings.build_exporters()
+        self._served = [e for e in self._exporters if isinstance(e, PrometheusExporter)]
         senders = {name: n.send for name, n in settings.build_notifiers().items()}
         self._outbox = Outbox(self._journal, senders, on_pending=self._pending) if senders else None
         self._recall()
@@ -127,18 +127,13 @@ class Watcher:
     def __enter__(self) -> Watcher:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
     def port(self) -> int | None:
         """The port on which metrics are served, if they are."""
-        return next((e.port for e in self._exporters if isinstance(e, PrometheusExporter)), None)
+        return next((exporter.port for exporter in self._served), None)
 
     def run(self, stop: threading.Event) -> None:
         """Poll until `stop` is set. A poll that fails is counted and said; the next one comes."""
@@ -293,9 +288,9 @@ class Watcher:
     def _export(self, observation: Observation) -> None:
         """Show an observation, and what its run could go back to."""
         checkpoints = checkpoints_in(self._folder(observation.run))
+        for served in self._served:
+            served.show_way_back(observation, checkpoints)
         for exporter in self._exporters:
-            if isinstance(exporter, PrometheusExporter):
-                exporter.show_way_back(observation, checkpoints)
             exporter.export(observation)
         self._shown[observation.run] = observation.wall_time
         self._ended.discard(observation.run)
@@ -307,9 +302,8 @@ class Watcher:
             steps = checkpoints_in(folder)
             if steps and has_ended(folder, folder / f"checkpoint-{steps[-1]}"):
                 self._ended.add(run)
-                for exporter in self._exporters:
-                    if isinstance(exporter, PrometheusExporter):
-                        exporter.show_states("ended", run)
+                for exporter in self._served:
+                    exporter.show_states("ended", run)
 
     def _forget(self) -> None:
         """Take runs off the metrics that have had no reading for long."""
@@ -317,18 +311,16 @@ class Watcher:
         for run in [run for run, shown in self._shown.items() if shown < late]:
             del self._shown[run]
             self._ended.discard(run)
-            for exporter in self._exporters:
-                if isinstance(exporter, PrometheusExporter):
-                    exporter.forget(run)
+            for exporter in self._served:
+                exporter.forget(run)
 
     def _failed(self, where: str) -> None:
         for exporter in self._exporters:
             exporter.error(where)
 
     def _pending(self, count: int) -> None:
-        for exporter in self._exporters:
-            if isinstance(exporter, PrometheusExporter):
-                exporter.set_outbox_pending(count)
+        for exporter in self._served:
+            exporter.set_outbox_pending(count)
 
 
 def _usable(target: Target | None) -> Target:

@@ -1,7 +1,5 @@
 """How the measuring of checkpoints is shared out among workers, and what comes back of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -26,9 +24,7 @@ def shared_out(jobs: Sequence[Job], workers: int) -> list[Work]:
     local checkpoints that are fewer than the workers come in shares, which changes no digit; with a
     cache they do not, for every share would have to read all bytes for the key.
 
-    Args:
-        jobs: whole checkpoints; those with an error need no work.
-        workers: how many there are.
+    Jobs with an error need no work.
     """
     healthy = [(i, job) for i, job in enumerate(jobs) if job.target.error is None]
     adapters = [(i, job) for i, job in healthy if job.target.kind == "adapter"]
@@ -48,13 +44,7 @@ def shared_out(jobs: Sequence[Job], workers: int) -> list[Work]:
 def outcomes(
     jobs: Sequence[Job], executor: Executor | None, workers: int
 ) -> Iterator[tuple[int, Outcome]]:
-    """Each job's index and outcome, as they finish.
-
-    Args:
-        jobs: whole checkpoints.
-        executor: where to measure; None measures here, one after the other.
-        workers: how many workers it has.
-    """
+    """Each job's index and outcome, as they finish."""
     for index, job in enumerate(jobs):
         if job.target.error is not None:
             yield index, job.target.error

@@ -4,26 +4,24 @@ A writer consumes the results as they come. What a format cannot hold (control c
 line breaks in annotations) is made visible, never passed on.
 """
 
-from __future__ import annotations
-
 import csv
 import importlib
 import io
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any, TextIO
 from xml.etree import ElementTree
 
 from wvmonitor.errors import SettingsError
-from wvmonitor.files.atomic import replacing, write_all
+from wvmonitor.files.atomic import write_text
 from wvmonitor.outputs.scan_record import (
     SCAN_SCORES,
     CheckpointResult,
     ControlResult,
     ReferenceResult,
-    as_dict,
 )
 from wvmonitor.scan.results import FailOn, exit_code, reaches, unjudged
 from wvmonitor.scan.schema import document
@@ -63,7 +61,7 @@ def write_json(results: Iterable[CheckpointResult], out: TextIO, _fail_on: FailO
 def write_jsonl(results: Iterable[CheckpointResult], out: TextIO, _fail_on: FailOn) -> None:
     """A line of JSON for each checkpoint, as soon as it is judged."""
     for result in results:
-        out.write(json.dumps(as_dict(result), allow_nan=False) + "\n")
+        out.write(json.dumps(asdict(result), allow_nan=False) + "\n")
         out.flush()
 
 
@@ -290,8 +288,7 @@ def write_file(results: Sequence[CheckpointResult], path: str, fail_on: FailOn) 
         from wvmonitor.scan.model_card import within_card
 
         whole = within_card(path, whole)
-    with replacing(path) as descriptor:
-        write_all(descriptor, whole.encode())
+    write_text(path, whole)
 
 
 def write_parquet(results: Sequence[CheckpointResult], path: str) -> None:
@@ -323,12 +320,7 @@ def deliver(
 ) -> tuple[list[CheckpointResult], int]:
     """Write results as they come, and each error on a line of its own.
 
-    Args:
-        results: as `scan` yields them.
-        writer: one of `WRITERS`.
-        out: where the results go.
-        problems: where the errors go. Results that share one error record are said once.
-        fail_on: the least verdict that fails.
+    Results that share one error record are said once.
 
     Returns:
         The results, and the exit code they amount to.

@@ -1,7 +1,5 @@
 """The task vector of a fully fine-tuned checkpoint against its base, one tensor at a time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 
@@ -13,12 +11,7 @@ from wvmonitor.errors import KeyMismatchError
 from wvmonitor.files.storage import Location, shown
 from wvmonitor.sources import identity
 from wvmonitor.sources.folder import ModelFolder, check_finite, compare_shapes
-from wvmonitor.sources.names import (
-    beside_the_language_model,
-    is_task_head,
-    new_head_note,
-    step_of,
-)
+from wvmonitor.sources.names import beside_the_language_model, is_task_head, new_head_note, step_of
 from wvmonitor.sources.rounding import RoundedBase, is_linear, rounded_base, since_rounding
 from wvmonitor.vectors import DenseUpdate, Origin, StreamedUpdate, TaskVector, Update
 
@@ -34,10 +27,6 @@ def read_checkpoints(base: Location, finetuned: Location) -> TaskVector:
     merged into the dequantised 4-bit base), τ is taken from that copy if it can be redone exactly;
     if not, `origin.unmeasurable` says so. Updates are streamed: a block of each side is in memory,
     never a tensor.
-
-    Args:
-        base: folder of the model that training started from.
-        finetuned: folder of the checkpoint.
 
     Raises:
         MissingPathError, UnsafeFileError, MalformedFileError: a side cannot be read.
@@ -163,11 +152,6 @@ def _check_equal_buffers(start: ModelFolder, end: ModelFolder, name: str) -> Non
         )
 
 
-def _transposed(start: ModelFolder, end: ModelFolder, name: str) -> bool:
-    folder = start if name in start else end
-    return folder.is_transposed(name)
-
-
 def _difference(
     start: ModelFolder, end: ModelFolder, name: str, shape: tuple[int, ...]
 ) -> StreamedUpdate:
@@ -191,7 +175,8 @@ def _difference(
             yield delta
 
     padded = stream if common == total else lambda size: _padded(stream(size), size, total)
-    return StreamedUpdate(torch.Size(shape), dtype, padded, _transposed(start, end, name))
+    named = start if name in start else end
+    return StreamedUpdate(torch.Size(shape), dtype, padded, named.is_transposed(name))
 
 
 def _padded(blocks: Iterable[Tensor], elements: int, total: int) -> Iterator[Tensor]:

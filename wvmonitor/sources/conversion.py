@@ -49,10 +49,7 @@ class Fused:
 def build_meta_model(config: Mapping[str, Any], held: int, where: str) -> PreTrainedModel:
     """The model that transformers would build of a configuration, on the meta device.
 
-    Args:
-        config: the parsed config.json.
-        held: how many tensors the folder holds: a model of many more parts is not built.
-        where: how messages name the folder.
+    `held` is how many tensors the folder holds: a model of many more parts is not built.
 
     Raises:
         MalformedFileError: the configuration makes no model, or one far larger than the files.
@@ -89,11 +86,6 @@ def build_meta_model(config: Mapping[str, Any], held: int, where: str) -> PreTra
 
 def converted(keys: Iterable[str], model: PreTrainedModel, where: str) -> dict[str, str | Fused]:
     """The parameters of a model, with the tensors that transformers loads them from.
-
-    Args:
-        keys: names in the files.
-        model: as `build_meta_model` builds it.
-        where: how messages name the folder.
 
     Raises:
         KeyMismatchError: a tensor is no parameter of the model, or two are one.
@@ -144,12 +136,6 @@ def fuse(
     where: str,
 ) -> Tensor:
     """A parameter made of its parts, as transformers makes it.
-
-    Args:
-        fused: its parts.
-        read: gives the tensor of one part.
-        model: as `build_meta_model` builds it.
-        where: how messages name the folder.
 
     Raises:
         ShapeMismatchError, KeyMismatchError: the parts do not make the parameter.

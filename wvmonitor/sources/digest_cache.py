@@ -12,8 +12,6 @@ can write there as this user, or as root, can change the bases and the verdicts 
 damaged, of another version or not to be trusted is as if it were not there.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json
@@ -25,7 +23,7 @@ from pathlib import Path
 
 from wvmonitor._version import __version__
 from wvmonitor.errors import InputError
-from wvmonitor.files.atomic import replacing, write_all
+from wvmonitor.files.atomic import write_text
 from wvmonitor.files.documents import decode_json
 
 VARIABLE = "WVMONITOR_DIGEST_CACHE"
@@ -64,10 +62,8 @@ def keep(state: FilesState, digest: str, since: float) -> None:
 
     A cache that cannot be written costs the next process its time, and nothing else.
 
-    Args:
-        state: of the files, before and after they were hashed.
-        digest: of the base.
-        since: when hashing began, in seconds of the system's clock.
+    The state is of the files before and after they were hashed; `since` is when hashing began, in
+    seconds of the system's clock.
     """
     folder = _folder()
     if folder is None or _last_change(state) > since - SETTLED_SECONDS:
@@ -76,8 +72,7 @@ def keep(state: FilesState, digest: str, since: float) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if _is_ours(folder):
             entry = {"of": _key(state), "digest": digest}
-            with replacing(folder / _name(state), 0o600) as descriptor:
-                write_all(descriptor, json.dumps(entry).encode())
+            write_text(folder / _name(state), json.dumps(entry), 0o600)
     except (OSError, InputError, ValueError) as error:
         _log.debug("the digest of a base is not kept: %s", error)
 

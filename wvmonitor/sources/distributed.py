@@ -9,8 +9,6 @@ What goes wrong in one process is kept until the sum, where all learn of it: a p
 early would leave the others waiting in a collective.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -139,9 +137,7 @@ def has_master(parameter: Tensor) -> bool:
 def gathered(module: nn.Module, *, base: bool) -> Iterator[None]:
     """For a moment, a wrapper's tensors are whole; a collective.
 
-    Args:
-        module: one wrapped module.
-        base: whether what it wraps is needed too, or only the adapters' own.
+    `base`: whether what the module wraps is needed too, or only the adapters' own.
     """
     places = [
         (owner, leaf, parameter)
@@ -163,7 +159,6 @@ class Shared:
     """One parameter of a task vector that processes measure together.
 
     Attributes:
-        name: the parameter.
         shape: its whole shape.
         collect: the collective that makes `produce` possible: every process enters it.
         produce: gives the update, inside `collect`.
@@ -185,12 +180,8 @@ def measure_together(
 ) -> Reading:
     """What `bank.measure` gives for the whole task vector; every process calls this.
 
-    Args:
-        bank: the references; in every process.
-        entries: the task vector's parameters, in the same order in every process.
-        origin: where the vector comes from.
-        step: optimiser step.
-        progress: fraction of the planned steps, in [0, 1].
+    Bank and entries are the same in every process, the entries in the same order; progress is the
+    fraction of the planned steps, in [0, 1].
 
     Raises:
         UnmeasurableModelError: another process could not measure its share; or what this process

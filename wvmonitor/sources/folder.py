@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -144,10 +144,6 @@ class ModelFolder:
         """What the files call a tensor; None where they hold it in parts."""
         source = self._source(name)
         return None if isinstance(source, Fused) else source
-
-    def is_fused(self, name: str) -> bool:
-        """Whether the files hold the tensor in parts, so that it can only be read whole."""
-        return isinstance(self._source(name), Fused)
 
     @property
     def needs_its_model(self) -> bool:
@@ -324,10 +320,8 @@ def _is_token_embedding(name: str) -> bool:
 def opened(path: Location) -> Iterator[ModelFolder]:
     """A `ModelFolder` whose descriptors are closed at the end."""
     folder = ModelFolder(path)
-    try:
+    with closing(folder.files):
         yield folder
-    finally:
-        folder.files.close()
 
 
 def check_finite(tensor: Tensor, name: str, where: str) -> Tensor:
@@ -354,12 +348,6 @@ def is_finite(tensor: Tensor) -> bool:
 
 def compare_shapes(name: str, start: Sequence[int], now: Sequence[int], where: str) -> list[str]:
     """What to say of a parameter's two shapes: nothing, or that its vocabulary was resized.
-
-    Args:
-        name: the parameter.
-        start: its shape in the base.
-        now: its shape after training.
-        where: how messages name what was trained.
 
     Raises:
         ShapeMismatchError: the shapes differ, and not in a vocabulary's rows only.

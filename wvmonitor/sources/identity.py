@@ -9,11 +9,10 @@ multi-modal model's vision or audio. float16 copies of a bfloat16 base agree unl
 float16's subnormal range (below 6e-5), where that format itself has lost bits.
 """
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,10 +89,8 @@ def hashes_to_make(path: Location) -> TensorHashes | None:
 
 def _hashed(path: Location, made: Mapping[str, str]) -> str:
     folder = open_base(path)
-    try:
+    with closing(folder.files):
         return digest_of_folder(folder, made)
-    finally:
-        folder.files.close()
 
 
 def open_base(path: Location) -> ModelFolder:
@@ -135,9 +132,7 @@ def remember(known: KnownDigest) -> None:
 def digest_of_folder(folder: ModelFolder, made: Mapping[str, str] | None = None) -> str:
     """The digest of an open folder, streamed block by block, several tensors at a time.
 
-    Args:
-        folder: the base's.
-        made: hashes of tensors by name, which need not be read for them again.
+    `made` holds hashes of tensors by name, which need not be read for them again.
     """
     shapes, hashes = shapes_of_blocks(folder), dict(made or {})
 

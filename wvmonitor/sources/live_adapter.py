@@ -1,7 +1,5 @@
 """The modules of a live model that PEFT wrapped, and the state of their adapters."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +27,6 @@ class Adapted:
 
     Attributes:
         path: the wrapped module in the base model (for a fused parameter, the parameter).
-        module: the wrapper.
         adapters: its active adapters.
     """
 
@@ -40,9 +37,6 @@ class Adapted:
 
 def adapted_modules(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[Adapted]:
     """Every module that PEFT wrapped, the nested wrappers of fused parameters included.
-
-    Args:
-        modules: the base's `named_modules()`.
 
     Raises:
         UnmeasurableModelError: an adapter is merged into its base layer right now, or a kind of

@@ -1,18 +1,19 @@
 """What a live model is under its wrappers: the base's own parameters, their names and identity."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from wvmonitor.errors import UnmeasurableModelError, UnsupportedAdapterError
 from wvmonitor.files.storage import shown
 from wvmonitor.sources import identity
 from wvmonitor.sources.adapters.kinds import REFUSED
-from wvmonitor.sources.distributed import any_sharded, full_shape, whole
+from wvmonitor.sources.distributed import any_sharded, full_shape, has_master, whole
 from wvmonitor.sources.names import parameter_name, unwrapped
+
+_LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 def unwrapped_model(model: nn.Module) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -74,9 +75,7 @@ def _is_whole_model(module: nn.Module) -> bool:
 def trained_outside(model: nn.Module, own: Container[int]) -> list[str]:
     """Trained parameters of a wrapper that are not of the model in it: a value head.
 
-    Args:
-        model: the wrapper, or the model itself.
-        own: the identities of the model's parameters.
+    `own` are the identities of the model's parameters.
     """
     return [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]
 
@@ -112,6 +111,27 @@ def check_readable(named: Iterable[tuple[str, Tensor]]) -> None:
             )
 
 
+def low_precision_note(parameters: Iterable[Tensor]) -> list[str]:
+    """What to say where trained parameters are too coarse to hold small steps; nothing else."""
+    low = [
+        p.dtype
+        for p in parameters
+        if p.requires_grad and p.dtype in _LOW_PRECISION and not has_master(p)
+    ]
+    if not low:
+        return []
+    return [
+        f"{len(low)} trained parameters are {low[0]} and no float32 masters are seen: steps below "
+        "that resolution are lost as they are made"
+    ]
+
+
+def named_base(root: nn.Module) -> str | None:
+    """The folder or Hub id that a model says it was loaded from."""
+    name = getattr(root, "name_or_path", None)
+    return name if isinstance(name, str) and name else None
+
+
 def digest_of_model(model: nn.Module) -> str:
     """The digest of a live model's base: its own parameters, under PEFT those of the base."""
     root, _ = unwrapped_model(model)
@@ -124,9 +144,7 @@ def digest_since(root: nn.Module, initial: Mapping[str, Tensor]) -> str:
 
     A collective where parameters are sharded: every process must call it, without `initial`.
 
-    Args:
-        root: the base's module.
-        initial: θ_0 of parameters that have changed, by name.
+    `initial` is θ_0 of parameters that have changed, by name.
 
     Raises:
         UnmeasurableModelError: the base is quantised, or has no transformer blocks.
@@ -154,13 +172,7 @@ def base_parameters(
     named: Iterable[tuple[str, Tensor]],
     modules: Iterable[tuple[str, nn.Module]],
 ) -> dict[str, Tensor]:
-    """The base's own parameters by its own names, adapters' left out, tied ones once.
-
-    Args:
-        root: the base's module.
-        named: its `named_parameters()`.
-        modules: its `named_modules()`.
-    """
+    """The base's own parameters by its own names, adapters' left out, tied ones once."""
     adapters: set[int] = set()
     if has_peft(root):
         from peft.tuners.tuners_utils import BaseTunerLayer

@@ -5,14 +5,11 @@ fine-tuning θ_0 must come from elsewhere: streamed from the base's files, or ke
 On resume, the weights at hand are never taken for θ_0: give the base, or the recorded start.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from wvmonitor.errors import InputError, KeyMismatchError, UnmeasurableModelError
@@ -20,14 +17,7 @@ from wvmonitor.files.storage import Location, shown
 from wvmonitor.reading import Reading
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.sources import identity
-from wvmonitor.sources.distributed import (
-    any_sharded,
-    full_shape,
-    has_master,
-    measure_together,
-    owns,
-    whole,
-)
+from wvmonitor.sources.distributed import any_sharded, full_shape, measure_together, owns, whole
 from wvmonitor.sources.folder import compare_shapes
 from wvmonitor.sources.live_adapter import (
     Adapted,
@@ -41,6 +31,8 @@ from wvmonitor.sources.live_base import (
     base_name,
     base_parameters,
     check_readable,
+    low_precision_note,
+    named_base,
     trained_outside,
     unwrapped_model,
 )
@@ -54,7 +46,6 @@ from wvmonitor.vectors.task_vector import Part
 
 KeepBase = Literal["auto", "files", "memory"]
 _MERGED = "+merged"
-_LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 class LiveModel:
@@ -98,12 +89,11 @@ class LiveModel:
             UnsupportedAdapterError: an adapter without a task vector.
             KeyMismatchError: the base lacks a trained parameter.
         """
-        self._root, config = unwrapped_model(model)
+        self._root, self._config = unwrapped_model(model)
         self._seen: weakref.ref[nn.Module] | None = weakref.ref(model)
-        self._config = config
         hashes = None if base is None else identity.hashes_to_make(base)  # before it is opened
         folder = None if base is None else identity.open_base(base)
-        self._base_name = str(base) if base is not None else _name_of(self._root)
+        self._base_name = str(base) if base is not None else named_base(self._root)
         if keep_base == "files" and folder is None:
             raise InputError("keep_base='files' needs the folder of the base: give base")
         # walked once: with adapters, a small model takes as long to walk as to read
@@ -117,7 +107,7 @@ class LiveModel:
             if type(module).__name__ == "Conv1D"
         }
         self._owners = {id(p): base_name(n) for n, p in named}
-        self._adapted = list(adapted_modules(modules)) if config else []
+        self._adapted = list(adapted_modules(modules)) if self._config else []
         self._own = list(base_parameters(self._root, named, modules).items())
         self._trained: dict[str, Tensor] = {}
         self._unrecorded: dict[str, Tensor] = {}
@@ -126,12 +116,12 @@ class LiveModel:
         self._warned_of_precision = False
         self._parts: list[Part] | None = None
         self._collected: list[Collected] | None = None
-        self.method, self.rank = method_and_rank(self._adapted, config)
+        self.method, self.rank = method_and_rank(self._adapted, self._config)
         kinds = sorted({entry.path.rsplit(".", maxsplit=1)[-1] for entry in self._adapted})
         self.target_modules = tuple(kinds) or None
         self._start = LiveStart(
             folder,
-            config,
+            self._config,
             self._adapted,
             in_memory=keep_base == "memory" or folder is None,
             sharded=self.sharded,
@@ -151,8 +141,7 @@ class LiveModel:
             None if self.sharded else hashes,
         )
         self._note_frozen()
-        outside = trained_outside(model, self._owners)
-        if outside:
+        if outside := trained_outside(model, self._owners):
             self._warnings.append(
                 f"{len(outside)} trained parameters are outside of the language model and not in "
                 f"the change ({shown(outside[0])}): a head of the trainer's own"
@@ -221,9 +210,6 @@ class LiveModel:
 
         Call `held()` on it to keep what it is now.
 
-        Args:
-            step: the optimiser step, for the origin.
-
         Raises:
             UnmeasurableModelError: adapters are merged.
             UnsupportedAdapterError: an adapter without a task vector is active.
@@ -250,11 +236,7 @@ class LiveModel:
         """Measure the model as it is now; in every process, where it is sharded.
 
         Every process gets the reading of the whole model; warnings are those of its own share.
-
-        Args:
-            bank: the references.
-            step: the optimiser step.
-            progress: fraction of the planned steps, in [0, 1].
+        Progress is the fraction of the planned steps, in [0, 1].
 
         Raises:
             WVMonitorError: as `task_vector` and `ReferenceBank.measure` say.
@@ -367,17 +349,10 @@ class LiveModel:
                 self._heads_without_start.add(name)
             else:
                 warnings += self._left_out(name, parameter)
-        low = [
-            p.dtype
-            for p in self._parameters
-            if p.requires_grad and p.dtype in _LOW_PRECISION and not has_master(p)
-        ]
-        if low and not self._warned_of_precision:
-            self._warned_of_precision = True
-            warnings.append(
-                f"{len(low)} trained parameters are {low[0]} and no float32 masters are seen: "
-                "steps below that resolution are lost as they are made"
-            )
+        if not self._warned_of_precision:
+            low = low_precision_note(self._parameters)
+            self._warned_of_precision = bool(low)
+            warnings += low
         self._directs = len(direct)  # only now: what was refused is refused again
         return warnings
 
@@ -400,10 +375,8 @@ class LiveModel:
 def read_model(model: nn.Module, base: Location | None = None) -> TaskVector:
     """The task vector of a live model as it is now.
 
-    Args:
-        model: as for `LiveModel`.
-        base: folder of θ_0. Needed for a fully fine-tuned model: nothing in memory says where it
-            started. A PEFT model has its base inside.
+    `base` is the folder of θ_0, needed for a fully fine-tuned model: nothing in memory says where
+    it started. A PEFT model has its base inside.
 
     Raises:
         UnmeasurableModelError: the start is not known, or as `LiveModel` says.
@@ -418,8 +391,3 @@ def read_model(model: nn.Module, base: Location | None = None) -> TaskVector:
             "where this model started cannot be told from its weights now: give base, or make a "
             "LiveModel before the first step"
         ) from error
-
-
-def _name_of(root: nn.Module) -> str | None:
-    name = getattr(root, "name_or_path", None)
-    return name if isinstance(name, str) and name else None

@@ -4,8 +4,6 @@ Factors are read where they are, when they are asked for; only what PEFT must me
 module at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
@@ -18,7 +16,7 @@ from wvmonitor.errors import KeyMismatchError, UnsupportedAdapterError
 from wvmonitor.files.storage import shown
 from wvmonitor.sources.adapters.lora_module import ComputedStart, Layout, LoraModule, bias_delta
 from wvmonitor.sources.adapters.merged import merged_weights
-from wvmonitor.sources.adapters.saved_modules import rows_update
+from wvmonitor.sources.adapters.saved_modules import difference, rows_update
 from wvmonitor.sources.live_adapter import (
     Adapted,
     adapter_tensors,
@@ -346,9 +344,3 @@ def _token_parts(adapted: Adapted) -> list[Part]:
         return rows_update(change, indices, weight.shape, full)
 
     return [Part(full, tuple(weight.shape), produce)]
-
-
-def difference(now: Tensor, before: Tensor) -> Tensor:
-    """`now` − `before`, in float32, or in float64 where either is."""
-    dtype = torch.float64 if torch.float64 in (now.dtype, before.dtype) else torch.float32
-    return now.to(dtype) - before.to(device=now.device, dtype=dtype)

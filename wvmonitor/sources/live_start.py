@@ -1,34 +1,30 @@
 """Where the training of a live model began, and whether its adapters began at their base."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from wvmonitor.errors import InputError, KeyMismatchError, UnmeasurableModelError
 from wvmonitor.files.storage import Location, shown
 from wvmonitor.sources import identity
+from wvmonitor.sources.adapters import config as lora_config
 from wvmonitor.sources.adapters.config import as_compared
 from wvmonitor.sources.adapters.kinds import MERGED_VARIANTS, RECORD_IT
 from wvmonitor.sources.adapters.lora_module import ComputedStart
 from wvmonitor.sources.adapters.merged import starts_at_base
+from wvmonitor.sources.adapters.saved_modules import difference
 from wvmonitor.sources.distributed import from_first, full_shape, owns, whole
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.live_adapter import Adapted, adapter_state, is_recorded
 from wvmonitor.sources.live_base import digest_since
-from wvmonitor.sources.live_parts import NO_STARTS, Starts, difference
+from wvmonitor.sources.live_parts import NO_STARTS, Starts
 from wvmonitor.sources.live_shared import collecting
 from wvmonitor.sources.names import is_task_head, is_transposed
 from wvmonitor.vectors import DenseUpdate, Update
 from wvmonitor.vectors.task_vector import Part
-
-# Starts of LoRA (`init_lora_weights`) at which B·A is zero, or zero up to rounding.
-_STARTS_AT_BASE = (True, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 def moved_at_start(
@@ -36,10 +32,7 @@ def moved_at_start(
 ) -> bool:
     """Whether a new adapter of this configuration is not the base itself.
 
-    Args:
-        entry: the module.
-        config: the adapters' configurations.
-        known: answers so far, by adapter and class of the adapted layer; added to.
+    `known` holds the answers so far, by adapter and class of the adapted layer, and is added to.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -54,7 +47,7 @@ def moved_at_start(
         if key not in known:
             variant = any(getattr(settings, field, None) for field in MERGED_VARIANTS)
             if settings.peft_type.value == "LORA" and not variant:
-                known[key] = as_compared(settings.init_lora_weights) not in _STARTS_AT_BASE
+                known[key] = not lora_config.starts_at_base(settings.init_lora_weights)
             else:
                 known[key] = not starts_at_base(settings, layer, entry.path)
         if known[key]:
@@ -80,7 +73,8 @@ def moves_base(entry: Adapted, config: Mapping[str, Any]) -> bool:
         getattr(s, "kasa_config", None)
         or (
             s.peft_type.value == "LORA"
-            and as_compared(s.init_lora_weights) not in (*_STARTS_AT_BASE, False)
+            and s.init_lora_weights is not False
+            and not lora_config.starts_at_base(s.init_lora_weights)
         )
         for s in settings
     )
@@ -90,8 +84,6 @@ class LiveStart:
     """Where the training of a live model began, as far as the base and what was recorded tell.
 
     Attributes:
-        folder: of the base, where it was given.
-        in_memory: whether θ_0 of what is trained directly is kept in host memory.
         recorded: tensors of the start: adapters' own by `state_key`, others by parameter name.
         by_base: adapters whose start the base's folder tells.
     """
@@ -105,26 +97,14 @@ class LiveStart:
         in_memory: bool,
         sharded: bool,
     ) -> None:
-        """Nothing is recorded yet.
-
-        Args:
-            folder: of the base, if it was given.
-            config: the adapters' configurations.
-            adapted: the modules that PEFT wrapped.
-            in_memory: whether θ_0 of what is trained directly is kept in host memory.
-            sharded: whether parameters are spread over processes.
-        """
+        """Nothing is recorded yet."""
         self.folder, self.in_memory = folder, in_memory
         self.recorded: dict[str, Tensor] = {}
         self._config, self._adapted, self._sharded = config, tuple(adapted), sharded
         self.by_base = self._starts_by_base()
 
     def record(self, direct: Mapping[str, Tensor]) -> None:
-        """Keep what the base alone does not tell: adapters that began elsewhere, θ_0 in memory.
-
-        Args:
-            direct: parameters that are trained themselves, by name.
-        """
+        """Keep what the base alone does not tell: adapters that began elsewhere, θ_0 in memory."""
         known: dict[tuple[str, type], bool] = {}
         for module in self._adapted:
             with self._whole(module):
@@ -219,13 +199,7 @@ class LiveStart:
         def produce() -> Update:
             # θ_0 as the run held it: files of another precision were rounded when it began
             start = self.recorded[name] if source is None else source.read(stored)
-            before, now = start.to(parameter.dtype), current()
-            if before.shape == now.shape:
-                delta = difference(now, before)
-            else:
-                common = min(before.shape[0], now.shape[0])
-                delta = torch.zeros(before.shape, device=now.device)
-                delta[:common] = difference(now[:common], before[:common])
+            delta = difference(current(), start.to(parameter.dtype))
             return DenseUpdate(delta, is_transposed(name, shape, conv1d=by_column))
 
         return Part(name, shape, produce)
@@ -233,13 +207,7 @@ class LiveStart:
     def base_digest(
         self, root: nn.Module, base: Location | None, hashes: identity.TensorHashes | None = None
     ) -> tuple[str | None, list[str]]:
-        """The digest of θ_0, or None and why it cannot be told.
-
-        Args:
-            root: the base's module.
-            base: the folder of θ_0, if it was given.
-            hashes: of tensors of that folder that were read already.
-        """
+        """The digest of θ_0, or None and why it cannot be told."""
         if base is not None:
             digest = partial(identity.base_digest, base, hashes)
             return (from_first(digest) if self._sharded else digest()), []

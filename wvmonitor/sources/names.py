@@ -7,8 +7,6 @@ parameter is `transposed` where it maps rows to columns: embeddings (one row a t
 `Conv1D`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
@@ -134,13 +132,7 @@ def may_be_conv1d(name: str) -> bool:
 
 
 def is_transposed(name: str, shape: Sequence[int], *, conv1d: bool) -> bool:
-    """Whether a parameter is stored as (inputs, outputs).
-
-    Args:
-        name: the parameter's name in the base model.
-        shape: its shape.
-        conv1d: whether it belongs to a Conv1D.
-    """
+    """Whether a parameter is stored as (inputs, outputs)."""
     return len(shape) == 2 and (conv1d or component_of(name, shape) == "embeddings")
 
 

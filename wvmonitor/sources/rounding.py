@@ -167,7 +167,6 @@ class RoundedBase:
     """A rounded copy of the base that a checkpoint was made from.
 
     Attributes:
-        kind: how it was rounded.
         correlation: of the checkpoint's change with the rounding, the middle of the layers seen.
         ratios: the smallest and largest ‖τ‖/‖W‖ among them.
         redone: gives that copy of a weight (out, in) exactly; None where it cannot be had.
@@ -298,7 +297,7 @@ def is_linear(start: ModelFolder, end: ModelFolder, name: str) -> bool:
     """Whether a parameter is a linear layer's weight in a block, which quantisers round."""
     return all(
         name in folder
-        and not folder.is_fused(name)
+        and folder.key(name) is not None
         and folder.dtype(name).is_floating_point
         and len(folder.shape(name)) == 2
         and component_of(name, folder.shape(name)) == "blocks"

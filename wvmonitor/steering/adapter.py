@@ -1,7 +1,5 @@
 """k·w as a LoRA adapter folder, for whoever serves adapters."""
 
-from __future__ import annotations
-
 import functools
 import operator
 from collections.abc import Mapping
@@ -17,12 +15,13 @@ from wvmonitor.errors import (
     ShapeMismatchError,
     UnsupportedAdapterError,
 )
+from wvmonitor.files.atomic import write_text
 from wvmonitor.files.documents import write_json
 from wvmonitor.files.safetensors import write_safetensors
 from wvmonitor.reading import component_of
 from wvmonitor.sources.folder import opened
 from wvmonitor.steering import weights
-from wvmonitor.steering.folders import SteeredFolder, Tally, model_card, publishing, write_text
+from wvmonitor.steering.folders import SteeredFolder, Tally, model_card, publishing
 from wvmonitor.steering.weights import Coefficients, Steering
 from wvmonitor.vectors import update as updates_
 from wvmonitor.vectors.compress import compress
@@ -67,7 +66,7 @@ def as_adapter(
         raise UnsupportedAdapterError(f"{changed} changes nothing: no adapter")
     _check_adaptable(vector)
     config = _check_base(Path(base), vector)
-    tally = Tally()
+    tally = Tally(form="adapter")
     factors = {n: _factors(vector, n, factor, rank, tally) for n in vector.names()}
     target = Path(out)
     widest = max(update.rank for update in factors.values())

@@ -1,9 +1,8 @@
 """θ + k·w on disk: an edited copy of a model folder, written one tensor at a time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -16,13 +15,13 @@ from wvmonitor.errors import (
     ShapeMismatchError,
     UnmeasurableModelError,
 )
-from wvmonitor.files.atomic import replacing, write_all
+from wvmonitor.files.atomic import replacing, write_all, write_text
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import PlannedTensor, SafetensorsFile, write_safetensors
 from wvmonitor.files.storage import open_storage, read_bytes
 from wvmonitor.sources.folder import ModelFolder, opened
 from wvmonitor.steering import weights
-from wvmonitor.steering.folders import SteeredFolder, Tally, model_card, publishing, write_text
+from wvmonitor.steering.folders import SteeredFolder, Tally, model_card, publishing
 from wvmonitor.steering.weights import Coefficients
 from wvmonitor.vectors import functional
 from wvmonitor.vectors.task_vector import TaskVector
@@ -71,7 +70,7 @@ def steer_checkpoint(
     source, target = Path(model_dir), Path(out)
     if source.is_file():
         raise InputError(f"{source} is a file: give the model's folder, with its config.json")
-    tally = Tally(most=most_lost)
+    tally = Tally(most=most_lost, form="float32" if dtype == torch.float32 else "model")
     with opened(source) as folder:
         moves, repeats = _stored_moves(folder, terms)
         with publishing(target, source) as work:
@@ -244,9 +243,8 @@ def _copy_companions(source: Path, work: Path, done: set[str]) -> None:
 
 def _copy(source: Path, name: str, work: Path, new_name: str | None = None) -> None:
     # Through `files`, which refuses links out of the folder.
-    storage = open_storage(source / name, source)
-    try:
-        with replacing(work / (new_name or name)) as descriptor:
-            write_all(descriptor, memoryview(read_bytes(storage, 0, storage.size)))
-    finally:
-        storage.close()
+    with (
+        closing(open_storage(source / name, source)) as storage,
+        replacing(work / (new_name or name)) as descriptor,
+    ):
+        write_all(descriptor, memoryview(read_bytes(storage, 0, storage.size)))

@@ -11,8 +11,6 @@ r = ⌈(n + 1)(1 − p)⌉-th. A row that is exchangeable with them is above it 
 p, and of m such rows Beta-binomially(m; n + 1 − r, r) many.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -34,9 +32,7 @@ CONFIDENCE = 0.99
 def without_controls(bank: ReferenceBank, name: str) -> tuple[TaskVector, dict[str, float]]:
     """A reference without what the bank's controls explain of it, over the blocks (Frobenius).
 
-    Args:
-        bank: the references.
-        name: of one of them; a control is freed from the other controls.
+    A control is freed from the other controls.
 
     Returns:
         w⊥, and how much of each control was taken out: a_i/‖c_i‖, in units of the control.
@@ -191,11 +187,7 @@ def amount(text: str, rows: int, flagged: int | None) -> int:
 def split(data: Path, dropped: Collection[int], kept_file: Path, dropped_file: Path) -> None:
     """Write a set's lines, byte for byte, to two files; each appears whole or not at all.
 
-    Args:
-        data: the JSON Lines file.
-        dropped: places of the lines to drop, from 0, blank ones not counted.
-        kept_file: the others.
-        dropped_file: these.
+    `dropped` are places of lines, from 0, blank ones not counted.
     """
     with data.open("rb") as file:
         lines = [line for line in file if line.strip()]

@@ -7,8 +7,6 @@ measured again with *other* references of the behaviour to come out at the targe
 very w that was subtracted, it counts that w's own noise and comes out below.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,12 +17,7 @@ import torch
 
 from wvmonitor.detection.judge import Judge
 from wvmonitor.detection.scores import ReferenceScores, Scores
-from wvmonitor.errors import (
-    InputError,
-    LossyEditError,
-    NonFiniteError,
-    UnsupportedAdapterError,
-)
+from wvmonitor.errors import InputError, LossyEditError, NonFiniteError, UnsupportedAdapterError
 from wvmonitor.files.documents import read_json
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.reference import Reference
@@ -49,7 +42,6 @@ class Edit:
             out.
         doses: the dose that was measured before, of the references that are taken out by dose.
         unproven: what has not passed a behavioural check of its own.
-        only_biases: whether only biases are moved.
         cautions: why taking a dose out may not take the behaviour out.
     """
 
@@ -159,16 +151,9 @@ def carry_out(
     Where the model's dtype cannot hold the edit (`LOSSY`), an adapter for the model is written,
     which holds it exactly, or a model in float32 where an adapter cannot be.
 
-    Args:
-        edit: what `plan` gave.
-        model: as for `plan`.
-        bank: as for `plan`.
-        out: a folder that does not exist yet.
-        base: as for `plan`.
-        adapter: write the edit as an adapter of `model` instead of a copy of it.
-        rank: compress an adapter's updates to at most this rank.
-        float32: write the model in float32.
-        lossy: write it in its own dtype whatever that loses.
+    Model, bank and base as for `plan`. `adapter` writes the edit as an adapter of the model instead
+    of a copy of it, its updates compressed to at most `rank`; `float32` writes the model in
+    float32, `lossy` in its own dtype whatever that loses.
 
     Raises:
         WVMonitorError: as `steer_checkpoint` and `as_adapter` say.
@@ -178,13 +163,13 @@ def carry_out(
     under = model
     if is_adapter(model):
         wanted[_change(model, base)] = 1.0
-        under = _base_of(model, base)
+        under = base_of(model, base)
     for name, k in edit.amounts.items():
         wanted[_steering(name, bank, base or under, only_biases=edit.only_biases)] = k
     if adapter or is_adapter(model):
-        return replace(as_adapter(wanted, None, under, out, rank=rank), form="adapter")
+        return as_adapter(wanted, None, under, out, rank=rank)
     if float32:
-        return replace(steer_checkpoint(model, wanted, out, dtype=torch.float32), form="float32")
+        return steer_checkpoint(model, wanted, out, dtype=torch.float32)
     try:
         return steer_checkpoint(model, wanted, out, most_lost=math.inf if lossy else LOSSY)
     except LossyEditError as error:
@@ -196,10 +181,9 @@ def _in_full(
 ) -> SteeredFolder:
     """The edit in a form that holds it."""
     try:
-        return replace(as_adapter(wanted, None, model, out), form="adapter", why=why)
+        return replace(as_adapter(wanted, None, model, out), why=why)
     except UnsupportedAdapterError:
-        done = steer_checkpoint(model, wanted, out, dtype=torch.float32)
-        return replace(done, form="float32", why=why)
+        return replace(steer_checkpoint(model, wanted, out, dtype=torch.float32), why=why)
 
 
 def is_adapter(model: str | Path) -> bool:
@@ -237,7 +221,7 @@ def _base_digest(model: str | Path, base: str | Path | None) -> str | None:
     """The digest of what a model was made from; None where that is not on this machine."""
     where = model if base is None else base
     if is_adapter(model):
-        where = _base_of(model, base)
+        where = base_of(model, base)
         if not Path(where).is_dir():
             return read_adapter(model).origin.base_digest
     return base_digest(where)
@@ -292,7 +276,12 @@ def _change(model: str | Path, base: str | Path | None) -> TaskVector:
     return read_checkpoints(base, model)
 
 
-def _base_of(adapter: str | Path, base: str | Path | None) -> str | Path:
+def base_of(adapter: str | Path, base: str | Path | None) -> str | Path:
+    """What an adapter was made from: as the user says it, or its own configuration.
+
+    Raises:
+        InputError: neither does.
+    """
     if base is not None:
         return base
     name = read_json(Path(adapter) / ADAPTER_CONFIG).get("base_model_name_or_path")

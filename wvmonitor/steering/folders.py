@@ -1,7 +1,5 @@
 """Folders of edited weights: they appear whole or not at all, and say what was done."""
 
-from __future__ import annotations
-
 import math
 import secrets
 import shutil
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wvmonitor.errors import InputError, LossyEditError
-from wvmonitor.files.atomic import replacing, write_all
 from wvmonitor.references.reference import Reference
 from wvmonitor.steering import weights
 
@@ -25,8 +22,6 @@ class SteeredFolder:
     """What was written.
 
     Attributes:
-        path: the folder.
-        parameters: names of the parameters that were moved.
         norm: ‖k·w‖, what was asked for.
         lost: ‖written − asked‖ / ‖k·w‖: 0 is exact; near 1 the model's dtype, or the adapter's
             rank, was too coarse to hold the edit.
@@ -57,11 +52,13 @@ class Tally:
         asked: of k·w.
         missed: of what was lost of it.
         most: the largest share that may be lost.
+        form: what is written.
     """
 
     asked: float = 0.0
     missed: float = 0.0
     most: float = math.inf
+    form: Form = "model"
     _tensors: int = 0
 
     @property
@@ -82,9 +79,6 @@ class Tally:
     def check(self, seen: str = "") -> None:
         """See that no more is lost than may be.
 
-        Args:
-            seen: the part of the edit that is summed so far, for people.
-
         Raises:
             LossyEditError: more is.
         """
@@ -97,7 +91,7 @@ class Tally:
 
     def folder(self, path: Path, parameters: tuple[str, ...]) -> SteeredFolder:
         """The record of a finished folder."""
-        return SteeredFolder(path, parameters, math.sqrt(self.asked), self.lost)
+        return SteeredFolder(path, parameters, math.sqrt(self.asked), self.lost, self.form)
 
 
 def check_outside(out: str | Path, *inputs: str | Path) -> None:
@@ -130,12 +124,6 @@ def publishing(out: Path, *inputs: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with replacing(path) as descriptor:
-        write_all(descriptor, text.encode())
 
 
 def model_card(base: str | Path, references: Mapping[Any, float], done: SteeredFolder) -> str:

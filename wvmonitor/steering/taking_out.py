@@ -1,7 +1,5 @@
 """Taking a dose of w out of a model in training, in the parameters that it trains."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -26,11 +24,6 @@ def take_out(model: nn.Module, vector: TaskVector, dose: float) -> float:
     the whole subtraction; the least squares in B alone, A as it was, leaves most of the harm.)
     Optimisers keep their moments, which belong to the old factors for a few steps. Nothing can be
     taken out of parameters that are spread over processes.
-
-    Args:
-        model: the live model.
-        vector: w.
-        dose: how much of it.
 
     Returns:
         ‖what could not be taken out‖ / ‖dose·w‖, in [0, 1].

@@ -1,7 +1,5 @@
 """θ + k·w in a live model, for as long as a `with` block runs (arXiv 2511.05408, section 3)."""
 
-from __future__ import annotations
-
 import functools
 import math
 import operator
@@ -157,10 +155,8 @@ def moved(theta: Tensor, delta: Tensor, name: str) -> Tensor:
 def moved_by_blocks(theta: Tensor, terms: Terms, name: str) -> Iterator[tuple[Tensor, ...]]:
     """Blocks of rows of (θ, Σ k·w, their sum), so that little is held in float32 at a time.
 
-    Args:
-        theta: one parameter; the first of each triple is a view of it.
-        terms: (vector, the name it has there, k).
-        name: what to call the parameter in errors.
+    The first of each triple is a view of `theta`. A term is (vector, the name that the parameter
+    has there, k); `name` is for errors.
 
     Raises:
         NonFiniteError: a sum holds NaN or infinity.

@@ -1,7 +1,5 @@
 """What an adapter folder's configuration says, checked before any number is believed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,10 +106,6 @@ class LoraSettings:
 
 def lora_settings(config: Mapping[str, Any], where: str) -> LoraSettings:
     """Read a LoraConfig's JSON.
-
-    Args:
-        config: the parsed adapter_config.json.
-        where: how messages name it.
 
     Raises:
         AdapterError: a value is missing, of the wrong type, not finite or out of range.

@@ -3,8 +3,6 @@
 Transformers 4 and Unsloth have a module for each expert; transformers 5 one parameter for all.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

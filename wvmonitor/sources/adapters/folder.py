@@ -1,19 +1,12 @@
 """An adapter folder: its configuration and its tensors, all of which must be accounted for."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from wvmonitor.errors import (
-    AdapterError,
-    InputError,
-    KeyMismatchError,
-    MissingPathError,
-)
+from wvmonitor.errors import AdapterError, InputError, KeyMismatchError, MissingPathError
 from wvmonitor.files.checkpoint_files import CheckpointFiles, open_checkpoint
 from wvmonitor.files.documents import read_json
 from wvmonitor.files.storage import Location, is_url, joined, list_folder, local_path, shown
@@ -32,13 +25,11 @@ class AdapterFolder:
     """A PEFT adapter as saved by `save_pretrained`.
 
     Attributes:
-        path: the folder.
         where: how messages name the weights.
         config: adapter_config.json.
         config_where: how messages name it.
         kind: its PEFT type, upper case.
         base: the folder of the base, if it was given or the configuration names a local one.
-        base_given: whether the caller gave the base.
     """
 
     def __init__(self, path: Location, base: Location | None = None) -> None:
@@ -66,7 +57,6 @@ class AdapterFolder:
         wrapped = {key: _WRAPPED.match(key) for key in self.files.names()}
         self._short = {key[match.end() :]: key for key, match in wrapped.items() if match}
         self.step = step_of(path)
-        self.base_given = base is not None
         self.base: ModelFolder | None = None
         self.base_digest: str | None = None
         self.warnings: list[str] = []

@@ -5,8 +5,6 @@ and `experts.base_layer.lora_A` to the one before it (peft/tuners/lora/layer.py,
 Which that is, only the model's class can say.
 """
 
-from __future__ import annotations
-
 from collections.abc import Container
 
 from wvmonitor.errors import AdapterError
@@ -21,11 +19,6 @@ def target_parameters(
     folder: AdapterFolder, settings: LoraSettings, paths: Container[str]
 ) -> dict[str, tuple[str, Layout]]:
     """The parameters that an adapter's keys stand for, with their layout, by the path of the keys.
-
-    Args:
-        folder: the adapter.
-        settings: its configuration.
-        paths: of the keys of all its factors.
 
     Raises:
         AdapterError: the base is needed, or a parameter has no factors.

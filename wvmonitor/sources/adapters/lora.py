@@ -4,8 +4,6 @@ Shapes as PEFT stores them, with R the rank: `lora_A.weight` (R, in), `lora_B.we
 for embeddings `lora_embedding_A` (R, tokens), `lora_embedding_B` (dim, R), without `.weight`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
@@ -17,29 +15,15 @@ from wvmonitor.files.storage import shown
 from wvmonitor.reading import component_of
 from wvmonitor.sources.adapters import saved_modules
 from wvmonitor.sources.adapters.config import LoraSettings, lora_settings
-from wvmonitor.sources.adapters.experts import (
-    expert_parts,
-    is_listed_expert,
-    is_single_expert,
-)
+from wvmonitor.sources.adapters.experts import expert_parts, is_listed_expert, is_single_expert
 from wvmonitor.sources.adapters.folder import AdapterFolder, InitialState
 from wvmonitor.sources.adapters.fused import target_parameters
 from wvmonitor.sources.adapters.kinds import RECORD_IT
 from wvmonitor.sources.adapters.lora_keys import Keys, Run, check_factors, sorted_keys
-from wvmonitor.sources.adapters.lora_module import (
-    ComputedStart,
-    Layout,
-    LoraModule,
-    bias_delta,
-)
+from wvmonitor.sources.adapters.lora_module import ComputedStart, Layout, LoraModule, bias_delta
 from wvmonitor.sources.adapters.targets import check_chosen
 from wvmonitor.sources.folder import compare_shapes
-from wvmonitor.sources.names import (
-    is_task_head,
-    is_transposed,
-    may_be_conv1d,
-    parameter_name,
-)
+from wvmonitor.sources.names import is_task_head, is_transposed, may_be_conv1d, parameter_name
 from wvmonitor.vectors import DenseUpdate, LowRankUpdate, Origin, TaskVector, Update
 from wvmonitor.vectors import update as updates
 from wvmonitor.vectors.task_vector import Part

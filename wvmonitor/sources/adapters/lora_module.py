@@ -48,11 +48,9 @@ class LoraModule:
     """One adapted parameter.
 
     Attributes:
-        name: the parameter.
         a: (R, in), or (E·R, in).
         b: (out, R), or (out, R·E).
         scale: alpha/R, or as PEFT resolves it.
-        layout: how the parameter is stored.
         magnitude: DoRA's, one for each output.
         start: the same at step 0, or how PEFT computes it from the base; None: at the base itself.
     """

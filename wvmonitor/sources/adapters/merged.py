@@ -304,10 +304,8 @@ def starts_at_base(config: Any, layer: nn.Module, path: str) -> bool:
     Told by making one on a copy of the layer and merging it: no table of kinds and options could
     be complete.
 
-    Args:
-        config: a PEFT configuration.
-        layer: a base layer that it adapts, with the base's weights.
-        path: of the layer in the model; some configurations choose by it.
+    The layer is a base layer that it adapts, with the base's weights; some configurations choose by
+    its path in the model.
     """
     import peft
 

@@ -5,8 +5,6 @@
 of the model's Hugging Face folder.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -7,8 +7,6 @@ expression makes that run for years, so the same is matched by the `regex` packa
 processor time.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import time
@@ -82,10 +80,6 @@ class WholeName:
     def __init__(self, expression: str, where: str) -> None:
         """Compile it.
 
-        Args:
-            expression: the regular expression.
-            where: how messages name the configuration.
-
         Raises:
             UnsupportedAdapterError: it is none, or larger than any adapter needs.
         """
@@ -110,10 +104,6 @@ class Patterns:
 
     def __init__(self, keys: Iterable[str], where: str) -> None:
         """Sort the keys.
-
-        Args:
-            keys: names or regular expressions, in the order of the configuration.
-            where: how messages name the configuration.
 
         Raises:
             UnsupportedAdapterError: an expression is none, or there are more or longer expressions

@@ -3,8 +3,6 @@
 These are weights, not changes: their update is the difference from the base.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -32,11 +30,6 @@ def whole_parts(
 ) -> Iterator[Part]:
     """The parts of everything that is stored whole, each parameter once.
 
-    Args:
-        folder: the adapter.
-        keys: without PEFT's prefix.
-        initial: the adapter's state at step 0, which comes before the base if it holds a key.
-
     Raises:
         AdapterError, KeyMismatchError, ShapeMismatchError: as `saved_part` and `tokens_part` say.
     """
@@ -53,10 +46,8 @@ def whole_parts(
 def saved_part(folder: AdapterFolder, key: str, initial: InitialState | None) -> Part | None:
     """The part of a tensor that is stored whole.
 
-    Args:
-        folder: the adapter.
-        key: without PEFT's prefix.
-        initial: the adapter's state at step 0, which comes before the base if it holds the key.
+    The key is without PEFT's prefix; the adapter's state at step 0 comes before the base if it
+    holds the key.
 
     Returns:
         None for what is below a LoRA layer (`….base_layer.weight`) where it is as it was at the
@@ -113,7 +104,7 @@ def saved_part(folder: AdapterFolder, key: str, initial: InitialState | None) ->
             before = initial.read(at_start)
         else:
             before = _base_tensor(source, name)
-        return DenseUpdate(_rows_difference(folder.read(key), before), transposed)
+        return DenseUpdate(difference(folder.read(key), before), transposed)
 
     return Part(name, shape, produce)
 
@@ -165,11 +156,8 @@ def rows_update(
 ) -> LowRankUpdate:
     """The update that changes some rows of a 2-D parameter: a selection times the change.
 
-    Args:
-        change: (rows changed, columns).
-        indices: which rows they are.
-        shape: of the parameter.
-        name: of the parameter.
+    `change` is (rows changed, columns), `indices` says which rows they are, and `shape` is the
+    parameter's.
     """
     selection = torch.zeros(shape[0], len(indices), dtype=change.dtype, device=change.device)
     selection[list(indices), range(len(indices))] = 1
@@ -208,10 +196,8 @@ def _equal(now: Tensor, before: Tensor) -> bool:
 def tied_copy(folder: AdapterFolder, key: str, saved: Mapping[str, str]) -> bool:
     """Whether a tensor stored whole is the head, saved a second time with its embedding.
 
-    Args:
-        folder: the adapter.
-        key: without PEFT's prefix, of a weight or of retrained rows.
-        saved: name -> key of everything stored whole.
+    The key is that of a weight or of retrained rows, without PEFT's prefix; `saved` holds name ->
+    key of everything stored whole.
     """
     if folder.base is None:
         return False
@@ -226,23 +212,20 @@ def tied_copy(folder: AdapterFolder, key: str, saved: Mapping[str, str]) -> bool
 
 
 def wrapper_copy(folder: AdapterFolder, key: str) -> bool:
-    """Whether a tensor is stored under its own name too: `bias="all"` adds what wrappers hold.
-
-    Args:
-        folder: the adapter.
-        key: without PEFT's prefix.
-    """
+    """Whether a tensor is stored under its own name too: `bias="all"` adds what wrappers hold."""
     plain = key.replace(".original_module.", ".").replace(".modules_to_save.", ".")
     return plain != key and folder.has(plain)
 
 
-def _rows_difference(now: Tensor, before: Tensor) -> Tensor:
-    wide = torch.float64 in (now.dtype, before.dtype)
-    delta = torch.zeros(before.shape, dtype=torch.float64 if wide else torch.float32)
-    if not before.ndim:
-        return now.to(delta.dtype) - before.to(delta.dtype)
+def difference(now: Tensor, before: Tensor) -> Tensor:
+    """`now` − `before` on the rows that both have, in float32, or in float64 where either is."""
+    dtype = torch.float64 if torch.float64 in (now.dtype, before.dtype) else torch.float32
+    before = before.to(device=now.device, dtype=dtype)
+    if now.shape == before.shape:
+        return now.to(dtype) - before
     common = min(now.shape[0], before.shape[0])
-    torch.sub(now[:common].to(delta.dtype), before[:common].to(delta.dtype), out=delta[:common])
+    delta = torch.zeros_like(before)
+    torch.sub(now[:common].to(dtype), before[:common], out=delta[:common])
     return delta
 
 
@@ -252,9 +235,7 @@ def stored_once(parts: Sequence[Part], stored: Container[str]) -> list[Part]:
     Producing it raises where the part before it, the adapter's own, changes the parameter too: the
     two changes do not add up.
 
-    Args:
-        parts: the adapter's, then those of what is stored whole.
-        stored: names of the parameters that are stored whole.
+    `parts` are the adapter's, then those of what is stored whole, whose names `stored` holds.
     """
     first = {part.name: part for part in reversed(parts)}
     last = {part.name: part for part in parts}

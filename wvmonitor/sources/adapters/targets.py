@@ -4,8 +4,6 @@ What a file holds beside them is left out by PEFT without a word (`check_target_
 peft/tuners/tuners_utils.py), and taken by programs that go by the file's keys alone.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -23,11 +21,8 @@ _PLAIN = re.compile(r"\w+")
 def check_chosen(config: Mapping[str, Any], paths: Iterable[str], holder: str, where: str) -> None:
     """See that the configuration chooses every module that the file has factors of.
 
-    Args:
-        config: the adapter's.
-        paths: the modules, by their keys without PEFT's prefix.
-        holder: how messages name the file.
-        where: how they name the configuration.
+    Modules are given by their keys without PEFT's prefix; `holder` and `where` are how messages
+    name the file and the configuration.
 
     Raises:
         AdapterError: naming one that it does not choose.
