@@ -395,8 +395,8 @@ def _scans(how: _How) -> Iterator[Wait]:
         command,
         old=False,
         seen=True,
-        why="Half of what a scan takes beyond torch is checking, reading and stacking the bank; a "
-        "quarter is importing pydantic and typer; the rest our own modules, and measuring.",
+        why="What a scan takes beyond torch is checking, reading and stacking the bank, importing "
+        "pydantic, typer and our own modules, and measuring.",
     )
     yield _attach(how, size, base, {"layers": shape.layers})
     if not how.quick:
@@ -570,9 +570,9 @@ def _dense(how: _How) -> Iterator[Wait]:
         task="dense",
         argument={**argument, "workers": 1 if how.quick else cores()},
         why="Each element is widened on both sides, subtracted, looked at for NaN, multiplied "
-        "twice and counted if it changed: passes over blocks in the core's cache by torch's and numpy's "
-        "own kernels, which together take longer than the read. Plain code that does no more than "
-        "that stands in the table.",
+        "twice and counted if it changed: passes over blocks in the core's cache by torch's and "
+        "numpy's own kernels, which together take longer than the read. Plain code that does no "
+        "more than that stands in the table.",
     )
     yield Wait(
         f"{name}, one core",
