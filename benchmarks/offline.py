@@ -3,7 +3,7 @@
 Dense: four checkpoints against one dense reference; (i) loads both models, subtracts the state
 dicts and sums the products key by key, as published scripts do. LoRA: one adapter against eight
 references of rank 2r; (ii) loads the adapter's factors in float32 and loops over the pairs, norms
-computed again for each; four adapters at once, as in an archive, are shown beside it. Every way
+computed again for each; eight adapters at once, as in an archive, are shown beside it. Every way
 runs on one thread, but for a scan with a worker process for each core, which is measured by the
 clock; each dense one in a process of its own, whose anonymous memory is watched from outside.
 Inputs are in the page cache for all.
@@ -32,7 +32,7 @@ from wvmonitor.sources import base_digest, read_adapter, read_checkpoints
 from wvmonitor.vectors import LowRankUpdate, TaskVector, Update
 
 CHECKPOINTS = 4
-TOGETHER = 4
+TOGETHER = 8
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

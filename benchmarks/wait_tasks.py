@@ -13,49 +13,75 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 VOCABULARY = 49_152
 TOGETHER = 32
 """Modules that plain code multiplies at once."""
+DENSE_BLOCK = 1 << 17
 PROMPT, ANSWER = 56, 44
 """Tokens of an example of the project's own contrasts under SmolLM2's chat template, on average."""
 
 
-def turns(rounds: int, **ways: Callable[[], Any]) -> dict[str, list[float]]:
+def turns(
+    rounds: int, clock: Callable[[], float] = time.process_time, **ways: Callable[[], Any]
+) -> dict[str, list[float]]:
     """Processor seconds of each way, in turns; where there are several, one more warms up."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + (rounds > 1)):
         for name, run in ways.items():
-            began = time.process_time()
+            began = clock()
             run()
             if turn or rounds == 1:
-                found[name].append(time.process_time() - began)
+                found[name].append(clock() - began)
     return found
 
 
-def model_of(layers: int, *, tiny: bool, dtype: torch.dtype = torch.float32) -> Any:
-    """A random model of SmolLM2-135M's shape, or a tiny one."""
+_SMOLLM2, _TINY = (576, 1536, 9, 3, VOCABULARY), (64, 128, 4, 2, 512)
+
+
+def model_of(
+    layers: int,
+    *,
+    tiny: bool,
+    dtype: torch.dtype = torch.float32,
+    width: Sequence[int] | None = None,
+) -> Any:
+    """A random model of SmolLM2-135M's shape, a tiny one, or of a width.
+
+    Args:
+        layers: transformer blocks.
+        tiny: whether a tiny one.
+        dtype: of its weights.
+        width: of the residual stream and the MLP, heads, heads of keys and values, vocabulary.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    width = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 512} if tiny else {
-        "hidden_size": 576, "intermediate_size": 1536, "vocab_size": VOCABULARY,
-    }  # fmt: skip
+    hidden, mlp, heads, kv, vocabulary = width or (_TINY if tiny else _SMOLLM2)
     config = LlamaConfig(
-        **width,
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        vocab_size=vocabulary,
         num_hidden_layers=layers,
-        num_attention_heads=4 if tiny else 9,
-        num_key_value_heads=2 if tiny else 3,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
         tie_word_embeddings=True,
         max_position_embeddings=2048,
     )
-    return LlamaForCausalLM(config).to(dtype).eval()
+    torch.set_default_dtype(dtype)
+    try:
+        return LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def rows_of(count: int, vocabulary: int, longest: float) -> Iterator[list[int]]:
@@ -74,7 +100,8 @@ def attach(argument: dict[str, Any]) -> dict[str, Any]:
     from wvmonitor.sources import LiveModel, identity
 
     folder = Path(argument["base"])
-    base = model_of(argument["layers"], tiny=False, dtype=torch.bfloat16)  # the one on disk
+    of = {"layers": argument["layers"], "width": argument.get("width")}
+    base = model_of(**of, tiny=False, dtype=torch.bfloat16)  # the one on disk
     lora = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, lora)
 
@@ -232,6 +259,126 @@ def alike(weights: Path) -> dict[Any, list[tuple[str, torch.Tensor, torch.Tensor
     return found
 
 
+def dense(argument: dict[str, Any]) -> dict[str, Any]:
+    """A scan of checkpoints of whole weights, beside reading the same bytes.
+
+    And, on one core, beside plain code that is told everything: the same blocks, differences and
+    products, and no check of anything.
+    """
+    from wvmonitor.references import ReferenceBank
+    from wvmonitor.scan.executors import open_executor
+    from wvmonitor.scan.scan import scan
+
+    bank, workers = ReferenceBank.load(argument["bank"]), argument["workers"]
+    base = Path(argument["base"], "model.safetensors")
+    runs = [Path(run, "model.safetensors") for run in argument["runs"]]
+    reference = Path(argument["bank"], "reference", "reference.safetensors")
+    lengths: dict[str, float] = {}
+
+    def floor() -> None:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(_read, [file for run in runs for file in (base, run, reference)]))
+
+    def again() -> None:
+        lengths["plain"] = sum(_plain_dense(base, run, reference) for run in runs)
+
+    with open_executor(workers=workers) as executor:
+
+        def ours() -> None:
+            how: dict[str, Any] = {"executor": executor, "workers": workers}
+            results = scan(argument["runs"], bank, base=argument["base"], **how)
+            lengths["ours"] = sum(result.norm for result in results)
+
+        if workers == 1:
+            found = turns(argument["rounds"], ours=ours, again=again, floor=floor)
+        else:
+            again()
+            found = turns(argument["rounds"], time.perf_counter, ours=ours, floor=floor)
+    return {**found, "length": lengths["ours"], "plain_length": lengths["plain"]}
+
+
+def _read(path: Path) -> None:
+    buffer = bytearray(1 << 20)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def _plain_dense(base: Path, run: Path, reference: Path) -> float:
+    """The length of a difference that is multiplied with a reference, block by block."""
+    sides = [torch.empty(DENSE_BLOCK, dtype=torch.bfloat16) for _ in "ab"]
+    before, delta, theirs = (torch.empty(DENSE_BLOCK) for _ in "abc")
+    blocks: list[Any] = [t.view(torch.uint8).numpy() for t in (*sides, theirs)]
+    square, changed = 0.0, 0
+    with ExitStack() as opened:
+        files = [opened.enter_context(p.open("rb", buffering=0)) for p in (base, run, reference)]
+        for file in files:
+            file.seek(8 + int.from_bytes(file.read(8), "little"))
+        while True:
+            counts = [file.readinto(block) for file, block in zip(files, blocks, strict=True)]
+            last = counts[0] // 2  # the last block is shorter
+            if not last:
+                break
+            start, now, product = before[:last], delta[:last], theirs[:last]
+            torch.sub(now.copy_(sides[1][:last]), start.copy_(sides[0][:last]), out=now)
+            torch.dot(now, product)
+            square += float(torch.dot(now, now))
+            changed += int(np.count_nonzero(now.numpy() != 0))
+    return square**0.5
+
+
+def lora(argument: dict[str, Any]) -> dict[str, Any]:
+    """Adapters against a bank in memory, alone and side by side, beside the machine's roofline.
+
+    That is the longer one of the arithmetic at a square product's rate and of reading the
+    references from memory once.
+    """
+    from wvmonitor.references import ReferenceBank
+    from wvmonitor.sources import read_adapter
+
+    bank, adapters = ReferenceBank.load(argument["bank"]), argument["adapters"]
+    side, held = argument["square"], torch.ones(1 << 26)
+    a, b = torch.randn(side, side), torch.randn(side, side)
+    stacked = dict(read_adapter(adapters[0]).updates())
+    pairs = [
+        [torch.cat(factors, 0) for factors in zip(*((u.left.mT, u.right) for u in of), strict=True)]
+        for of in ([r.vector.update(name) for r in bank] for name in stacked)
+    ]
+    lengths: dict[str, float] = {}
+
+    def ours() -> None:
+        lengths["ours"] = bank.measure(read_adapter(adapters[0])).norm()
+
+    def together() -> None:
+        bank.measure_together([read_adapter(adapter) for adapter in adapters])
+
+    def bare() -> None:
+        for update, (lefts, rights) in zip(stacked.values(), pairs, strict=True):
+            (update.left.mT @ lefts.mT) * (update.right @ rights.mT)
+
+    found = turns(
+        argument["rounds"],
+        ours=ours,
+        together=together,
+        bare=bare,
+        square=lambda: a @ b,
+        memory=held.sum,
+    )
+    arithmetic = [argument["flop"] * s / (2 * side**3) for s in found.pop("square")]
+    reading = [argument["bytes"] * s / held.nbytes for s in found.pop("memory")]
+    squares = (
+        ((u.left.mT @ u.left).double() * (u.right @ u.right.mT).double()).sum()
+        for u in stacked.values()
+    )
+    return {
+        **found,
+        "together": [s / len(adapters) for s in found["together"]],
+        "floor": [max(pair) for pair in zip(arithmetic, reading, strict=True)],
+        "length": lengths["ours"],
+        "plain_length": float(sum(squares)) ** 0.5,
+    }
+
+
 def watch(argument: dict[str, Any]) -> dict[str, Any]:
     """A sidecar's start above many checkpoints that it has measured before."""
     from wvmonitor.live.settings import MonitorSettings
@@ -272,6 +419,8 @@ TASKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "attach": attach,
     "bank": bank,
     "blame": blame,
+    "dense": dense,
+    "lora": lora,
     "modules": modules,
     "probe": probe,
     "watch": watch,

@@ -11,7 +11,7 @@ from wvmonitor.scan.executors import alone
 from wvmonitor.scan.measure import Job, Outcome, Share, measure_all, scored, tried
 
 # Adapters that a worker measures side by side, once each worker has several such pieces to do.
-_TOGETHER, _PIECES = 4, 4
+_TOGETHER, _PIECES = 8, 4
 
 Work = list[tuple[int, Job]]
 

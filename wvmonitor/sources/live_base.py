@@ -53,6 +53,8 @@ def _only_model(root: Any) -> Any:
         UnmeasurableModelError: there are several, or parameters are trained outside of it in blocks
             of their own.
     """
+    if _is_whole_model(root):  # everything else is inside of it
+        return root
     models: list[tuple[str, nn.Module]] = []
     for path, module in root.named_modules():
         inside = any(not outer or path.startswith(f"{outer}.") for outer, _ in models)

@@ -12,6 +12,7 @@ files have them; float8 as compressed-tensors has it.
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ def _rounded_statistics(largest: Tensor) -> Tensor:
     return made.reshape(-1)[: made.numel() - pad] + offset
 
 
+@functools.cache
 def _dynamic_grid() -> Tensor:
     """The signed 8-bit type with a dynamic exponent (arXiv 2110.02861, section 2.2)."""
     values = [0.0, 1.0]
@@ -197,8 +199,9 @@ def rounded_base(start: ModelFolder, end: ModelFolder) -> RoundedBase | None:
     samples = {n: pair for n in spread if (pair := _moved(start, end, n, _ELEMENTS)) is not None}
     if not samples:
         return None
+    changes = {n: t.double() - w.double() for n, (w, t) in samples.items()}
     table = {
-        kind: {n: _correlation(w, t, redo(w)) for n, (w, t) in samples.items()}
+        kind: {n: _correlation(changes[n], redo(w) - w) for n, (w, _) in samples.items()}
         for kind, redo in {**_EXACT, **_SIMILAR}.items()
     }
     medians = {kind: statistics.median(by_layer.values()) for kind, by_layer in table.items()}
@@ -310,10 +313,10 @@ def _slope(change: Tensor, rounding: Tensor) -> float:
     return float((change.double() * rounding.double()).sum()) / size if size else 0.0
 
 
-def _correlation(weight: Tensor, trained: Tensor, copy: Tensor) -> float:
-    change, rounding = trained.double() - weight.double(), copy.double() - weight.double()
-    size = float(change.norm() * rounding.norm())
-    return float((change * rounding).sum()) / size if size else 0.0
+def _correlation(change: Tensor, rounding: Tensor) -> float:
+    mine, theirs = change.reshape(-1), rounding.reshape(-1).double()
+    size = float(mine.norm() * theirs.norm())
+    return float(mine.dot(theirs)) / size if size else 0.0
 
 
 def _blocks(weight: Tensor, size: int) -> tuple[Tensor, int]:
