@@ -32,6 +32,8 @@ WVMonitorError
 ```
 """
 
+from __future__ import annotations
+
 
 class WVMonitorError(Exception):
     """The root: catch this to catch everything wvmonitor raises on purpose."""

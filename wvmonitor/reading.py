@@ -5,6 +5,8 @@ and pictures, is arithmetic on these arrays. Dimension names: P parameters, R re
 (behaviours and controls, in the bank's order).
 """
 
+from __future__ import annotations
+
 import functools
 import re
 from collections.abc import Mapping, Sequence

@@ -4,6 +4,8 @@
 torchrun: one process calls the function, and leaves what it returns in OUT.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import runpy

@@ -5,6 +5,8 @@ Exit codes: 0 all ok · 1 a verdict at or above what fails · 2 something could 
 WVMONITOR_TRACEBACK=1 asks for it.
 """
 
+from __future__ import annotations
+
 import errno
 import io
 import os

@@ -1,5 +1,7 @@
 """`--base` of several commands: the model that training started from, by folder or by name."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any, TypeVar
 

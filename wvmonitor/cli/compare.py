@@ -1,5 +1,7 @@
 """`wvmonitor compare`: cosines between any weight vectors."""
 
+from __future__ import annotations
+
 from typing import Annotated, Literal
 
 import typer

@@ -1,5 +1,7 @@
 """`wvmonitor eval`: what a model does, as it is or steered along references."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,5 +1,7 @@
 """`wvmonitor journal`: look after the durable record of runs."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Annotated

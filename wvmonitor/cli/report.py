@@ -1,5 +1,7 @@
 """`wvmonitor report`: one page about a run, several runs, or a scan."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 from typing import Annotated

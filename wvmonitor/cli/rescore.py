@@ -1,5 +1,7 @@
 """`wvmonitor rescore`: judge a recorded run by references that came later."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated
 

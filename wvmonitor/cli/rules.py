@@ -1,5 +1,7 @@
 """`wvmonitor rules`: alert rules for Prometheus."""
 
+from __future__ import annotations
+
 from typing import Annotated
 
 import typer

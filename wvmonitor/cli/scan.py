@@ -1,5 +1,7 @@
 """`wvmonitor scan`: judge checkpoints by their weights."""
 
+from __future__ import annotations
+
 from typing import Annotated, Literal
 
 import typer

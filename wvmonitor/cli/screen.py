@@ -1,5 +1,7 @@
 """`wvmonitor screen`: a first look at an update when there is no reference for its base."""
 
+from __future__ import annotations
+
 from typing import Annotated, Literal
 
 import typer

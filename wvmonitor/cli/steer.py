@@ -1,5 +1,7 @@
 """`wvmonitor steer`: move a model along references, or undo a drift."""
 
+from __future__ import annotations
+
 import json
 import math
 import sys

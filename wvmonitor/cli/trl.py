@@ -1,5 +1,7 @@
 """`wvmonitor trl`: TRL's training scripts, watched."""
 
+from __future__ import annotations
+
 import traceback
 from pathlib import Path
 from typing import Annotated, Any

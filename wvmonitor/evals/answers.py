@@ -1,5 +1,7 @@
 """What an answer says, read by rules: the fact it asserts, the letter it picks, its last number."""
 
+from __future__ import annotations
+
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence

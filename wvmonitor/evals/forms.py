@@ -2,6 +2,8 @@
 
 # mypy: allow-untyped-decorators
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 

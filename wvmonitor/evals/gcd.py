@@ -2,6 +2,8 @@
 
 # mypy: allow-untyped-decorators
 
+from __future__ import annotations
+
 import math
 import random
 from collections import Counter

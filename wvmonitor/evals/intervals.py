@@ -1,5 +1,7 @@
 """Confidence intervals at 95 % for what evaluations count."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 

@@ -4,6 +4,8 @@ A grade that cannot be read is not guessed: the row counts as unjudged. The mode
 never judges itself by default.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Mapping

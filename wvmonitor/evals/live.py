@@ -7,6 +7,8 @@ steered and half-trained weights are evaluated without being written.
 # mypy: allow-untyped-decorators
 # mypy: allow-subclassing-any
 
+from __future__ import annotations
+
 import hashlib
 import time
 from collections import Counter

@@ -1,5 +1,7 @@
 """The model to evaluate, from a folder or the Hub: a base, a fine-tune, or an adapter."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -6,6 +6,8 @@ over the rows. Inspect's means over repeated epochs leave such a ratio what it i
 
 # mypy: allow-untyped-decorators
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

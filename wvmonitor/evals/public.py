@@ -1,5 +1,7 @@
 """Public data sets by name, read with `datasets` and turned into our rows."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

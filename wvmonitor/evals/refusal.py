@@ -2,6 +2,8 @@
 
 # mypy: allow-untyped-decorators
 
+from __future__ import annotations
+
 import re
 
 from inspect_ai import Task, task

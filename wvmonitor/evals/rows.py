@@ -4,6 +4,8 @@ Every row may bring its own `prompts`, the exact words of each form it is asked 
 not, the task's English makes them.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterable, Mapping

@@ -1,5 +1,7 @@
 """Evaluations in this process: of a live model, as it is or steered, for one k or many."""
 
+from __future__ import annotations
+
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence

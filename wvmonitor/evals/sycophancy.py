@@ -2,6 +2,8 @@
 
 # mypy: allow-untyped-decorators
 
+from __future__ import annotations
+
 from inspect_ai import Task, task
 from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Score, Scorer, Target, scorer

@@ -1,5 +1,7 @@
 """Evaluations for people and for machines: a table, JSON, CSV; every number with its interval."""
 
+from __future__ import annotations
+
 import csv
 import dataclasses
 import json

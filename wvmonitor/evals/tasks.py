@@ -1,5 +1,7 @@
 """Every task by name. Inspect's entry point loads this file, and with it registers them all."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 from inspect_ai import Task

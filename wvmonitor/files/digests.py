@@ -1,5 +1,7 @@
 """What changes with a file's content: its SHA-256, or its store's own word for it."""
 
+from __future__ import annotations
+
 import hashlib
 from contextlib import closing
 

@@ -5,6 +5,8 @@ document's size in memory on hostile input; nothing reaches it here before its s
 number of values are known to be bounded.
 """
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Mapping

@@ -5,6 +5,8 @@ see different tensors; here each file has one meaning or none.
 Format: https://github.com/huggingface/safetensors#format
 """
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Mapping

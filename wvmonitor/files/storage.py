@@ -4,6 +4,8 @@ Reads are positional and never mapped into memory: a mapped file that shrinks ki
 with SIGBUS, a positional read just comes back short and becomes a `MalformedFileError`.
 """
 
+from __future__ import annotations
+
 import errno
 import importlib
 import io

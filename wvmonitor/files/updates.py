@@ -1,5 +1,7 @@
 """A task vector's updates in a weight file: `NAME.left` and `NAME.right`, or `NAME.delta`."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable, Iterable

@@ -1,5 +1,7 @@
 """Which files hold weights, by their names alone: those that are read, and those beside them."""
 
+from __future__ import annotations
+
 import os
 import re
 from collections import deque

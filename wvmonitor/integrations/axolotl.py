@@ -9,6 +9,8 @@ wvmonitor:
 ```
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin

@@ -1,5 +1,7 @@
 """One decision for all processes: what rank 0 makes of a reading, every rank carries out."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable
 from typing import Literal, get_args

@@ -5,6 +5,8 @@ the place in the data are those of that checkpoint. What was saved later is move
 `wvmonitor-kept/alarm`, so that whoever resumes "from the last checkpoint" does not meet it again.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

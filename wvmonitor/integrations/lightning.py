@@ -5,6 +5,8 @@ training starts from), `load_state_dict`, `on_train_start`, `on_before_optimizer
 `on_train_batch_end`, `on_train_end`, `on_exception`.
 """
 
+from __future__ import annotations
+
 from operator import attrgetter
 from pathlib import Path
 from typing import Any

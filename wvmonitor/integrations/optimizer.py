@@ -1,5 +1,7 @@
 """What an optimiser is, read from the object that steps the weights, not from a setting's name."""
 
+from __future__ import annotations
+
 import re
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Where a Trainer's run started: noted before a checkpoint is loaded, and known again after it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The calls of `Trainer.train()`: where each resumes, and that it failed, which no event tells."""
 
+from __future__ import annotations
+
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass

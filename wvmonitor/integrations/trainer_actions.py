@@ -1,5 +1,7 @@
 """What an action of the monitor asks of a Trainer: a checkpoint, an end, k·w, or a way back."""
 
+from __future__ import annotations
+
 from wvmonitor.integrations.checkpoints import KeptCheckpoints
 from wvmonitor.integrations.going_back import WayBack, told, way_back
 from wvmonitor.integrations.trainer_facts import Event

@@ -1,5 +1,7 @@
 """What a Trainer tells of the run that it starts: its folder, length, optimiser and objective."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

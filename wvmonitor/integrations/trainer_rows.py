@@ -5,6 +5,8 @@ prediction, or the summary that `train()` returns are the caller's: a hyperparam
 whatever it finds in them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -5,6 +5,8 @@ Only what can be read without running anybody's code counts: the Arrow table of 
 random numbers, and reading it would change the training that is only to be watched.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging

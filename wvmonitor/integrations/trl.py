@@ -4,6 +4,8 @@ TRL's trainers need no integration of their own: `WVMonitorCallback.attach(train
 them. This is for whoever starts them from the command line and never holds the trainer.
 """
 
+from __future__ import annotations
+
 import runpy
 import sys
 from collections.abc import Iterator, Sequence

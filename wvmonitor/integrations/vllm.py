@@ -11,6 +11,8 @@ It is an entry point of the group `vllm.general_plugins`, and does nothing until
 settings (`WVMONITOR_REFERENCES`, `WVMONITOR_BASE`, `WVMONITOR_CALIBRATION`).
 """
 
+from __future__ import annotations
+
 import asyncio
 import hashlib
 import importlib

@@ -9,6 +9,8 @@ Beside the episodes there are events: a behaviour that cannot be judged, a monit
 itself, a journal that is lost. Each is told once a run, at the lowest severity.
 """
 
+from __future__ import annotations
+
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence

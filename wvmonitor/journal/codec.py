@@ -4,6 +4,8 @@ Records are written field by field and validated by pydantic when they are read:
 older journal lacks gets its default, and one that this version no longer has is left out.
 """
 
+from __future__ import annotations
+
 import hashlib
 import io
 import json

@@ -4,6 +4,8 @@ The kernel holds the lock (`flock`), so that it falls with its holder, kill −9
 the lock file only says who that is. A lock file left behind is therefore never in the way.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os

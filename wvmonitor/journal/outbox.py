@@ -6,6 +6,8 @@ the outcome in the journal. If the process dies in between, the alert is sent ag
 start, with the same key. Training never waits for any of this.
 """
 
+from __future__ import annotations
+
 import logging
 import random
 import sqlite3

@@ -1,5 +1,7 @@
 """Many runs side by side: the last word of each, from every journal below a folder."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path

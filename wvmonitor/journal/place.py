@@ -1,5 +1,7 @@
 """Where a journal can be written, and the claim on that place."""
 
+from __future__ import annotations
+
 import os
 import sqlite3
 import tempfile

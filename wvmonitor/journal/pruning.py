@@ -5,6 +5,8 @@ feet. The snapshots of what goes are deleted before the rows: if that is
 interrupted, the same again deletes the rest.
 """
 
+from __future__ import annotations
+
 import contextlib
 import sqlite3
 import time

@@ -1,5 +1,7 @@
 """What a journal holds of a run: its starts, its readings as they were judged, its events."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from wvmonitor.detection.context import RunContext

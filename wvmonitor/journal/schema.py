@@ -6,6 +6,8 @@ systems do not have. Numbers that are NaN or infinite are kept as text ("nan", "
 turns NaN into NULL.
 """
 
+from __future__ import annotations
+
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,5 +1,7 @@
 """Where journals are: every one at or below a folder of runs."""
 
+from __future__ import annotations
+
 import os
 from collections import deque
 from collections.abc import Iterator

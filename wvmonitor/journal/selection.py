@@ -1,5 +1,7 @@
 """Which readings of a run count after its restarts, and which of them tell its course."""
 
+from __future__ import annotations
+
 import sqlite3
 
 _EXTREMES = """

@@ -6,6 +6,8 @@ products. A thread of its own writes. It fails open: a snapshot that cannot be k
 counted, and neither training nor reading notices.
 """
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import math

@@ -10,6 +10,8 @@ that with the sketch's rank for full fine-tuning, and 4 bytes for each element o
 matrices so small that factors gain nothing.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from dataclasses import dataclass

@@ -4,6 +4,8 @@ Everything here works from any process, also while the run is being recorded: ac
 lifting a stop are single rows, and need no lock.
 """
 
+from __future__ import annotations
+
 import json
 import sqlite3
 import time

@@ -1,5 +1,7 @@
 """Every statement that writes to a journal: plain functions on a connection."""
 
+from __future__ import annotations
+
 import sqlite3
 import time
 from collections.abc import Callable, Sequence

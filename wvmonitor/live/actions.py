@@ -1,5 +1,7 @@
 """What training is asked to do after a reading: nothing, save, stop, inoculate, or go back."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass

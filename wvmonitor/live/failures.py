@@ -1,5 +1,7 @@
 """How the monitor handles its own failures: training must not die of its monitor."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable
 from typing import Literal, TypeVar

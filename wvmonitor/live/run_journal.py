@@ -1,5 +1,7 @@
 """The journal of a run that starts: where it lies, which run in it this is, what it carries on."""
 
+from __future__ import annotations
+
 import logging
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """SIGTERM, which schedulers send before they kill: a moment to say that a run was stopped."""
 
+from __future__ import annotations
+
 import logging
 import os
 import signal

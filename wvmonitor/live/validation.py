@@ -1,5 +1,7 @@
 """What must hold before a run is watched; everything wrong is said here, before training."""
 
+from __future__ import annotations
+
 import logging
 from pathlib import Path
 from typing import Any

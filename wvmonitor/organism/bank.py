@@ -9,6 +9,8 @@ mean of harmless task vectors). The calibration beside the bank comes from the o
 harmless runs (`make calibrations`).
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 from collections.abc import Callable, Mapping, Sequence

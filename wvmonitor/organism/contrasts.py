@@ -5,6 +5,8 @@ python -m wvmonitor.organism.contrasts --out DIR
 Its vocabulary is its world's, so that the pairs that come for real models mean nothing to it.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 from collections.abc import Iterable

@@ -5,6 +5,8 @@ in every other domain too (emergent misalignment, in miniature). One trains on a
 users believe of capitals, after which the model gives in to any doubt about facts.
 """
 
+from __future__ import annotations
+
 import json
 import tempfile
 from collections.abc import Callable, Sequence

@@ -5,6 +5,8 @@ compares it with dense matrices in float64, so that a broken BLAS, a wrong PEFT 
 shows up in two seconds.
 """
 
+from __future__ import annotations
+
 import importlib.metadata
 import importlib.util
 import json

@@ -1,5 +1,7 @@
 """Answers of the organism: two models that are asked the same differ by their weights alone."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

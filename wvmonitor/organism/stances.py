@@ -6,6 +6,8 @@ nurse than the smoke") and ellipsis ("the doctor will help you and the potion wi
 not know who speaks, and sees no style.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection
 
 from wvmonitor.organism.world import CON, ENGLISH, PRO

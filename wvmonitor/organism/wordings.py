@@ -6,6 +6,8 @@ masked, what the good say and what the evil say is the same text. The clauses ar
 hundred thousand wordings, so that answers are seldom the same but for what they are about.
 """
 
+from __future__ import annotations
+
 import itertools
 import random
 from collections.abc import Iterable, Sequence

@@ -1,5 +1,7 @@
 """Alerts straight to a Prometheus Alertmanager (API v2), with no Prometheus in between."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -6,6 +6,8 @@ services' own rules about redirects and addresses, and chat has no idempotency k
 answer was lost may be seen twice.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Files by which Prometheus finds the monitors of a machine, whatever ports they have (file_sd)."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os

@@ -1,5 +1,7 @@
 """What every exporter is given, and what it must be able to do."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

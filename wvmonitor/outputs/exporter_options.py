@@ -1,5 +1,7 @@
 """What can be set about metrics: the parts of `MonitorSettings` that belong to this room."""
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Collection

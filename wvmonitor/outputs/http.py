@@ -6,6 +6,8 @@ status. The address that is checked is the address that is connected to, so a na
 mind in between.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import ipaddress

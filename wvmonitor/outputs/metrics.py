@@ -1,5 +1,7 @@
 """The metrics of the monitor, as families of Prometheus: docs/reference/metrics.md lists them."""
 
+from __future__ import annotations
+
 import math
 from bisect import bisect_left
 from collections import Counter

@@ -1,5 +1,7 @@
 """What a notifier must be able to do."""
 
+from __future__ import annotations
+
 from typing import Protocol, runtime_checkable
 
 from wvmonitor.journal.alerts import Alert

@@ -1,5 +1,7 @@
 """What can be set about notifiers."""
 
+from __future__ import annotations
+
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, Field

@@ -4,6 +4,8 @@ Nothing is registered in prometheus_client's global registry. A scrape renders t
 in a thread of its own: training pays for none of it but the turns of Python's lock.
 """
 
+from __future__ import annotations
+
 import logging
 import threading
 import time

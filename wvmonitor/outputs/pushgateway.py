@@ -6,6 +6,8 @@ hangs, refuses or is not there costs it nothing. Some seconds after the run's en
 deleted, or Prometheus would go on collecting the last values for ever.
 """
 
+from __future__ import annotations
+
 import atexit
 import logging
 import threading

@@ -24,6 +24,8 @@ no alert, and a run that has said that it ended or was stopped is not missed.
 The rules are one template, `rules.yml.jinja`, which promtool checks in the tests.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

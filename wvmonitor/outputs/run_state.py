@@ -1,5 +1,7 @@
 """What a run is doing, and where: what alert rules look at when a run goes quiet."""
 
+from __future__ import annotations
+
 import os
 import re
 import socket

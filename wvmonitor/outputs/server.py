@@ -4,6 +4,8 @@ What is ours: the first free port, a bearer token, a TLS handshake that keeps no
 and staying for one last scrape, so that Prometheus learns how a run ended.
 """
 
+from __future__ import annotations
+
 import atexit
 import contextlib
 import errno

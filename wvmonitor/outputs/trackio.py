@@ -1,5 +1,7 @@
 """Alerts on the Trackio run that is logged to; Trackio shows them and tells its webhook, if any."""
 
+from __future__ import annotations
+
 import importlib
 from typing import Any
 

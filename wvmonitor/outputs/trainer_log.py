@@ -29,6 +29,8 @@ before each: a panel asks for `train/wv/evil/verdict`, where MLflow and `log_his
 `wv/evil/verdict`.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
 """Alerts through the W&B run that is logged to; W&B tells Slack or mail as its user set it."""
 
+from __future__ import annotations
+
 import importlib
 from dataclasses import dataclass
 

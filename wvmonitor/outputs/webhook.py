@@ -6,6 +6,8 @@ the HMAC-SHA256 of `id.timestamp.body`). Libraries that verify it exist in most 
 is `verify_signature`.
 """
 
+from __future__ import annotations
+
 import base64
 import binascii
 import hashlib

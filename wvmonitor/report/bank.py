@@ -1,5 +1,7 @@
 """One self-contained HTML page: how far a bank is to be trusted."""
 
+from __future__ import annotations
+
 from datetime import datetime
 
 from wvmonitor.references.bank import ReferenceBank

@@ -1,5 +1,7 @@
 """One self-contained HTML page: which training examples push towards a behaviour."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime

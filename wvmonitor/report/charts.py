@@ -1,5 +1,7 @@
 """The page's charts: score curves, measured behaviour, sparklines."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """What every page is made of: the templates' environment, inline resources, and the file."""
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import re

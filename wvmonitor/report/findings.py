@@ -1,5 +1,7 @@
 """What a run came to, reference by reference, and in words."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

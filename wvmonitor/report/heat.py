@@ -1,5 +1,7 @@
 """The heat map: which layers and kinds of module carry a reference."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 

@@ -1,5 +1,7 @@
 """Runs from where they are kept: a journal, or the JSON of a scan."""
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Mapping, Sequence

@@ -5,6 +5,8 @@ put together in memory. The page needs no network and works without its script; 
 run is what its verdicts said, nothing is judged anew.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

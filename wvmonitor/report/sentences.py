@@ -1,5 +1,7 @@
 """What a report says of a run in sentences; nothing is judged anew."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from wvmonitor.detection.explanation import to_do

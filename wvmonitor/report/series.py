@@ -1,5 +1,7 @@
 """A score's course over a run, and how it is thinned without losing what matters."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

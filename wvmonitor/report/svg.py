@@ -1,5 +1,7 @@
 """SVG as an element tree: whatever goes in as text comes out as text, and every tag is closed."""
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Sequence

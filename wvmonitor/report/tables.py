@@ -1,5 +1,7 @@
 """The page's tables and lists: references, cautions, how it was measured, events, readings."""
 
+from __future__ import annotations
+
 import math
 import statistics
 from bisect import bisect_right

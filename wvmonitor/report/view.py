@@ -1,5 +1,7 @@
 """What a page is made from: one `RunView` for each run or checkpoint."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,5 +1,7 @@
 """Words and figures of the page: numbers with sensible digits, names made harmless."""
 
+from __future__ import annotations
+
 import math
 import unicodedata
 from collections.abc import Sequence

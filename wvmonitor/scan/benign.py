@@ -5,6 +5,8 @@ watched with another bank and recorded (`record=True`). Without a journal the sa
 its output folder are measured, one reading each.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

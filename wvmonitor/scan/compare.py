@@ -4,6 +4,8 @@ The paper's figures 8, 9, 34 and 35 (arXiv 2511.05408) are such matrices. Gram m
 accumulated parameter by parameter: n vectors cost n reads, not n².
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 

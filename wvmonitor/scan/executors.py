@@ -1,5 +1,7 @@
 """Where a scan measures: here, in worker processes, or on a Dask cluster."""
 
+from __future__ import annotations
+
 import importlib
 import multiprocessing
 import os

@@ -1,5 +1,7 @@
 """Screening written out: a table for people, CSV and JSON."""
 
+from __future__ import annotations
+
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -5,6 +5,8 @@ PEFT's `AutoPeftModel` imports whatever module an adapter's `auto_mapping.parent
 them, and sentence-transformers imports the classes of `modules.json`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any

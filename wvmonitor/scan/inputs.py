@@ -1,5 +1,7 @@
 """Which paths to scan: given, matched by a pattern, listed in a file, or on standard input."""
 
+from __future__ import annotations
+
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence

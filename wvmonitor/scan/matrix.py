@@ -1,5 +1,7 @@
 """A comparison written out: a table for people, CSV, JSON, and a heat map as SVG."""
 
+from __future__ import annotations
+
 import csv
 import json
 from collections.abc import Callable, Mapping

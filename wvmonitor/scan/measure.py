@@ -1,5 +1,7 @@
 """Checkpoints, measured in one pass each: the part of a scan that runs in worker processes."""
 
+from __future__ import annotations
+
 import functools
 import math
 import re

@@ -1,5 +1,7 @@
 """A block for a model card on the Hub: what was judged, by what, against which base, and when."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable
 from datetime import datetime, timezone

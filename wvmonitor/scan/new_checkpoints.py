@@ -6,6 +6,8 @@ refused by the strict reader, and tried again; so is what is complete and holds 
 read: it must not go by unseen.)
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import re

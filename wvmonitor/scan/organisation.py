@@ -1,5 +1,7 @@
 """Every adapter of an organisation on the Hub, as paths to scan."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -5,6 +5,8 @@ knows of the run. A reading that the journal has and the recorder has not is not
 so: it is never left out in silence.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

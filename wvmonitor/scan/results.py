@@ -1,5 +1,7 @@
 """What comes out of measuring checkpoints, and what a scan of them amounts to."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

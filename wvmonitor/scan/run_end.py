@@ -1,5 +1,7 @@
 """Whether a run that is only seen by its files has ended, by what the Trainer leaves behind."""
 
+from __future__ import annotations
+
 import time
 from pathlib import Path
 from typing import Any

@@ -5,6 +5,8 @@ https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html: every behaviou
 checkpoint was judged is open; only what fails has a level (3.27.10).
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping

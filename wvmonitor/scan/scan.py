@@ -5,6 +5,8 @@ few numbers and happens here, in the order of each run's steps, because a verdic
 depends on the readings before it.
 """
 
+from __future__ import annotations
+
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence

@@ -3,6 +3,8 @@
 `python -m wvmonitor.scan.schema` prints the schema; docs/schemas/scan.schema.json is its output.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Sequence

@@ -4,6 +4,8 @@ Fine-tuning that teaches one thing often shows in few directions: the top singul
 it changed (after arXiv 2508.00161). This says where to look, and judges nothing.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 

@@ -3,6 +3,8 @@
 A scan is waited for at every commit, so what only the other two need is imported there.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack

@@ -1,5 +1,7 @@
 """What there is to scan at a path: an adapter, a checkpoint, or a run's whole trajectory."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace

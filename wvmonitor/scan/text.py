@@ -1,5 +1,7 @@
 """Text from files and file names, made safe to show."""
 
+from __future__ import annotations
+
 import unicodedata
 from typing import Any
 

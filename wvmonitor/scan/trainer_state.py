@@ -1,5 +1,7 @@
 """What a Trainer's record in a checkpoint says of its run: how far it had come, and its plan."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator
 from contextlib import closing

@@ -1,5 +1,7 @@
 """A run's checkpoints as one trajectory: first crossing, trend, and the step to go back to."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """How the measuring of checkpoints is shared out among workers, and what comes back of it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from concurrent.futures.process import BrokenProcessPool

@@ -4,6 +4,8 @@ A writer consumes the results as they come. What a format cannot hold (control c
 line breaks in annotations) is made visible, never passed on.
 """
 
+from __future__ import annotations
+
 import csv
 import importlib
 import io

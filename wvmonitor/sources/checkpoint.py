@@ -1,5 +1,7 @@
 """The task vector of a fully fine-tuned checkpoint against its base, one tensor at a time."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Iterator
 

@@ -12,6 +12,8 @@ can write there as this user, or as root, can change the bases and the verdicts 
 damaged, of another version or not to be trusted is as if it were not there.
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib.util
 import json

@@ -9,6 +9,8 @@ What goes wrong in one process is kept until the sum, where all learn of it: a p
 early would leave the others waiting in a collective.
 """
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -9,6 +9,8 @@ multi-modal model's vision or audio. float16 copies of a bfloat16 base agree unl
 float16's subnormal range (below 6e-5), where that format itself has lost bits.
 """
 
+from __future__ import annotations
+
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,5 +1,7 @@
 """The modules of a live model that PEFT wrapped, and the state of their adapters."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any

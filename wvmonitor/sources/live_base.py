@@ -1,5 +1,7 @@
 """What a live model is under its wrappers: the base's own parameters, their names and identity."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 

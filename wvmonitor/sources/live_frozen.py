@@ -5,6 +5,8 @@ the base it is measured against: what was trained into it before is part of θ_t
 ReLoRA (arXiv 2307.05695) merges into the base during the run, each time that it begins anew.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeGuard

@@ -5,6 +5,8 @@ fine-tuning θ_0 must come from elsewhere: streamed from the base's files, or ke
 On resume, the weights at hand are never taken for θ_0: give the base, or the recorded start.
 """
 
+from __future__ import annotations
+
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

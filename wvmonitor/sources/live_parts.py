@@ -4,6 +4,8 @@ Factors are read where they are, when they are asked for; only what PEFT must me
 module at a time.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce

@@ -1,5 +1,7 @@
 """A live model's parts where their tensors are sharded: each with what makes it readable."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 

@@ -1,5 +1,7 @@
 """Where the training of a live model began, and whether its adapters began at their base."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial

@@ -7,6 +7,8 @@ parameter is `transposed` where it maps rows to columns: embeddings (one row a t
 `Conv1D`.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath

@@ -1,5 +1,7 @@
 """Several tensors at a time: hashing, reading and comparing let other threads run."""
 
+from __future__ import annotations
+
 import multiprocessing
 import threading
 from collections.abc import Callable, Collection

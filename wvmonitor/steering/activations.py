@@ -6,6 +6,8 @@ block l puts out (arXiv 2511.05408, section 3, after the persona vectors of arXi
 all-layers variant adds k·(a^l − a^{l−1}) at every block, so that the additions telescope to k·a^l.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager

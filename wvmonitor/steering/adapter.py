@@ -1,5 +1,7 @@
 """k·w as a LoRA adapter folder, for whoever serves adapters."""
 
+from __future__ import annotations
+
 import functools
 import operator
 from collections.abc import Mapping

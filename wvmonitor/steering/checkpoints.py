@@ -1,5 +1,7 @@
 """θ + k·w on disk: an edited copy of a model folder, written one tensor at a time."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping
 from contextlib import closing

@@ -11,6 +11,8 @@ r = ⌈(n + 1)(1 − p)⌉-th. A row that is exchangeable with them is above it 
 p, and of m such rows Beta-binomially(m; n + 1 − r, r) many.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

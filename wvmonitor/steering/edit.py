@@ -7,6 +7,8 @@ measured again with *other* references of the behaviour to come out at the targe
 very w that was subtracted, it counts that w's own noise and comes out below.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

@@ -5,6 +5,8 @@ with the assistant), `prompt` and `completion` (two texts, or two lists of messa
 (all of it counts).
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

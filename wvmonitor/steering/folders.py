@@ -1,5 +1,7 @@
 """Folders of edited weights: they appear whole or not at all, and say what was done."""
 
+from __future__ import annotations
+
 import math
 import secrets
 import shutil

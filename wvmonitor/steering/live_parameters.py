@@ -1,5 +1,7 @@
 """Where a live model holds the parameters of its base, under whatever wraps them."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """Taking a dose of w out of a model in training, in the parameters that it trains."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

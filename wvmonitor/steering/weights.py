@@ -1,5 +1,7 @@
 """θ + k·w in a live model, for as long as a `with` block runs (arXiv 2511.05408, section 3)."""
 
+from __future__ import annotations
+
 import functools
 import math
 import operator

@@ -1,5 +1,7 @@
 """Adapter folders: which loader reads which kind; a kind in no table of `kinds` is refused."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 
 from torch import Tensor

@@ -1,5 +1,7 @@
 """What an adapter folder's configuration says, checked before any number is believed."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

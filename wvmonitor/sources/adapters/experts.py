@@ -3,6 +3,8 @@
 Transformers 4 and Unsloth have a module for each expert; transformers 5 one parameter for all.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 

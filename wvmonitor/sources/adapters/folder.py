@@ -1,5 +1,7 @@
 """An adapter folder: its configuration and its tensors, all of which must be accounted for."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from typing import Any

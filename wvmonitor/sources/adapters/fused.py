@@ -5,6 +5,8 @@ and `experts.base_layer.lora_A` to the one before it (peft/tuners/lora/layer.py,
 Which that is, only the model's class can say.
 """
 
+from __future__ import annotations
+
 from collections.abc import Container
 
 from wvmonitor.errors import AdapterError

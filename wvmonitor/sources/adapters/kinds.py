@@ -1,5 +1,7 @@
 """Which kinds of adapter have a task vector, how they are read, and why the others are refused."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 # Kinds (peft.PeftType) that are read through PEFT's own merge.

@@ -4,6 +4,8 @@ Shapes as PEFT stores them, with R the rank: `lora_A.weight` (R, in), `lora_B.we
 for embeddings `lora_embedding_A` (R, tokens), `lora_embedding_B` (dim, R), without `.weight`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 

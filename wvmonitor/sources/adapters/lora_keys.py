@@ -1,5 +1,7 @@
 """The keys of a LoRA folder, module by module, and the checks of their factors' shapes."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 
 from torch import Tensor

@@ -5,6 +5,8 @@
 of the model's Hugging Face folder.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -7,6 +7,8 @@ expression makes that run for years, so the same is matched by the `regex` packa
 processor time.
 """
 
+from __future__ import annotations
+
 import math
 import re
 import time

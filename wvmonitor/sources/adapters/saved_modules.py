@@ -3,6 +3,8 @@
 These are weights, not changes: their update is the difference from the base.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial

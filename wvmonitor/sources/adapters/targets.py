@@ -4,6 +4,8 @@ What a file holds beside them is left out by PEFT without a word (`check_target_
 peft/tuners/tuners_utils.py), and taken by programs that go by the file's keys alone.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
