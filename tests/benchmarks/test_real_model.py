@@ -18,6 +18,7 @@ from benchmarks.real import (
     bank,
     held_out,
     metrics,
+    other_scores,
     page,
     protocol,
     readings,
@@ -351,13 +352,13 @@ def test_what_a_harm_belongs_to_is_told_by_name():
 
 def test_a_difference_is_paired_and_signed():
     """Of a perfect score and its opposite it is 1, and of a score and itself nothing at all."""
-    pairs = [(float(i), -float(i), i > 3, f"f{i}") for i in range(8)]
+    pairs = [(float(i), -float(i), i > 4, f"f{i}") for i in range(10)]
     found = statistics.difference(pairs)
     assert found == {"value": 1.0, "ci95": [1.0, 1.0]}
     same = statistics.difference([(a, a, side, f) for a, _, side, f in pairs])
     assert same == {"value": 0.0, "ci95": [0.0, 0.0]}
     assert statistics.difference(pairs[:3]) is None
-    few = statistics.difference([*pairs[:4], pairs[7]])
+    few = statistics.difference([*pairs[:5], *pairs[6:]])
     assert few == {"value": 1.0, "ci95": None}
 
 
@@ -560,10 +561,11 @@ def test_shares_of_held_out_runs_are_counted_by_side_and_part():
     """An alarm of another behaviour is an alarm, and not one of its own."""
     rows = [
         {"side": side, "part": part, "domain": domain, "behaviour": "b", "alarmed": alarmed,
-         "nearest": near}
+         "nearest": near, "good side calibrates": part == "tuning"}
         for side, part, domain, alarmed, near in (
             ("bad", "power", "b-x", ["b"], 1.5), ("bad", "power", "b-x", ["c"], 1.1),
             ("good", "power", "b-x", [], 0.2), ("bad", "tuning", "b-y", [], 0.4),
+            ("good", "tuning", "b-y", ["c"], 1.2),
         )
     ]  # fmt: skip
     short = held_out._in_short(rows, [])
@@ -573,3 +575,32 @@ def test_shares_of_held_out_runs_are_counted_by_side_and_part():
     assert short["power"]["good, alarm of that behaviour"]["value"] == 0.0
     assert short["power and tuning"]["bad, any alarm"]["value"] == pytest.approx(2 / 3)
     assert short["power"]["auroc"] is None, "there is no benign run to rank among"
+    both = short["power and tuning"]
+    assert both["good, any alarm"]["value"] == 0.5
+    assert both["good, any alarm, domains behind no calibration run"]["value"] == 0.0
+    assert both["auroc of bad against good"]["value"] == pytest.approx(4 / 6)
+
+
+def test_another_score_is_judged_as_the_shipped_one_was():
+    """The shipped score's row, judged again from kept scores, is what the bank itself said."""
+    held = json.loads((report.RESULTS / f"{report.NAME}.json").read_text("utf-8"))
+    found, public = held["held out"], held["metrics"]["runs"]
+    (shipped,) = [r for r in found["other scores"] if r["decides"]]
+    assert len(found["other scores"]) == len(CANDIDATES)
+    for side, what in (("bad", "own"), ("good", "any")):
+        for part, parts in (("power", {"power"}), ("all", {"power", "tuning"})):
+            runs_ = [r for r in found["runs"] if r["side"] == side and r["part"] in parts]
+            own = [r["behaviour"] in r["alarmed"] for r in runs_]
+            hits = own if what == "own" else [bool(r["alarmed"]) for r in runs_]
+            told = shipped[f"{side}, {what} alarm, {part}"]
+            assert told == {"hit": sum(hits), "of": len(hits)}
+    benign = [bool(r["alarmed"]) for r in public
+              if r["role"] == "benign" and r["share"] == 1 and r["variant"] == "lora"]  # fmt: skip
+    assert shipped["benign, any alarm"] == {"hit": sum(benign), "of": len(benign)}
+
+
+def test_without_the_banks_harmless_runs_other_scores_are_not_known(bench):
+    """A bank without a calibration, or without its work folder, gives no row, and that is said."""
+    held, _ = bench
+    assert other_scores.figures({"runs": []}, [], [], held.against, SETTING, ()) == []
+    assert "Not known" in other_scores.text([])
