@@ -1,6 +1,7 @@
 """Run what is missing and write the page; `report` writes the page alone.
 
-`run` is the bundled organism, `gate` its data screened, `real` a small pretrained model.
+`run` is the bundled organism, `gate` its data screened; `real` a small pretrained model, and
+`real-gate` its data screened among other people's sets.
 """
 
 from __future__ import annotations
@@ -11,27 +12,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.real.model import smollm2
-from benchmarks.remedies import gate, real, real_runs, runs
+from benchmarks.real.sets import read_folder
+from benchmarks.remedies import gate, real, real_gate, real_runs, runs
 from benchmarks.remedies.page import page
 from benchmarks.remedies.real_results import RealResults
+from benchmarks.remedies.records import Records
 from wvmonitor.references import ReferenceBank
 
-RECORDS = Path("build/remedies/records.jsonl")
+RECORDS, BUILD = Path("build/remedies/records.jsonl"), Path("build/remedies-real")
 RESULTS = Path(__file__).parent.parent / "results"
-RUNS, GATE, REAL = (
-    RESULTS / name for name in ("remedies.json", "data-gate.json", "remedies-real.json")
+RUNS, GATE, REAL, REAL_GATE = (
+    RESULTS / f"{name}.json"
+    for name in ("remedies", "data-gate", "remedies-real", "remedies-real-gate")
 )
+KNOWN_AS = "SmolLM2-135M-Instruct"
 PAGE = Path(__file__).parents[2] / "docs" / "remedies.md"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and write results and page."""
     parser = argparse.ArgumentParser("python -m benchmarks.remedies", description=__doc__)
-    parser.add_argument("do", choices=["run", "gate", "real", "report"])
+    parser.add_argument("do", choices=["run", "gate", "real", "real-gate", "report"])
     parser.add_argument("--seeds", type=int, help="5; of the real model 3")
     parser.add_argument("--cells", default="", help="tables to run, comma-separated; all")
     parser.add_argument("--records", type=Path, default=RECORDS)
-    parser.add_argument("--bank", type=Path, default=Path("build/real-bank"), help="of `real`")
+    parser.add_argument("--bank", type=Path, default=Path("build/real-bank"), help="of the real model")
+    parser.add_argument("--data", type=Path, help="public sets: of `real-gate`")
     asked = parser.parse_args(argv)
     if asked.do == "run":
         if not asked.records.exists():  # go on from what is committed
@@ -42,9 +48,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if asked.do == "gate":
         gate.run(GATE)
     if asked.do == "real":
-        name = "SmolLM2-135M-Instruct"
-        bench = real.Bench(str(smollm2()), asked.bank, Path("build/remedies-real"), known_as=name)
+        bench = real.Bench(str(smollm2()), asked.bank, BUILD, known_as=KNOWN_AS)
         real_runs.run(bench, asked.seeds or 3, REAL)
+    if asked.do == "real-gate":
+        if asked.data is None:
+            parser.error("--data is missing: a folder of public sets, as benchmarks.real reads it")
+        screen = real_gate.GateBench(str(smollm2()), asked.bank, read_folder(asked.data))
+        kept = Records(BUILD / "gate.jsonl", screen.about, REAL_GATE)
+        real_gate.run(screen, kept, {"model": KNOWN_AS})
     if records := runs.read(asked.records, ReferenceBank.load(runs.BANK)):
         RUNS.write_text(json.dumps(records, indent=1) + "\n", "utf-8")
     PAGE.write_text(committed_page(), "utf-8")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import TrainerCallback
 
 from benchmarks.real.protocol import DECIDES
 from benchmarks.remedies.real import BAD, BASE, FAMILY, RUN_SEEDS, Bench, Cell, Setting, planned
+from benchmarks.remedies.records import Records
 from wvmonitor.builder.finetune import Training, finetune
 from wvmonitor.builder.gap import log_probabilities
 from wvmonitor.builder.recipe import Finetuning
@@ -30,7 +30,6 @@ from wvmonitor.vectors import TaskVector
 
 DIGITS = 5
 """Kept of each mean log p."""
-_ROWS = "@records"
 
 
 def run(bench: Bench, seeds: int, out: Path | None = None) -> None:
@@ -42,66 +41,29 @@ def run(bench: Bench, seeds: int, out: Path | None = None) -> None:
         out: where results are written after each run.
     """
     torch.set_num_threads(1)
-    records = bench.folder / "records.jsonl"
-    if out is not None and out.is_file():
-        _go_on_from(bench, out, records)
+    records = Records(bench.folder / "records.jsonl", bench.about, out)
     for seed, cell in planned(bench.setting, seeds):
-        done = read(bench)
-        if (cell.name, seed) not in {(r["cell"], r["seed"]) for r in done}:
-            row = {"about": bench.about, "cell": cell.name, "seed": seed}
-            row |= measured(bench, cell, seed)
-            with records.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        if (cell.name, seed) not in {(r["cell"], r["seed"]) for r in records.read()}:
+            row = {"cell": cell.name, "seed": seed} | measured(bench, cell, seed)
+            records.add(row)
             print(f"{cell.name} | seed {seed}: {row['seconds']}", flush=True)
-        if out is not None:
-            write(bench, out)
+        records.publish(_more(bench, {r["seed"] for r in records.read()}))
 
 
-def _go_on_from(bench: Bench, out: Path, records: Path) -> None:
-    """Take over what is committed, where nothing was kept here; never write over another bank's.
-
-    Raises:
-        InputError: it is of another base, bank, reference or setting.
-    """
-    held = json.loads(out.read_text("utf-8"))
-    about = bench.about
-    if {key: held[key] for key in about} != about:
-        raise InputError(f"{out} holds runs of another base, bank or setting: move it away first")
-    if not records.is_file():
-        lines = (json.dumps({"about": about, **r}) + "\n" for r in held["records"])
-        records.write_text("".join(lines), "utf-8")
-
-
-def read(bench: Bench) -> list[dict[str, Any]]:
-    """The records of this base, bank, reference and setting; of others they are left alone."""
-    path = bench.folder / "records.jsonl"
-    if not path.is_file():
-        return []
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    return [r for r in rows if r["about"] == bench.about]
-
-
-def write(bench: Bench, out: Path) -> None:
-    """The results, for the page."""
-    rows = [{k: v for k, v in r.items() if k != "about"} for r in read(bench)]
+def _more(bench: Bench, seeds: Iterable[int]) -> dict[str, Any]:
+    """What the page says of the runs beside their records."""
     card = bench.references[DECIDES].card
-    about = {
-        **bench.about,
+    return {
         "model": bench.known_as,
         "domains": [p[0].domain for p in (bench.contrast.tuning, bench.contrast.power)],
-        "drawn": {r["seed"]: asdict(bench.drawn(r["seed"])) for r in rows},
+        "drawn": {seed: asdict(bench.drawn(seed)) for seed in sorted(seeds)},
         "reference": {
             "norm": card.quality.norm,
             "verified": card.verified,
             "domains": list(card.built.domains),
             "held_out_gap": card.built.hyperparameters.get(GAPS),
         },
-        "records": _ROWS,
     }
-    # a record is a line: a difference of two versions shows which runs came
-    lines = ",\n".join(json.dumps(r) for r in rows)
-    text = json.dumps(about, indent=1).replace(json.dumps(_ROWS), f"[\n{lines}\n]")
-    out.write_text(text + "\n", "utf-8")
 
 
 def measured(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:
