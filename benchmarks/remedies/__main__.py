@@ -1,7 +1,8 @@
 """Run what is missing and write the page; `report` writes the page alone.
 
-`run` is the bundled organism, `gate` its data screened; `real` a small pretrained model, and
-`real-gate` its data screened among other people's sets.
+`run` is the bundled organism, `gate` its data screened; `real` a small pretrained model,
+`real-alarms` what waits for an alarm there, and `real-gate` its data screened among other people's
+sets.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.real.model import smollm2
 from benchmarks.real.sets import read_folder
-from benchmarks.remedies import gate, real, real_gate, real_runs, runs
+from benchmarks.remedies import gate, real, real_alarms, real_gate, real_runs, runs
 from benchmarks.remedies.page import page
 from benchmarks.remedies.real_results import RealResults
 from benchmarks.remedies.records import Records
@@ -21,10 +22,10 @@ from wvmonitor.references import ReferenceBank
 
 RECORDS, BUILD = Path("build/remedies/records.jsonl"), Path("build/remedies-real")
 RESULTS = Path(__file__).parent.parent / "results"
-RUNS, GATE, REAL, REAL_GATE = (
-    RESULTS / f"{name}.json"
-    for name in ("remedies", "data-gate", "remedies-real", "remedies-real-gate")
+RUNS, GATE, REAL = (
+    RESULTS / f"{name}.json" for name in ("remedies", "data-gate", "remedies-real")
 )
+REAL_ALARMS, REAL_GATE = (RESULTS / f"remedies-real-{name}.json" for name in ("alarms", "gate"))
 KNOWN_AS = "SmolLM2-135M-Instruct"
 PAGE = Path(__file__).parents[2] / "docs" / "remedies.md"
 
@@ -32,7 +33,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "remedies.md"
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and write results and page."""
     parser = argparse.ArgumentParser("python -m benchmarks.remedies", description=__doc__)
-    parser.add_argument("do", choices=["run", "gate", "real", "real-gate", "report"])
+    parser.add_argument("do", choices=["run", "gate", "real", "real-alarms", "real-gate", "report"])
     parser.add_argument("--seeds", type=int, help="5; of the real model 3")
     parser.add_argument("--cells", default="", help="tables to run, comma-separated; all")
     parser.add_argument("--records", type=Path, default=RECORDS)
@@ -50,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if asked.do == "real":
         bench = real.Bench(str(smollm2()), asked.bank, BUILD, known_as=KNOWN_AS)
         real_runs.run(bench, asked.seeds or 3, REAL)
+    if asked.do == "real-alarms":
+        of = real.Bench(str(smollm2()), asked.bank, BUILD, real_alarms.ALARM_SETTING)
+        watched = real_alarms.AlarmBench(of)
+        kept = Records(BUILD / "alarms.jsonl", watched.about, REAL_ALARMS)
+        real_alarms.run(watched, asked.seeds or 3, kept, {"model": KNOWN_AS})
     if asked.do == "real-gate":
         if asked.data is None:
             parser.error("--data is missing: a folder of public sets, as benchmarks.real reads it")

@@ -23,6 +23,7 @@ from wvmonitor.detection.judge import Judge
 from wvmonitor.errors import InputError
 from wvmonitor.integrations.transformers import WVMonitorCallback
 from wvmonitor.journal.reader import JournalReader
+from wvmonitor.references import ReferenceBank
 from wvmonitor.sources.adapters import read_adapter
 from wvmonitor.steering import inoculated, steered
 from wvmonitor.steering.edit import plan
@@ -98,11 +99,13 @@ def measured(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:
             callbacks=callbacks, examine=examine,
         )  # fmt: skip
         if not cell.vector:
-            found["watched"] = _told(folder)
-        found |= _read(bench, adapter)
+            found["watched"] = verdicts(folder)
+        found |= read(bench, bench.references, adapter)
         if not cell.vector:
             amounts = [None, bench.setting.k] if cell.data == BAD else [None]
-            found["repaired"] = _repaired(bench, adapter, places, amounts, own=own)
+            found["repaired"] = repaired(
+                bench, bench.references, adapter, places, amounts, own=own
+            )
     spent = found.pop("trained for")
     return found | {"seconds": [round(spent, 1), round(time.process_time() - began - spent, 1)]}
 
@@ -160,9 +163,11 @@ def _watch(bench: Bench, folder: Path) -> WVMonitorCallback:
     )
 
 
-def _told(folder: Path) -> dict[str, Any]:
-    """What the bank said of a run: every verdict's state at any reading, by behaviour."""
-    rows = JournalReader(folder).trajectory("watched")
+def verdicts(folder: Path) -> dict[str, Any]:
+    """What the bank said of a folder's run: every verdict's state at any reading, by behaviour."""
+    reader = JournalReader(folder)
+    (name,) = reader.runs()
+    rows = reader.trajectory(name)
     states: dict[str, set[str]] = {}
     alarms: dict[str, int] = {}
     for row in rows:
@@ -177,11 +182,13 @@ def _told(folder: Path) -> dict[str, Any]:
     }
 
 
-def _read(bench: Bench, adapter: Path) -> dict[str, Any]:
-    """How much of the reference is in a finished run."""
+def read(
+    bench: Bench, bank: ReferenceBank, adapter: Path, behaviour: str = DECIDES
+) -> dict[str, Any]:
+    """How much of a bank's reference is in a finished run."""
     change = read_adapter(adapter, bench.base.folder)
-    scores = Judge.of(bench.references).statistics(bench.references.measure(change)).scores
-    reference = scores.references[DECIDES]
+    scores = Judge.of(bank).statistics(bank.measure(change)).scores
+    reference = scores.references[behaviour]
     return {
         "dose": reference.dose,
         "doses": dict(reference.doses),
@@ -190,34 +197,36 @@ def _read(bench: Bench, adapter: Path) -> dict[str, Any]:
     }
 
 
-def _repaired(
+def repaired(
     bench: Bench,
+    bank: ReferenceBank,
     adapter: Path,
     places: Sequence[int],
     amounts: Sequence[float | None],
     *,
     own: bool,
+    behaviour: str = DECIDES,
 ) -> dict[str, Any]:
-    """The finished run with so much taken out, by what `steer --remove` plans; None: its dose.
+    """The finished run with so much of a bank's reference out, by what `steer --remove` plans.
 
-    Where the command refuses, its words stand in place of answers.
+    None stands for the dose that is measured. Where the command refuses, its words stand in place
+    of answers.
     """
     found: dict[str, Any] = {}
     for amount in amounts:
         name = "the measured dose" if amount is None else f"{amount:g}"
         try:
             edit = plan(
-                adapter, bench.references, add={}, remove={DECIDES: amount},
-                base=bench.base.folder,
-            )  # fmt: skip
+                adapter, bank, add={}, remove={behaviour: amount}, base=bench.base.folder
+            )
         except InputError as error:
             found[name] = {"refused": str(error).replace(str(adapter), "the run")}
             continue
         change = read_adapter(adapter, bench.base.folder)
-        wanted = {change: 1.0, bench.references[DECIDES]: edit.amounts[DECIDES]}
+        wanted = {change: 1.0, bank[behaviour]: edit.amounts[behaviour]}
         with steered(bench.base.model, wanted):
             found[name] = asked(bench, bench.base.model, places, own=own) | {
-                "taken out": -edit.amounts[DECIDES],
+                "taken out": -edit.amounts[behaviour],
                 "cautions": list(edit.cautions),
             }
     return found
