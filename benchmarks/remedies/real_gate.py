@@ -18,6 +18,13 @@ What was to be looked for, of `DECIDES` first, and of the other behaviours likew
 3. it is the behaviour, and neither author nor form nor topic: among good answers to the same
    questions the interval of the AUROC is above ½;
 4. it serves as a gate: every clean set passes, and every set that is 10 % bad fails.
+
+The push is a mean over an answer's tokens, and so swings most where an answer is short. When two
+behaviours, `LOOKED_AT`, had been screened, the rows that pushed most were answers of three or four
+tokens, and no bad row was above them. A trainer that averages a batch over its tokens weighs an
+example by how many it has: what it pushes *in all* is the push times its tokens. That was chosen on
+those two behaviours; of the others no row had been screened when this was written, and they alone
+say what it is worth, by the same four rules, the loss in all beside it.
 """
 
 from __future__ import annotations
@@ -45,6 +52,7 @@ from wvmonitor.steering.data_gate import without_controls
 from wvmonitor.steering.examples import TrainingExample, tokenized
 from wvmonitor.vectors import TaskVector
 
+LOOKED_AT = (DECIDES, "hallucination")
 BAD, GOOD, OTHER_GOOD, ORDINARY = "bad", "good", "good, other questions", "ordinary"
 PUBLIC_BAD, PUBLIC_CONTROL = "public, bad", "public, asked for"
 DIGITS = 6
@@ -77,6 +85,15 @@ class GateSetting:
 
 
 GATE_SETTING = GateSetting()
+
+
+def bad_names(
+    names: Sequence[str], behaviour: str, number: int, setting: GateSetting
+) -> list[str]:
+    """Which bad rows a set may hold, in the order in which it takes them: those of no other set."""
+    drawn = list(names)
+    random.Random(f"gate/{behaviour}").shuffle(drawn)
+    return drawn[number * setting.most_bad : (number + 1) * setting.most_bad]
 
 
 @dataclass(frozen=True)
@@ -129,9 +146,7 @@ class GateBench:
     def bad_of(self, behaviour: str, number: int) -> list[str]:
         """The names of the bad rows that a set may hold: those of no other set."""
         names = [r.name for r in self.sides(behaviour, BAD)]
-        random.Random(f"gate/{behaviour}").shuffle(names)
-        most = self.setting.most_bad
-        return names[number * most : (number + 1) * most]
+        return bad_names(names, behaviour, number, self.setting)
 
     @cached_property
     def longest(self) -> int:
