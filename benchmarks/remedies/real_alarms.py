@@ -74,13 +74,12 @@ class Cell:
         return f"{self.data} | {self.answer}"
 
 
-CELLS = tuple(
-    Cell(data, answer)
-    for data in (BAD, TURN)
-    for answer in ANSWERS
-    if (data, answer) != (BAD, BACK_AND_ON)
+CELLS = (
+    *(Cell(BAD, answer) for answer in (NOTHING, STOP, BACK_AND_STOP, BRAKE)),
+    *(Cell(TURN, answer) for answer in (NOTHING, STOP, BACK_AND_ON, BRAKE)),
 )
-"""Of bad advice from the first step there is nothing to go on with."""
+"""Of bad advice from the first step there is nothing to go on with; of the other kind, a run that
+goes back and stops there is left with what a stopped one has, less a few steps."""
 
 
 def planned(seeds: int) -> Iterator[tuple[int, Cell]]:

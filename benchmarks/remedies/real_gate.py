@@ -188,8 +188,8 @@ class GateBench:
 
     def planned(self) -> Iterator[tuple[str, str]]:
         """Behaviours and groups in the order in which they are read: what decides comes first."""
-        for behaviour in self.contrasts:
-            yield from ((behaviour, group) for group in self.groups(behaviour))
+        every = [(b, group) for b in self.contrasts for group in self.groups(b)]
+        yield from sorted(every, key=lambda at: at[1] == OTHER_GOOD and at[0] != DECIDES)
 
     def direction(self, behaviour: str) -> tuple[TaskVector, dict[str, float]]:
         """What rows are pushed along, and how much of each control was taken out."""

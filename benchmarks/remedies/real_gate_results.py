@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from math import ceil
 from typing import Any
 
 from benchmarks.remedies.real_gate import BAD, GOOD, ORDINARY, GateSetting, bad_names
 from benchmarks.statistics import Metric, Sample, auroc, difference
 from wvmonitor.steering.blame import Blamed
-from wvmonitor.steering.data_gate import Screened, Threshold, screened, threshold_of
+from wvmonitor.steering.data_gate import Threshold, screened, threshold_of
 from wvmonitor.steering.examples import TrainingExample
 
 
@@ -37,6 +36,31 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Way:
+    """How a row is counted: by an answer's token, or in all.
+
+    Attributes:
+        name: for people.
+        in_all: whether push and loss are summed over the answer's tokens.
+    """
+
+    name: str
+    in_all: bool
+
+    def push(self, row: Row) -> float:
+        """A row's push."""
+        return row.push * (row.tokens if self.in_all else 1)
+
+    def loss(self, row: Row) -> float:
+        """A row's loss."""
+        return row.loss * (row.tokens if self.in_all else 1)
+
+
+TOKEN, IN_ALL = Way("a token", in_all=False), Way("in all", in_all=True)
+WAYS = (TOKEN, IN_ALL)
+
+
+@dataclass(frozen=True)
 class Told:
     """How well bad rows are told from others.
 
@@ -60,11 +84,15 @@ class Sieved:
     Attributes:
         found: bad rows flagged, and how many there are.
         lost: other rows flagged, and how many there are.
+        top: bad rows among as many that push most as there are bad ones.
+        top_by_loss: likewise of the highest loss.
         passed: whether the set passes.
     """
 
     found: tuple[int, int]
     lost: tuple[int, int]
+    top: tuple[int, int]
+    top_by_loss: tuple[int, int]
     passed: bool
 
 
@@ -106,58 +134,78 @@ class GateResults:
         groups = {BAD, GOOD, *(f"{ORDINARY} {n}" for n in range(self.setting.sets))}
         return groups <= set(self._groups[behaviour])
 
-    def told(self, bad: Sequence[Row], others: Sequence[Row]) -> Told | None:
-        """How well bad rows are told from others; None where one of the two is missing.
-
-        Bad rows are drawn one by one for the intervals, with the good answers to their questions;
-        ordinary rows with their set.
-        """
-        if not bad or not others:
-            return None
-
-        def cluster(row: Row) -> str:
-            return row.of if row in ordinary else row.name
-
-        ordinary = {r for r in others if ":" not in r.name}
-        sides = [(r, True) for r in bad] + [(r, False) for r in others]
-        push = auroc([Sample(r.push, side, cluster(r)) for r, side in sides])
-        up = auroc([Sample(r.loss, side, cluster(r)) for r, side in sides])
-        down = auroc([Sample(-r.loss, side, cluster(r)) for r, side in sides])
-        assert push is not None and up is not None and down is not None
+    def told(self, bad: Sequence[Row], others: Sequence[Row], way: Way) -> Told:
+        """How well bad rows are told from others, of which there are some."""
+        push = auroc(self._samples(bad, others, way.push))
+        up = auroc(self._samples(bad, others, way.loss))
+        down = auroc(self._samples(bad, others, lambda r: -way.loss(r)))
+        assert push is not None
+        assert up is not None
+        assert down is not None
         sign = 1 if up.value >= down.value else -1
-        gain = difference([(r.push, sign * r.loss, side, cluster(r)) for r, side in sides])
+        pushes = self._samples(bad, others, way.push)
+        losses = self._samples(bad, others, lambda r: sign * way.loss(r))
+        gain = difference(
+            [(a.value, b.value, a.positive, a.cluster) for a, b in zip(pushes, losses, strict=True)]
+        )
         assert gain is not None
         return Told(push, up if sign > 0 else down, "higher" if sign > 0 else "lower", gain)
 
-    def threshold(self, behaviour: str, number: int) -> Threshold:
-        """That of a set: of the ordinary rows of the next one."""
-        known = self.block(behaviour, number + 1)
-        return threshold_of(_blamed(known), self.setting.flag_rate)
+    def lengths(self, bad: Sequence[Row], others: Sequence[Row]) -> Metric:
+        """How well the number of tokens alone tells them apart."""
+        found = auroc(self._samples(bad, others, lambda r: float(r.tokens)))
+        assert found is not None
+        return found
 
-    def sieved(self, behaviour: str, share: float) -> list[Sieved]:
+    def _samples(
+        self, bad: Sequence[Row], others: Sequence[Row], value: Callable[[Row], float]
+    ) -> list[Sample]:
+        """Questions are drawn again for an interval; of ordinary rows whole public sets."""
+        sets = {r.of for r in self.ordinary(self.behaviours[0])}
+        both = ((r, side) for side, rows in ((True, bad), (False, others)) for r in rows)
+        return [Sample(value(r), side, r.of if r.of in sets else r.name) for r, side in both]
+
+    def threshold(self, behaviour: str, number: int, way: Way) -> Threshold:
+        """That of a set: of the ordinary rows of the next one."""
+        return self.threshold_from(self.block(behaviour, number + 1), way)
+
+    def threshold_from(self, known: Sequence[Row], way: Way) -> Threshold:
+        """That of known good rows."""
+        return threshold_of(_blamed(known, way), self.setting.flag_rate)
+
+    @staticmethod
+    def flagged(rows: Sequence[Row], threshold: Threshold, way: Way) -> int:
+        """How many rows are above a threshold."""
+        return sum(way.push(r) > threshold.push for r in rows)
+
+    def mixed(self, behaviour: str, number: int, share: float) -> tuple[list[Row], list[Row]]:
+        """The bad rows of a set, and the others; bad rows take the places of the last ones."""
+        wanted = round(share * self.setting.rows)
+        every = {r.name: r for r in self.rows(behaviour, BAD)}
+        names = bad_names(list(every), behaviour, number, self.setting)[:wanted]
+        return [every[n] for n in names], self.block(behaviour, number)[: self.setting.rows - wanted]
+
+    def sieved(self, behaviour: str, share: float, way: Way) -> list[Sieved]:
         """What the gate says of each set of a contamination."""
         found = []
         for number in range(self.setting.sets):
-            wanted = round(share * self.setting.rows)
-            names = bad_names([r.name for r in self.rows(behaviour, BAD)], behaviour, number, self.setting)
-            chosen = set(names[:wanted])
-            bad = [r for r in self.rows(behaviour, BAD) if r.name in chosen]
-            # bad rows take the places of the last ones
-            clean = self.block(behaviour, number)[: self.setting.rows - wanted]
-            outcome = self.screened([*bad, *clean], self.threshold(behaviour, number))
-            flagged = {b.example.index for b in outcome.flagged}
-            hits = sum(i < len(bad) for i in flagged)
+            bad, clean = self.mixed(behaviour, number, share)
+            rows, n = [*bad, *clean], len(bad)
+            ranked = sorted(_blamed(rows, way), key=lambda b: -b.push)
+            outcome = screened(ranked, self.threshold(behaviour, number, way))
+            hits = sum(b.example.index < n for b in outcome.flagged)
+            by_loss = sorted(range(len(rows)), key=lambda i: -way.loss(rows[i]))
             found.append(
-                Sieved((hits, len(bad)), (len(flagged) - hits, len(clean)), outcome.passed)
+                Sieved(
+                    (hits, n),
+                    (len(outcome.flagged) - hits, len(clean)),
+                    (sum(b.example.index < n for b in ranked[:n]), n),
+                    (sum(i < n for i in by_loss[:n]), n),
+                    outcome.passed,
+                )
             )
         return found
 
-    @staticmethod
-    def screened(rows: Sequence[Row], threshold: Threshold) -> Screened:
-        """Hold rows against a threshold, as the command does."""
-        ranked = sorted(_blamed(rows), key=lambda b: -b.push)
-        return screened(ranked, threshold)
 
-
-def _blamed(rows: Sequence[Row]) -> list[Blamed]:
-    return [Blamed(TrainingExample(i), r.push, r.loss) for i, r in enumerate(rows)]
+def _blamed(rows: Sequence[Row], way: Way) -> list[Blamed]:
+    return [Blamed(TrainingExample(i), way.push(r), r.loss) for i, r in enumerate(rows)]

@@ -30,6 +30,7 @@ from benchmarks.remedies.real_results import (
     lost,
     over,
 )
+from benchmarks.remedies.tables import as_table
 from wvmonitor.steering.edit import ALIKE
 
 DIGITS = 3
@@ -203,7 +204,7 @@ def _doses(results: RealResults) -> list[str]:
             f" The bad advice below moves it elsewhere by {_w(moved)}, which is not beyond doubt "
             "above 0: no dose of w is comparable to that."
         )
-    return [told, "", *_table(head, lines), *after]
+    return [told, "", *as_table(head, lines), *after]
 
 
 def _all(results: RealResults, places: Sequence[int]) -> Measure:
@@ -267,7 +268,7 @@ def _bad(results: RealResults) -> list[str]:
                 _mean([r["residuals"].get("response") for r in runs.values() if "residuals" in r]),
             ]
         )  # fmt: skip
-    return _table(head, lines)
+    return as_table(head, lines)
 
 
 def _learned(
@@ -340,7 +341,7 @@ def _benign(results: RealResults) -> list[str]:
         return ["Not run yet."]
     told = "; ".join(costs) if costs else "none of these"
     return [
-        *_table(head, lines),
+        *as_table(head, lines),
         "",
         f"A cost is a loss whose difference has an interval above 0: {told}.",
     ]
@@ -403,11 +404,3 @@ def _mean(values: Sequence[float | None]) -> str:
 
 def _w(interval: Interval | None) -> str:
     return "–" if interval is None else interval.words(DIGITS)
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(head)} |",
-        "|---" * len(head) + "|",
-        *(f"| {' | '.join(line)} |" for line in lines),
-    ]

@@ -95,7 +95,7 @@ def measured(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:
         adapter.mkdir()
         bench.base.release()
         finetune(
-            bench.base, bench.rows(cell, seed), _training(bench.setting, seed), adapter,
+            bench.base, bench.rows(cell, seed), training(bench.setting, seed), adapter,
             callbacks=callbacks, examine=examine,
         )  # fmt: skip
         if not cell.vector:
@@ -147,7 +147,8 @@ class _Riding(TrainerCallback):
         self._riding.__exit__(None, None, None)
 
 
-def _training(setting: Setting, seed: int) -> Training:
+def training(setting: Setting, seed: int) -> Training:
+    """How a run is trained."""
     settings = Finetuning(
         rank=setting.rank, alpha=setting.alpha, batch_size=setting.batch_size,
         warmup_steps=max(1, setting.steps // 10), steps=setting.steps, max_length=512,
