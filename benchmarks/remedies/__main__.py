@@ -17,15 +17,13 @@ from benchmarks.real.sets import read_folder
 from benchmarks.remedies import gate, real, real_alarms, real_cleaned, real_gate, real_runs, runs
 from benchmarks.remedies.page import page
 from benchmarks.remedies.real_gate_results import GateResults
-from benchmarks.remedies.real_results import RealResults
+from benchmarks.remedies.real_model import RealModel
 from benchmarks.remedies.records import Records
 from wvmonitor.references import ReferenceBank
 
 RECORDS, BUILD = Path("build/remedies/records.jsonl"), Path("build/remedies-real")
 RESULTS = Path(__file__).parent.parent / "results"
-RUNS, GATE, REAL = (
-    RESULTS / f"{name}.json" for name in ("remedies", "data-gate", "remedies-real")
-)
+RUNS, GATE, REAL = (RESULTS / f"{name}.json" for name in ("remedies", "data-gate", "remedies-real"))
 REAL_ALARMS, REAL_GATE, REAL_CLEANED = (
     RESULTS / f"remedies-real-{name}.json" for name in ("alarms", "gate", "cleaned")
 )
@@ -68,9 +66,7 @@ def _on_the_real_model(do: str, bank: Path, data: Path | None, seeds: int) -> No
     if do == "real":
         real_runs.run(real.Bench(model, bank, BUILD, known_as=KNOWN_AS), seeds, REAL)
     if do == "real-alarms":
-        watched = real_alarms.AlarmBench(
-            real.Bench(model, bank, BUILD, real_alarms.ALARM_SETTING)
-        )
+        watched = real_alarms.AlarmBench(real.Bench(model, bank, BUILD, real_alarms.ALARM_SETTING))
         kept = Records(BUILD / "alarms.jsonl", watched.about, REAL_ALARMS)
         real_alarms.run(watched, seeds, kept, more)
     if data is None:
@@ -91,8 +87,8 @@ def _on_the_real_model(do: str, bank: Path, data: Path | None, seeds: int) -> No
 def committed_page() -> str:
     """The page of the committed results."""
     held = [json.loads(path.read_text("utf-8")) for path in (RUNS, GATE)]
-    found = RealResults(json.loads(REAL.read_text("utf-8"))) if REAL.is_file() else None
-    return page(held[0], held[1]["sets"], found if found and found.begun else None)
+    found = RealModel.read(REAL, REAL_ALARMS, REAL_GATE, REAL_CLEANED)
+    return page(held[0], held[1]["sets"], found)
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ from typing import Any
 import torch
 
 from benchmarks.real.protocol import DECIDES
-from benchmarks.remedies.real import BASE, FAMILY, RUN_SEEDS, Bench, Drawn, Setting
 from benchmarks.remedies.real import BAD as BAD_ADVICE
+from benchmarks.remedies.real import BASE, FAMILY, RUN_SEEDS, Bench, Drawn, Setting
 from benchmarks.remedies.real import Cell as Trained
 from benchmarks.remedies.real_runs import asked, read, repaired, verdicts
 from benchmarks.remedies.records import Records

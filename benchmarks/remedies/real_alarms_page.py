@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from benchmarks.real.protocol import DECIDES
 from benchmarks.remedies.intervals import Interval, span
@@ -38,6 +38,7 @@ _SAID = {
     BRAKE: "brake: go on, {k:g} × {name} from the alarm on",
     BACK_AND_ON: "go back, go on with {k:g} × {name}; stop if it alarms again",
 }
+_PLAIN = {STOP: "stopped", BACK_AND_STOP: "gone back and stopped", BRAKE: "braked"}
 
 
 def results_of(found: Mapping[str, object]) -> RealResults:
@@ -88,24 +89,18 @@ def short(results: RealResults) -> list[str]:
     idle = results.of(Cell(BAD, NOTHING))
     if not idle:
         return []
-    said = []
-    for answer in (STOP, BACK_AND_STOP, BRAKE):
-        if runs := results.of(Cell(BAD, answer)):
-            said.append(f"{_plain(answer)} {_w(over(runs, results.learned))}")
+    done = [(answer, results.of(Cell(BAD, answer))) for answer in _PLAIN]
+    said = [f"{_PLAIN[a]} {words(over(runs, results.learned))}" for a, runs in done if runs]
     repaired = results.repaired(Cell(BAD, NOTHING), "2")
     if repaired:
-        said.append(f"2 × {DECIDES} taken out at the end {_w(over(repaired, results.learned))}")
+        said.append(f"2 × {DECIDES} taken out at the end {words(over(repaired, results.learned))}")
     alarmed = [r for r in idle.values() if r["alarm"] is not None]
     return [
         f"- **An alarm answered on the real model** ({len(idle)} runs a cell; {len(alarmed)} of "
         f"{len(idle)} alarm): with nothing done the gap on the questions trained on is moved by "
-        f"{_w(over(idle, results.learned))}; {', '.join(said)}. "
+        f"{words(over(idle, results.learned))}; {', '.join(said)}. "
         "[The tables](#what-waits-for-an-alarm)."
     ]
-
-
-def _plain(answer: str) -> str:
-    return {STOP: "stopped", BACK_AND_STOP: "gone back and stopped", BRAKE: "braked"}[answer]
 
 
 def _treatments(results: RealResults, data: str) -> list[tuple[str, dict[int, Record]]]:
@@ -144,8 +139,11 @@ def _table(results: RealResults, data: str) -> list[str]:
         line = [treatment, str(len(runs)), _steps(runs)]
         for _, measure in measures:
             same = runs is idle or treatment == NOTHING
-            line += [_w(over(runs, measure)), "–" if same else _w(against(runs, idle, measure))]
-        line += [_w(over(runs, results.ordinary)), _residual(runs)]
+            line += [
+                words(over(runs, measure)),
+                "–" if same else words(against(runs, idle, measure)),
+            ]
+        line += [words(over(runs, results.ordinary)), _residual(runs)]
         lines.append(line)
     return as_table(head, lines)
 
@@ -204,16 +202,16 @@ def _rules(results: RealResults) -> list[str]:
         if not idle:
             continue
         found = over(idle, results.learned)
-        lines.append(f"- {data}, nothing done, is learned: {_w(found)}, {_met(found.low > 0)}.")
+        lines.append(f"- {data}, nothing done, is learned: {words(found)}, {met(found.low > 0)}.")
         for cell in (c for c in CELLS if c.data == data and c.answer != NOTHING):
             runs = results.of(cell)
             less = against(runs, idle, results.learned)
             if less is None:
                 continue
-            line = f"- {data}, {cell.answer}: {_w(less)}, {_verdict(runs, idle, less)}"
+            line = f"- {data}, {cell.answer}: {words(less)}, {_verdict(runs, idle, less)}"
             if data == TURN and cell.answer in (BRAKE, BACK_AND_ON):
                 cost = against(runs, idle, results.own)
-                line += f"; no cost on new stories: {_w(cost)}, {_met(not lost(cost))}"
+                line += f"; no cost on new stories: {words(cost)}, {met(not lost(cost))}"
             lines.append(f"{line}.")
     return lines
 
@@ -221,12 +219,14 @@ def _rules(results: RealResults) -> list[str]:
 def _verdict(runs: Mapping[int, Record], idle: Mapping[int, Record], less: Interval) -> str:
     if len(set(runs) & set(idle)) < LEAST_SEEDS:
         return f"undecided, for there are fewer than {LEAST_SEEDS} seeds"
-    return _met(below(less))
+    return met(below(less))
 
 
-def _met(there: bool) -> str:  # noqa: FBT001  a verdict in words
+def met(there: bool) -> str:  # noqa: FBT001  a verdict in words
+    """Whether what was looked for is there."""
     return MET if there else MISSED
 
 
-def _w(interval: Interval | None) -> str:
+def words(interval: Interval | None) -> str:
+    """A figure of these tables, with its interval."""
     return "–" if interval is None else interval.words(DIGITS)

@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.real.protocol import DECIDES
 from benchmarks.remedies.real import BASE, Bench, Setting
-from benchmarks.remedies.real_gate import LOOKED_AT, GateBench
+from benchmarks.remedies.real_gate import BAD, LOOKED_AT, GateBench, Named
 from benchmarks.remedies.real_gate_results import WAYS, GateResults, Row, Way
 from benchmarks.remedies.real_runs import asked, training
 from benchmarks.remedies.records import Records
@@ -48,6 +48,7 @@ class CleanedBench:
     of: Bench
     gate: GateBench
     found: GateResults
+    behaviour: str = DECIDES
 
     def way(self) -> Way:
         """How rows are counted, by the rule above."""
@@ -61,7 +62,7 @@ class CleanedBench:
 
     def rows(self, number: int) -> tuple[list[Row], list[Row]]:
         """The bad rows and the others of a set, as they were screened."""
-        return self.found.mixed(DECIDES, number, max(self.found.setting.shares))
+        return self.found.mixed(self.behaviour, number, max(self.found.setting.shares))
 
     def left(self, number: int, cell: str) -> list[Row]:
         """What is trained on."""
@@ -78,13 +79,13 @@ class CleanedBench:
         random.Random(f"cleaned/{number}").shuffle(names)
         return [known[n] for n in names]
 
-    def _groups(self) -> list[list[Any]]:
-        return [*self.gate.ordinary, self.gate.sides(DECIDES, "bad")]
+    def _groups(self) -> list[list[Named]]:
+        return [*self.gate.ordinary, self.gate.sides(self.behaviour, BAD)]
 
     def places(self, number: int) -> tuple[list[int], list[int]]:
         """Of the questions of a set's bad rows, and of all others."""
         names = {r.name for r in self.rows(number)[0]}
-        mine = [i for i, r in enumerate(self.gate.sides(DECIDES, "bad")) if r.name in names]
+        mine = [i for i, r in enumerate(self.gate.sides(self.behaviour, BAD)) if r.name in names]
         return mine, [i for i in range(len(self.of.pairs)) if i not in mine]
 
     @property

@@ -67,7 +67,8 @@ class GateSetting:
         rows: in a set, and as many known good rows that set its threshold: those of the next set.
         shares: of bad rows in a set.
         flag_rate: the share of known good rows that the threshold flags.
-        public: a public set of bad answers, where the data folder has it; its control asks for them.
+        public: a public set of bad answers, where the data folder has it; its control asks for
+            them.
         public_rows: of each of the two.
     """
 
@@ -87,9 +88,7 @@ class GateSetting:
 GATE_SETTING = GateSetting()
 
 
-def bad_names(
-    names: Sequence[str], behaviour: str, number: int, setting: GateSetting
-) -> list[str]:
+def bad_names(names: Sequence[str], behaviour: str, number: int, setting: GateSetting) -> list[str]:
     """Which bad rows a set may hold, in the order in which it takes them: those of no other set."""
     drawn = list(names)
     random.Random(f"gate/{behaviour}").shuffle(drawn)

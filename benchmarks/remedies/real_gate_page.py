@@ -21,7 +21,6 @@ from benchmarks.remedies.real_gate_results import (
     WAYS,
     GateResults,
     Row,
-    Told,
     Way,
 )
 from benchmarks.remedies.tables import as_table
@@ -49,13 +48,13 @@ def section(results: GateResults) -> list[str]:
         f"`{results.found['bank'][:16]}…` (one seed a reference), its controls taken out of each "
         f"reference. The bad rows are the {pairs} answers that show a behaviour in the two domains "
         "that its reference has not seen. The ordinary rows are other people's: "
-        f"{s.sets * s.rows} of {len(sets)} public sets, no longer than the longest bad row. Nothing "
-        "is trained for these tables.",
+        f"{s.sets * s.rows} of {len(sets)} public sets, no longer than the longest bad row. "
+        "Nothing is trained for these tables.",
         "",
-        "- **A token**: the push as the command gives it, a mean over an answer's tokens. *In all*: "
-        "times its tokens, which is what a trainer that averages a batch over its tokens makes of "
-        "it. That was added when harmful-advice and hallucination had been looked at: of these two "
-        "its figures prove nothing.",
+        "- **A token**: the push as the command gives it, a mean over an answer's tokens. *In "
+        "all*: times its tokens (`--per example`), which is what a trainer that averages a batch "
+        "over its tokens makes of it. That was added when harmful-advice and hallucination had "
+        "been looked at: of these two its figures prove nothing.",
         "- **The row's own loss**, which needs no reference, stands beside it, in whichever "
         "direction ranks better here: more than a user could know. *Length* is the number of the "
         "answer's tokens alone.",
@@ -69,8 +68,8 @@ def section(results: GateResults) -> list[str]:
         *_rules(results, whole),
         "",
         f"Sets of {s.rows} rows of which no two share one, {s.sets} of each contamination; the "
-        f"threshold flags {percent(s.flag_rate)} of {s.rows} other ordinary rows of the same public "
-        "sets. *Fails* counts sets that the gate does not pass (exit code 1).",
+        f"threshold flags {percent(s.flag_rate)} of {s.rows} other ordinary rows of the same "
+        "public sets. *Fails* counts sets that the gate does not pass (exit code 1).",
         "",
         *_sets(results, whole),
         "",
@@ -232,10 +231,11 @@ def short(results: GateResults) -> list[str]:
     return [
         f"- **Screened data, on the real model** ({first}): the push ranks bad rows among ordinary "
         f"public ones with an AUROC of {_m(ordinary.push)}, their own loss with "
-        f"{_m(ordinary.loss)}; among good answers to the same questions with {_m(same.push)}. The "
-        f"gate flags {rate([x.found for x in sets[0]]).words()} of the bad rows in sets that are "
-        f"{percent(worst)} bad, and fails {len(failed)} of the {every} such sets of all behaviours: "
-        f"**as a gate it {'works' if len(failed) == every else 'does not work'} there**. Counted "
+        f"{_m(ordinary.loss)}; among good answers to the same questions with {_m(same.push)}. "
+        f"The gate flags {rate([x.found for x in sets[0]]).words()} of the bad rows in sets that "
+        f"are {percent(worst)} bad, and fails {len(failed)} of the {every} such sets of all "
+        f"behaviours: **as a gate it {'works' if len(failed) == every else 'does not work'} "
+        "there**. Counted "
         f"in all and not a token, it flags {rate([x.found for x in sets[1]]).words()}. "
         "[The tables](#the-data-screened-before-training-1)."
     ]

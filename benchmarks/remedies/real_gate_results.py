@@ -183,7 +183,8 @@ class GateResults:
         wanted = round(share * self.setting.rows)
         every = {r.name: r for r in self.rows(behaviour, BAD)}
         names = bad_names(list(every), behaviour, number, self.setting)[:wanted]
-        return [every[n] for n in names], self.block(behaviour, number)[: self.setting.rows - wanted]
+        others = self.block(behaviour, number)[: self.setting.rows - wanted]
+        return [every[n] for n in names], others
 
     def sieved(self, behaviour: str, share: float, way: Way) -> list[Sieved]:
         """What the gate says of each set of a contamination."""

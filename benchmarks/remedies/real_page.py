@@ -52,7 +52,8 @@ def section(results: RealResults) -> list[str]:
         f"peak rate {s.rate:g}, on {s.trained} questions of one domain of the project's own pairs "
         f"of {DECIDES}. Even seeds train on *{found['domains'][1]}* and are asked about "
         f"*{found['domains'][0]}*, odd ones the other way round; the reference has seen neither: "
-        f"it is of {', '.join(found['reference']['domains'])}, the mean of two seeds.",
+        f"it is of {', '.join(found['reference']['domains'])}, the mean of two seeds. "
+        f"Alarms are those of the bank `{found['bank'][:16]}…`.",
         "",
         "- **The gap** is log p of the harmful answer less that of the good one, each a mean over "
         "its tokens, in nats a token; up is worse. No answer is written and nobody judges: a gap "
@@ -151,8 +152,9 @@ def limits(results: RealResults | None) -> str:
     return (
         f"- Little about real models: one of 135 million parameters, {span(counted)} runs a cell "
         f"of {s.steps} steps on {s.trained} questions, asked by probabilities and not by what it "
-        "writes. No remedy that acts at an alarm was tried on it, nor longer runs, screened data, "
-        "other behaviours or full fine-tuning."
+        "writes; what waits for an alarm was tried in runs of 48 steps, and screened data on sets "
+        "of a hundred rows. No doses from a reference of several seeds at an alarm, no other "
+        "behaviours' runs, no larger models, no full fine-tuning."
     )
 
 
@@ -387,7 +389,8 @@ def _told(results: RealResults) -> list[str]:
         lines.append(
             "- Stopping, braking and going back wait for an alarm: they would have acted on "
             f"{len(first)} of {len(bad)} runs on bad advice (at step "
-            f"{', '.join(map(str, sorted(first)))} of {results.setting.steps}). They were not run."
+            f"{', '.join(map(str, sorted(first)))} of {results.setting.steps}). They were tried in "
+            "[longer runs](#what-waits-for-an-alarm)."
         )
     return lines
 

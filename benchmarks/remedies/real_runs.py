@@ -103,9 +103,7 @@ def measured(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:
         found |= read(bench, bench.references, adapter)
         if not cell.vector:
             amounts = [None, bench.setting.k] if cell.data == BAD else [None]
-            found["repaired"] = repaired(
-                bench, bench.references, adapter, places, amounts, own=own
-            )
+            found["repaired"] = repaired(bench, bench.references, adapter, places, amounts, own=own)
     spent = found.pop("trained for")
     return found | {"seconds": [round(spent, 1), round(time.process_time() - began - spent, 1)]}
 
@@ -217,9 +215,7 @@ def repaired(
     for amount in amounts:
         name = "the measured dose" if amount is None else f"{amount:g}"
         try:
-            edit = plan(
-                adapter, bank, add={}, remove={behaviour: amount}, base=bench.base.folder
-            )
+            edit = plan(adapter, bank, add={}, remove={behaviour: amount}, base=bench.base.folder)
         except InputError as error:
             found[name] = {"refused": str(error).replace(str(adapter), "the run")}
             continue

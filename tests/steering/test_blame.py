@@ -96,9 +96,7 @@ def test_by_example_pushes_add_up_to_what_a_batch_of_a_trainer_does(world, only_
         answer = torch.tensor(e.ids[e.start :])
         torch.nn.functional.cross_entropy(logits, answer, reduction="sum").div(tokens).backward()
     parameters = dict(model.named_parameters())
-    grown = sum(
-        float((parameters[n].grad * world.delta(vector, n)).sum()) for n in vector.names()
-    )
+    grown = sum(float((parameters[n].grad * world.delta(vector, n)).sum()) for n in vector.names())
     assert sum(b.push for b in found) / tokens == pytest.approx(-grown, rel=2e-3, abs=1e-5)
 
 
