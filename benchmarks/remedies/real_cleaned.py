@@ -36,7 +36,7 @@ from benchmarks.remedies.records import Records
 from wvmonitor.builder.examples import Example
 from wvmonitor.builder.finetune import finetune
 
-CLEANED_SETTING = Setting(steps=50, batch_size=4)
+CLEANED_SETTING = Setting(steps=36, batch_size=4)
 AS_IT_IS, CLEANED = "as it is", "cleaned"
 CELLS = (AS_IT_IS, CLEANED)
 
