@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from benchmarks.real.protocol import DECIDES
@@ -94,10 +95,9 @@ def short(results: RealResults) -> list[str]:
     repaired = results.repaired(Cell(BAD, NOTHING), "2")
     if repaired:
         said.append(f"2 × {DECIDES} taken out at the end {words(over(repaired, results.learned))}")
-    alarmed = [r for r in idle.values() if r["alarm"] is not None]
     return [
-        f"- **An alarm answered on the real model** ({len(idle)} runs a cell; {len(alarmed)} of "
-        f"{len(idle)} alarm): with nothing done the gap on the questions trained on is moved by "
+        f"- **An alarm answered on the real model** ({len(idle)} runs a cell; "
+        f"{len(_alarmed(idle))} of {len(idle)} alarm): with nothing done the gap on the questions trained on is moved by "
         f"{words(over(idle, results.learned))}; {', '.join(said)}. "
         "[The tables](#what-waits-for-an-alarm)."
     ]
@@ -149,8 +149,17 @@ def _table(results: RealResults, data: str) -> list[str]:
 
 
 def _steps(runs: Mapping[int, Record]) -> str:
-    counts = [r["last_step"] for r in runs.values() if "last_step" in r]
+    """How far what is left was trained: of a run that went back and stopped, to where it went."""
+    counts = [
+        r["last_step"] if r["went_back_to"] is None or _went_on(r) else r["went_back_to"]
+        for r in runs.values()
+        if "last_step" in r
+    ]
     return span(counts) if counts else "–"
+
+
+def _went_on(record: Record) -> bool:
+    return bool(record["rode"])
 
 
 def _residual(runs: Mapping[int, Record]) -> str:
@@ -172,10 +181,15 @@ def _alarms(results: RealResults, data: str) -> list[str]:
         if data == TURN:
             line += f"; before the first bad row in {early} of {len(runs)}"
         if cell.answer == NOTHING:
-            alarmed = {n for r in runs.values() for n in r["watched"]["alarms"]}
-            line += f"; {', '.join(sorted(alarmed)) or 'nothing'} alarmed"
+            alarmed = Counter(n for r in runs.values() for n in r["watched"]["alarms"])
+            told = ", ".join(f"{name} in {n} of {len(runs)}" for name, n in alarmed.most_common())
+            line += f"; alarms at any time: {told or 'none'}"
         back = [r["went_back_to"] for r in runs.values() if r["went_back_to"] is not None]
         line += f"; back to step {', '.join(map(str, back))}" if back else ""
+        if cell.answer in (BACK_AND_STOP, BACK_AND_ON) and len(back) < len(
+            alarmed := _alarmed(runs)
+        ):
+            line += f", in {len(alarmed) - len(back)} no checkpoint was ok: stopped at the alarm"
         if cell.answer in (BRAKE, BACK_AND_ON):
             rode = sorted({f"{k:g} × {n}" for r in runs.values() for n, k in r["rode"].items()})
             line += f"; {', '.join(rode) or 'nothing'} rode along"
@@ -185,6 +199,10 @@ def _alarms(results: RealResults, data: str) -> list[str]:
             line += f" at step {', '.join(map(str, again))}" if again else ""
         lines.append(f"{line}.")
     return lines
+
+
+def _alarmed(runs: Mapping[int, Record]) -> list[Record]:
+    return [r for r in runs.values() if r["alarm"] is not None]
 
 
 def _again(record: Record) -> bool:
