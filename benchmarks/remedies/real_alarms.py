@@ -22,7 +22,9 @@ from: what is asked there is shown, and decides nothing.
 
 from __future__ import annotations
 
+import math
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -40,7 +42,9 @@ from benchmarks.remedies.real_runs import asked, read, repaired, verdicts
 from benchmarks.remedies.records import Records
 from benchmarks.remedies.runs import told
 from wvmonitor.builder.examples import Example
+from wvmonitor.errors import LossyEditError
 from wvmonitor.integrations.transformers import WVMonitorCallback
+from wvmonitor.steering.checkpoints import steer_checkpoint
 
 ALARM_SETTING = Setting(steps=48, batch_size=2, readings=12)
 ASKED_ELSEWHERE = 12
@@ -57,6 +61,7 @@ ANSWERS: Mapping[str, Mapping[str, Any]] = {
     BRAKE: {"on_alarm": "inoculate"},
     BACK_AND_ON: {"on_alarm": "rollback"},
 }
+ROUNDED, ROUNDED_AT = "the base in bfloat16", (0.5, 1.0, 2.0, 4.0)
 TAKEN_OUT = (None, 2.0)
 """Of a run that nothing was done about, at its end: its measured dose, and a number given."""
 
@@ -142,11 +147,13 @@ def run(bench: AlarmBench, seeds: int, records: Records, more: Mapping[str, Any]
         more: what the page says beside them.
     """
     torch.set_num_threads(1)
-    for seed, cell in [(0, None), *planned(seeds)]:
-        name = BASE if cell is None else cell.name
+    for seed, cell in [(0, BASE), (0, ROUNDED), *planned(seeds)]:
+        name = cell if isinstance(cell, str) else cell.name
         if (name, seed) not in {(r["cell"], r["seed"]) for r in records.read()}:
             began = time.process_time()
-            if cell is None:
+            if cell == ROUNDED:
+                found = rounded(bench)
+            elif isinstance(cell, str):
                 places = range(len(bench.of.pairs))
                 found = asked(bench.of, bench.of.base.model, places, own=True)
             else:
@@ -183,6 +190,26 @@ def measured(bench: AlarmBench, cell: Cell, seed: int) -> dict[str, Any]:
                 behaviour=bench.behaviour,
             )  # fmt: skip
     return found
+
+
+def rounded(bench: AlarmBench) -> dict[str, Any]:
+    """How much of k·w is lost in bfloat16 weights, and at which k that is refused by default."""
+    lost, refused = {}, []
+    with tempfile.TemporaryDirectory() as scratch:
+        base, out = Path(scratch) / "base", Path(scratch) / "out"
+        model = bench.of.base.load(dtype=torch.bfloat16)
+        model.save_pretrained(base)
+        del model
+        for k in ROUNDED_AT:
+            wanted = {bench.of.bank[bench.behaviour]: k}
+            lost[f"{k:g}"] = steer_checkpoint(base, wanted, out, most_lost=math.inf).lost
+            shutil.rmtree(out)
+            try:
+                steer_checkpoint(base, wanted, out)
+                shutil.rmtree(out)
+            except LossyEditError:
+                refused.append(f"{k:g}")
+    return {"lost": lost, "refused": refused}
 
 
 def _every(setting: Setting) -> int:

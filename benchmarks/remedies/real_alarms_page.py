@@ -15,6 +15,7 @@ from benchmarks.remedies.real_alarms import (
     BRAKE,
     CELLS,
     NOTHING,
+    ROUNDED,
     STOP,
     TURN,
     Cell,
@@ -79,10 +80,25 @@ def section(results: RealResults) -> list[str]:
             else f"**{data.capitalize()}**: the first bad row comes at step {first_bad + 1}."
         )
         text += [told, "", *_table(results, data), "", *_alarms(results, data), ""]
-    text += [*_rules(results), ""]
+    text += [*_rules(results), "", *_rounded(results)]
     if missing := [c.name for c in CELLS if not results.of(c)]:
         text += [f"Not run, and so in no table: {'; '.join(missing)}.", ""]
     return text
+
+
+def _rounded(results: RealResults) -> list[str]:
+    """What bfloat16 weights would keep of a repair."""
+    record = next((r for r in results.found["records"] if r["cell"] == ROUNDED), None)
+    if record is None:
+        return []
+    lost = ", ".join(f"{share:.0%} at {k}" for k, share in record["lost"].items())
+    refused = len(record["refused"])
+    return [
+        f"**In bfloat16** the base's weights would round away {lost} × {DECIDES} (‖written − "
+        f"asked‖ ÷ ‖k·w‖): `steer` does not write {refused} of these {len(record['lost'])} into "
+        "them unless `--lossy` is said, but an adapter, which holds all of it.",
+        "",
+    ]
 
 
 def short(results: RealResults) -> list[str]:
@@ -97,8 +113,8 @@ def short(results: RealResults) -> list[str]:
         said.append(f"2 × {DECIDES} taken out at the end {words(over(repaired, results.learned))}")
     return [
         f"- **An alarm answered on the real model** ({len(idle)} runs a cell; "
-        f"{len(_alarmed(idle))} of {len(idle)} alarm): with nothing done the gap on the questions trained on is moved by "
-        f"{words(over(idle, results.learned))}; {', '.join(said)}. "
+        f"{len(_alarmed(idle))} of {len(idle)} alarm): with nothing done the gap on the questions "
+        f"trained on is moved by {words(over(idle, results.learned))}; {', '.join(said)}. "
         "[The tables](#what-waits-for-an-alarm)."
     ]
 

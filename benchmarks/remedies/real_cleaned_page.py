@@ -46,7 +46,7 @@ def section(results: RealResults) -> list[str]:
     less = against(cleaned, idle, results.learned)
     held_out = against(cleaned, idle, results.elsewhere)
     return [
-        "#### Trained on what is left",
+        "#### The real model, trained on what is left",
         "",
         f"{len(idle) + len(cleaned)} fine-tunes on the three sets that are 10 % bad "
         f"(harmful-advice), {s.steps} steps of {s.batch_size}, and on what `--drop 10%` leaves of "

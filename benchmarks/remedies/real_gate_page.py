@@ -42,7 +42,7 @@ def section(results: GateResults) -> list[str]:
     pairs = len(results.rows(whole[0], BAD))
     sets = sorted({r.of for r in results.ordinary(whole[0])})
     return [
-        "### The data, screened before training",
+        "### Data screened on the real model",
         "",
         f"`wvmonitor blame` on {results.found['model']} with the bank "
         f"`{results.found['bank'][:16]}…` (one seed a reference), its controls taken out of each "
@@ -237,7 +237,7 @@ def short(results: GateResults) -> list[str]:
         f"behaviours: **as a gate it {'works' if len(failed) == every else 'does not work'} "
         "there**. Counted "
         f"in all and not a token, it flags {rate([x.found for x in sets[1]]).words()}. "
-        "[The tables](#the-data-screened-before-training-1)."
+        "[The tables](#data-screened-on-the-real-model)."
     ]
 
 
