@@ -61,6 +61,7 @@ ANSWERS: Mapping[str, Mapping[str, Any]] = {
     BRAKE: {"on_alarm": "inoculate"},
     BACK_AND_ON: {"on_alarm": "rollback"},
 }
+"""What an alarm does, by the settings that ship."""
 ROUNDED, ROUNDED_AT = "the base in bfloat16", (0.5, 1.0, 2.0, 4.0)
 TAKEN_OUT = (None, 2.0)
 """Of a run that nothing was done about, at its end: its measured dose, and a number given."""
@@ -80,11 +81,11 @@ class Cell:
 
 
 CELLS = (
-    *(Cell(BAD, answer) for answer in (NOTHING, STOP, BACK_AND_STOP, BRAKE)),
+    *(Cell(BAD, answer) for answer in ANSWERS),
     *(Cell(TURN, answer) for answer in (NOTHING, STOP, BACK_AND_ON, BRAKE)),
 )
-"""Of bad advice from the first step there is nothing to go on with; of the other kind, a run that
-goes back and stops there is left with what a stopped one has, less a few steps."""
+"""A run that turns, and goes back and stops there, is left with what a stopped one has, less a few
+steps: it has no cell."""
 
 
 def planned(seeds: int) -> Iterator[tuple[int, Cell]]:
