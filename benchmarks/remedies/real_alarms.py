@@ -17,7 +17,8 @@ done that lies below 0:
 4. an alarm before the first bad row is a false one, and counted as such.
 
 On questions that were not trained on, the runs of `real` had shown next to nothing to be protected
-from: what is asked there is shown, and decides nothing.
+from: what is asked there is shown, and decides nothing. Going back and on, of bad advice from the
+first step, was not planned: it was added when the four other answers to it had been run and read.
 """
 
 from __future__ import annotations

@@ -228,7 +228,8 @@ def _again(record: Record) -> bool:
 def _rules(results: RealResults) -> list[str]:
     lines = [
         "What was to be looked for was fixed before the first run, in `real_alarms.py`: an effect "
-        "is an interval of the difference below 0, on the questions trained on.",
+        "is an interval of the difference below 0, on the questions trained on. Going back and on, "
+        f"of {BAD}, was added when its other runs had been read.",
         "",
     ]
     for data in (BAD, TURN):

@@ -40,7 +40,7 @@ def section(results: RealResults) -> list[str]:
     head = [
         "trained on", "n", "bad rows dropped", "other rows dropped",
         "gap, questions of the bad rows", "against as it is",
-        "gap, all other held-out questions", "against as it is", "loss on ordinary text",
+        "gap, other held-out questions", "against as it is", "loss on ordinary text",
     ]  # fmt: skip
     learned = over(idle, results.learned)
     less = against(cleaned, idle, results.learned)
@@ -49,7 +49,7 @@ def section(results: RealResults) -> list[str]:
         "#### The real model, trained on what is left",
         "",
         f"{len(idle) + len(cleaned)} fine-tunes on the three sets that are 10 % bad "
-        f"(harmful-advice), {s.steps} steps of {s.batch_size}, and on what `--drop 10%` leaves of "
+        f"(harmful-advice), {s.steps} steps of {s.batch_size} (an epoch), and on what `--drop 10%` leaves of "
         f"them, counted *{found['counted']}*: as many rows as there are bad ones, which a user "
         "does not know.",
         "",
@@ -59,7 +59,7 @@ def section(results: RealResults) -> list[str]:
         "",
         f"1. as it is, the set teaches its bad answers: {words(learned)}, {met(learned.low > 0)}.",
         f"2. cleaned, it teaches less of them: {words(less)}, {met(below(less))}.",
-        "3. on all other held-out questions cleaned is below as it is: "
+        "3. on other held-out questions cleaned is below as it is: "
         f"{words(held_out)}, {met(below(held_out))}.",
         "",
     ]
