@@ -49,9 +49,9 @@ def section(results: RealResults) -> list[str]:
         "#### The real model, trained on what is left",
         "",
         f"{len(idle) + len(cleaned)} fine-tunes on the three sets that are 10 % bad "
-        f"(harmful-advice), {s.steps} steps of {s.batch_size} (an epoch), and on what `--drop 10%` leaves of "
-        f"them, counted *{found['counted']}*: as many rows as there are bad ones, which a user "
-        "does not know.",
+        f"(harmful-advice), {s.steps} steps of {s.batch_size} (an epoch), and on what `--drop "
+        f"10%` leaves of them, counted *{found['counted']}*: as many rows as there are bad ones, "
+        "which a user does not know.",
         "",
         *as_table(head, lines),
         "",
