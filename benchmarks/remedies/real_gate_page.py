@@ -21,6 +21,7 @@ from benchmarks.remedies.real_gate_results import (
     WAYS,
     GateResults,
     Row,
+    Sieved,
     Way,
 )
 from benchmarks.remedies.tables import as_table
@@ -225,20 +226,25 @@ def short(results: GateResults) -> list[str]:
     ordinary = results.told(bad, results.ordinary(first), TOKEN)
     same = results.told(bad, results.rows(first, GOOD), TOKEN)
     worst = max(results.setting.shares)
-    sets = [results.sieved(first, worst, way) for way in WAYS]
+    sets = results.sieved(first, worst, TOKEN)
+    new = [x for b in whole if b not in LOOKED_AT for x in results.sieved(b, worst, IN_ALL)]
     failed = [x for b in whole for x in results.sieved(b, worst, TOKEN) if not x.passed]
     every = len(whole) * results.setting.sets
+    in_all = f"Counted in all, of the behaviours on which that was not chosen, {_found(new)}. "
+    works = len(failed) == every
     return [
         f"- **Screened data, on the real model** ({first}): the push ranks bad rows among ordinary "
         f"public ones with an AUROC of {_m(ordinary.push)}, their own loss with "
         f"{_m(ordinary.loss)}; among good answers to the same questions with {_m(same.push)}. "
-        f"The gate flags {rate([x.found for x in sets[0]]).words()} of the bad rows in sets that "
-        f"are {percent(worst)} bad, and fails {len(failed)} of the {every} such sets of all "
-        f"behaviours: **as a gate it {'works' if len(failed) == every else 'does not work'} "
-        "there**. Counted "
-        f"in all and not a token, it flags {rate([x.found for x in sets[1]]).words()}. "
-        "[The tables](#data-screened-on-the-real-model)."
+        f"In sets that are {percent(worst)} bad the gate flags {_found(sets)} of the bad rows, and "
+        f"it fails {len(failed)} of the {every} such sets of all behaviours: "
+        f"**as a gate it {'works' if works else 'does not work'} there**. "
+        f"{in_all if new else ''}[The tables](#data-screened-on-the-real-model)."
     ]
+
+
+def _found(sets: Sequence[Sieved]) -> str:
+    return rate([x.found for x in sets]).words()
 
 
 def _m(found: Metric) -> str:

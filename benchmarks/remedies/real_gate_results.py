@@ -116,6 +116,7 @@ class GateResults:
             self._groups.setdefault(r["behaviour"], {})[r["group"]] = rows
             self.taken[r["behaviour"]] = r["taken"]
         self.behaviours = list(self._groups)
+        self._told: dict[tuple[tuple[Row, ...], tuple[Row, ...], Way], Told] = {}
 
     def rows(self, behaviour: str, group: str) -> list[Row]:
         """The rows of a group; none where it was not screened."""
@@ -135,7 +136,13 @@ class GateResults:
         return groups <= set(self._groups[behaviour])
 
     def told(self, bad: Sequence[Row], others: Sequence[Row], way: Way) -> Told:
-        """How well bad rows are told from others, of which there are some."""
+        """How well bad rows are told from others, of which there are some; worked out once."""
+        asked = tuple(bad), tuple(others), way
+        if asked not in self._told:
+            self._told[asked] = self._judged(bad, others, way)
+        return self._told[asked]
+
+    def _judged(self, bad: Sequence[Row], others: Sequence[Row], way: Way) -> Told:
         push = auroc(self._samples(bad, others, way.push))
         up = auroc(self._samples(bad, others, way.loss))
         down = auroc(self._samples(bad, others, lambda r: -way.loss(r)))
