@@ -65,8 +65,9 @@ def section(results: RealResults) -> list[str]:
         "that alarms is answered, whichever behaviour it is.",
         "",
         "- **Questions trained on** come first here: it is there that bad advice is learned, and "
-        "elsewhere next to nothing of it arrives (above, and in a look at eight finished runs of "
-        "docs/real-model.md before these were planned).",
+        "elsewhere next to nothing of it arrives (above, and in a look at finished runs of "
+        "docs/real-model.md before these were planned: by both of its runs on bad advice the gap "
+        "on the questions trained on was moved by 0.92, in the other domain by 0.00 and 0.01).",
         "- **No dose can be told** of a reference of one seed: the brake takes none out, and "
         "`steer --remove` without a number refuses. A number is given instead.",
         "",
@@ -228,8 +229,12 @@ def _again(record: Record) -> bool:
 def _rules(results: RealResults) -> list[str]:
     lines = [
         "What was to be looked for was fixed before the first run, in `real_alarms.py`: an effect "
-        "is an interval of the difference below 0, on the questions trained on. Going back and on, "
-        f"of {BAD}, was added when its other runs had been read.",
+        "is an interval of the difference below 0, on the questions trained on."
+        + (
+            f" Going back and on, of {BAD}, was added when its other runs had been read."
+            if results.of(Cell(BAD, BACK_AND_ON))
+            else ""
+        ),
         "",
     ]
     for data in (BAD, TURN):
