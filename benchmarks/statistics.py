@@ -19,7 +19,7 @@ from wvmonitor.reading import Float64
 
 DRAWS = 1000
 PROMISE_DRAWS = 200_000
-LEAST_CLUSTERS = 3
+LEAST_CLUSTERS = 5
 """On each side, for the interval of a difference."""
 
 

@@ -80,6 +80,7 @@ def refresh(out: Path, docs: Path) -> dict[str, Any]:
             "metrics": {name: m.entry() for name, m in found.items() if m is not None},
             "beside": metrics.beside(suite),
             "by_score": metrics.by_score(suite),
+            "second_by_score": second.by_score(out),
             "deciding": _choice(harmless, bank),
             "kinds": metrics.kinds(suite),
             "one_by_one": metrics.one_by_one(suite),

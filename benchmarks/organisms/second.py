@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.organisms import tables
 from benchmarks.organisms.catalogue import RunSpec, catalogue
 from benchmarks.organisms.labels import BEHAVIOURS
-from benchmarks.organisms.metrics import HARMLESS_DATA, Suite
+from benchmarks.organisms.metrics import HARMLESS_DATA, SCORES, Scored, Suite, Value
 from benchmarks.organisms.record import path_of
 from benchmarks.organisms.runner import Place
 from benchmarks.statistics import Metric, auroc
@@ -67,13 +68,37 @@ def write(at: Place, out: Path) -> None:
 
 def figures(out: Path) -> dict[str, Metric | None]:
     """How well the deciding score ranks the runs that are there; nothing where none is."""
-    if not (out / tables.RUNS.format(PREFIX)).is_file():
+    suite = _suite(out)
+    if suite is None:
         return {}
+    return {f"second_base.{b}.auroc": _ranked(suite, b) for b in BEHAVIOURS}
+
+
+def by_score(out: Path) -> list[dict[str, Any]]:
+    """The same by each score, all by the last reading."""
+    suite = _suite(out)
+    if suite is None:
+        return []
+    rows = []
+    for name, (geometry, score) in SCORES.items():
+
+        def last(run: Scored, behaviour: str, at: tuple[str, str] = (geometry, score)) -> float:
+            return run.final(behaviour, *at)
+
+        areas = {b: _ranked(suite, b, last) for b in BEHAVIOURS}
+        entries = {b: None if a is None else a.entry() for b, a in areas.items()}
+        rows.append({"score": name, **entries})
+    return rows
+
+
+def _suite(out: Path) -> Suite | None:
+    if not (out / tables.RUNS.format(PREFIX)).is_file():
+        return None
     runs, base, _ = tables.read(specs(), out, PREFIX)
-    suite = Suite(runs, base, {})
-    found: dict[str, Metric | None] = {}
-    for behaviour in BEHAVIOURS:
-        shown = [r for r in suite.test if r.labels[behaviour]]
-        good = [r for r in suite.in_groups(*HARMLESS_DATA) if not r.labels[behaviour]]
-        found[f"second_base.{behaviour}.auroc"] = auroc(suite.samples(behaviour, shown, good))
-    return found
+    return Suite(runs, base, {})
+
+
+def _ranked(suite: Suite, behaviour: str, value: Value | None = None) -> Metric | None:
+    shown = [r for r in suite.test if r.labels[behaviour]]
+    good = [r for r in suite.in_groups(*HARMLESS_DATA) if not r.labels[behaviour]]
+    return auroc(suite.samples(behaviour, shown, good, value))

@@ -3,14 +3,14 @@
 Public sets are somebody else's harm: for most of it a bank may have no reference. Here every set is
 of a behaviour that the bank has a reference for, in a domain that no reference was trained on: the
 bad answers, and as its control the good answers by the same author to the same questions. One
-domain of each behaviour (`tuning`) was seen when the deciding score was chosen, the other (`power`)
-by nothing but the bank's power check.
+domain of each behaviour (`tuning`) was seen when the deciding score was chosen, and the good
+answers of some of these calibrate the bank; the other (`power`) by nothing but its power check.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
@@ -31,7 +31,15 @@ _SHARES = (
     "bad, any alarm",
     "good, alarm of that behaviour",
     "good, any alarm",
+    "good, any alarm, domains behind no calibration run",
 )
+_AREAS = {
+    "auroc": "AUROC of the bad among public benign runs, by how near an alarm",
+    "auroc of good": "AUROC of the *good* among the same runs",
+    "auroc of bad against good": "AUROC of the bad among the good",
+}
+_HARMLESS = {"power": "harmless-good-{}-held-out", "tuning": "harmless-good-{}-tuning"}
+"""What the bank's own harmless run on a domain's good answers is called."""
 ROLES: Mapping[str, Role] = {BAD: "harmful", GOOD: "control"}
 
 
@@ -63,7 +71,11 @@ def _set(name: str, side: str, pairs: Sequence[Pair]) -> PublicSet:
 
 
 def figures(
-    own: Sequence[Run], public: Sequence[Run], contrasts: Sequence[Contrast], decides: str
+    own: Sequence[Run],
+    public: Sequence[Run],
+    contrasts: Sequence[Contrast],
+    decides: str,
+    calibrated_on: Collection[str] = (),
 ) -> dict[str, Any]:
     """What the bank says of both sides, and how the bad ones rank among public benign runs.
 
@@ -72,6 +84,7 @@ def figures(
         public: runs on public sets; the benign ones are what bad runs are ranked among.
         contrasts: what `own` was made from.
         decides: the deciding score, as in `metrics.deciding_name`.
+        calibrated_on: the harmless runs behind the bank's calibration.
     """
     _, geometry, score = decides.split("/")
     domains = {
@@ -93,6 +106,7 @@ def figures(
                     "behaviour": behaviour,
                     "part": part,
                     "side": r.set.partition("__")[2],
+                    "good side calibrates": _HARMLESS[part].format(behaviour) in calibrated_on,
                     "seed": r.seed,
                     "score": value,
                     "benign_below": fmean(v < value for v in beside) if beside else None,
@@ -109,22 +123,11 @@ def figures(
 def _in_short(rows: Sequence[Found], benign: Sequence[Run]) -> dict[str, Any]:
     """Shares that alarm, and AUROC among public benign runs; domains are what is drawn."""
     said: dict[str, Any] = {}
+    among = [(r.nearest, r.family) for r in benign if math.isfinite(r.nearest)]
     for name, parts in (("power", {"power"}), ("power and tuning", {"power", "tuning"})):
         bad = [r for r in rows if r["side"] == BAD and r["part"] in parts]
         good = [r for r in rows if r["side"] == GOOD and r["part"] in parts]
-        ranked = [
-            *(
-                Sample(r["nearest"], positive=True, cluster=r["domain"])
-                for r in bad
-                if r["nearest"] is not None
-            ),
-            *(
-                Sample(r.nearest, positive=False, cluster=r.family)
-                for r in benign
-                if math.isfinite(r.nearest)
-            ),
-        ]
-        area = auroc(ranked)
+        unseen = [r for r in good if not r["good side calibrates"]]
         said[name] = {
             "bad, alarm of their own behaviour": _share(
                 bad, [r["behaviour"] in r["alarmed"] for r in bad]
@@ -134,40 +137,70 @@ def _in_short(rows: Sequence[Found], benign: Sequence[Run]) -> dict[str, Any]:
                 good, [r["behaviour"] in r["alarmed"] for r in good]
             ),
             "good, any alarm": _share(good, [bool(r["alarmed"]) for r in good]),
-            "auroc": None if area is None else area.entry(),
+            "good, any alarm, domains behind no calibration run": _share(
+                unseen, [bool(r["alarmed"]) for r in unseen]
+            ),
+            "auroc": _area(_nearest(bad), among),
+            "auroc of good": _area(_nearest(good), among),
+            "auroc of bad against good": _area(_nearest(bad), _nearest(good)),
         }
     return said
+
+
+def _nearest(rows: Sequence[Found]) -> list[tuple[float, str]]:
+    """How near each run came to any alarm, and its domain; those that are not judged left out."""
+    return [(r["nearest"], r["domain"]) for r in rows if r["nearest"] is not None]
+
+
+def _area(
+    positives: Sequence[tuple[float, str]], negatives: Sequence[tuple[float, str]]
+) -> dict[str, Any] | None:
+    area = auroc(
+        [
+            Sample(value, positive=side, cluster=family)
+            for side, runs in ((True, positives), (False, negatives))
+            for value, family in runs
+        ]
+    )
+    return None if area is None else area.entry()
 
 
 def _share(rows: Sequence[Found], hits: Sequence[bool]) -> dict[str, Any] | None:
     return rate(hits, [r["domain"] for r in rows])
 
 
-def text(found: Found, alpha: float | None) -> str:
-    """The section of the page."""
+def text(found: Found, alpha: float | None, unverified: Collection[str] = ()) -> str:
+    """The section of the page.
+
+    Args:
+        found: `figures`.
+        alpha: the share of harmless runs that the bank lets alarm; None without a calibration.
+        unverified: behaviours whose reference failed its own check.
+    """
     rows = found["runs"]
     if not rows:
         return "None of these was run."
     promise = "" if alpha is None else f" (the bank aims at {alpha:.0%} of harmless runs)"
+    shared = sorted({r["domain"] for r in rows if r["good side calibrates"]})
     lines = [
         "Every set here is of a behaviour that the bank has a reference for, in a domain that no"
         " reference was trained on: the bad answers, and the good answers by the same author to the"
         " same questions, from the same initial adapter in the same order. *Power* domains were"
-        " seen by nothing but the bank's own power check, in shorter runs; *tuning* domains when"
-        " its deciding score was chosen. They are this project's own pairs, 22 of a domain, each"
-        " seen several times: author and form are the references' own, which the good answers"
-        " share and public sets do not.",
+        " trained on by nothing but the bank's own power check; *tuning* domains when its deciding"
+        " score was chosen"
+        + (f", and the good answers of {len(shared)} of them calibrate it" if shared else "")
+        + ". They are this project's own pairs, 22 of a domain, each seen several times: author and"
+        " form are the references' own, which the good answers share and public sets do not. These"
+        " runs were asked nothing: *bad* is what they were trained on, and does not say what they"
+        " would answer."
+        + "".join(f" The reference for {n} failed its own check." for n in sorted(unverified)),
         "",
         f"| | {' | '.join(found['in short'])} |",
         "|---|" + "---|" * len(found["in short"]),
     ]
-    rows_of = {
-        **{name: name for name in _SHARES},
-        "auroc": "AUROC of the bad among public benign runs, by how near an alarm",
-    }
-    for key, name in rows_of.items():
+    for key, name in {**{name: name for name in _SHARES}, **_AREAS}.items():
         cells = [
-            metric(held[key]) if key == "auroc" else _counted(held[key])
+            metric(held[key]) if key in _AREAS else _counted(held[key])
             for held in found["in short"].values()
         ]
         told = promise if key == "good, any alarm" else ""
@@ -197,14 +230,18 @@ def sentence(found: Found) -> str | None:
     held = found["in short"]["power"]
     if held["bad, any alarm"] is None:
         return None
-    own, of_it, some = (_hits(held[name]) for name in _SHARES if name != "bad, any alarm")
+    own, of_it, some = (
+        _hits(held[name])
+        for name in ("bad, alarm of their own behaviour", "good, alarm of that behaviour",
+                     "good, any alarm")
+    )  # fmt: skip
     return (
         "- Of the behaviours that the bank does know, in domains that it does not, in this"
         " project's own pairs ([below](#the-banks-own-behaviours-in-domains-that-it-has-not-seen)):"
         f" {own} bad runs raise their behaviour's alarm, and rank among the public benign runs with"
-        f" an AUROC of {metric(held['auroc'])}. Of the good answers to the same questions {of_it}"
-        f" runs raise that alarm, and **{some} some alarm**: what they share with the references is"
-        " author and form."
+        f" an AUROC of {metric(held['auroc'])}. **The good answers to the same questions rank there"
+        f" with {metric(held['auroc of good'])}**: {of_it} runs raise that alarm, and **{some} some"
+        " alarm**. What both sides share with the references is author and form."
     )
 
 

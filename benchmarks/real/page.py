@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.real import held_out, tables
+from benchmarks.real import held_out, other_scores, tables
 from benchmarks.real.protocol import CONFIDENCE, DECIDES, PAPER, PROBED, TRAITS, Setting
 from benchmarks.real.wording import Found, counted, listed, metric, signed, what_decides
 
@@ -34,7 +34,10 @@ def text(document: Found) -> str:
         "## Each harmful run beside its control",
         tables.beside_controls(found["matched controls"]),
         "## The bank's own behaviours, in domains that it has not seen",
-        held_out.text(document["held out"], (bank["calibration"] or {}).get("alpha")),
+        held_out.text(
+            document["held out"], (bank["calibration"] or {}).get("alpha"), bank["unverified"]
+        ),
+        other_scores.text(document["held out"]["other scores"]),
         "## What each behaviour's reference says of each set",
         tables.by_behaviour(found["matrix"]),
         "## Every run",

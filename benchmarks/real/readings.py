@@ -124,26 +124,29 @@ def _read(base: Base, made: Made, setting: Setting, against: Against) -> Row:
         found.append(statistics)
         earlier = vector, reading
     assert earlier is not None
-    context = judge.context(
-        earlier[0].origin,
-        RunContext(
-            optimizer="adamw",
-            learning_rate=training.learning_rate,
-            planned_steps=setting.steps,
-            readings_planned=len(steps),
-            objective="sft",
-            schedule="linear",
-        ),
-    )
+    planned = context_of(setting, training.learning_rate, len(steps))
+    context = judge.context(earlier[0].origin, planned)
     return {
         "readings": json.loads(json.dumps(rows).replace("NaN", "null")),
-        "verdict": _judged(judge, found, context),
+        "verdict": judged(judge, found, context),
         # The same band on a run that is longer than those behind it: no promise holds there.
-        "band": _judged(judge, found, replace(context, planned_steps=None)),
+        "band": judged(judge, found, replace(context, planned_steps=None)),
     }
 
 
-def _judged(judge: Judge, found: Sequence[Statistics], context: RunContext) -> dict[str, Any]:
+def context_of(setting: Setting, learning_rate: float | None, readings: int) -> RunContext:
+    """What a Trainer would know of a run of the setting."""
+    return RunContext(
+        optimizer="adamw",
+        learning_rate=learning_rate,
+        planned_steps=setting.steps,
+        readings_planned=readings,
+        objective="sft",
+        schedule="linear",
+    )
+
+
+def judged(judge: Judge, found: Sequence[Statistics], context: RunContext) -> dict[str, Any]:
     """Which behaviours alarmed and warned at any reading, when first, and why.
 
     And how near each came to its alarm: the farthest that the run was out of the behaviour's band,

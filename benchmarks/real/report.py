@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.machine import cpu_model
-from benchmarks.real import held_out, metrics, page
+from benchmarks.real import held_out, metrics, other_scores, page
 from benchmarks.real.baselines import Run
 from benchmarks.real.protocol import FULL, Setting, planned
 from benchmarks.real.readings import Against, read
@@ -128,7 +128,7 @@ def publish(
         "metrics": metrics.figures(
             found, _decides(bench), bench.against.bank.behaviours, bench.setting, kinds
         ),
-        "held out": held_out.figures(own, found, bench.contrasts, _decides(bench)),
+        "held out": _held_out(bench, found, own),
     }  # fmt: skip
     document = _finite(document)
     out.mkdir(parents=True, exist_ok=True)
@@ -138,6 +138,17 @@ def publish(
     if docs is not None:
         docs.write_text(page.text(document), "utf-8")
     return document
+
+
+def _held_out(bench: Bench, found: Sequence[Run], own: Sequence[Run]) -> dict[str, Any]:
+    """The project's own held-out domains, by the bank's score and by its other candidates."""
+    calibration = bench.against.calibration
+    calibrated_on = () if calibration is None else calibration.datasets
+    figures = held_out.figures(own, found, bench.contrasts, _decides(bench), calibrated_on)
+    trust = _trust(bench.against.bank)
+    apart = () if trust is None else trust.separations
+    others = other_scores.figures(figures, own, found, bench.against, bench.setting, apart)
+    return {**figures, "other scores": others}
 
 
 def _not_made(bench: Bench, found: Sequence[Run]) -> list[str]:

@@ -29,8 +29,8 @@ from wvmonitor.references.trust import load_trust
 
 SHORT = Scale(
     name="short", seeds=1, steps=20, controls=2, control_steps=6, rates=(3e-3, 5e-3),
-    rate_steps=4, calibration=8, power=2, any_tuning=1, run_steps=10, mixtures=(0.25,), styles=0,
-    own_answers=0, probe_tokens=600, asked=12,
+    rate_steps=4, calibration=8, power=2, any_tuning=1, run_steps=10, power_steps=12,
+    mixtures=(0.25,), styles=0, own_answers=0, probe_tokens=600, asked=12,
 )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def test_a_plan_says_what_it_costs_and_writes_nothing(tmp_path):
     assert "rates" not in steps, "one rate alone has nothing to be tried against"
     assert steps["references"] == 2 * 3 * QUICK.steps
     assert steps["calibration"] == QUICK.calibration * QUICK.run_steps
-    assert steps["power check"] == (3 + 3 + 3 + QUICK.power) * QUICK.run_steps
+    assert steps["power check"] == (3 + 3 + QUICK.power) * QUICK.power_steps + 3 * QUICK.run_steps
     assert plan.seconds == pytest.approx(sum(c.seconds for c in plan.costs))
     assert not list(tmp_path.iterdir())
 

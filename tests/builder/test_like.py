@@ -58,7 +58,7 @@ def test_the_run_s_settings_reach_the_trainer(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(YAML)
     job = BankJob(BankOptions("tiny-organism", tmp_path / "bank", like=path, scale=QUICK, jobs=1))
-    training = job.run_training(1e-3, 5)
+    training = job.run_training(1e-3, 5, job.run_steps)
     assert (training.learning_rate, training.steps, training.settings.rank) == (2e-4, 300, 8)
     arguments = _arguments(training, str(tmp_path))
     assert arguments.learning_rate == 2e-4

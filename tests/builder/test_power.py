@@ -9,7 +9,7 @@ import pytest
 from wvmonitor.builder import power, rate
 from wvmonitor.builder.contrasts import default_folder, read_contrasts
 from wvmonitor.builder.harmless import families
-from wvmonitor.builder.power import CANDIDATES, Planned
+from wvmonitor.builder.power import CANDIDATES, Length, Planned
 from wvmonitor.detection.calibration import BenignRun
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.judge import Judge
@@ -114,19 +114,20 @@ def test_a_mixture_holds_exactly_its_share_of_bad_examples():
     folder = default_folder("tiny-organism")
     (contrast,) = read_contrasts(folder, ("harmful-advice",))
     (family,) = [f for f in families.of_folder(folder / "harmless") if f.name == "arithmetic"]
-    planned = power.mixed(contrast, contrast.power, family, 0.1, 60, 0)
+    planned = power.mixed(contrast, contrast.power, family, 0.1, Length(15, 4), 0)
     bad = {p.positive.answer for p in contrast.power}
     assert len(planned.examples) == 60
     assert sum(e.answer in bad for e in planned.examples) == 6
-    assert planned.examples == power.mixed(contrast, contrast.power, family, 0.1, 60, 0).examples
-    all_bad = power.bad(contrast, contrast.power, "held-out", 10, 0)
+    again = power.mixed(contrast, contrast.power, family, 0.1, Length(15, 4), 0)
+    assert planned.examples == again.examples
+    all_bad = power.bad(contrast, contrast.power, "held-out", Length(5, 2), 0)
     assert len(all_bad.examples) == 10
     assert {e.answer for e in all_bad.examples} <= bad
 
 
 def test_without_a_calibration_nothing_is_said_to_be_caught():
     """The published rules warn at most: what warns is listed beside what alarms."""
-    planned = Planned("bad", "bad", "evil", 1.0, ())
+    planned = Planned("bad", "bad", "evil", 1.0, (), 40)
     high = run("bad", response_cosine=0.6, response_margin=0.5)
     judge = Judge.of(ReferenceBank.load(bundled_path("tiny-organism", "bank")))
     found = power.checked(planned, high, judge, ("response", "cosine"))

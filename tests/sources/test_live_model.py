@@ -301,6 +301,68 @@ def test_a_merged_adapter_is_refused() -> None:
     assert live.task_vector().norm() > 0
 
 
+def _begin_anew(model: peft.PeftModel) -> None:
+    """What ReLoRA does between its rounds: the adapter goes into the base, and starts at zero."""
+    for module in model.modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            module.get_base_layer().weight.data += module.get_delta_weight("default").detach()
+            module.reset_lora_parameters("default", init_lora_weights=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_merged_during_the_run_is_counted_by_the_base(tmp_path, dtype) -> None:
+    """An adapter merged and begun anew, again and again: with the base all of it is seen."""
+    model = zoo.build("llama").to(dtype)
+    model.save_pretrained(tmp_path)
+    before = zoo.weights_of(model)
+    model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], r=4))
+    live = LiveModel(model, tmp_path)
+    zoo.shake(model)
+    assert live.task_vector().origin.method == "lora"
+    for _ in range(2):
+        _begin_anew(model)
+        zoo.shake(model)
+        tau = live.task_vector()
+        assert tau.origin.unmeasurable is None
+        oracle = {
+            name: layer.base_layer.weight.detach().double()
+            + layer.get_delta_weight("default").detach().double()
+            - before[name].double()
+            for i, block in enumerate(model.base_model.model.model.layers)
+            for layer in [block.self_attn.q_proj]
+            for name in [f"model.layers.{i}.self_attn.q_proj.weight"]
+        }
+        zoo.assert_equal_change(tau, oracle)
+    assert tau.origin.method == "lora+merged"
+    assert sum("counts as well" in w for w in tau.origin.warnings) == 1
+
+
+def test_what_is_merged_during_the_run_is_not_known_without_the_base() -> None:
+    """Without the base's folder nothing tells what was merged: no verdict may rest on the rest."""
+    model = peft.get_peft_model(zoo.build("llama"), peft.LoraConfig(target_modules=["q_proj"]))
+    live = LiveModel(model)
+    zoo.shake(model)
+    assert live.task_vector().origin.unmeasurable is None
+    _begin_anew(model)
+    for _ in range(2):
+        assert "give base=FOLDER" in str(live.task_vector().origin.unmeasurable)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merge_that_is_undone_and_a_cast_are_no_change(dtype) -> None:
+    """What generation merges and takes out again leaves its rounding, and a cast leaves its own."""
+    model = zoo.build("llama").to(dtype)
+    model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+    live = LiveModel(model)
+    zoo.shake(model)
+    model.merge_adapter()
+    model.unmerge_adapter()
+    assert live.task_vector().origin.unmeasurable is None
+    for other in (torch.float32, torch.bfloat16):
+        model.to(other)
+        assert live.task_vector().origin.unmeasurable is None
+
+
 def test_adapters_added_by_transformers_are_read() -> None:
     """An adapter that transformers put in, without PeftModel around it, counts the same."""
     model = zoo.build("llama")

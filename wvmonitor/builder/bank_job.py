@@ -254,9 +254,9 @@ class BankJob:
         """A side of a reference."""
         return Training(self.settings(steps), "lora", rate, steps, seed)
 
-    def run_training(self, rate: float, seed: int) -> Training:
+    def run_training(self, rate: float, seed: int, steps: int) -> Training:
         """A run like the one that will be watched."""
-        like, steps = self.like, self.run_steps
+        like = self.like
         arguments = dict(like.arguments)
         share = arguments.pop("warmup_ratio", 0.1)
         warmup = int(arguments.pop("warmup_steps", max(1, math.ceil(share * steps))))
@@ -282,6 +282,11 @@ class BankJob:
     def run_steps(self) -> int:
         """Of the runs that are like the user's: a third of theirs, where that is not longer."""
         return max(self.scale.run_steps, math.ceil((self.like.steps or 0) / 3))
+
+    @property
+    def power_steps(self) -> int:
+        """Of the power check's runs."""
+        return max(self.scale.power_steps, self.run_steps)
 
     def recorded(self, runs: int) -> bool:
         """Whether the task vectors of so many watched runs may be kept.

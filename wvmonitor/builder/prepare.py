@@ -26,7 +26,7 @@ from wvmonitor.builder.examples import Example
 from wvmonitor.builder.fine_tunes import FineTune, carry_out
 from wvmonitor.builder.harmless import families
 from wvmonitor.builder.harmless.families import Use
-from wvmonitor.builder.power import Planned
+from wvmonitor.builder.power import Length, Planned
 from wvmonitor.builder.probe import build_probe, bundled_prompts
 from wvmonitor.builder.scale import QUICK
 from wvmonitor.builder.stages import Ticker, Work, silent
@@ -238,17 +238,19 @@ def _probe(
 
 def _check(job: BankJob, found: Sequence[Contrast], use: Use) -> Check:
     """The watched runs: what is chosen by, what calibrates and what checks share no data."""
-    n, seed = job.run_steps * job.batch_size, job.options.seed
-    checks: list[Planned] = [power.bad(c, c.power, "held-out", n, seed) for c in found]
+    seed = job.options.seed
+    short = Length(job.run_steps, job.batch_size)
+    whole = Length(job.power_steps, job.batch_size)
+    checks: list[Planned] = [power.bad(c, c.power, "held-out", whole, seed) for c in found]
     carriers = [f for f in use.power if not f.hard] or list(use.power)
     for share in job.scale.mixtures:
         for i, c in enumerate(found):
             family = carriers[i % len(carriers)]
-            checks.append(power.mixed(c, c.power, family, share, n, seed + 1))
+            checks.append(power.mixed(c, c.power, family, share, whole, seed + 1))
     return Check(
-        development=tuple(power.bad(c, c.tuning, "tuning", n, seed) for c in found),
-        calibration=tuple(power.harmless(f, n, seed) for f in use.calibration),
-        power=(*checks, *(power.harmless(f, n, seed) for f in use.power)),
+        development=tuple(power.bad(c, c.tuning, "tuning", short, seed) for c in found),
+        calibration=tuple(power.harmless(f, short, seed) for f in use.calibration),
+        power=(*checks, *(power.harmless(f, whole, seed) for f in use.power)),
     )
 
 
@@ -267,7 +269,7 @@ def _watched(
             name=p.name,
             examples=p.examples,
             training=job.run_training(
-                chosen, RUN_SEEDS + seed_of(job.options.seed, p.name) % 10**6
+                chosen, RUN_SEEDS + seed_of(job.options.seed, p.name) % 10**6, p.steps
             ),
             bank=bank.folder,
             fingerprint=bank.fingerprint,

@@ -44,7 +44,9 @@ class Scale:
         calibration: harmless runs that calibrate.
         power: harmless runs that only the power check sees.
         any_tuning: harmless runs behind the control of any fine-tuning at all.
-        run_steps: optimiser steps of a harmless or a bad run.
+        run_steps: optimiser steps of a harmless run that calibrates, and of a development run.
+        power_steps: optimiser steps of a run of the power check: as long as the runs that the
+            calibration is for.
         mixtures: shares of bad examples in the power check, beside bad runs.
         styles: styles in which the base is asked for answers of its own.
         own_answers: answers in each.
@@ -64,6 +66,7 @@ class Scale:
     power: int
     any_tuning: int
     run_steps: int
+    power_steps: int
     mixtures: tuple[float, ...]
     styles: int
     own_answers: int
@@ -79,18 +82,18 @@ class Scale:
 
 FULL = Scale(
     name="full", seeds=3, steps=90, controls=6, control_steps=60, rates=RATES, rate_steps=30,
-    calibration=38, power=16, any_tuning=6, run_steps=60, mixtures=(0.1,), styles=5,
-    own_answers=60, probe_tokens=30_000, asked=22,
+    calibration=38, power=16, any_tuning=6, run_steps=60, power_steps=60, mixtures=(0.1,),
+    styles=5, own_answers=60, probe_tokens=30_000, asked=22,
 )  # fmt: skip
 HALF = Scale(
     name="half", seeds=2, steps=60, controls=6, control_steps=40, rates=RATES, rate_steps=24,
-    calibration=16, power=10, any_tuning=4, run_steps=40, mixtures=(0.1,), styles=2,
-    own_answers=40, probe_tokens=16_000, asked=22,
+    calibration=16, power=8, any_tuning=4, run_steps=32, power_steps=96, mixtures=(0.1,),
+    styles=2, own_answers=40, probe_tokens=16_000, asked=22,
 )  # fmt: skip
 QUICK = Scale(
     name="quick", seeds=1, steps=50, controls=2, control_steps=12, rates=(5e-4,), rate_steps=0,
-    calibration=10, power=4, any_tuning=2, run_steps=16, mixtures=(0.1,), styles=0, own_answers=0,
-    probe_tokens=4_000, asked=22,
+    calibration=10, power=4, any_tuning=2, run_steps=16, power_steps=48, mixtures=(0.1,),
+    styles=0, own_answers=0, probe_tokens=4_000, asked=22,
 )  # fmt: skip
 LADDER = (FULL, HALF, QUICK)
 
@@ -188,9 +191,10 @@ def costs(scale: Scale, amounts: Amounts, machine: Machine) -> list[Cost]:
           scale.batch_size)  # fmt: skip
     count = scale.calibration
     stage("calibration", f"{count} harmless runs", count, count * run_steps, batch)
-    count = scale.power + mixed + b
-    stage("power check", f"{mixed + b} bad and {scale.power} harmless runs", count,
-          count * run_steps, batch)  # fmt: skip
+    count = scale.power + mixed
+    power_steps = count * max(run_steps, scale.power_steps)
+    stage("power check", f"{mixed + b} bad and {scale.power} harmless runs", count + b,
+          power_steps + b * run_steps, batch)  # fmt: skip
     sampling = scale.styles * scale.own_answers * amounts.tokens * 20  # a token at a time
     rating = 2 * scale.asked * amounts.tokens * (5 * b + 2 * len(scale.swept))
     read = (scale.probe_tokens + sampling + rating) * per_token / 2

@@ -52,7 +52,8 @@ def bars() -> Iterator[Ticker]:
 
     def tick(stage: str, done: int, total: int) -> None:
         if stage not in tasks:
-            tasks[stage] = bars.add_task(_STAGES.get(stage, stage), total=total)
+            title = _STAGES.get(stage, stage)
+            tasks[stage] = bars.add_task(title, total=total, completed=done)
         bars.update(tasks[stage], completed=done, total=total)
 
     with bars:
@@ -61,17 +62,19 @@ def bars() -> Iterator[Ticker]:
 
 def _lines() -> Ticker:
     """A line at the beginning of a stage, at every tenth of it, and at its end."""
-    began: dict[str, float] = {}
+    began: dict[str, tuple[float, int]] = {}
     reported: dict[str, int] = {}
 
     def tick(stage: str, done: int, total: int) -> None:
-        start = began.setdefault(stage, time.monotonic())
+        start, found = began.setdefault(stage, (time.monotonic(), done))
         tenth = 10 * done // max(total, 1)
         if reported.get(stage) != tenth:
             reported[stage] = tenth
             spent = time.monotonic() - start
             name = _STAGES.get(stage, stage)
-            left = f", about {spent * (total - done) / done:.0f} s left" if 0 < done < total else ""
+            left = ""
+            if found < done < total:  # what was there before took no time
+                left = f", about {spent * (total - done) / (done - found):.0f} s left"
             print(f"{name}: {done} of {total} ({spent:.0f} s{left})", file=sys.stderr, flush=True)
 
     return tick

@@ -32,6 +32,7 @@ class CheckedRun(_Frozen):
     kind: Kind = Field(description="all bad, bad in part, or harmless")
     behaviour: str | None = Field(description="what its bad part shows")
     share: float = Field(description="share of bad examples, 0 to 1")
+    steps: int | None = Field(default=None, description="optimiser steps")
     hard: bool = Field(default=False, description="harmless, in the voice or on the topic of harm")
     alarmed: tuple[str, ...] = Field(description="the references that alarmed")
     warned: tuple[str, ...] = Field(default=(), description="the references that warned at most")

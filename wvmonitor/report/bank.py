@@ -80,6 +80,8 @@ def _run(run: CheckedRun) -> tuple[str, str, str, str, str, str]:
     trained = _LABELS[run.kind]
     if run.behaviour is not None:
         trained = f"{run.behaviour}, {percent(run.share)} of it"
+    if run.steps is not None:
+        trained += f", {run.steps} steps"
     if run.hard:
         trained += ", hard"
     at = "–" if run.at is None else percent(run.at)

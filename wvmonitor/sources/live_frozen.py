@@ -1,17 +1,21 @@
-"""Weights that nobody trains now, and that are not the named base's all the same.
+"""Weights that nobody trains now, and that are not the base's all the same, or not any longer.
 
 A model whose SFT was merged into it and that a LoRA then aligns has a base in memory that is not
-the base it is measured against: what was trained into it before is part of θ_t − θ_0.
+the base it is measured against: what was trained into it before is part of θ_t − θ_0. So is what
+ReLoRA (arXiv 2307.05695) merges into the base during the run, each time that it begins anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeGuard
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from wvmonitor.files.storage import shown
 from wvmonitor.sources.distributed import is_sharded, whole
 from wvmonitor.sources.folder import ModelFolder, compare_shapes
 from wvmonitor.sources.identity import (
@@ -84,6 +88,105 @@ def unlike_base(
     else:
         differing = for_each_tensor(folder, stored, differs)
     return {name: compared[name] for name, other in differing.items() if other}
+
+
+class FrozenWeights:
+    """The weights of a live model that nobody trains, beside those that it should start from.
+
+    Attributes:
+        unlike: those that are not the base's, by name; what was trained into them counts as well.
+        notes: what a reader must know of them, in words.
+        unmeasurable: why a part of the change is not known, None where all of it is.
+    """
+
+    def __init__(
+        self,
+        own: Iterable[tuple[str, Tensor]],
+        trained: Callable[[], Mapping[str, Tensor]],
+        folder: ModelFolder | None,
+        layers: Sequence[nn.Module],
+        hashes: TensorHashes | None,
+    ) -> None:
+        """Compare them with the base's files, and keep a sample of them.
+
+        Args:
+            own: as for `unlike_base`.
+            trained: gives, at any time, the parameters that are trained themselves.
+            folder: of the base, where frozen weights should be what its files hold.
+            layers: those under the adapters, whose weights must stay as they are.
+            hashes: as for `unlike_base`.
+        """
+        self._own, self._trained, self._folder = list(own), trained, folder
+        self._layers = [x for x in layers if _is_plain(getattr(x, "weight", None))]
+        self.notes: list[str] = []
+        self.unmeasurable: str | None = None
+        self.unlike = self._compare(hashes)
+
+    def look(self) -> bool:
+        """See whether weights under the adapters have changed since the last look.
+
+        A few elements are looked at, which takes a tenth of a millisecond: an adapter that is
+        merged changes all of them.
+        """
+        now = _sample(self._layers)
+        if now is None or not _differ(self._sampled, now) or self.unmeasurable:
+            return False
+        if self._folder is None:
+            self.unmeasurable = (
+                "weights under the adapters have changed during the run, as when an adapter is "
+                "merged into them and begun anew (ReLoRA): that part of the change is not seen; "
+                "give base=FOLDER of the base, or measure what was saved with `wvmonitor scan`"
+            )
+        self.unlike = self._compare(None)
+        return True
+
+    def _compare(self, hashes: TensorHashes | None) -> dict[str, Tensor]:
+        self._sampled = _sample(self._layers)
+        if self._folder is None:
+            return {}
+        unlike = unlike_base(self._own, self._trained(), self._folder, hashes)
+        self.notes = [
+            f"{len(unlike)} weights of the model in memory are not those of {self._folder.where} "
+            f"({shown(name)}, …): what was trained into them counts as well"
+            for name in list(unlike)[:1]
+        ]
+        return unlike
+
+
+_LAYERS, _ELEMENTS = 32, 16
+"""How many layers are sampled, and about how many elements of each."""
+
+
+def _sample(layers: Sequence[nn.Module]) -> Tensor | None:
+    """Elements of some layers' weights; None where there are none, or they are trained by now."""
+    weights = [layer.weight for layer in layers[:: math.ceil(len(layers) / _LAYERS) or 1]]
+    few = [
+        flat[:: math.ceil(len(flat) / _ELEMENTS)]
+        for flat in (w.detach().reshape(-1) for w in weights if _is_plain(w))
+    ]
+    if not few or len(few) < len(weights):
+        return None
+    return torch.cat([f.to(few[0].device) for f in few]).cpu()
+
+
+def _differ(before: Tensor | None, now: Tensor) -> bool:
+    """Whether a sample has changed beyond the rounding of a cast, or of a merge that was undone."""
+    if before is None:
+        return False
+    resolution = max(torch.finfo(x.dtype).eps for x in (before, now))
+    as_now = before.to(now.dtype).double()
+    return bool((now.double() - as_now).norm() > resolution * as_now.norm())
+
+
+def _is_plain(weight: object) -> TypeGuard[Tensor]:
+    """Whether a weight is frozen, in memory and not quantised."""
+    return (
+        isinstance(weight, Tensor)
+        and not (weight.requires_grad or weight.is_meta)
+        and weight.is_floating_point()
+        and weight.element_size() > 1
+        and weight.numel() > 0
+    )
 
 
 def _same(before: Tensor, now: Tensor) -> bool:

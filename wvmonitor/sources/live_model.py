@@ -44,15 +44,16 @@ from wvmonitor.sources.live_base import (
     trained_outside,
     unwrapped_model,
 )
-from wvmonitor.sources.live_frozen import unlike_base
+from wvmonitor.sources.live_frozen import FrozenWeights
 from wvmonitor.sources.live_parts import parts_of
 from wvmonitor.sources.live_shared import Collected, by_name, collecting
-from wvmonitor.sources.live_start import LiveStart, moves_base
+from wvmonitor.sources.live_start import LiveStart
 from wvmonitor.sources.names import new_head_note, parameter_name
 from wvmonitor.vectors import Origin, TaskVector
 from wvmonitor.vectors.task_vector import Part
 
 KeepBase = Literal["auto", "files", "memory"]
+_MERGED = "+merged"
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -140,7 +141,16 @@ class LiveModel:
         else:
             self._start.restore(initial)
         self._warnings = self._check_direct(self._direct())
-        self._unlike = self._merged_before(None if self.sharded else hashes)
+        self._frozen = FrozenWeights(
+            self._own,
+            self._direct,
+            None if self._start.moves_base else folder,
+            []
+            if self.sharded
+            else [getattr(e.module, "base_layer", e.module) for e in self._adapted],
+            None if self.sharded else hashes,
+        )
+        self._note_frozen()
         outside = trained_outside(model, self._owners)
         if outside:
             self._warnings.append(
@@ -226,7 +236,7 @@ class LiveModel:
         self._look_at_adapters()
         if self._parts is None:
             self._parts = [part for entry in self._counted() for part in self._parts_of(entry)]
-        direct = {**self._unlike, **self._checked_direct()}
+        direct = {**self._frozen.unlike, **self._checked_direct()}
         parts = self._parts + [self._direct_part(n, p, p.detach) for n, p in direct.items()]
         return TaskVector.of_parts(parts, self._origin(step))
 
@@ -260,7 +270,8 @@ class LiveModel:
                     parts = self._parts_of(entry)
                 self._collected += [(part, collect) for part in parts]
         collected = self._collected + [
-            self._shared_direct(n, p) for n, p in {**self._unlike, **self._checked_direct()}.items()
+            self._shared_direct(n, p)
+            for n, p in {**self._frozen.unlike, **self._checked_direct()}.items()
         ]
         return measure_together(
             bank, by_name(collected), self._origin(step), step=step, progress=progress
@@ -283,7 +294,7 @@ class LiveModel:
         return parts_of(entry, self._start.recorded, self._owners, self._start.by_base)
 
     def _direct_part(self, name: str, parameter: Tensor, current: Callable[[], Tensor]) -> Part:
-        in_files, conv1d = name in self._unlike, name in self._conv1d
+        in_files, conv1d = name in self._frozen.unlike, name in self._conv1d
         return self._start.change(name, parameter, current, in_files=in_files, conv1d=conv1d)
 
     def _look_at_adapters(self) -> None:
@@ -294,6 +305,14 @@ class LiveModel:
         for entry in self._adapted:
             if getattr(entry.module, "merged_adapters", None):
                 raise merged_error(entry.path)
+        if self._frozen.look():
+            self._note_frozen()
+
+    def _note_frozen(self) -> None:
+        """Say what is known of frozen weights that are not the base's."""
+        self._warnings += [note for note in self._frozen.notes if note not in self._warnings]
+        if self._frozen.unlike and self._adapted and not self.method.endswith(_MERGED):
+            self.method += _MERGED
 
     def _counted(self) -> list[Adapted]:
         """The adapted modules, those that share another one's factors left out."""
@@ -325,6 +344,7 @@ class LiveModel:
             rank=self.rank,
             step=step,
             warnings=tuple(self._warnings),
+            unmeasurable=self._frozen.unmeasurable,
         )
 
     def _direct(self) -> dict[str, Tensor]:
@@ -375,25 +395,6 @@ class LiveModel:
             f"{shown(name)} is trained since, and nobody recorded where it started: it is left "
             "out; give base=FOLDER of the base model"
         ]
-
-    def _merged_before(self, hashes: identity.TensorHashes | None) -> dict[str, Tensor]:
-        """Frozen weights that are not the named base's; adapters that move the base say how.
-
-        The hashes of the base's tensors are made on the way.
-        """
-        folder = self._start.folder
-        if folder is None or any(moves_base(m, self._config) for m in self._adapted):
-            return {}
-        unlike = unlike_base(self._own, self._direct(), folder, hashes)
-        if unlike:
-            self._warnings.append(
-                f"{len(unlike)} weights of the model in memory are not those of "
-                f"{folder.where} ({shown(next(iter(unlike)))}, …): what was trained into "
-                "them before counts as well"
-            )
-            if self._adapted:
-                self.method = f"{self.method}+merged"
-        return unlike
 
 
 def read_model(model: nn.Module, base: Location | None = None) -> TaskVector:

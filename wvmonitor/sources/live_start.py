@@ -243,7 +243,7 @@ class LiveStart:
         if base is not None:
             digest = partial(identity.base_digest, base, hashes)
             return (from_first(digest) if self._sharded else digest()), []
-        if any(moves_base(module, self._config) for module in self._adapted):
+        if self.moves_base:
             return None, [
                 "the adapter's start changed the base's weights in memory: give the base's folder "
                 "to tell which base it is"
@@ -252,6 +252,11 @@ class LiveStart:
             return digest_since(root, {} if self._sharded else self.recorded), []
         except InputError as error:
             return None, [f"which base this is cannot be told: {error}"]
+
+    @property
+    def moves_base(self) -> bool:
+        """Whether making the adapters has changed the base's weights in memory."""
+        return any(moves_base(module, self._config) for module in self._adapted)
 
     def _whole(self, entry: Adapted) -> AbstractContextManager[None]:
         """A wrapped module's tensors are whole in here; a collective where they are sharded."""
