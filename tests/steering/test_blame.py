@@ -255,6 +255,11 @@ def test_the_command_ranks_writes_and_says_what_it_could_not_judge(tmp_path: Pat
     assert [json.loads(line)["index"] for line in again.stdout.splitlines()] == [
         f["index"] for f in found
     ]
+    whole = CliRunner().invoke(app, [*arguments, "--per", "example", "--out", str(out)])
+    assert "(nats, over the whole answer)" in whole.stdout
+    by_token = {f["index"]: f["push"] for f in found[:-1]}
+    for f in [json.loads(line) for line in out.read_text().splitlines()][:-1]:
+        assert f["push"] == pytest.approx(by_token[f["index"]] * f["tokens"], rel=1e-6)
 
 
 def test_a_model_is_found_by_the_name_that_a_verdict_calls_it(
