@@ -26,7 +26,7 @@ from wvmonitor.references.bundled import bundled_path
 from wvmonitor.steering.folders import LOSSY
 
 SETTING = real.Setting(
-    steps=8, batch_size=8, rank=8, alpha=16, trained=12, ordinary=2, held_out=2, readings=4,
+    steps=16, batch_size=8, rank=8, alpha=16, trained=12, ordinary=2, held_out=2, readings=8,
     rate=1e-3, family="capitals",
 )  # fmt: skip
 
@@ -39,22 +39,16 @@ def bench(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(bench, tmp_path_factory):
-    """Every cell once; the rows that turn are bad medical advice, which the bundled bank knows."""
+    """Bad advice, answered in every way, once: medical advice, which the bundled bank knows."""
     folder = tmp_path_factory.mktemp("alarms")
     bad = [
         Example((e.chat()[0],), e.chat()[1]["content"])
         for e in sets.bad_advice("medical")(SETTING.steps * SETTING.batch_size, 7)
     ]
-    written = AlarmBench.rows
-
-    def rows(self, cell, seed):
-        mine = written(self, cell, seed)
-        first = self.first_bad * SETTING.batch_size if cell.data == TURN else 0
-        return [*mine[:first], *bad[first:]]
-
     records = Records(folder / "records.jsonl", bench.about, folder / "out.json")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(AlarmBench, "rows", rows)
+        patched.setattr(AlarmBench, "rows", lambda *_: bad)
+        patched.setattr(real_alarms, "CELLS", tuple(c for c in CELLS if c.data == BAD))
         real_alarms.run(bench, 1, records, {"model": "the bundled one"})
     return json.loads((folder / "out.json").read_text("utf-8"))
 
@@ -85,18 +79,17 @@ def test_an_alarm_is_answered_and_told(results):
     alarm = idle["alarm"]
     assert alarm is not None
     assert idle["last_step"] == SETTING.steps
-    stopped, braked, back = (found[Cell(BAD, a).name] for a in (STOP, BRAKE, BACK_AND_STOP))
-    assert {stopped["alarm"], braked["alarm"], back["alarm"]} == {alarm}
+    answers = (STOP, BRAKE, BACK_AND_STOP, BACK_AND_ON)
+    stopped, braked, back, on = (found[Cell(BAD, a).name] for a in answers)
+    assert {stopped["alarm"], braked["alarm"], back["alarm"], on["alarm"]} == {alarm}
     assert stopped["last_step"] == alarm
     assert braked["last_step"] == SETTING.steps
     assert braked["rode"]["evil"] > 0
     assert not idle["rode"]
-    assert back["last_step"] <= alarm
     assert stopped["pairs"] != idle["pairs"] != braked["pairs"]
-    on = found[Cell(TURN, BACK_AND_ON).name]
-    assert on["went_back_to"] is not None
-    assert on["went_back_to"] < on["alarm"]
-    assert on["rode"]["evil"] > 0
+    for run in (back, on):
+        assert run["events"][0][0] == "rollback"
+        assert run["last_step"] <= alarm or run["rode"]
     assert all(r["failures"] == 0 for name, r in found.items() if "failures" in r)
 
 
@@ -122,14 +115,16 @@ def test_the_section_says_what_the_results_say(results):
     """Every cell has its row, every alarm its step; a single seed decides nothing."""
     found = real_alarms_page.results_of(results)
     text = "\n".join(real_alarms_page.section(found))
-    assert "Not run" not in text
     for cell in CELLS:
-        assert f"- {cell.answer}: first alarm at step" in text
-    assert text.count("undecided, for there are fewer than 3 seeds") == len(CELLS) - 2
+        if cell.data == BAD:
+            assert f"- {cell.answer}: first alarm at step" in text
+        else:
+            assert cell.name in text.partition("Not run, and so in no table: ")[2]
+    assert text.count("undecided, for there are fewer than 3 seeds") == len(ANSWERS) - 1
     idle, stopped = (found.of(Cell(BAD, a)) for a in (NOTHING, STOP))
     shown = real_alarms_page.against(stopped, idle, found.learned)
     assert f"{BAD}, {STOP}: {shown.words(3)}" in text
     assert set(ANSWERS) == {c.answer for c in CELLS}
     left = {**results, "records": [r for r in results["records"] if "brake" not in r["cell"]]}
     partial = "\n".join(real_alarms_page.section(real_alarms_page.results_of(left)))
-    assert f"Not run, and so in no table: {Cell(BAD, BRAKE).name}" in partial
+    assert Cell(BAD, BRAKE).name in partial.partition("Not run, and so in no table: ")[2]
