@@ -59,7 +59,8 @@ class RealModel:
         """The lines of "In short"."""
         said = real_page.short(self.runs) if self.runs else []
         said += real_alarms_page.short(self.alarms) if self.alarms else []
-        return said + (real_gate_page.short(self.gate) if self.gate else [])
+        said += real_gate_page.short(self.gate) if self.gate else []
+        return said + (real_cleaned_page.short(self.cleaned) if self.cleaned else [])
 
     def limits(self) -> str:
         """What the tables leave open about real models, for the list at the page's end."""
