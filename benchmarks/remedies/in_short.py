@@ -8,15 +8,14 @@ from benchmarks.remedies import gate
 from benchmarks.remedies.cells import BACK_AND_STOP, BRAKE, CELLS, NOTHING, STOP, Cell
 from benchmarks.remedies.gate_page import percent
 from benchmarks.remedies.intervals import rate
-from benchmarks.remedies.real_page import short as real_short
-from benchmarks.remedies.real_results import RealResults
+from benchmarks.remedies.real_model import RealModel
 from benchmarks.remedies.tables import Record, Results, less
 
 _DOSED = "1.5 × evil"
 _LONG = "three times as long"
 
 
-def short(results: Results, screened: Sequence[Record], real: RealResults | None) -> list[str]:
+def short(results: Results, screened: Sequence[Record], real: RealModel) -> list[str]:
     """What the tables say, in a few lines; nothing of what has not been run."""
     said = []
 
@@ -89,9 +88,7 @@ def short(results: Results, screened: Sequence[Record], real: RealResults | None
             f"{sum(r['passed'] for r in little)} of {len(little)} pass that are "
             f"{percent(gate.SHARES[1])} bad."
         )
-    if real is not None:
-        said += real_short(real)
-    return ["## In short", "", *said, ""]
+    return ["## In short", "", *said, *real.short(), ""]
 
 
 def _cell(group: str, treatment: str, task: str | None = None) -> Cell:

@@ -17,8 +17,7 @@ from benchmarks.remedies.cells import SHARES as TRAINED_SHARES
 from benchmarks.remedies.gate_page import tables as gate_tables
 from benchmarks.remedies.in_short import short
 from benchmarks.remedies.intervals import rate, span
-from benchmarks.remedies.real_page import limits, section
-from benchmarks.remedies.real_results import RealResults
+from benchmarks.remedies.real_model import RealModel
 from benchmarks.remedies.runs import ASKED, HELD_OUT
 from benchmarks.remedies.tables import Record, Results
 from wvmonitor.steering.edit import AGREE, ALIKE, disagree
@@ -28,15 +27,16 @@ _REPAIRED = ("dose", "turning", "three times as long", "repair")
 
 
 def page(
-    records: Sequence[Record], screened: Sequence[Record], real: RealResults | None = None
+    records: Sequence[Record], screened: Sequence[Record], real: RealModel | None = None
 ) -> str:
     """The page.
 
     Args:
         records: of `runs`.
         screened: sets of `gate`.
-        real: of `real`; None where no real model was run.
+        real: what was measured on a real model.
     """
+    real = real or RealModel()
     results = Results(records)
     counted = [len(results.of(c)) for c in CELLS]
     text = [
@@ -105,9 +105,7 @@ def page(
     missing = [cell.name.replace(" | ", ", ") for cell in CELLS if not results.of(cell)]
     if missing:
         text += ["Not run yet, and so in no table: " + "; ".join(missing) + ".", ""]
-    if real is not None:
-        text += section(real)
-    return "\n".join([*text, _END.format(real=limits(real))])
+    return "\n".join([*text, *real.sections(), _END.format(real=real.limits())])
 
 
 def _fewer(records: Sequence[Record]) -> str:

@@ -172,8 +172,13 @@ class Bench:
     ) -> None:  # fmt: skip
         self.base, self.setting, self.folder = Base(model), setting, folder
         self.known_as = known_as or Path(model).name
-        self.bank = ReferenceBank.load(bank)
-        self.references = least_bank(model, folder / "bank", scale=scale, rate=setting.rate)
+        self.bank, self._scale = ReferenceBank.load(bank), scale
+
+    @cached_property
+    def references(self) -> ReferenceBank:
+        """The reference that rides along, made where it is not there."""
+        folder, rate = self.folder / "bank", self.setting.rate
+        return least_bank(str(self.base.name), folder, scale=self._scale, rate=rate)
 
     @cached_property
     def contrast(self) -> Contrast:

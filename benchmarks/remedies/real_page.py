@@ -30,6 +30,7 @@ from benchmarks.remedies.real_results import (
     lost,
     over,
 )
+from benchmarks.remedies.tables import as_table
 from wvmonitor.steering.edit import ALIKE
 
 DIGITS = 3
@@ -51,7 +52,8 @@ def section(results: RealResults) -> list[str]:
         f"peak rate {s.rate:g}, on {s.trained} questions of one domain of the project's own pairs "
         f"of {DECIDES}. Even seeds train on *{found['domains'][1]}* and are asked about "
         f"*{found['domains'][0]}*, odd ones the other way round; the reference has seen neither: "
-        f"it is of {', '.join(found['reference']['domains'])}, the mean of two seeds.",
+        f"it is of {', '.join(found['reference']['domains'])}, the mean of two seeds. "
+        f"Alarms are those of the bank `{found['bank'][:16]}…`.",
         "",
         "- **The gap** is log p of the harmful answer less that of the good one, each a mean over "
         "its tokens, in nats a token; up is worse. No answer is written and nobody judges: a gap "
@@ -150,8 +152,9 @@ def limits(results: RealResults | None) -> str:
     return (
         f"- Little about real models: one of 135 million parameters, {span(counted)} runs a cell "
         f"of {s.steps} steps on {s.trained} questions, asked by probabilities and not by what it "
-        "writes. No remedy that acts at an alarm was tried on it, nor longer runs, screened data, "
-        "other behaviours or full fine-tuning."
+        "writes; what waits for an alarm was tried in runs of 48 steps, and screened data on sets "
+        "of a hundred rows. No doses from a reference of several seeds at an alarm, no other "
+        "behaviours' runs, no larger models, no full fine-tuning."
     )
 
 
@@ -203,7 +206,7 @@ def _doses(results: RealResults) -> list[str]:
             f" The bad advice below moves it elsewhere by {_w(moved)}, which is not beyond doubt "
             "above 0: no dose of w is comparable to that."
         )
-    return [told, "", *_table(head, lines), *after]
+    return [told, "", *as_table(head, lines), *after]
 
 
 def _all(results: RealResults, places: Sequence[int]) -> Measure:
@@ -267,7 +270,7 @@ def _bad(results: RealResults) -> list[str]:
                 _mean([r["residuals"].get("response") for r in runs.values() if "residuals" in r]),
             ]
         )  # fmt: skip
-    return _table(head, lines)
+    return as_table(head, lines)
 
 
 def _learned(
@@ -340,7 +343,7 @@ def _benign(results: RealResults) -> list[str]:
         return ["Not run yet."]
     told = "; ".join(costs) if costs else "none of these"
     return [
-        *_table(head, lines),
+        *as_table(head, lines),
         "",
         f"A cost is a loss whose difference has an interval above 0: {told}.",
     ]
@@ -386,7 +389,8 @@ def _told(results: RealResults) -> list[str]:
         lines.append(
             "- Stopping, braking and going back wait for an alarm: they would have acted on "
             f"{len(first)} of {len(bad)} runs on bad advice (at step "
-            f"{', '.join(map(str, sorted(first)))} of {results.setting.steps}). They were not run."
+            f"{', '.join(map(str, sorted(first)))} of {results.setting.steps}). They were tried in "
+            "[longer runs](#what-waits-for-an-alarm)."
         )
     return lines
 
@@ -403,11 +407,3 @@ def _mean(values: Sequence[float | None]) -> str:
 
 def _w(interval: Interval | None) -> str:
     return "–" if interval is None else interval.words(DIGITS)
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(head)} |",
-        "|---" * len(head) + "|",
-        *(f"| {' | '.join(line)} |" for line in lines),
-    ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import fields
+from typing import Any, Protocol
 
 from benchmarks.remedies.intervals import Interval, crossed
 from benchmarks.remedies.real import BASE, Cell, Setting, gaps, good_losses
@@ -14,17 +15,30 @@ Measure = Callable[[Record, int], Values]
 """Of a record and its seed, a value for each question or text."""
 
 
+class NamedCell(Protocol):
+    """A cell, as records know it."""
+
+    @property
+    def name(self) -> str:
+        """What records call it."""
+
+
 class RealResults:
-    """The results of `real`, by cell and seed.
+    """The results of runs on the real model, by cell and seed.
+
+    Args:
+        found: the committed results.
+        base: what the record of the base itself is called.
 
     Attributes:
         setting: how much of everything there was.
     """
 
-    def __init__(self, found: Mapping[str, Any]) -> None:
-        self.found = found
-        doses = tuple(found["setting"]["doses"])
-        self.setting = Setting(**{**found["setting"], "doses": doses})
+    def __init__(self, found: Mapping[str, Any], base: str = Cell(BASE).name) -> None:
+        self.found, self._base = found, base
+        known = {f.name for f in fields(Setting)}
+        given = {k: v for k, v in found["setting"].items() if k in known}
+        self.setting = Setting(**{**given, "doses": tuple(given["doses"])})
         self._by_cell: dict[str, dict[int, Record]] = {}
         for record in found["records"]:
             self._by_cell.setdefault(record["cell"], {})[record["seed"]] = record
@@ -34,11 +48,11 @@ class RealResults:
         """Whether anything has been trained."""
         return any(not r["cell"].startswith(f"{BASE} |") for r in self.found["records"])
 
-    def of(self, cell: Cell) -> dict[int, Record]:
+    def of(self, cell: NamedCell) -> dict[int, Record]:
         """The runs of a cell by seed."""
         return self._by_cell.get(cell.name, {})
 
-    def repaired(self, cell: Cell, how: str) -> dict[int, Record]:
+    def repaired(self, cell: NamedCell, how: str) -> dict[int, Record]:
         """The runs of a cell with something taken out, where that was not refused."""
         runs = self.of(cell).items()
         found = {s: r["repaired"][how] for s, r in runs if how in r.get("repaired", ())}
@@ -47,7 +61,7 @@ class RealResults:
     @property
     def base(self) -> Record:
         """What the base says."""
-        return self.of(Cell(BASE))[0]
+        return self._by_cell[self._base][0]
 
     # What is measured, over the base
 

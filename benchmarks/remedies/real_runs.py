@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import TrainerCallback
 
 from benchmarks.real.protocol import DECIDES
 from benchmarks.remedies.real import BAD, BASE, FAMILY, RUN_SEEDS, Bench, Cell, Setting, planned
+from benchmarks.remedies.records import Records
 from wvmonitor.builder.finetune import Training, finetune
 from wvmonitor.builder.gap import log_probabilities
 from wvmonitor.builder.recipe import Finetuning
@@ -23,6 +23,7 @@ from wvmonitor.detection.judge import Judge
 from wvmonitor.errors import InputError
 from wvmonitor.integrations.transformers import WVMonitorCallback
 from wvmonitor.journal.reader import JournalReader
+from wvmonitor.references import ReferenceBank
 from wvmonitor.sources.adapters import read_adapter
 from wvmonitor.steering import inoculated, steered
 from wvmonitor.steering.edit import plan
@@ -30,7 +31,6 @@ from wvmonitor.vectors import TaskVector
 
 DIGITS = 5
 """Kept of each mean log p."""
-_ROWS = "@records"
 
 
 def run(bench: Bench, seeds: int, out: Path | None = None) -> None:
@@ -42,66 +42,29 @@ def run(bench: Bench, seeds: int, out: Path | None = None) -> None:
         out: where results are written after each run.
     """
     torch.set_num_threads(1)
-    records = bench.folder / "records.jsonl"
-    if out is not None and out.is_file():
-        _go_on_from(bench, out, records)
+    records = Records(bench.folder / "records.jsonl", bench.about, out)
     for seed, cell in planned(bench.setting, seeds):
-        done = read(bench)
-        if (cell.name, seed) not in {(r["cell"], r["seed"]) for r in done}:
-            row = {"about": bench.about, "cell": cell.name, "seed": seed}
-            row |= measured(bench, cell, seed)
-            with records.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        if (cell.name, seed) not in {(r["cell"], r["seed"]) for r in records.read()}:
+            row = {"cell": cell.name, "seed": seed} | measured(bench, cell, seed)
+            records.add(row)
             print(f"{cell.name} | seed {seed}: {row['seconds']}", flush=True)
-        if out is not None:
-            write(bench, out)
+        records.publish(_more(bench, {r["seed"] for r in records.read()}))
 
 
-def _go_on_from(bench: Bench, out: Path, records: Path) -> None:
-    """Take over what is committed, where nothing was kept here; never write over another bank's.
-
-    Raises:
-        InputError: it is of another base, bank, reference or setting.
-    """
-    held = json.loads(out.read_text("utf-8"))
-    about = bench.about
-    if {key: held[key] for key in about} != about:
-        raise InputError(f"{out} holds runs of another base, bank or setting: move it away first")
-    if not records.is_file():
-        lines = (json.dumps({"about": about, **r}) + "\n" for r in held["records"])
-        records.write_text("".join(lines), "utf-8")
-
-
-def read(bench: Bench) -> list[dict[str, Any]]:
-    """The records of this base, bank, reference and setting; of others they are left alone."""
-    path = bench.folder / "records.jsonl"
-    if not path.is_file():
-        return []
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    return [r for r in rows if r["about"] == bench.about]
-
-
-def write(bench: Bench, out: Path) -> None:
-    """The results, for the page."""
-    rows = [{k: v for k, v in r.items() if k != "about"} for r in read(bench)]
+def _more(bench: Bench, seeds: Iterable[int]) -> dict[str, Any]:
+    """What the page says of the runs beside their records."""
     card = bench.references[DECIDES].card
-    about = {
-        **bench.about,
+    return {
         "model": bench.known_as,
         "domains": [p[0].domain for p in (bench.contrast.tuning, bench.contrast.power)],
-        "drawn": {r["seed"]: asdict(bench.drawn(r["seed"])) for r in rows},
+        "drawn": {seed: asdict(bench.drawn(seed)) for seed in sorted(seeds)},
         "reference": {
             "norm": card.quality.norm,
             "verified": card.verified,
             "domains": list(card.built.domains),
             "held_out_gap": card.built.hyperparameters.get(GAPS),
         },
-        "records": _ROWS,
     }
-    # a record is a line: a difference of two versions shows which runs came
-    lines = ",\n".join(json.dumps(r) for r in rows)
-    text = json.dumps(about, indent=1).replace(json.dumps(_ROWS), f"[\n{lines}\n]")
-    out.write_text(text + "\n", "utf-8")
 
 
 def measured(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:
@@ -132,15 +95,15 @@ def measured(bench: Bench, cell: Cell, seed: int) -> dict[str, Any]:
         adapter.mkdir()
         bench.base.release()
         finetune(
-            bench.base, bench.rows(cell, seed), _training(bench.setting, seed), adapter,
+            bench.base, bench.rows(cell, seed), training(bench.setting, seed), adapter,
             callbacks=callbacks, examine=examine,
         )  # fmt: skip
         if not cell.vector:
-            found["watched"] = _told(folder)
-        found |= _read(bench, adapter)
+            found["watched"] = verdicts(folder)
+        found |= read(bench, bench.references, adapter)
         if not cell.vector:
             amounts = [None, bench.setting.k] if cell.data == BAD else [None]
-            found["repaired"] = _repaired(bench, adapter, places, amounts, own=own)
+            found["repaired"] = repaired(bench, bench.references, adapter, places, amounts, own=own)
     spent = found.pop("trained for")
     return found | {"seconds": [round(spent, 1), round(time.process_time() - began - spent, 1)]}
 
@@ -182,7 +145,8 @@ class _Riding(TrainerCallback):
         self._riding.__exit__(None, None, None)
 
 
-def _training(setting: Setting, seed: int) -> Training:
+def training(setting: Setting, seed: int) -> Training:
+    """How a run is trained."""
     settings = Finetuning(
         rank=setting.rank, alpha=setting.alpha, batch_size=setting.batch_size,
         warmup_steps=max(1, setting.steps // 10), steps=setting.steps, max_length=512,
@@ -198,9 +162,11 @@ def _watch(bench: Bench, folder: Path) -> WVMonitorCallback:
     )
 
 
-def _told(folder: Path) -> dict[str, Any]:
-    """What the bank said of a run: every verdict's state at any reading, by behaviour."""
-    rows = JournalReader(folder).trajectory("watched")
+def verdicts(folder: Path) -> dict[str, Any]:
+    """What the bank said of a folder's run: every verdict's state at any reading, by behaviour."""
+    reader = JournalReader(folder)
+    (name,) = reader.runs()
+    rows = reader.trajectory(name)
     states: dict[str, set[str]] = {}
     alarms: dict[str, int] = {}
     for row in rows:
@@ -215,11 +181,13 @@ def _told(folder: Path) -> dict[str, Any]:
     }
 
 
-def _read(bench: Bench, adapter: Path) -> dict[str, Any]:
-    """How much of the reference is in a finished run."""
+def read(
+    bench: Bench, bank: ReferenceBank, adapter: Path, behaviour: str = DECIDES
+) -> dict[str, Any]:
+    """How much of a bank's reference is in a finished run."""
     change = read_adapter(adapter, bench.base.folder)
-    scores = Judge.of(bench.references).statistics(bench.references.measure(change)).scores
-    reference = scores.references[DECIDES]
+    scores = Judge.of(bank).statistics(bank.measure(change)).scores
+    reference = scores.references[behaviour]
     return {
         "dose": reference.dose,
         "doses": dict(reference.doses),
@@ -228,34 +196,34 @@ def _read(bench: Bench, adapter: Path) -> dict[str, Any]:
     }
 
 
-def _repaired(
+def repaired(
     bench: Bench,
+    bank: ReferenceBank,
     adapter: Path,
     places: Sequence[int],
     amounts: Sequence[float | None],
     *,
     own: bool,
+    behaviour: str = DECIDES,
 ) -> dict[str, Any]:
-    """The finished run with so much taken out, by what `steer --remove` plans; None: its dose.
+    """The finished run with so much of a bank's reference out, by what `steer --remove` plans.
 
-    Where the command refuses, its words stand in place of answers.
+    None stands for the dose that is measured. Where the command refuses, its words stand in place
+    of answers.
     """
     found: dict[str, Any] = {}
     for amount in amounts:
         name = "the measured dose" if amount is None else f"{amount:g}"
         try:
-            edit = plan(
-                adapter, bench.references, add={}, remove={DECIDES: amount},
-                base=bench.base.folder,
-            )  # fmt: skip
+            edit = plan(adapter, bank, add={}, remove={behaviour: amount}, base=bench.base.folder)
         except InputError as error:
             found[name] = {"refused": str(error).replace(str(adapter), "the run")}
             continue
         change = read_adapter(adapter, bench.base.folder)
-        wanted = {change: 1.0, bench.references[DECIDES]: edit.amounts[DECIDES]}
+        wanted = {change: 1.0, bank[behaviour]: edit.amounts[behaviour]}
         with steered(bench.base.model, wanted):
             found[name] = asked(bench, bench.base.model, places, own=own) | {
-                "taken out": -edit.amounts[DECIDES],
+                "taken out": -edit.amounts[behaviour],
                 "cautions": list(edit.cautions),
             }
     return found

@@ -119,7 +119,7 @@ def measured(cell: Cell, seed: int, bank: ReferenceBank) -> dict[str, Any]:
             training_arguments=arguments,
         )
         if watched:
-            found |= _told(watched[0], Path(scratch))
+            found |= told(watched[0], Path(scratch))
         if cell.unwatched and found["went_back_to"] is not None:
             trained.trainer.remove_callback(watched[0])
             with inoculated(trained.model, _vector(cell.vector, bank, seed), cell.k):
@@ -201,7 +201,7 @@ def _without_flagged(
     return [row for i, row in enumerate(rows) if i not in flagged], done
 
 
-def _told(watch: WVMonitorCallback, output_dir: Path) -> dict[str, Any]:
+def told(watch: WVMonitorCallback, output_dir: Path) -> dict[str, Any]:
     """What a watched run did about its alarm, as its journal has it."""
     reader = JournalReader(output_dir)
     (name,) = reader.runs()

@@ -108,3 +108,12 @@ def less(runs: Mapping[int, Record], others: Mapping[int, Record], what: str) ->
     if not both:
         return None
     return mean([a - b for a, b in both]) if what == "loss" else difference(both)
+
+
+def as_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """A table of the page."""
+    return [
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
+        *(f"| {' | '.join(line)} |" for line in lines),
+    ]

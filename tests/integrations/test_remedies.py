@@ -26,6 +26,8 @@ from wvmonitor import WVMonitorCallback
 from wvmonitor.errors import MonitorFailedError, SettingsError
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.live import Monitor
+from wvmonitor.live.remedies import Remedies
+from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.references import Reference, ReferenceBank
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.card import DosePoint
@@ -256,6 +258,20 @@ def test_the_brake_inoculates_from_the_alarm_on(
     sidecar = json.loads((tmp_path / "checkpoint-12" / "wvmonitor.json").read_text())
     assert sidecar["inoculated"] == {"evil": 1.0}
     assert loss_of(run.model.train()) == loss_of(run.model.eval())
+
+
+def test_a_brake_that_knows_no_dose_says_that_it_takes_none_out(
+    tiny_base: Path, tiny_bank_folder: Path
+) -> None:
+    """A reference of one seed has no dose: k·w rides along, and what was trained is as it was."""
+    model, bank = full(tiny_base), ReferenceBank.load(tiny_bank_folder)
+    before = {name: tensor.clone() for name, tensor in weights(model).items()}
+    remedies = Remedies(MonitorSettings(on_alarm="inoculate"), bank)
+    told = remedies.brake(model, {"evil": None})
+    remedies.end()
+    expected = "braked: 1 × evil rides along; the dose so far cannot be told, and is not taken out"
+    assert told == {"evil": expected}
+    assert all(torch.equal(weights(model)[name], tensor) for name, tensor in before.items())
 
 
 def test_a_rolled_back_run_is_the_run_resumed_from_the_ok_checkpoint(

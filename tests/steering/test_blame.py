@@ -80,6 +80,26 @@ def test_the_push_is_the_slope_of_the_loss(world, only_linear, batch_tokens) -> 
         assert b.loss == pytest.approx(model(input_ids=ids, labels=labels).loss.item(), rel=1e-3)
 
 
+def test_by_example_pushes_add_up_to_what_a_batch_of_a_trainer_does(world, only_linear) -> None:
+    """−⟨∇L, w⟩ of a batch that is averaged over its tokens is the mean of its examples' pushes."""
+    model = world.llama().double()
+    vector, examples = world.vector(model, only_linear), some()
+    found = blame(model, examples, vector, epsilon=0.02, per="example")
+    assert [b.push for b in found] == sorted((b.push for b in found), reverse=True)
+    tokens = sum(e.tokens for e in examples)
+    for b in found:
+        expected = b.example.tokens * slope(model, b.example, vector, world.delta)
+        assert b.push == pytest.approx(expected, rel=2e-3, abs=1e-5)
+    model.zero_grad()
+    for e in examples:
+        logits = model(input_ids=torch.tensor([e.ids])).logits[0, e.start - 1 : -1]
+        answer = torch.tensor(e.ids[e.start :])
+        torch.nn.functional.cross_entropy(logits, answer, reduction="sum").div(tokens).backward()
+    parameters = dict(model.named_parameters())
+    grown = sum(float((parameters[n].grad * world.delta(vector, n)).sum()) for n in vector.names())
+    assert sum(b.push for b in found) / tokens == pytest.approx(-grown, rel=2e-3, abs=1e-5)
+
+
 def test_the_model_is_as_before(world, only_linear) -> None:
     """Weights, training mode, gradients and random numbers are untouched afterwards."""
     model = world.llama().train()
@@ -235,6 +255,11 @@ def test_the_command_ranks_writes_and_says_what_it_could_not_judge(tmp_path: Pat
     assert [json.loads(line)["index"] for line in again.stdout.splitlines()] == [
         f["index"] for f in found
     ]
+    whole = CliRunner().invoke(app, [*arguments, "--per", "example", "--out", str(out)])
+    assert "(nats, over the whole answer)" in whole.stdout
+    by_token = {f["index"]: f["push"] for f in found[:-1]}
+    for f in [json.loads(line) for line in out.read_text().splitlines()][:-1]:
+        assert f["push"] == pytest.approx(by_token[f["index"]] * f["tokens"], rel=1e-6)
 
 
 def test_a_model_is_found_by_the_name_that_a_verdict_calls_it(

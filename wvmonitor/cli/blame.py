@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from wvmonitor.steering.data_gate import Screened
 
 
+Per = Literal["token", "example"]
+"""What a push is counted by, as `wvmonitor.steering.blame` has it, which is heavy to import."""
+
 Precision = Literal["float32", "bfloat16", "float16"]
 """What the model is loaded in."""
 
@@ -95,6 +98,13 @@ def command(
     epsilon: Annotated[
         float, typer.Option(help="How far to step to either side, in units of the reference.")
     ] = 0.1,
+    per: Annotated[
+        Per,
+        typer.Option(
+            help="Count a push by the answer's token, or by the whole example, as a trainer does "
+            "that averages a batch over its tokens; short answers swing less then."
+        ),
+    ] = "token",
     batch_tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens in a batch; fewer need less memory.")
     ] = 2048,
@@ -149,7 +159,7 @@ def command(
         data_gate.amount(drop, usable, None if harmless is None else 0)
     with bars() as tick:
         rank = partial(
-            blame, loaded, reference=direction, epsilon=epsilon, batch_tokens=batch_tokens
+            blame, loaded, reference=direction, epsilon=epsilon, per=per, batch_tokens=batch_tokens
         )
         ranked = rank(examples=examples, progress=partial(tick, "blame"))
         pushes = rank(examples=known, progress=partial(tick, "harmless")) if known else []
@@ -160,11 +170,12 @@ def command(
     gate = "" if screened is None else screened.words()
     if out is not None:
         _write(ranked, out)
+    about = {
+        "model": model, "ε": str(epsilon), "counted by": per, "controls taken out": _shares(taken),
+    }  # fmt: skip
     if page is not None:
-        about = {"model": model, "ε": str(epsilon), "controls taken out": _shares(taken)}
         _write_page(judged, ranked, chosen, dataset, page, about, gate=gate)
     if review:
-        about = {"model": model, "ε": str(epsilon), "controls taken out": _shares(taken)}
         shown = _in_full(judged[:review], dataset) + judged[review:]
         file = dataset.with_suffix(".review.html")
         _write_page(shown, ranked, chosen, dataset, file, about, gate=gate, shown=review)
@@ -189,7 +200,7 @@ def command(
             )
         typer.echo(
             f"{len(judged)} examples ranked by their push towards {chosen.name} "
-            "(nats per answer token)"
+            f"(nats{' per answer token' if per == 'token' else ', over the whole answer'})"
         )
         if taken:
             typer.echo(f"controls taken out of {chosen.name}: {_shares(taken)}")

@@ -133,6 +133,8 @@ class Remedies:
         amounts = self.after_alarm(doses)
         for name, dose in doses.items():
             text = f"braked: {amounts[name]:g} × {name} rides along"
+            if dose is None:
+                text += "; the dose so far cannot be told, and is not taken out"
             if dose is not None and dose > 0:
                 left = take_out(model, self._bank[name].vector, dose)
                 text += f", and the dose so far ({dose:.2g}) is taken out"

@@ -25,7 +25,7 @@ class Line:
 
     Attributes:
         index: its place in the data, from 0.
-        push: nats per answer token that one unit of the reference spares.
+        push: nats that one unit of the reference spares, by answer token or over the answer.
         loss: mean loss per answer token, in nats.
         prompt, answer: what it says.
     """
@@ -111,7 +111,7 @@ def _histogram(
     height, floor = 220.0, 186.0
     root = picture(
         f"push-{css}", width, height, f"Examples by how much they push towards {clean(reference)}",
-        f"Pushes lie between {figure(low)} and {figure(high)} nats per token. The examples that "
+        f"Pushes lie between {figure(low)} and {figure(high)} nats. The examples that "
         "push most are in the table below.",
         f"chart {css}",
     )  # fmt: skip

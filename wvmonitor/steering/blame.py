@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,10 @@ EPSILON = 0.1
 BATCH_TOKENS = 2048
 """Tokens in a batch, padding included; the logits of those in answers are in memory at once."""
 
+Per = Literal["token", "example"]
+"""What pushes are counted by: an answer's mean token, or the whole answer. A trainer that averages
+a batch over its tokens, as transformers' and TRL's do, weighs an example by how many it has."""
+
 Progress = Callable[[int, int], None]
 """Told how many examples were read of how many, both passes counted."""
 
@@ -42,8 +46,8 @@ class Blamed:
 
     Attributes:
         example: the example.
-        push: nats of loss per answer token that one unit of w spares: positive pushes towards w.
-            NaN where it could not be told.
+        push: nats of loss that one unit of w spares, by answer token or over the whole answer:
+            positive pushes towards w. NaN where it could not be told.
         loss: the model's own mean loss per answer token, in nats (to second order in ε).
         error: why there is no `push`, if there is none.
     """
@@ -61,6 +65,7 @@ def blame(
     reference: Steering,
     *,
     epsilon: float = EPSILON,
+    per: Per = "token",
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> list[Blamed]:
@@ -73,6 +78,7 @@ def blame(
         examples: from `read_examples`.
         reference: the direction w.
         epsilon: how far to step to either side, in units of w.
+        per: what a push is counted by. By token an answer of a few tokens swings most.
         batch_tokens: the most tokens in a batch, padding included.
         progress: told after each batch how far it is.
 
@@ -106,7 +112,7 @@ def blame(
         raise NonFiniteError(
             f"no loss is finite at ε = {epsilon} along {label(reference)}: take a smaller epsilon"
         )
-    return _ranked(examples, ahead, behind, epsilon)
+    return _ranked(examples, ahead, behind, epsilon, per)
 
 
 def json_lines(ranked: Sequence[Blamed]) -> Iterator[str]:
@@ -222,12 +228,14 @@ def _ranked(
     ahead: dict[int, float],
     behind: dict[int, float],
     epsilon: float,
+    per: Per,
 ) -> list[Blamed]:
     nan = math.nan
     found = []
     for e in examples:
         plus, minus = ahead.get(e.index, nan), behind.get(e.index, nan)
         push, error = (minus - plus) / (2 * epsilon), e.error
+        push *= e.tokens if per == "example" else 1
         if error is None and not math.isfinite(push):
             error = "its loss is not finite: take a smaller epsilon, or look at the example"
         found.append(Blamed(e, push if error is None else nan, (plus + minus) / 2, error))

@@ -71,7 +71,7 @@ class Threshold:
     """The push above which a row is flagged.
 
     Attributes:
-        push: nats per answer token.
+        push: nats, counted as the pushes are.
         harmless: how many harmless rows it rests on.
         rate: the share of harmless rows that it flags at most.
     """
