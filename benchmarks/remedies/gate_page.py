@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.remedies import gate
-from benchmarks.remedies.intervals import mean, rate
+from benchmarks.remedies.intervals import area, rate
 from benchmarks.remedies.runs import FLAG_RATE, KNOWN_GOOD
 
 Record = Mapping[str, Any]
@@ -37,7 +37,7 @@ def tables(screened: Sequence[Record]) -> list[str]:
         by_share = [[r for r in mine if r["share"] == s] for s in gate.SHARES]
         cells = [
             kind,
-            mean([r["auroc"] for r in bad]).words(3),
+            area([r["auroc"] for r in bad], gate.SEEDS).words(3),
             rate([r["found"] for r in bad]).words(),
             rate([r["lost"] for r in clean]).words(3),
             rate([r["top"] for r in mine if r["share"] == gate.TOP]).words(),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from benchmarks.remedies import gate
 from benchmarks.remedies.cells import BACK_AND_STOP, BRAKE, CELLS, NOTHING, STOP, Cell
 from benchmarks.remedies.gate_page import percent
-from benchmarks.remedies.intervals import rate
+from benchmarks.remedies.intervals import Count, rate
 from benchmarks.remedies.real_model import RealModel
 from benchmarks.remedies.tables import Record, Results, less
 
@@ -81,14 +81,23 @@ def short(results: Results, screened: Sequence[Record], real: RealModel) -> list
     clean, little = ([r for r in screened if r["share"] == share] for share in gate.SHARES[:2])
     if screened:
         said.append(
-            "- **Screened data**: the gate finds "
-            f"{rate([r['found'] for r in screened if r['share']]).words()} of the bad rows and "
-            f"flags {rate([r['lost'] for r in clean]).words(3)} of the good ones; it fails "
+            "- **Screened data**, each with the right reference named: of the bad rows the gate "
+            f"finds {_by_kind(screened)}; it flags {rate([r['lost'] for r in clean]).words(3)} of "
+            "the good ones; it fails "
             f"{sum(not r['passed'] for r in clean)} of {len(clean)} clean sets, and lets "
             f"{sum(r['passed'] for r in little)} of {len(little)} pass that are "
             f"{percent(gate.SHARES[1])} bad."
         )
     return ["## In short", "", *said, *real.short(), ""]
+
+
+def _by_kind(screened: Sequence[Record]) -> str:
+    """The share of bad rows found, kind by kind: their mean would be that of no kind."""
+    found: dict[str, list[Count]] = {}
+    for r in screened:
+        if r["share"]:
+            found.setdefault(r["kind"], []).append(r["found"])
+    return ", ".join(f"{rate(counts).words()} ({kind})" for kind, counts in found.items())
 
 
 def _cell(group: str, treatment: str, task: str | None = None) -> Cell:

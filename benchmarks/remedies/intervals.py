@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from scipy.stats import t
 
+from benchmarks.statistics import at_best
 from wvmonitor.organism.behaviour import wilson
 
 Z = 1.959964
@@ -63,6 +64,15 @@ def mean(values: Sequence[float]) -> Interval:
     """The mean of runs' values; of fewer than three, which may agree by chance, no interval."""
     value, half = statistics.fmean(values), _half(values) if len(values) > 2 else math.nan
     return Interval(value, value - half, value + half)
+
+
+def area(values: Sequence[float], sets: int) -> Interval:
+    """The mean of AUROCs, its interval no narrower than so many sets can support (`at_best`)."""
+    found = mean(values)
+    if found.value >= 1:
+        return Interval(found.value, at_best(sets), 1.0)
+    best = at_best(sets, 0.025)
+    return Interval(found.value, min(found.low, best), min(max(found.high, 1 - best), 1.0))
 
 
 def difference(pairs: Sequence[tuple[Count, Count]]) -> Interval:

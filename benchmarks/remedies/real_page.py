@@ -121,9 +121,9 @@ def short(results: RealResults) -> list[str]:
 def _afterthought(results: RealResults) -> str:
     """What no rule was fixed for: the questions that were trained on."""
     k = results.setting.k
-    idle, riding, random = (
-        results.with_learned(results.of(c))
-        for c in (Cell(BAD), Cell(BAD, DECIDES, k), Cell(BAD, RANDOM, k))
+    idle, riding, random, other = (
+        results.with_learned(results.of(Cell(BAD, *riding)))
+        for riding in ((), (DECIDES, k), (RANDOM, k), (OTHER, k))
     )
     found = against(riding, idle, results.learned)
     if found is None:
@@ -131,8 +131,9 @@ def _afterthought(results: RealResults) -> str:
     return (
         "On the questions trained on, asked as an afterthought, it is moved by "
         f"{_w(over(idle, results.learned))} and by {_w(over(riding, results.learned))}, a "
-        f"difference of {_w(found)}, and of {_w(against(random, idle, results.learned))} with a "
-        "random direction as long. "
+        f"difference of {_w(found)}, of {_w(against(random, idle, results.learned))} with a "
+        f"random direction as long, and of {_w(against(other, idle, results.learned))} with "
+        f"{k:g} × {OTHER}. "
     )
 
 
