@@ -195,6 +195,7 @@ def dense_read(asked: dict[str, Any]) -> dict[str, Any]:
     base = Path(asked["base"]) / "model.safetensors"
     runs = [Path(run) / "model.safetensors" for run in asked["runs"]]
     files = [file for run in runs for file in (base, run, reference)]
+    machine.read_through(files)  # what loads whole models may have driven files from the page cache
     return {
         "alone": machine.seconds(lambda: machine.read_through(files)),
         "together": machine.wall_seconds(

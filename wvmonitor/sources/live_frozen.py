@@ -125,7 +125,7 @@ class FrozenWeights:
     def look(self) -> bool:
         """See whether weights under the adapters have changed since the last look.
 
-        A few elements are looked at, which takes a tenth of a millisecond: an adapter that is
+        A few elements are looked at, which takes less than half a millisecond: an adapter that is
         merged changes all of them.
         """
         now = _sample(self._layers)
