@@ -533,14 +533,7 @@ def _deciding(document: Mapping[str, Any]) -> str:
             " within a tenth of the run, and how few harmful examples rank among harmless data. In"
             " bold what is shipped.",
             "",
-            f"| score | {' | '.join(names)} |",
-            "|---|" + "---|" * len(names),
-        ]
-        rows += [
-            f"| {_bold(row['score'], is_so=row['decides'])} | "
-            + " | ".join(_figure(row[n]) if row[n] else "not measured" for n in names)
-            + " |"
-            for row in document["by_score"]
+            *_by_score(document["by_score"], names),
         ]
         parts.append("\n".join(rows))
     if document["second_by_score"]:
@@ -549,17 +542,20 @@ def _deciding(document: Mapping[str, Any]) -> str:
             " runs that show a behaviour among harmless data. Five runs, three and three: whichever"
             " is ahead here is ahead by a run or two.",
             "",
-            f"| score | {' | '.join(BEHAVIOURS)} |",
-            "|---|" + "---|" * len(BEHAVIOURS),
-        ]
-        rows += [
-            f"| {row['score']} | "
-            + " | ".join(_figure(row[b]) if row[b] else "not measured" for b in BEHAVIOURS)
-            + " |"
-            for row in document["second_by_score"]
+            *_by_score(document["second_by_score"], BEHAVIOURS),
         ]
         parts.append("\n".join(rows))
     return "\n\n".join(parts) or "Not measured."
+
+
+def _by_score(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """A table of figures, a row for each score; in bold the one that decides."""
+    lines = [f"| score | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for row in rows:
+        figures = (_figure(row[n]) if row[n] else "not measured" for n in names)
+        score = _bold(row["score"], is_so=row.get("decides", False))
+        lines.append(f"| {score} | {' | '.join(figures)} |")
+    return lines
 
 
 def _against_the_rule(found: Mapping[str, Any]) -> str:

@@ -21,6 +21,9 @@ from benchmarks.remedies.real_alarms import (
     Cell,
 )
 from benchmarks.remedies.real_results import (
+    DIGITS,
+    LEAST_SEEDS,
+    UNDECIDED,
     Measure,
     RealResults,
     Record,
@@ -29,11 +32,8 @@ from benchmarks.remedies.real_results import (
     lost,
     over,
 )
-from benchmarks.remedies.tables import as_table
+from benchmarks.remedies.tables import MET, MISSED, as_table
 
-DIGITS = 3
-LEAST_SEEDS = 3
-MET, MISSED = "met", "**not met**"
 _SAID = {
     STOP: "stop",
     BACK_AND_STOP: "go back, stop there",
@@ -258,7 +258,7 @@ def _rules(results: RealResults) -> list[str]:
 
 def _verdict(runs: Mapping[int, Record], idle: Mapping[int, Record], less: Interval) -> str:
     if len(set(runs) & set(idle)) < LEAST_SEEDS:
-        return f"undecided, for there are fewer than {LEAST_SEEDS} seeds"
+        return UNDECIDED
     return met(below(less))
 
 

@@ -24,10 +24,9 @@ from benchmarks.remedies.real_gate_results import (
     Sieved,
     Way,
 )
-from benchmarks.remedies.tables import as_table
+from benchmarks.remedies.tables import MET, MISSED, as_table
 from benchmarks.statistics import Metric
 
-MET, MISSED = "met", "**not met**"
 _ORDINARY = "ordinary rows"
 _BESIDE = {
     _ORDINARY: "ordinary rows",

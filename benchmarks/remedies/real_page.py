@@ -21,6 +21,9 @@ from benchmarks.remedies.real import (
     untrained,
 )
 from benchmarks.remedies.real_results import (
+    DIGITS,
+    LEAST_SEEDS,
+    UNDECIDED,
     Measure,
     RealResults,
     Record,
@@ -30,14 +33,8 @@ from benchmarks.remedies.real_results import (
     lost,
     over,
 )
-from benchmarks.remedies.tables import as_table
+from benchmarks.remedies.tables import MET, MISSED, as_table
 from wvmonitor.steering.edit import ALIKE
-
-DIGITS = 3
-LEAST_SEEDS = 3
-"""Below it nothing is decided, whatever an interval says."""
-MET, MISSED = "met", "**not met**"
-UNDECIDED = f"undecided, for there are fewer than {LEAST_SEEDS} seeds"
 
 
 def section(results: RealResults) -> list[str]:

@@ -11,6 +11,10 @@ from benchmarks.remedies.real import BASE, Cell, Setting, gaps, good_losses
 
 Record = Mapping[str, Any]
 Values = Mapping[Any, float]
+DIGITS = 3
+LEAST_SEEDS = 3
+"""Below it nothing is decided, whatever an interval says."""
+UNDECIDED = f"undecided, for there are fewer than {LEAST_SEEDS} seeds"
 Measure = Callable[[Record, int], Values]
 """Of a record and its seed, a value for each question or text."""
 

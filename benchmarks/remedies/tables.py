@@ -9,6 +9,8 @@ from benchmarks.remedies.cells import CELLS, NOTHING, STEPS, TASKS, Cell
 from benchmarks.remedies.intervals import Interval, difference, mean, rate
 
 Record = Mapping[str, Any]
+MET, MISSED = "met", "**not met**"
+"""What is said of a rule."""
 _DOSE_OUT = "nothing; the dose taken out at the end"
 _AGAINST = "against nothing done"
 

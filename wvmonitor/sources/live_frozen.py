@@ -50,11 +50,7 @@ def unlike_base(
     Raises:
         ShapeMismatchError: a parameter has another shape there, and is no resized vocabulary.
     """
-    compared: dict[str, Tensor] = {}
-    for name, parameter in own:
-        quantised = not parameter.is_floating_point() or parameter.element_size() < 2
-        if not (name in trained or quantised or parameter.is_meta):
-            compared[name] = parameter
+    compared = {name: p for name, p in own if name not in trained and _is_whole(p)}
     stored = {name: held for name in compared if (held := folder.stored(name)) is not None}
 
     of_digest = {} if hashes is None else shapes_of_blocks(folder)
@@ -128,8 +124,10 @@ class FrozenWeights:
         A few elements are looked at, which takes less than half a millisecond: an adapter that is
         merged changes all of them.
         """
+        if self.unmeasurable:
+            return False
         now = _sample(self._layers)
-        if now is None or not _differ(self._sampled, now) or self.unmeasurable:
+        if now is None or not _differ(self._sampled, now):
             return False
         if self._folder is None:
             self.unmeasurable = (
@@ -182,11 +180,15 @@ def _is_plain(weight: object) -> TypeGuard[Tensor]:
     """Whether a weight is frozen, in memory and not quantised."""
     return (
         isinstance(weight, Tensor)
-        and not (weight.requires_grad or weight.is_meta)
-        and weight.is_floating_point()
-        and weight.element_size() > 1
+        and not weight.requires_grad
+        and _is_whole(weight)
         and weight.numel() > 0
     )
+
+
+def _is_whole(weight: Tensor) -> bool:
+    """Whether a weight's values are here to be read: in memory, and not quantised."""
+    return weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta
 
 
 def _same(before: Tensor, now: Tensor) -> bool:
