@@ -50,6 +50,14 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor()
 
 
+def commit(root: Path) -> str:
+    """Which version lies in a checkout; what is not committed is not told."""
+    done = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
+
+
 def matrix_rate(size: int = 2048, device: str = "cpu") -> float:
     """Multiply-adds times two, a second, of a square float32 product on the threads set now."""
     a, b = (torch.randn(size, size, device=device) for _ in range(2))

@@ -171,12 +171,15 @@ def with_tables(page: str, results: Path) -> str:
     def table(found: re.Match[str]) -> str:
         document = json.loads((results / f"{found[1]}.json").read_text())
         machine, load = document["machine"], document["machine"]["load_average"]
-        lines = [f"<!-- {found[1]} -->", "| what | measured | target | |", "|---|---|---|---|"]
+        older = any("before" in figure for figure in document["figures"])
+        columns = ["what", "measured", *(["before"] if older else []), "target", ""]
+        lines = [f"<!-- {found[1]} -->", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for figure in document["figures"]:
-            value = figure["value"]
-            shown = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-            measured = f"{shown} {figure['unit']}"
-            cells = [figure["name"], measured, figure["target"], _MARKS[figure["achieved"]]]
+            cells = [figure["name"], _shown(figure["value"], figure["unit"])]
+            if older:
+                before = figure["before"]
+                cells.append("" if before is None else _shown(before, figure["unit"]))
+            cells += [figure["target"], _MARKS[figure["achieved"]]]
             lines.append(f"| {' | '.join(cells)} |")
         lines += [
             "",
@@ -191,6 +194,10 @@ def with_tables(page: str, results: Path) -> str:
         return "\n".join(lines)
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
+
+
+def _shown(value: float, unit: str) -> str:
+    return f"{value:,.0f} {unit}" if abs(value) >= 1000 else f"{value:.3g} {unit}"
 
 
 def _misses(figures: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import inputs, shapes, wait_tasks
+from benchmarks import inputs, machine, shapes, wait_tasks
 from benchmarks.report import Check, Figure, arguments, at_most, publish, write_page
 from benchmarks.wait_tasks import model_of
 from wvmonitor.cli.app import application
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for root in (HERE, before) if before else (HERE,):
         compileall.compile_dir(root / "wvmonitor", quiet=1)  # whether or not Python may write it
     names = mine.only or list(GROUPS)
-    run = [_commit(HERE), before and _commit(before), asked.rounds, asked.part]
+    run = [machine.commit(HERE), before and machine.commit(before), asked.rounds, asked.part]
     kept = None if asked.quick or mine.only else _Kept(run, again=mine.again)
     figures: list[Figure] = []
     checks: list[Check] = []
@@ -239,16 +239,8 @@ def _remarks(figures: Sequence[Figure], rounds: int, before: Path | None) -> lis
     if spreads:
         middle = statistics.median(spreads)
         said += f", which differ by {middle:.0%} of their median, and by {spreads[-1]:.0%} at most"
-    beside = f'. "before" is commit `{_commit(before)[:7]}`' if before else ""
+    beside = f'. "before" is commit `{machine.commit(before)[:7]}`' if before else ""
     return [f"{said}{beside}."]
-
-
-def _commit(root: Path) -> str:
-    """Which version lies in a checkout; what is not committed is not told."""
-    done = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
 
 
 def _figures(wait: Wait, version: _Version, when: str) -> Iterator[Figure]:

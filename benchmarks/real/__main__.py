@@ -121,11 +121,12 @@ def _carry_out(args: argparse.Namespace) -> None:
         how = {"only": args.only, "stop": stop, "part": args.part}
         run_all(base, work, setting, planned(folder, setting, variants=args.variants), asked, **how)
         if args.held_out:
-            run_all(base, work, setting, held_out.planned(contrasts, setting), None, **how)
+            own = held_out.planned(contrasts, setting, variants=args.variants)
+            run_all(base, work, setting, own, None, **how)
     if args.command in ("report", "quick"):
         bench = Bench(base, work, setting, asked, contrasts, folder, Against.load(args.bank))
         made = there(base, work, setting, planned(folder, setting, variants=VARIANTS))
-        own = there(base, work, setting, held_out.planned(contrasts, setting))
+        own = there(base, work, setting, held_out.planned(contrasts, setting, variants=VARIANTS))
         print(f"{len(made) + len(own)} runs are read against {args.bank}", flush=True)
         report.publish(
             bench, report.finished(bench, made), report.read_alone(bench, own), args.results,

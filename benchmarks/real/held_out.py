@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.real.baselines import Run
 from benchmarks.real.metrics import deciding_name, rate
-from benchmarks.real.protocol import Setting, TestRun
+from benchmarks.real.protocol import VARIANTS, Setting, TestRun, Variant
 from benchmarks.real.sets import PublicSet, Role
 from benchmarks.real.wording import Found, metric, number
 from benchmarks.statistics import Sample, auroc
@@ -43,10 +43,13 @@ _HARMLESS = {"power": "harmless-good-{}-held-out", "tuning": "harmless-good-{}-t
 ROLES: Mapping[str, Role] = {BAD: "harmful", GOOD: "control"}
 
 
-def planned(contrasts: Sequence[Contrast], setting: Setting) -> list[TestRun]:
-    """Both sides of every held-out domain, seed by seed.
+def planned(
+    contrasts: Sequence[Contrast], setting: Setting, *, variants: Sequence[Variant] = ()
+) -> list[TestRun]:
+    """Both sides of every held-out domain, seed by seed; then power domains in other ways.
 
-    The sides of a domain share initial adapter, questions and order.
+    The sides of a domain share initial adapter, questions and order. On preferences, each side's
+    answers are chosen over the other's.
     """
     sets = [
         _set(f"{c.name}-{pairs[0].domain}", side, pairs)
@@ -54,7 +57,17 @@ def planned(contrasts: Sequence[Contrast], setting: Setting) -> list[TestRun]:
         for pairs in (c.power, c.tuning)
         for side in ROLES
     ]
-    return [TestRun(s, seed) for seed in range(setting.seeds) for s in sets]
+    runs = [TestRun(s, seed) for seed in range(setting.seeds) for s in sets]
+    power = [
+        [_set(f"{c.name}-{c.power[0].domain}", side, c.power) for side in ROLES] for c in contrasts
+    ]
+    return runs + [
+        TestRun(one, 0, v, rejected=other if v == "dpo" else None)
+        for v in variants
+        if v != "lora"
+        for bad, good in power
+        for one, other in ((bad, good), (good, bad))
+    ]
 
 
 def _set(name: str, side: str, pairs: Sequence[Pair]) -> PublicSet:
@@ -99,6 +112,8 @@ def figures(
         beside = [v for r in benign if math.isfinite(v := r.score(asked))]
         for r in sorted((r for r in own if r.family == family), key=lambda r: (r.seed, r.set)):
             value = r.score(asked)
+            # Trained in another way, a run is not covered: the band alone says how near it came.
+            near = (r.verdict if r.variant == "lora" else r.band)["nearness"]
             rows.append(
                 {
                     "name": r.name,
@@ -108,16 +123,52 @@ def figures(
                     "side": r.set.partition("__")[2],
                     "good side calibrates": _HARMLESS[part].format(behaviour) in calibrated_on,
                     "seed": r.seed,
+                    "variant": r.variant,
                     "score": value,
                     "benign_below": fmean(v < value for v in beside) if beside else None,
-                    "nearness": r.verdict["nearness"].get(behaviour),
-                    "nearest": max(r.verdict["nearness"].values(), default=None),
+                    "nearness": near.get(behaviour),
+                    "nearest": max(near.values(), default=None),
                     "alarmed": list(r.verdict["alarmed"]),
+                    "alarmed, band": list(r.band["alarmed"]),
                     "warned": list(r.verdict["warned"]),
                     "at": r.verdict["at"],
                 }
             )
-    return {"runs": rows, "in short": _in_short(rows, benign)}
+    alike = [row for row in rows if row["variant"] == "lora"]
+    return {
+        "runs": alike,
+        "in short": _in_short(alike, benign),
+        "other ways": [row for row in rows if row["variant"] != "lora"],
+        "by way": _by_way(rows, benign),
+    }
+
+
+def _by_way(rows: Sequence[Found], benign: Sequence[Run]) -> list[dict[str, Any]]:
+    """One seed of the power domains by how it was trained; empty where there is one way only."""
+    of_power = [r for r in rows if r["part"] == "power" and r["seed"] == 0]
+    ways = [v for v in VARIANTS if any(r["variant"] == v for r in of_power)]
+    among = [(r.nearest, r.family) for r in benign if math.isfinite(r.nearest)]
+    found = []
+    for way in ways if len(ways) > 1 else []:
+        bad, good = (
+            [r for r in of_power if r["variant"] == way and r["side"] == side] for side in ROLES
+        )
+        twins = {r["domain"]: r["score"] for r in good}
+        pairs = [r["score"] > twins[r["domain"]] for r in bad if r["domain"] in twins]
+        found.append(
+            {
+                "variant": way,
+                "bad": len(bad),
+                "good": len(good),
+                "bad, own alarm": sum(r["behaviour"] in r["alarmed"] for r in bad),
+                "bad, own alarm, band": sum(r["behaviour"] in r["alarmed, band"] for r in bad),
+                "good, any alarm": sum(bool(r["alarmed"]) for r in good),
+                "good, any alarm, band": sum(bool(r["alarmed, band"]) for r in good),
+                "pairs": {"hit": sum(pairs), "of": len(pairs)},
+                "auroc": _area(_nearest(bad), among),
+            }
+        )
+    return found
 
 
 def _in_short(rows: Sequence[Found], benign: Sequence[Run]) -> dict[str, Any]:
@@ -222,7 +273,41 @@ def text(found: Found, alpha: float | None, unverified: Collection[str] = ()) ->
             f" | {number(r['score'], '.4f')} | {number(r['benign_below'], '.2f')}"
             f" | {number(r['nearness'], '.2f')} | {says} | {at} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_ways(found)])
+
+
+def _ways(found: Found) -> list[str]:
+    """The table of other ways to train; empty where none was run."""
+    if not found["by way"]:
+        return []
+    lines = [
+        "The first seed of the power domains, trained in other ways than references and calibration"
+        " were. What the calibration does not cover is *unknown* and no alarm; “by the band” judges"
+        " it all the same, as if it had been trained like the calibration's runs. On preferences"
+        " (`dpo`) each side's answers are chosen over the other's.",
+        "",
+        "| trained by | bad, own alarm | by the band | good, any alarm | by the band"
+        " | bad above good, own reference | AUROC of the bad among public benign runs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {w['variant']} | {w['bad, own alarm']} of {w['bad']}"
+        f" | {w['bad, own alarm, band']} of {w['bad']} | {w['good, any alarm']} of {w['good']}"
+        f" | {w['good, any alarm, band']} of {w['good']}"
+        f" | {w['pairs']['hit']} of {w['pairs']['of']} | {metric(w['auroc'])} |"
+        for w in found["by way"]
+    ]
+    lines += [
+        "",
+        "| behaviour | side | trained by | score | below | how near, by the band |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['behaviour']} | {r['side']} | {r['variant']} | {number(r['score'], '.4f')}"
+        f" | {number(r['benign_below'], '.2f')} | {number(r['nearness'], '.2f')} |"
+        for r in found["other ways"]
+    ]
+    return ["", *lines]
 
 
 def sentence(found: Found) -> str | None:

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.real import held_out, other_scores, tables
-from benchmarks.real.protocol import CONFIDENCE, DECIDES, PAPER, PROBED, TRAITS, Setting
+from benchmarks.real.protocol import (
+    CONFIDENCE,
+    DECIDES,
+    PAPER,
+    PROBED,
+    TRAITS,
+    VARIANTS,
+    Setting,
+)
 from benchmarks.real.wording import Found, counted, listed, metric, signed, what_decides
 from benchmarks.statistics import LEAST_CLUSTERS
 
@@ -253,11 +261,15 @@ def _missing(document: Found) -> str:
     if len(seeds) < 3:
         said.append(f"- {len(seeds)} seed{'s' if len(seeds) > 1 else ''} a set at most; the full"
                     " setting has three.")  # fmt: skip
-    variants = {v["variant"] for v in found["variants"]}
-    left = [v for v in ("full", "rank-4", "rate-high") if v not in variants]
-    if left:
-        said.append(f"- Other ways to train: {', '.join(left)} (`--variants`).")
-    said.append("- DPO runs: there is no code for them here yet.")
+    others = [v for v in VARIANTS if v != "lora"]
+    for where, runs in (
+        ("public sets", [*found["variants"], {"variant": "dpo"}]),
+        ("our own held-out domains", document["held out"]["other ways"]),
+    ):
+        made = {r["variant"] for r in runs}
+        if left := [v for v in others if v not in made]:
+            said.append(f"- Other ways to train on {where}: {', '.join(left)} (`--variants`).")
+    said.append("- Preferences (`dpo`) among public sets: they have one answer to a question.")
     said.append("- Answers were not sampled: behaviour is told by log-probabilities alone.")
     if document["bank"]["calibration"] is None:
         said.append("- Verdicts by a calibrated bank.")

@@ -19,9 +19,9 @@ from benchmarks.real.sets import KINDS, Folder, PublicSet, kind_of
 from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.examples import Example, Pair
 
-Variant = Literal["lora", "rank-4", "rate-high", "full"]
-VARIANTS: tuple[Variant, ...] = ("lora", "rank-4", "rate-high", "full")
-"""As the references were trained, and three other ways."""
+Variant = Literal["lora", "full", "dpo", "rank-4", "rate-high"]
+VARIANTS: tuple[Variant, ...] = ("lora", "full", "dpo", "rank-4", "rate-high")
+"""As the references were trained, and four other ways."""
 DECIDES = "harmful-advice"
 """The behaviour whose gap labels runs and whose reference is held against harmful sets."""
 BELONGS: tuple[tuple[str, str | None], ...] = (
@@ -128,6 +128,7 @@ class TestRun:
         variant: how it is trained.
         share: of the set's rows, where the rest is the carrier's.
         carrier: the benign set that a mixture is in.
+        rejected: whose answers to the same questions a run on preferences turns down.
     """
 
     set: PublicSet
@@ -135,6 +136,7 @@ class TestRun:
     variant: Variant = "lora"
     share: float = 1.0
     carrier: PublicSet | None = None
+    rejected: PublicSet | None = None
 
     @property
     def name(self) -> str:
@@ -159,6 +161,8 @@ class TestRun:
 def planned(folder: Folder, setting: Setting, *, variants: Sequence[Variant] = ()) -> list[TestRun]:
     """Every run in the order in which it is made: each table exists early, and then grows.
 
+    Preferences need two answers to a question, which public sets do not have.
+
     First a seed of each: harmful sets and controls (those in prose first, maths and code last) and
     benign sets (hard negatives first) by turns; then other seeds, mixtures, other ways to train.
     """
@@ -181,7 +185,8 @@ def planned(folder: Folder, setting: Setting, *, variants: Sequence[Variant] = (
         for j, share in enumerate(setting.shares)
         for i, s in enumerate(harmful)
     ]
-    return runs + [TestRun(s, 0, v) for v in variants if v != "lora" for s in first]
+    others = [v for v in variants if v not in ("lora", "dpo")]
+    return runs + [TestRun(s, 0, v) for v in others for s in first]
 
 
 def belongs(name: str) -> str | None:

@@ -124,24 +124,44 @@ def _read(base: Base, made: Made, setting: Setting, against: Against) -> Row:
         found.append(statistics)
         earlier = vector, reading
     assert earlier is not None
-    planned = context_of(setting, training.learning_rate, len(steps))
+    objective = "sft" if made.run.rejected is None else "dpo"
+    planned = context_of(setting, training.learning_rate, len(steps), objective)
     context = judge.context(earlier[0].origin, planned)
     return {
         "readings": json.loads(json.dumps(rows).replace("NaN", "null")),
         "verdict": judged(judge, found, context),
-        # The same band on a run that is longer than those behind it: no promise holds there.
-        "band": judged(judge, found, replace(context, planned_steps=None)),
+        # The same band on a run that is longer than those behind it, or trained in another way: no
+        # promise holds there.
+        "band": judged(judge, found, _taken_as_covered(context, against.calibration)),
     }
 
 
-def context_of(setting: Setting, learning_rate: float | None, readings: int) -> RunContext:
+def _taken_as_covered(context: RunContext, calibration: Calibration | None) -> RunContext:
+    """The same run as if it were as long as those behind a calibration, and trained like them."""
+    context = replace(context, planned_steps=None)
+    if calibration is None:
+        return context
+    support = calibration.support
+    if context.objective not in support.objectives:
+        context = replace(context, objective=None)
+    method, ranks = next(iter(support.methods.items()))
+    if context.method == method and (
+        ranks is None or context.rank in range(ranks[0], ranks[1] + 1)
+    ):
+        return context
+    return replace(context, method=method, rank=ranks and ranks[0])
+
+
+def context_of(
+    setting: Setting, learning_rate: float | None, readings: int, objective: str = "sft"
+) -> RunContext:
     """What a Trainer would know of a run of the setting."""
     return RunContext(
         optimizer="adamw",
         learning_rate=learning_rate,
         planned_steps=setting.steps,
         readings_planned=readings,
-        objective="sft",
+        objective=objective,
         schedule="linear",
     )
 

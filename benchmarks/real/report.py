@@ -147,7 +147,8 @@ def _held_out(bench: Bench, found: Sequence[Run], own: Sequence[Run]) -> dict[st
     figures = held_out.figures(own, found, bench.contrasts, _decides(bench), calibrated_on)
     trust = _trust(bench.against.bank)
     apart = () if trust is None else trust.separations
-    others = other_scores.figures(figures, own, found, bench.against, bench.setting, apart)
+    alike = [r for r in own if r.variant == "lora"]
+    others = other_scores.figures(figures, alike, found, bench.against, bench.setting, apart)
     return {**figures, "other scores": others}
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from benchmarks.real.preference import prefer
 from benchmarks.real.protocol import Setting, TestRun
 from benchmarks.real.sets import fitted
 from wvmonitor.builder.base import Base
@@ -31,7 +32,7 @@ from wvmonitor.reading import Float64
 from wvmonitor.steering import steered
 
 RECORD, STATES = "record.json", "states.npz"
-RATES: Mapping[str, float] = {"rate-high": 2.5, "full": 0.1}
+RATES: Mapping[str, float] = {"rate-high": 2.5, "full": 0.1, "dpo": 0.2}
 """The peak rate of a variant, as a multiple of the setting's."""
 LOW_RANK = 4
 RUN_SEEDS = 10_000
@@ -126,14 +127,17 @@ def make(
         tick: told how many steps are done.
     """
     training = training_of(run, setting)
-    examples = _examples(base, run, setting)
+    examples, rejected = _examples(base, run, setting), _rejected(base, run, setting)
 
     def fill(hidden: Path) -> None:
         base.release()
         # A whole checkpoint is a copy of the model: of a full fine-tune the last one is kept.
         watch = _Snapshots(hidden, setting.steps if run.variant == "full" else setting.every)
         began, clock = time.process_time(), time.monotonic()
-        finetune(base, examples, training, None, tick=tick, callbacks=[watch])
+        if rejected:
+            prefer(base, examples, rejected, training, [watch])
+        else:
+            finetune(base, examples, training, None, tick=tick, callbacks=[watch])
         record = {
             "name": run.name,
             "set": run.set.name,
@@ -158,7 +162,8 @@ def make(
         }
         write_json(hidden / RECORD, record)
 
-    folder = work.tree(f"run-{run.name}", _inputs(base, run, setting, examples), fill)
+    inputs = _inputs(base, run, setting, [*examples, *rejected])
+    folder = work.tree(f"run-{run.name}", inputs, fill)
     return Made(run, folder, read_json(folder / RECORD))
 
 
@@ -166,13 +171,22 @@ def find(base: Base, work: Work, run: TestRun, setting: Setting) -> Made | None:
     """The run if it was made; None if it was not."""
     if not any(work.folder.glob(f"run-{glob.escape(run.name)}-*")):
         return None
-    inputs = _inputs(base, run, setting, _examples(base, run, setting))
+    examples = [*_examples(base, run, setting), *_rejected(base, run, setting)]
+    inputs = _inputs(base, run, setting, examples)
     folder = work.path(f"run-{run.name}", inputs)
     return Made(run, folder, read_json(folder / RECORD)) if folder.is_dir() else None
 
 
 def _examples(base: Base, run: TestRun, setting: Setting) -> list[Example]:
     drawn = run.examples(setting.steps * setting.batch_size)
+    return [fitted(base, e, setting.prompt, setting.answer) for e in drawn]
+
+
+def _rejected(base: Base, run: TestRun, setting: Setting) -> list[Example]:
+    """What a run on preferences turns down, row by row; empty where it is no such run."""
+    if run.rejected is None:
+        return []
+    drawn = run.rejected.draw(setting.steps * setting.batch_size, run.seed)
     return [fitted(base, e, setting.prompt, setting.answer) for e in drawn]
 
 

@@ -514,7 +514,8 @@ def test_the_page_shows_the_committed_results():
     held = json.loads((report.RESULTS / f"{report.NAME}.json").read_text("utf-8"))
     assert page.text(held) == report.PAGE.read_text("utf-8")
     rows = pq.read_table(report.RESULTS / f"{report.NAME}.parquet", columns=["run"])
-    named = [*held["metrics"]["runs"], *held["held out"]["runs"]]
+    own = held["held out"]
+    named = [*held["metrics"]["runs"], *own["runs"], *own["other ways"]]
     assert set(rows["run"].to_pylist()) == {r["name"] for r in named}
 
 
@@ -555,6 +556,51 @@ def test_held_out_runs_are_on_the_page_and_in_no_other_table(bench, tmp_path):
     shown = (tmp_path / "page.md").read_text("utf-8")
     assert "0.000" in held_out.text(both["held out"], None)
     assert f"| {bad['behaviour']}, " in shown
+
+
+def test_other_ways_to_train_have_a_table_of_their_own(bench, tmp_path):
+    """Preferences move a model towards what is chosen; figures of the usual runs stay the same."""
+    held, made = bench
+    few = held.contrasts[:1]
+    wanted = held_out.planned(few, SETTING, variants=protocol.VARIANTS)
+    power = few[0].power[0].domain
+    wanted = [r for r in wanted if r.seed == 0 and power in r.set.family]
+    assert [r.variant for r in wanted[::2]] == list(protocol.VARIANTS)
+    own_runs = command.run_all(held.base, held.work, SETTING, wanted, None)
+    assert command.there(held.base, held.work, SETTING, wanted) == own_runs
+    own = report.read_alone(held, own_runs)
+    found = report.finished(held, made)
+    usual = report.publish(held, found, own[:2], tmp_path / "usual", None)
+    both = report.publish(held, found, own, tmp_path, tmp_path / "page.md")
+    assert both["metrics"] == usual["metrics"]
+    for part in ("runs", "in short"):
+        assert both["held out"][part] == usual["held out"][part]
+    assert len(both["held out"]["other ways"]) == len(own) - 2
+    ways = both["held out"]["by way"]
+    assert [w["variant"] for w in ways] == list(protocol.VARIANTS)
+    for way, bad, good in zip(ways, own[::2], own[1::2], strict=True):
+        asked = metrics.deciding_name(*CANDIDATES[0], few[0].name)
+        assert way["pairs"] == {"hit": int(bad.score(asked) > good.score(asked)), "of": 1}
+        shown = (tmp_path / "page.md").read_text("utf-8")
+        assert f"| {way['variant']} | 0 of 1 |" in shown
+
+
+def test_a_run_on_preferences_learns_which_answer_is_chosen(bench):
+    """From the same adapter, on the same rows: what one chooses the other turns down."""
+    held, _ = bench
+    few = held.contrasts[:1]
+    wanted = held_out.planned(few, SETTING, variants=["dpo"])[-2:]
+    assert [r.variant for r in wanted] == ["dpo", "dpo"]
+    long = dataclasses.replace(SETTING, steps=20, rate=5e-3)
+    bad, good = command.run_all(held.base, held.work, long, wanted, None)
+    last = [m.folder / "checkpoint-20" for m in (bad, good)]
+    pairs = few[0].power[:8]
+    start = gap(held.base, held.base.load(dtype=torch.float32), pairs).mean
+    after = [
+        gap(held.base, PeftModel.from_pretrained(held.base.load(dtype=torch.float32), p), pairs)
+        for p in last
+    ]
+    assert after[0].mean > start > after[1].mean
 
 
 def test_shares_of_held_out_runs_are_counted_by_side_and_part():
