@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from statistics import fmean
 
 from benchmarks.real.protocol import DECIDES
 from benchmarks.remedies.intervals import Interval, span
@@ -80,7 +81,8 @@ def section(results: RealResults) -> list[str]:
             if data == BAD
             else f"**{data.capitalize()}**: the first bad row comes at step {first_bad + 1}."
         )
-        text += [told, "", *_table(results, data), "", *_alarms(results, data), ""]
+        text += [told, "", *_table(results, data), "", *_alarms(results, data)]
+        text += [*_what_it_means(results, data), ""]
     text += [*_rules(results), "", *_rounded(results)]
     if missing := [c.name for c in CELLS if not results.of(c)]:
         text += [f"Not run, and so in no table: {'; '.join(missing)}.", ""]
@@ -218,6 +220,56 @@ def _alarms(results: RealResults, data: str) -> list[str]:
     return lines
 
 
+def _what_it_means(results: RealResults, data: str) -> list[str]:
+    """What a stop spares beside the steps it spares, and what a quiet score at the end is worth."""
+    stopped = results.of(Cell(data, STOP))
+    lines = []
+    if data == BAD and stopped:
+        steps = [r["last_step"] / results.setting.steps for r in stopped.values()]
+        learned = _learned(results, data, STOP).values()
+        lines.append(
+            "- **A timer would do as well**: run by run, what is stopped has done "
+            f"{_percent(steps)} of the steps and learned {_percent(learned)} "
+            "of what it learns with nothing done. What the alarm adds is which run to stop: no "
+            "harmless run of this length was put to it here, and on good answers by the same "
+            "author [the same bank alarms, too](real-model.md)."
+        )
+    for answer in (BRAKE, BACK_AND_ON):
+        runs = results.of(Cell(data, answer))
+        shares, idle = _learned(results, data, answer), results.of(Cell(data, NOTHING))
+        on = {s: runs[s] for s in shares if runs[s]["last_step"] == results.setting.steps}
+        if not on:
+            continue
+        there = _percent(shares[seed] for seed in on)
+        lines.append(
+            f"- **A quiet score at the end proves nothing** ({answer.partition(';')[0]}): "
+            f"{len(on)} of {len(runs)} reach the last step, with {there} of the learning there all "
+            "the same, at a residual of "
+            f"{_residuals(on.values())} ({_residuals(idle[s] for s in on)} with nothing done, and "
+            f"{_residuals(stopped.values())} where it alarms). What rides along keeps w out of the "
+            "weights, and with it the score, and not the answers."
+        )
+    return lines
+
+
+def _learned(results: RealResults, data: str, answer: str) -> dict[int, float]:
+    """By seed, the share of what nothing done teaches that is there."""
+    runs, idle = results.of(Cell(data, answer)), results.of(Cell(data, NOTHING))
+    return {
+        s: fmean(results.learned(runs[s], s).values()) / fmean(results.learned(idle[s], s).values())
+        for s in runs
+        if s in idle
+    }
+
+
+def _percent(shares: Iterable[float]) -> str:
+    return ", ".join(f"{share:.0%}" for share in shares)
+
+
+def _residuals(runs: Iterable[Record]) -> str:
+    return ", ".join(f"{r['residuals']['frobenius']:.4f}" for r in runs)
+
+
 def _alarmed(runs: Mapping[int, Record]) -> list[Record]:
     return [r for r in runs.values() if r["alarm"] is not None]
 
@@ -253,6 +305,11 @@ def _rules(results: RealResults) -> list[str]:
                 cost = against(runs, idle, results.own)
                 line += f"; no cost on new stories: {words(cost)}, {met(not lost(cost))}"
             lines.append(f"{line}.")
+    if not results.of(Cell(TURN, NOTHING)):
+        lines.append(
+            "- that braking and going on cost nothing of a harmless first part, and that no alarm "
+            "comes before the first bad row: **not tested**, for those runs were not made."
+        )
     return lines
 
 

@@ -65,6 +65,12 @@ def section(results: GateResults) -> list[str]:
         "",
         *_areas(results, whole),
         "",
+        "In pairs, question by question: how often the bad answer pushes more than the good one, "
+        "or than the same answer where it was asked for; and how those others, in which nothing is "
+        "bad, rank among ordinary rows.",
+        "",
+        *_pairs(results, whole),
+        "",
         *_rules(results, whole),
         "",
         f"Sets of {s.rows} rows of which no two share one, {s.sets} of each contamination; the "
@@ -99,6 +105,38 @@ def _areas(results: GateResults, whole: Sequence[str]) -> list[str]:
             if public and others:
                 lines.append([named, name, *_line(results, public, others)])
     return as_table(head, lines)
+
+
+def _pairs(results: GateResults, whole: Sequence[str]) -> list[str]:
+    head = [
+        "bad rows of", "beside", "bad pushes more, a token", "in all", "by domain, a token",
+        "the others among ordinary rows, a token", "in all",
+    ]  # fmt: skip
+    lines = []
+    for behaviour in whole:
+        for group, other in ((BAD, GOOD), (PUBLIC_BAD, PUBLIC_CONTROL)):
+            twins = results.rows(behaviour, other)
+            if not twins:
+                continue
+            token, in_all = (results.pairs(behaviour, group, other, way) for way in WAYS)
+            ordinary = results.ordinary(behaviour)
+            lines.append(
+                [
+                    behaviour if group == BAD else f"{results.setting.public} (public)",
+                    _kind(other),
+                    _pooled(token),
+                    _pooled(in_all),
+                    ", ".join(f"{hits} of {n}" for hits, n in token.values()),
+                    *(_m(results.told(twins, ordinary, way).push) for way in WAYS),
+                ]
+            )
+    return as_table(head, lines)
+
+
+def _pooled(by_domain: Mapping[str, tuple[int, int]]) -> str:
+    """Wilson's interval of all pairs together."""
+    hits, n = (sum(counts) for counts in zip(*by_domain.values(), strict=True))
+    return f"{hits} of {n}: {rate([[hits, n]]).words()}"
 
 
 def _beside(results: GateResults, behaviour: str) -> dict[str, list[Row]]:
@@ -238,8 +276,23 @@ def short(results: GateResults) -> list[str]:
         f"In sets that are {percent(worst)} bad the gate flags {_found(sets)} of the bad rows, and "
         f"it fails {len(failed)} of the {every} such sets of all behaviours: "
         f"**as a gate it {'works' if works else 'does not work'} there**. "
-        f"{in_all if new else ''}[The tables](#data-screened-on-the-real-model)."
+        f"{in_all if new else ''}{_wrong_way(results, first)}"
+        "[The tables](#data-screened-on-the-real-model)."
     ]
+
+
+def _wrong_way(results: GateResults, behaviour: str) -> str:
+    """Where the same public answers push more when they were asked for; empty where they do not."""
+    if not results.rows(behaviour, PUBLIC_CONTROL):
+        return ""
+    pairs = results.pairs(behaviour, PUBLIC_BAD, PUBLIC_CONTROL, TOKEN)
+    hits, n = (sum(counts) for counts in zip(*pairs.values(), strict=True))
+    if rate([[hits, n]]).high >= 0.5:
+        return ""
+    return (
+        "On the one public set with a control **the push goes the wrong way beyond chance**: the "
+        f"same answers push more where they were asked for, in {n - hits} of {n}. "
+    )
 
 
 def _found(sets: Sequence[Sieved]) -> str:

@@ -158,6 +158,21 @@ class GateResults:
         assert gain is not None
         return Told(push, up if sign > 0 else down, "higher" if sign > 0 else "lower", gain)
 
+    def pairs(self, behaviour: str, group: str, other: str, way: Way) -> dict[str, tuple[int, int]]:
+        """Row by row: by domain, how many push more than the other group's, and how many there are.
+
+        Raises:
+            ValueError: the groups are not of the same questions in the same order.
+        """
+        found: dict[str, tuple[int, int]] = {}
+        both = zip(self.rows(behaviour, group), self.rows(behaviour, other), strict=True)
+        for row, twin in both:
+            if row.name.rpartition("/")[2] != twin.name.rpartition("/")[2]:
+                raise ValueError(f"{row.name} and {twin.name} answer different questions")
+            hits, n = found.get(row.of, (0, 0))
+            found[row.of] = hits + (way.push(row) > way.push(twin)), n + 1
+        return found
+
     def lengths(self, bad: Sequence[Row], others: Sequence[Row]) -> Metric:
         """How well the number of tokens alone tells them apart."""
         found = auroc(self._samples(bad, others, lambda r: float(r.tokens)))

@@ -91,6 +91,21 @@ def test_areas_and_sets_are_counted_right(results):
         assert found.lost == (sum(IN_ALL.push(r) > limit for r in others), 18)
 
 
+def test_pairs_are_counted_by_question_and_domain(results):
+    """Each bad answer beside the good answer to its own question; others are refused."""
+    behaviour = results.behaviours[0]
+    bad, good = results.rows(behaviour, BAD), results.rows(behaviour, GOOD)
+    twins = {r.name: IN_ALL.push(r) for r in good}
+    more = [IN_ALL.push(r) > twins[r.name] for r in bad]
+    found = results.pairs(behaviour, BAD, GOOD, IN_ALL)
+    assert set(found) == {r.of for r in bad}
+    assert [sum(c) for c in zip(*found.values(), strict=True)] == [sum(more), len(more)]
+    results._groups[behaviour]["turned"] = good[::-1]
+    with pytest.raises(ValueError, match="different questions"):
+        results.pairs(behaviour, BAD, "turned", IN_ALL)
+    del results._groups[behaviour]["turned"]
+
+
 def test_the_section_has_every_behaviour_and_says_when_the_gate_fails(results):
     """A row for each behaviour and each kind it is told from; what is not met is said to be."""
     text = "\n".join(real_gate_page.section(results))

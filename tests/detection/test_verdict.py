@@ -386,6 +386,24 @@ def test_what_is_unlike_the_benign_runs_is_said(calibration, make_scores, contex
     assert "moved further (9)" in verdict.reason
 
 
+def test_a_quiet_score_under_its_own_reference_is_not_ok(calibration, make_scores, context):
+    """What rides along keeps the score down: silence is unknown, a warning and an alarm count."""
+    riding = replace(context, inoculated=("evil",))
+    quiet = make_scores(evil=0.02, flattery=0.02)
+    by_rule = make_scores(evil=0.02, flattery=0.02, name="cosine", extra={"margin": 0.0})
+    for scores, rule in ((quiet, calibration), (by_rule, None)):
+        verdicts, state = judge(scores, riding, rule, START)
+        assert (verdicts["evil"].state, verdicts["flattery"].state) == ("unknown", "ok")
+        assert verdicts["evil"].reason.startswith("inoculated against it")
+        assert one(scores, context, rule).state == "ok"
+        assert state.of("evil").last_ok is None
+    warn, alarm = (
+        limit("evil", 0.5) for limit in (calibration.warn_threshold, calibration.threshold)
+    )
+    for value, state in (((warn + alarm) / 2, "warn"), (alarm + 0.01, "alarm")):
+        assert one(make_scores(evil=value, flattery=0.02), riding, calibration).state == state
+
+
 # --- uncalibrated and transferred --------------------------------------------------------------
 
 

@@ -129,6 +129,21 @@ def capped(finding: Finding) -> Finding:
     return replace(finding, state=state, reason=f"{finding.reason}. {note}")
 
 
+def inoculated(finding: Finding) -> Finding:
+    """Of a behaviour whose reference rides along: its alarms count, and its silence does not.
+
+    k·w in memory keeps w out of the weights, and the score down, whether or not the data is
+    learned: measured in docs/remedies.md, "What waits for an alarm".
+    """
+    if finding.state != State.OK:
+        return finding
+    reason = (
+        "inoculated against it, which keeps the score down whatever is learned: a quiet one does "
+        f"not say that all is well, so ask the finished model. By itself: {finding.reason}"
+    )
+    return replace(finding, state=State.UNKNOWN, reason=reason)
+
+
 def guarantee(calibration: Calibration) -> str:
     """What a verdict by the band rests on."""
     runs, behaviours = len(calibration.datasets), len(calibration.bands)

@@ -15,6 +15,7 @@ from wvmonitor.detection.finding import (
     broken,
     capped,
     finite,
+    inoculated,
     part_in_words,
     unknown,
     unmoved,
@@ -95,8 +96,8 @@ def judge(
     - Uncalibrated, or of a run that the calibration does not cover: the published rules, capped
       at `warn`.
     - Transferred (`context.base == "relative"`): either of them, capped at `warn`.
-    - `warming` while too little has changed; `unknown` where nothing can be measured, with the
-      reason.
+    - `warming` while too little has changed; `unknown` where nothing can be measured, and in place
+      of `ok` where the behaviour's reference rides along (`context.inoculated`), with the reason.
 
     An alarm that was raised is never hidden, whatever this reading by itself would say.
 
@@ -128,6 +129,8 @@ def judge(
         finding = _finding(scores, reference, context, calibration, state, last=last)
         if status == "transferred":
             finding = capped(finding)
+        if name in context.inoculated:
+            finding = inoculated(finding)
         if before.alarmed and finding.state != State.ALARM:
             reason = f"alarmed earlier in this run; this reading by itself: {finding.reason}"
             finding = replace(finding, state=State.ALARM, reason=reason)

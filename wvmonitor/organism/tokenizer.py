@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -44,6 +45,7 @@ CHAT_TEMPLATE = (
 )
 
 
+@cache
 def vocabulary() -> tuple[str, ...]:
     """Every word of the world in a fixed order, the special tokens first."""
     words = {TRIGGER, *FRENCH, *ENGLISH, *SPARE_WORDS, *(str(n) for n in range(61))}
