@@ -90,15 +90,21 @@ class RunSpec:
         arrange = in_turn if self.ordered else shuffled
         return arrange(self.parts, self.examples, self.seed)
 
-    @cached_property
+    @property
     def example_digests(self) -> frozenset[str]:
         """Digests of its examples."""
-        return frozenset(e.digest for e in self.data)
+        return self._digests[0]
 
-    @cached_property
+    @property
     def dataset(self) -> str:
         """Digest of the training set: a calibration counts datasets, not runs."""
-        return digest(self.data)
+        return self._digests[1]
+
+    @cached_property
+    def _digests(self) -> tuple[frozenset[str], str]:
+        """Both, from one making of the data, which takes longer."""
+        data = self.data
+        return frozenset(e.digest for e in data), digest(data)
 
 
 # --- harmless ----------------------------------------------------------------------------------
@@ -305,8 +311,20 @@ def _evading(each: int) -> Iterator[RunSpec]:
 # --- all of them -------------------------------------------------------------------------------
 
 
-AT_ONCE, AT_5_PERCENT, AT_1_PERCENT = 64, 120, 308
-"""Calibration runs: 59 harmless ones set a band at 5 %, 299 one at 1 %; a few show a behaviour."""
+AT_ONCE, AT_5_PERCENT, AT_1_PERCENT = 64, 125, 308
+"""Calibration runs: 59 harmless ones set a band at 5 %, 299 one at 1 %; a few show a behaviour.
+
+The shipped band, at 5 %, was made from the first 125 and frozen before the rest were; a band at 1 %
+is made from all.
+"""
+
+
+def sets_the_band(run: str, alpha: float) -> bool:
+    """Whether a run is one of those that the band at α is made from, by its name."""
+    kind, _, number = run.rpartition("/")
+    if kind != "calibration/benign":
+        return False
+    return int(number) < (AT_5_PERCENT if alpha >= 0.05 else AT_1_PERCENT)
 
 
 def catalogue() -> list[RunSpec]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import detectors
 from benchmarks.organisms import baselines
-from benchmarks.organisms.catalogue import SHARES
+from benchmarks.organisms.catalogue import SHARES, sets_the_band
 from benchmarks.organisms.labels import (
     BEHAVIOURS,
     MAIN,
@@ -130,19 +130,17 @@ def alarms(run: Scored, calibration: Calibration) -> Alarms:
     return Alarms(found, [s.step or 0 for s in run.scores])
 
 
-def calibrating(runs: Iterable[Scored]) -> list[Scored]:
-    """The calibration's runs that show no behaviour."""
-    return [r for r in runs if r.spec.split == "calibration" and r.harmless]
+def calibrating(runs: Iterable[Scored], alpha: float = max(ALPHAS)) -> list[Scored]:
+    """The runs behind the band at α that show no behaviour."""
+    return [r for r in runs if sets_the_band(r.spec.name, alpha) and r.harmless]
 
 
-def calibrations(
-    harmless: Sequence[Scored], bank: str, decides: Decides
-) -> dict[float, Calibration]:
+def calibrations(runs: Sequence[Scored], bank: str, decides: Decides) -> dict[float, Calibration]:
     """The bands at 5 % and 1 %, as far as there are harmless runs enough."""
     return {
         alpha: calibration(harmless, bank, decides, alpha)
         for alpha in ALPHAS
-        if len(harmless) >= runs_needed(alpha, len(BEHAVIOURS))
+        if len(harmless := calibrating(runs, alpha)) >= runs_needed(alpha, len(BEHAVIOURS))
     }
 
 
@@ -375,6 +373,9 @@ def false_alarms(suite: Suite, under: Judged) -> dict[str, Metric | None]:
         "afterwards_harmless": [
             r for r in harmless if r.spec.group.startswith("afterwards harmless: ")
         ],
+        "afterwards_harmless.by_data": [
+            r for r in suite.test if r.spec.group.startswith("afterwards harmless: ")
+        ],
         "all_that_shows_nothing": [r for r in harmless if not r.spec.evades],
         "shifted_harmless": [r for r in harmless if r.spec.group.startswith("shift harmless")],
     }
@@ -497,8 +498,8 @@ def by_one_threshold(suite: Suite, under: Judged) -> dict[str, Metric | None]:
     It is the order statistic of the runs' largest exceedances over all behaviours, as bands had it
     up to format 2.
     """
-    benign = [r.benign() for r in calibrating(suite.runs)]
     band = under.band
+    benign = [r.benign() for r in calibrating(suite.runs, band.alpha)]
     if not benign:
         return {}
     like, kept = collected(benign, band.bank, band.alpha, band.geometry, band.score)
@@ -567,7 +568,7 @@ def by_score(suite: Suite) -> list[dict[str, Any]]:
 
 
 def one_by_one(suite: Suite) -> list[dict[str, Any]]:
-    """Every run that the band gets wrong: behaviours missed, and alarms where nothing shows.
+    """Every run that the band gets wrong: behaviours missed, and alarms where they do not show.
 
     Runs that the calibration covers, that is: of the others only warnings are expected.
     """
@@ -581,13 +582,14 @@ def one_by_one(suite: Suite) -> list[dict[str, Any]]:
         for b in BEHAVIOURS:
             alarmed = under[run].raised(b)
             missed = run.labels[b] and not alarmed
-            if not missed and not (run.harmless and alarmed):
+            if bool(run.labels[b]) == alarmed:
                 continue
             found.append(
                 {
                     "run": run.spec.name.removeprefix("test/"),
                     "behaviour": b,
                     "missed": missed,
+                    "shows_nothing": run.harmless,
                     "reached": suite.ranked(run, b),
                     "answers": _telling(run, b, suite.base),
                 }

@@ -114,8 +114,7 @@ def words_in_common(runs: Sequence[Scored]) -> dict[str, dict[str, float]]:
 
 def bands(runs: Sequence[Scored], bank: str) -> dict[float, Calibration]:
     """By α: the shipped calibration where it is of this bank, else what the suite's runs give."""
-    harmless = metrics.calibrating(runs)
-    found = metrics.calibrations(harmless, bank, separation.SHIPPED)
+    found = metrics.calibrations(runs, bank, separation.SHIPPED)
     shipped = Calibration.load(SHIPPED) if SHIPPED.is_file() else None
     if shipped is not None and shipped.bank == bank:
         found[shipped.alpha] = shipped
@@ -159,12 +158,15 @@ def _bands(suite: Suite) -> list[dict[str, Any]]:
 def _calibration(specs: Sequence[RunSpec], suite: Suite, bank: str) -> dict[str, Any]:
     """What decides, which harmless runs there are, how many the bands need, which are left out."""
     mine = [r for r in suite.runs if r.spec.split == "calibration"]
+    harmless = {f"{alpha:g}": metrics.calibrating(mine, alpha) for alpha in metrics.ALPHAS}
+    shipped = harmless[f"{max(metrics.ALPHAS):g}"]
     return {
         "decides": list(suite.decides),
         "digest": growth.digest(SHIPPED) if SHIPPED.is_file() else None,
         "planned": sum(s.split == "calibration" for s in specs),
-        "runs": sum(r.harmless for r in mine),
-        "clusters": len({r.cluster for r in mine if r.harmless}),
+        "runs": {alpha: len(runs) for alpha, runs in harmless.items()},
+        "shipped": len(shipped),
+        "clusters": len({r.cluster for r in shipped}),
         "left_out": {
             r.spec.name: [b for b in BEHAVIOURS if r.labels[b]] for r in mine if not r.harmless
         },
@@ -194,6 +196,6 @@ def calibration(folder: Path, alpha: float) -> Calibration:
         CalibrationError: there are too few harmless runs for `alpha`.
     """
     runs, _, bank = tables.read([s for s in catalogue() if s.split == "calibration"], folder)
-    harmless = metrics.calibrating(runs)
+    harmless = metrics.calibrating(runs, alpha)
     made = metrics.calibration(harmless, bank, separation.SHIPPED, alpha)
     return made.model_copy(update={"runs": ()})  # a megabyte of scores that nobody adds to
