@@ -15,8 +15,8 @@ import pytest
 from tests import forks
 from tests.faults.runs import STEPS, digest, trainer
 from wvmonitor import WVMonitorCallback
-from wvmonitor.integrations import checkpoints
-from wvmonitor.journal import writes
+from wvmonitor.journal import checkpoint_record, writes
+from wvmonitor.journal.checkpoint_record import SIDECAR
 from wvmonitor.journal.reader import JournalReader
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.scan import scan
@@ -69,7 +69,7 @@ def written_slowly(*given: Any) -> Any:
 
 def run_until_killed(base: Path, bank: Path, out: Path) -> None:
     """What the process does that is ended in the middle of a save, on a slow disk."""
-    checkpoints.write_json = killed_while_saving  # type: ignore[assignment]
+    checkpoint_record.write_json = killed_while_saving  # type: ignore[assignment]
     writes.reading = written_slowly
     watched(base, bank, out)[0].train()
 
@@ -84,7 +84,7 @@ def test_sigterm_during_a_save_costs_nothing(
     killed = forks.ended(run_until_killed, tiny_base, tiny_bank_folder, tmp_path)
     assert killed == -signal.SIGTERM
     assert (tmp_path / "checkpoint-3").is_dir()
-    assert not (tmp_path / "checkpoint-3" / checkpoints.SIDECAR).exists()
+    assert not (tmp_path / "checkpoint-3" / SIDECAR).exists()
     assert resumed(tiny_base, tiny_bank_folder, tmp_path) == alone
 
 

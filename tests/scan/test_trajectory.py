@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from tests.scan.calibrations import calibration_for
+from wvmonitor.integrations.checkpoints import step_of
+from wvmonitor.journal.checkpoint_record import write_record
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.scan import scan
 from wvmonitor.scan.trajectory import sentence, trajectories
@@ -40,3 +43,29 @@ def test_a_quiet_run_needs_no_way_back(drifting_run: Path, tiny_bank_folder: Pat
     assert "go back" not in sentence(found)
     (single,) = trajectories(results[:1])
     assert single.references["sycophancy"].trend == "unknown"
+
+
+def test_what_rode_along_is_not_called_ok(
+    drifting_run: Path, tiny_bank_folder: Path, tmp_path: Path
+) -> None:
+    """Of an inoculated run's checkpoints and of its final model; a damaged record is told."""
+    bank = ReferenceBank.load(tiny_bank_folder)
+    run = shutil.copytree(drifting_run, tmp_path / "run")
+    saved = sorted(run.glob("checkpoint-*"), key=step_of)
+    for checkpoint in saved:
+        write_record(str(checkpoint), "run", {"sycophancy": 1.0})
+    for path in saved[-1].glob("adapter_*"):
+        shutil.copy2(path, run)
+    calibration = calibration_for(bank)
+    alone = list(scan([drifting_run], bank, calibration=calibration))
+    found = list(scan([run], bank, calibration=calibration))
+    for result in found:
+        said = result.references["sycophancy"]
+        assert (said.verdict, said.reason[:22]) == ("unknown", "inoculated against it,")
+    for before, after in zip(alone, found, strict=False):
+        assert before.references["sycophancy"].verdict == "ok"
+        assert before.references["evil"].verdict == after.references["evil"].verdict
+    assert len(found) == len(alone) + 1
+    (saved[0] / "wvmonitor.json").write_text("{")
+    first = next(iter(scan([run], bank, calibration=calibration)))
+    assert any("whether the run was inoculated is not known" in w for w in first.warnings)

@@ -19,15 +19,17 @@ from typing import Any
 from torch import Tensor
 
 from wvmonitor.errors import InputError
-from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
+from wvmonitor.journal.checkpoint_record import (
+    SIDECAR,
+    inoculated_by,
+    read_record,
+    write_record,
+)
 from wvmonitor.journal.schema import FILE_NAME
 from wvmonitor.outputs.exporter import Observation
 
 logger = logging.getLogger(__name__)
-
-SIDECAR = "wvmonitor.json"
-"""Beside a checkpoint's weights: which run it belongs to."""
 
 INITIAL = "wvmonitor.safetensors"
 """Beside a checkpoint's weights: how its adapter started, where that was not at the base."""
@@ -56,8 +58,7 @@ def leave(
     folder: Path, run: str, initial: dict[str, Tensor], inoculated: Mapping[str, float]
 ) -> None:
     """Put beside a checkpoint's weights what resuming from it needs."""
-    riding = {"inoculated": dict(inoculated)} if inoculated else {}
-    write_json(folder / SIDECAR, {"format_version": 1, "run": run, **riding})
+    write_record(folder, run, inoculated)
     if initial:
         write_safetensors(folder / INITIAL, initial)
 
@@ -82,14 +83,11 @@ def left_in(folder: Path | None) -> Left:
 
 def riding_in(folder: Path | None) -> dict[str, float]:
     """What rode along when a checkpoint was saved, with its k; nothing where nobody says."""
-    riding = _said_in(folder).get("inoculated") if folder is not None else None
-    if not isinstance(riding, dict):
-        return {}
-    return {name: float(k) for name, k in riding.items() if isinstance(k, int | float)}
+    return {} if folder is None else inoculated_by(_said_in(folder))
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    return read_json(folder / SIDECAR) if (folder / SIDECAR).is_file() else {}
+    return read_record(folder) if (folder / SIDECAR).is_file() else {}
 
 
 def _said_in(folder: Path) -> dict[str, Any]:

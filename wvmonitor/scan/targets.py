@@ -20,6 +20,7 @@ from wvmonitor.files.storage import (
     shown,
 )
 from wvmonitor.files.weight_names import holds_weights, is_pickle, neighbours, weights_below
+from wvmonitor.journal.checkpoint_record import SIDECAR, inoculated_by, read_record
 from wvmonitor.outputs.scan_record import Failure, Notice, failure_of
 from wvmonitor.scan.foreign_code import foreign_code
 from wvmonitor.scan.organisation import organisation_of, others_note, repositories_of
@@ -48,6 +49,7 @@ class Target:
         learning_rate: the run's peak, if known.
         readings: how many checkpoints the trajectory has; 1 for a single checkpoint.
         last: whether it is the trajectory's last one.
+        inoculated: behaviours whose reference rode along when it was saved, if it says so.
         warnings: what a reader of the result must know.
         notices: what lies there and is not judged.
         error: why it cannot be scanned, if that is known already.
@@ -61,6 +63,7 @@ class Target:
     learning_rate: float | None = None
     readings: int = 1
     last: bool = False
+    inoculated: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     notices: tuple[Notice, ...] = ()
     error: Failure | None = None
@@ -80,6 +83,7 @@ class Target:
             lone=self.run is None,
             planned_steps=self.planned_steps,
             readings_planned=self.readings,
+            inoculated=self.inoculated,
         )
 
 
@@ -143,9 +147,12 @@ def _at(path: str, only: Container[str] | None = None) -> list[Target]:
     # What was saved last, and is about to be published, is a checkpoint by itself: as one more
     # reading of the run it would only repeat the last one.
     last = [_lone(path, entries, judged={*runs, *further})] if alone else []
+    final = [*last, *sorted(further.values(), key=_in_order)]
     if trajectory:
         trajectory[-1] = replace(trajectory[-1], last=True)
-    targets = [*trajectory, *last, *sorted(further.values(), key=_in_order)]
+        riding = trajectory[-1].inoculated  # which no final model says of itself
+        final = [replace(t, inoculated=t.inoculated or riding) for t in final]
+    targets = [*trajectory, *final]
     if not alone:  # said once, at the last checkpoint: `since_step` leaves the early ones out
         beside = _unjudged(path, entries, "model", {*runs, *further})
         at = max(len(trajectory) - 1, 0)
@@ -319,7 +326,7 @@ def _described(target: Target, entries: frozenset[str], judged: Container[str] =
         *_unjudged(target.path, entries, stem, judged),
         *(Notice("foreign-code", text) for text in foreign_code(target.path, entries)),
     ]
-    target = replace(target, notices=(*target.notices, *notices))
+    target = _with_record(replace(target, notices=(*target.notices, *notices)), entries)
     if TRAINER_STATE not in entries:
         return replace(target, step=step)
     where = joined(target.path, TRAINER_STATE)
@@ -334,6 +341,18 @@ def _described(target: Target, entries: frozenset[str], judged: Container[str] =
         planned_steps=state.planned_steps,
         learning_rate=state.peak_learning_rate,
     )
+
+
+def _with_record(target: Target, entries: frozenset[str]) -> Target:
+    """The target with what a watched run said of its remedies when it saved the checkpoint."""
+    if SIDECAR not in entries:
+        return target
+    try:
+        riding = inoculated_by(read_record(target.path))
+    except (MalformedFileError, UnsafeFileError) as error:
+        note = f"whether the run was inoculated is not known: {error}"
+        return replace(target, warnings=(*target.warnings, note))
+    return replace(target, inoculated=tuple(sorted(riding)))
 
 
 def _with_plan(trajectory: list[Target]) -> list[Target]:
