@@ -15,9 +15,10 @@ import pytest
 from tests import forks
 from tests.faults.runs import STEPS, digest, trainer
 from wvmonitor import WVMonitorCallback
-from wvmonitor.journal import checkpoint_record, writes
-from wvmonitor.journal.checkpoint_record import SIDECAR
+from wvmonitor.journal import writes
 from wvmonitor.journal.reader import JournalReader
+from wvmonitor.outputs import checkpoint_record
+from wvmonitor.outputs.checkpoint_record import SIDECAR
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.scan import scan
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.scan.calibrations import calibration_for
 from wvmonitor.integrations.checkpoints import step_of
-from wvmonitor.journal.checkpoint_record import write_record
+from wvmonitor.outputs.checkpoint_record import write_record
 from wvmonitor.references import ReferenceBank
 from wvmonitor.scan.scan import scan
 from wvmonitor.scan.trajectory import sentence, trajectories

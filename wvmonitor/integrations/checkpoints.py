@@ -20,13 +20,13 @@ from torch import Tensor
 
 from wvmonitor.errors import InputError
 from wvmonitor.files.safetensors import SafetensorsFile, write_safetensors
-from wvmonitor.journal.checkpoint_record import (
+from wvmonitor.journal.schema import FILE_NAME
+from wvmonitor.outputs.checkpoint_record import (
     SIDECAR,
     inoculated_by,
     read_record,
     write_record,
 )
-from wvmonitor.journal.schema import FILE_NAME
 from wvmonitor.outputs.exporter import Observation
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from wvmonitor.files.storage import (
     shown,
 )
 from wvmonitor.files.weight_names import holds_weights, is_pickle, neighbours, weights_below
-from wvmonitor.journal.checkpoint_record import SIDECAR, inoculated_by, read_record
+from wvmonitor.outputs.checkpoint_record import SIDECAR, inoculated_by, read_record
 from wvmonitor.outputs.scan_record import Failure, Notice, failure_of
 from wvmonitor.scan.foreign_code import foreign_code
 from wvmonitor.scan.organisation import organisation_of, others_note, repositories_of
