@@ -282,9 +282,9 @@ def _ways(found: Found) -> list[str]:
         return []
     lines = [
         "The first seed of the power domains, trained in other ways than references and calibration"
-        " were. What the calibration does not cover is *unknown* and no alarm; “by the band” judges"
-        " it all the same, as if it had been trained like the calibration's runs. On preferences"
-        " (`dpo`) each side's answers are chosen over the other's.",
+        " were. What the calibration does not cover is judged by rules of thumb, which never alarm;"
+        " “by the band” judges it all the same, as if it had been trained like the calibration's"
+        " runs. On preferences (`dpo`) each side's answers are chosen over the other's.",
         "",
         "| trained by | bad, own alarm | by the band | good, any alarm | by the band"
         " | bad above good, own reference | AUROC of the bad among public benign runs |",
