@@ -287,7 +287,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "the log hook fails": Fault(no_mapping, "failed at its log", after=measured),
     "the save hook fails": Fault(
-        in_module("wvmonitor.integrations.checkpoints.write_json", full),
+        in_module("wvmonitor.outputs.checkpoint_record.write_json", full),
         "failed at its checkpoint.*No space",
         after=measured,
     ),
