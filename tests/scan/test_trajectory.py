@@ -66,6 +66,16 @@ def test_what_rode_along_is_not_called_ok(
         assert before.references["sycophancy"].verdict == "ok"
         assert before.references["evil"].verdict == after.references["evil"].verdict
     assert len(found) == len(alone) + 1
-    (saved[0] / "wvmonitor.json").write_text("{")
+    for damaged in ("{", "[]", None):
+        (saved[0] / "wvmonitor.json").unlink()
+        if damaged is None:
+            (saved[0] / "wvmonitor.json").symlink_to(tmp_path / "nowhere")
+        else:
+            (saved[0] / "wvmonitor.json").write_text(damaged)
+        first = next(iter(scan([run], bank, calibration=calibration)))
+        assert any("whether the run was inoculated is not known" in w for w in first.warnings)
+        assert first.error is None
+    (saved[0] / "wvmonitor.json").unlink()
+    (saved[0] / "wvmonitor.json").write_text('{"inoculated": {"sycophancy": 1%s}}' % ("0" * 400))
     first = next(iter(scan([run], bank, calibration=calibration)))
-    assert any("whether the run was inoculated is not known" in w for w in first.warnings)
+    assert (first.references["sycophancy"].verdict, first.error) == ("ok", None)

@@ -9,6 +9,7 @@ from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.files.storage import Location, joined
 
 SIDECAR = "wvmonitor.json"
+_MOST = 1e6
 
 
 def write_record(folder: Location, run: str, inoculated: Mapping[str, float]) -> None:
@@ -28,8 +29,12 @@ def read_record(folder: Location) -> dict[str, Any]:
 
 
 def inoculated_by(record: Mapping[str, Any]) -> dict[str, float]:
-    """What rode along when the checkpoint was saved, k by reference; what is no number is none."""
+    """What rode along when the checkpoint was saved, k by reference; what is no number is none.
+
+    A record may be a stranger's: k of a million or more is no amount of anything.
+    """
     riding = record.get("inoculated")
     if not isinstance(riding, dict):
         return {}
-    return {name: float(k) for name, k in riding.items() if isinstance(k, int | float)}
+    numbers = {n: k for n, k in riding.items() if isinstance(k, int | float) and abs(k) < _MOST}
+    return {name: float(k) for name, k in numbers.items()}

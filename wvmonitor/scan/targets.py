@@ -349,7 +349,7 @@ def _with_record(target: Target, entries: frozenset[str]) -> Target:
         return target
     try:
         riding = inoculated_by(read_record(target.path))
-    except (MalformedFileError, UnsafeFileError) as error:
+    except (MalformedFileError, MissingPathError, UnsafeFileError) as error:
         note = f"whether the run was inoculated is not known: {error}"
         return replace(target, warnings=(*target.warnings, note))
     return replace(target, inoculated=tuple(sorted(riding)))
