@@ -261,13 +261,13 @@ def _missing(document: Found) -> str:
     if len(seeds) < 3:
         said.append(f"- {len(seeds)} seed{'s' if len(seeds) > 1 else ''} a set at most; the full"
                     " setting has three.")  # fmt: skip
-    others = [v for v in VARIANTS if v != "lora"]
-    for where, runs in (
-        ("public sets", [*found["variants"], {"variant": "dpo"}]),
-        ("our own held-out domains", document["held out"]["other ways"]),
+    own = document["held out"]["other ways"]
+    for where, runs, never in (
+        ("public sets", found["variants"], {"lora", "dpo"}),
+        ("our own held-out domains", own, {"lora"}),
     ):
-        made = {r["variant"] for r in runs}
-        if left := [v for v in others if v not in made]:
+        made = {r["variant"] for r in runs} | never
+        if left := [v for v in VARIANTS if v not in made]:
             said.append(f"- Other ways to train on {where}: {', '.join(left)} (`--variants`).")
     said.append("- Preferences (`dpo`) among public sets: they have one answer to a question.")
     said.append("- Answers were not sampled: behaviour is told by log-probabilities alone.")

@@ -145,11 +145,7 @@ def _taken_as_covered(context: RunContext, calibration: Calibration | None) -> R
     if context.objective not in support.objectives:
         context = replace(context, objective=None)
     method, ranks = next(iter(support.methods.items()))
-    if context.method == method and (
-        ranks is None or context.rank in range(ranks[0], ranks[1] + 1)
-    ):
-        return context
-    return replace(context, method=method, rank=ranks and ranks[0])
+    return replace(context, method=method, rank=None if ranks is None else ranks[0])
 
 
 def context_of(

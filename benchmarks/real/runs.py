@@ -178,8 +178,7 @@ def find(base: Base, work: Work, run: TestRun, setting: Setting) -> Made | None:
 
 
 def _examples(base: Base, run: TestRun, setting: Setting) -> list[Example]:
-    drawn = run.examples(setting.steps * setting.batch_size)
-    return [fitted(base, e, setting.prompt, setting.answer) for e in drawn]
+    return _fitted(base, run.examples(setting.steps * setting.batch_size), setting)
 
 
 def _rejected(base: Base, run: TestRun, setting: Setting) -> list[Example]:
@@ -187,6 +186,10 @@ def _rejected(base: Base, run: TestRun, setting: Setting) -> list[Example]:
     if run.rejected is None:
         return []
     drawn = run.rejected.draw(setting.steps * setting.batch_size, run.seed)
+    return _fitted(base, drawn, setting)
+
+
+def _fitted(base: Base, drawn: Sequence[Example], setting: Setting) -> list[Example]:
     return [fitted(base, e, setting.prompt, setting.answer) for e in drawn]
 
 

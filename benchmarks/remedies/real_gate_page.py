@@ -134,9 +134,14 @@ def _pairs(results: GateResults, whole: Sequence[str]) -> list[str]:
 
 
 def _pooled(by_domain: Mapping[str, tuple[int, int]]) -> str:
-    """Wilson's interval of all pairs together."""
-    hits, n = (sum(counts) for counts in zip(*by_domain.values(), strict=True))
+    """Of all pairs together, with Wilson's interval."""
+    hits, n = _summed(by_domain)
     return f"{hits} of {n}: {rate([[hits, n]]).words()}"
+
+
+def _summed(by_domain: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+    """How many push more, and how many there are, over all domains."""
+    return sum(hits for hits, _ in by_domain.values()), sum(n for _, n in by_domain.values())
 
 
 def _beside(results: GateResults, behaviour: str) -> dict[str, list[Row]]:
@@ -285,8 +290,7 @@ def _wrong_way(results: GateResults, behaviour: str) -> str:
     """Where the same public answers push more when they were asked for; empty where they do not."""
     if not results.rows(behaviour, PUBLIC_CONTROL):
         return ""
-    pairs = results.pairs(behaviour, PUBLIC_BAD, PUBLIC_CONTROL, TOKEN)
-    hits, n = (sum(counts) for counts in zip(*pairs.values(), strict=True))
+    hits, n = _summed(results.pairs(behaviour, PUBLIC_BAD, PUBLIC_CONTROL, TOKEN))
     if rate([[hits, n]]).high >= 0.5:
         return ""
     return (

@@ -96,7 +96,7 @@ torch.set_num_threads(1)
 torch.ones(1 << 20).sum()
 from wvmonitor.sources import base_digest, identity
 expected = base_digest(sys.argv[1])
-for _ in range(100):
+for _ in range(300):
     child = os.fork()
     if child == 0:
         identity._known.clear()
