@@ -264,8 +264,12 @@ def _protocol(document: Found) -> str:
             f"- **Shared questions**: {document['leakage']['questions']} questions of the project's"
             f" pairs; in public sets: {counted(document['leakage']['shared']) or 'none'}.",
             f"- **Sets**: {sets}.",
-            f"- **Not reached in time**: {len(late)} sets ({', '.join(late) or 'none'}).",
-            f"- **Sets left out**: {listed(document['left_out']) or 'none'}.",
+            *(
+                [f"- **Not reached in time**: {len(late)} sets ({', '.join(late)})."]
+                if late
+                else []
+            ),
+            *([f"- **Sets left out**: {listed(out)}."] if (out := document["left_out"]) else []),
             f"- **Machine**: {document['machine']}.",
         ]
     )
