@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import wvmonitor
@@ -165,13 +167,29 @@ def test_a_plan_says_what_it_costs_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_machine_is_measured_under_the_load_that_it_will_have(monkeypatch):
+    """As many multiply at once as there will be processes, each with one thread as they have."""
+    met, here, threads = threading.Barrier(3), threading.local(), []
+
+    def wait(_: str) -> None:
+        if not hasattr(here, "met"):
+            here.met = met.wait(timeout=30)
+            threads.append(torch.get_num_threads())
+
+    monkeypatch.setattr(scales, "_wait", wait)
+    before = torch.get_num_threads()
+    assert scales._flops("cpu", 3) > 0
+    assert threads == [1, 1, 1]
+    assert torch.get_num_threads() == before
+
+
 def test_a_budget_takes_the_same_scale_when_a_bank_goes_on(tmp_path, monkeypatch):
     """The machine is busier by then: another scale would throw away what is trained."""
     job = BankJob(options_for(tmp_path / "bank", scale=None, budget=1000.0))
     assert job.scale is FULL
     job.options.work_folder.mkdir()
     job.keep_scale()
-    monkeypatch.setattr(scales, "_flops", lambda _: 1.0)
+    monkeypatch.setattr(scales, "_flops", lambda *_: 1.0)
     again = options_for(tmp_path / "bank", scale=None, budget=1000.0)
     assert BankJob(again).scale is FULL
     with pytest.raises(BuildError, match="raise --budget"):
