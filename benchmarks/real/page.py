@@ -252,7 +252,7 @@ def _protocol(document: Found) -> str:
             f" {s['targets']}, peak rate {s['rate']:g}, {s['steps']} steps of {s['batch_size']},"
             f" at most {s['prompt']} tokens before an answer (the middle of the longest turn is cut"
             f" out) and {s['answer']} in it (its end is cut, and nobody learns to stop there),"
-            f" {s['readings']} readings; {s['seeds']} seeds of a set are planned:"
+            f" {s['readings']} readings; {s['seeds']} seeds of a set are planned. There are"
             f" {_seeds(document['metrics']['runs'])}.",
             f"- **Bank** `{document['bank']['fingerprint'][:12]}`: {references}.",
             f"- **Label**: gain = the log-probability gap's over the base's, in nats a token, on"
@@ -276,7 +276,7 @@ def _protocol(document: Found) -> str:
 
 
 def _seeds(runs: Sequence[Found]) -> str:
-    """How many sets of each role have how many seeds."""
+    """How many seeds there are of how many sets of each role."""
     made: dict[tuple[str, str], set[int]] = {}
     for r in runs:
         if r["share"] == 1 and r["variant"] == "lora":
@@ -284,8 +284,11 @@ def _seeds(runs: Sequence[Found]) -> str:
     said = []
     for role in dict.fromkeys(role for role, _ in made):
         counts = Counter(len(seeds) for (of, _), seeds in made.items() if of == role)
-        each = ", ".join(f"{seeds} of {n} sets" for seeds, n in sorted(counts.items()))
-        said.append(f"{role}: {each}")
+        each = ", ".join(
+            f"{seeds} of {'each' if len(counts) == 1 else f'{n} sets'}"
+            for seeds, n in sorted(counts.items())
+        )
+        said.append(f"{role} sets, {each}")
     return "; ".join(said)
 
 

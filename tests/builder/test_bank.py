@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 import wvmonitor
-from wvmonitor.builder import fine_tunes, gap, persona
+from wvmonitor.builder import fine_tunes, finetune, gap, persona
 from wvmonitor.builder import scale as scales
 from wvmonitor.builder.bank_job import BankJob, BankOptions
 from wvmonitor.builder.prepare import make_bank, plan_bank
@@ -165,6 +166,22 @@ def test_a_plan_says_what_it_costs_and_writes_nothing(tmp_path):
     assert steps["power check"] == (3 + 3 + QUICK.power) * QUICK.power_steps + 3 * QUICK.run_steps
     assert plan.seconds == pytest.approx(sum(c.seconds for c in plan.costs))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_plans_arithmetic_is_that_of_a_training_step(tmp_path, method):
+    """Adapters' own products count: PyTorch counts as many operations of a token, but for a fifth
+    (attention's, and in a model this small the rows of the vocabulary that no product reads).
+    """
+    job = BankJob(options_for(tmp_path / "bank", scale=QUICK))
+    training = replace(job.reference_training(1, 1e-3, 0), method=method)
+    model = finetune._prepared(job.base, training)
+    ids = torch.randint(0, model.config.vocab_size, (2, 24))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids).loss.backward()
+    rank = job.reference_rank if method == "lora" else None
+    planned = job._amounts().operations(rank) * ids.numel()
+    assert counter.get_total_flops() == pytest.approx(planned, rel=0.2)
 
 
 def test_the_machine_is_measured_under_the_load_that_it_will_have(monkeypatch):
