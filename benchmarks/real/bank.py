@@ -21,7 +21,6 @@ from wvmonitor.builder.stages import Ticker, Work, silent
 from wvmonitor.references.bank import ReferenceBank
 
 LEAST = replace(QUICK, controls=1, control_steps=8, any_tuning=2, probe_tokens=3_000, asked=6)
-RATE = 2e-4
 
 
 def least_bank(
@@ -30,7 +29,7 @@ def least_bank(
     *,
     behaviour: str = DECIDES,
     scale: Scale = LEAST,
-    rate: float = RATE,
+    rate: float = LEAST.rates[0],
     tick: Ticker = silent,
 ) -> ReferenceBank:
     """The bank at `out`, made if it is not there; its stages are kept in `<out>.work`.
