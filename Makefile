@@ -177,7 +177,7 @@ real-quick: $(INSTALLED) ## the same with one reference, three harmful and six h
 	$(BIN)/python -m benchmarks.real --setting quick quick --data "$(DATA)"
 
 .PHONY: real-bank
-real-bank: $(INSTALLED) ## `wvmonitor bank` from nothing on SmolLM2-135M-Instruct (half an hour on two cores; goes on where it stopped)
+real-bank: $(INSTALLED) ## `wvmonitor bank` from nothing on SmolLM2-135M-Instruct (an hour on two cores; goes on where it stopped)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
 	$(BIN)/python -m benchmarks.bank
 
