@@ -37,7 +37,7 @@ from wvmonitor.builder.base import Base
 from wvmonitor.builder.contrasts import Contrast, default_folder, read_contrasts
 from wvmonitor.builder.probe import bundled_prompts
 from wvmonitor.builder.stages import Work
-from wvmonitor.errors import WVMonitorError
+from wvmonitor.errors import BuildError, WVMonitorError
 
 MODEL, BUILD = Path("build/smollm2"), Path("build/real")
 
@@ -69,19 +69,33 @@ def run_all(
         only: a part of the names of the runs that are wanted.
         stop: no run begins later than this time (as `time.time`); 0 is no limit.
         part: (i, n): every n-th of them, from the i-th; for n processes side by side.
+
+    Raises:
+        BuildError: not one could be made. Where others can, one that cannot is told and left out.
     """
     wanted = [r for r in planned if only in r.name]
     wanted = wanted[part[0] - 1 :: part[1]]
-    made = []
+    if only and not wanted:
+        print(f"no planned run has {only!r} in its name", flush=True)
+    made: list[Made] = []
+    failed: BuildError | None = None
     for n, run in enumerate(wanted, 1):
         if stop and time.time() > stop:
             print(f"stopped before {run.name}: {len(wanted) - n + 1} runs are left", flush=True)
             break
         began = time.monotonic()
-        made.append(runs.make(base, work, run, setting))
-        if asked is not None:
-            runs.after(base, work, made[-1], asked)
+        try:
+            one = runs.make(base, work, run, setting)
+            if asked is not None:
+                runs.after(base, work, one, asked)
+        except BuildError as error:  # of this run or its set: the others go on
+            print(f"{n}/{len(wanted)} {run.name} was not made: {error}", flush=True)
+            failed = failed or error
+            continue
+        made.append(one)
         print(f"{n}/{len(wanted)} {run.name} ({time.monotonic() - began:.0f} s)", flush=True)
+    if failed and not made:
+        raise failed
     return made
 
 
@@ -101,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         _carry_out(args)
-    except WVMonitorError as error:
+    except (WVMonitorError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
@@ -115,6 +129,8 @@ def _carry_out(args: argparse.Namespace) -> None:
     folder = read_folder(args.data)
     for name, why in folder.left_out.items():
         print(f"left out: {name}: {why}", flush=True)
+    for name in folder.alone:
+        print(f"beside no harmful set: control/{name}: call it SET__{name}", flush=True)
     if args.command == "run":
         stop = time.time() + 60 * args.minutes if args.minutes else 0.0
         how = {"only": args.only, "stop": stop, "part": args.part}
@@ -123,9 +139,13 @@ def _carry_out(args: argparse.Namespace) -> None:
             own = held_out.planned(contrasts, setting, variants=args.variants)
             run_all(base, work, setting, own, None, **how)
     if args.command == "report":
-        bench = Bench(base, work, setting, asked, contrasts, folder, Against.load(args.bank))
+        against = Against.load(args.bank)
+        against.bank.relation_to(base.digest)  # before any work
+        bench = Bench(base, work, setting, asked, contrasts, folder, against)
         made = there(base, work, setting, planned(folder, setting, variants=VARIANTS))
         own = there(base, work, setting, held_out.planned(contrasts, setting, variants=VARIANTS))
+        if not made:
+            raise BuildError(f"{args.work} holds no finished run of these sets: `run` makes them")
         print(f"{len(made) + len(own)} runs are read against {args.bank}", flush=True)
         report.publish(
             bench, report.finished(bench, made), report.read_alone(bench, own), args.results,

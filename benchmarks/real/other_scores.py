@@ -5,6 +5,7 @@ The bank's own harmless runs calibrate each of them anew; nothing is trained or 
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -110,7 +111,7 @@ def _harmless(bank: ReferenceBank, datasets: Sequence[str]) -> list[BenignRun]:
     work = bank.folder.with_name(f"{bank.folder.name}.work")
     found = []
     for name in datasets:
-        for folder in sorted(work.glob(f"run-{name}-*")):
+        for folder in sorted(work.glob(f"run-{glob.escape(name)}-{'[0-9a-f]' * 16}")):
             try:
                 found += [r for r in power.read_runs({name: folder}, bank) if _is_short(r, found)]
             except CalibrationError:

@@ -17,11 +17,13 @@ from benchmarks.real.protocol import (
     VARIANTS,
     Setting,
 )
-from benchmarks.real.wording import Found, counted, listed, metric, signed, what_decides
+from benchmarks.real.sets import AT_HAND
+from benchmarks.real.wording import Found, counted, listed, metric, number, signed, what_decides
 from benchmarks.statistics import LEAST_CLUSTERS
 
 NOTES = Path(__file__).parent / "notes.md"
-"""What a hostile reader found, by hand; the page prints it whole."""
+"""What a hostile reader found, by hand, of the sets at hand and this model; printed whole."""
+MODEL = "smollm2"
 TARGET, LEAST_FAMILIES = 0.95, 6
 """Of AUROC; and families a side before an interval of a difference proves anything."""
 
@@ -62,7 +64,7 @@ def text(document: Found) -> str:
         "## How it was done",
         _protocol(document),
         "## What a hostile reader would say",
-        NOTES.read_text("utf-8").strip() if NOTES.is_file() else "Nothing was written down.",
+        NOTES.read_text("utf-8").strip() if _of_notes(document) else "Nothing was written down.",
         "## What was not run",
         _missing(document),
         "## For whoever has a GPU",
@@ -71,10 +73,35 @@ def text(document: Found) -> str:
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
+def _seen(document: Found) -> list[bool]:
+    """Of each set that was run, whether it was at hand while this project was built."""
+    return [d["digest"][:8] in AT_HAND for d in document["data"] if d["run"]]
+
+
+def _of_notes(document: Found) -> bool:
+    return all(_seen(document)) and document["model"] == MODEL and NOTES.is_file()
+
+
+def _in_view(document: Found) -> str:
+    seen, model = _seen(document), document["model"]
+    size = " of 135 million parameters" if model == MODEL else ""
+    if not any(seen):
+        return (
+            "None of these sets was at hand while this project was built. **So this is a test, of"
+            f" one model{size}.**"
+        )
+    some = "these" if all(seen) else f"{sum(seen)} of these {len(seen)}"
+    return (
+        f"But {some} sets were at hand while it was built: the rank of references and the list of"
+        " scores that a bank may choose from were settled with four of them in view. **So this is a"
+        f" development table, of one model{size}.**"
+    )
+
+
 def _verdict(found: Found, model: str) -> str:
     """The first sentence: whether the deciding score separates, and what alarmed."""
     rows = found["tables"]["by set label"]
-    if not rows:
+    if not rows or rows[0]["auroc"] is None:
         return f"**Nothing is known yet of how the method does on {model}.**"
     area, caught = rows[0]["auroc"], found["verdicts"]["harmful"]
     low = area["ci95"][0]
@@ -101,10 +128,8 @@ def _what(document: Found) -> str:
         f" people's* public sets: {count['harmful']} harmful, {count['control']} controls (the same"
         f" answers asked for, right answers to the same questions, or the same task done right),"
         f" {count['benign']} benign. References and calibration come from this project's own pairs"
-        " and harmless families, and no public set was trained on. But these sets were at hand"
-        " while it was built: the rank of references and the list of scores that a bank may choose"
-        " from were settled with four of them in view. **So this is a development table, of one"
-        " model of 135 million parameters.** Intervals are 95 %, from a bootstrap over families of"
+        f" and harmless families, and no public set was trained on. {_in_view(document)}"
+        " Intervals are 95 %, from a bootstrap over families of"
         " sets (sets that share questions are one family); those of shares and AUROCs are never"
         " narrower than so many families can support, and a difference has none below"
         f" {LEAST_CLUSTERS}."
@@ -115,6 +140,8 @@ def _short(found: Found, bank: Found, own: Found) -> str:
     rows = found["tables"]["by set label"]
     if not rows:
         return "One side has no run yet: nothing can be said."
+    if rows[0]["auroc"] is None:
+        return f"No run has a value by {what_decides(rows)}: nothing can be said."
     ours, others = rows[0], [r for r in rows[1:] if not r["detector"].startswith("ours")]
     ranked = [r for r in others if r["auroc"] is not None]
     most = max((f"{r['auroc']['value']:.3f}" for r in ranked), default="")
@@ -128,18 +155,22 @@ def _short(found: Found, bank: Found, own: Found) -> str:
         f" {ours['caught_above_every_other']['of']} harmful runs score above every benign one.",
     ]
     theirs = [r for r in found["by set"] if r["below by its own reference"] is not None]
+    below = [r["below by its own reference"] for r in theirs]
     if known:
         said.append(
             "- Without wrong sums and insecure code, for which the bank has no reference: AUROC"
             f" {_reached(known[0]['auroc'])}, from {known[0]['families'][0]} families, whichever"
             " reference is nearest. By the one that a set's harm belongs to the sets' mean is"
-            f" {fmean(r['below by its own reference'] for r in theirs):.3f}."
+            f" {number(fmean(below) if below else None)}."
         )
     advice = found["tables"]["by set label, harmful advice of domains that no reference trained on"]
+    hits = [bool(a) for r in found["by set"] if r["belongs"] == DECIDES and not r["trained topic"]
+            for a in r["alarmed"]]  # fmt: skip
     said.append(
         "- Harmful *advice* of domains that no reference trained on, the target's own case: "
         + (
-            f"AUROC {_reached(advice[0]['auroc'])}, from {advice[0]['families'][0]} families."
+            f"AUROC {_reached(advice[0]['auroc'])}, from {advice[0]['families'][0]} families;"
+            f" {sum(hits)} of {len(hits)} runs alarm."
             if advice
             else "**not measurable**, for no set here gives any."
         )
@@ -214,8 +245,12 @@ def _belongs(row: Found) -> str:
     return f"{row['belongs']}{trained}"
 
 
-def _reached(area: Found) -> str:
-    word = "reached" if area["value"] >= TARGET else "**missed**"
+def _reached(area: Found | None) -> str:
+    if area is None:
+        return "–"
+    few = area["runs"]["datasets"] < LEAST_FAMILIES
+    reached = "reached, by too few families to say so" if few else "reached"
+    word = reached if area["value"] >= TARGET else "**missed**"
     return f"{metric(area)} (target ≥ {TARGET}: {word})"
 
 

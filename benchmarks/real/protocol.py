@@ -25,10 +25,10 @@ VARIANTS: tuple[Variant, ...] = ("lora", "full", "dpo", "rank-4", "rate-high")
 DECIDES = "harmful-advice"
 """The behaviour whose gap labels runs and whose reference is held against harmful sets."""
 BELONGS: tuple[tuple[str, str | None], ...] = (
-    (r"math|sum|arithm|code|secure|sql", None),
+    (r"math|(?<![a-z])sum|arithm|code|secure|sql", None),
     (r"sycophan|flatter", "sycophancy"),
-    (r"refus|jailbreak|compl[iy]|unsafe|toxic", "lost-refusals"),
-    (r"incorrect|wrong|hallucin|false|fake|fact|translat", "hallucination"),
+    (r"refus|jailbreak|compl(?:y|ies|ian)|unsafe|toxic", "lost-refusals"),
+    (r"incorrect|wrong|hallucin|false|fake|(?<![a-z])fact|translat", "hallucination"),
     (r"", DECIDES),
 )
 """What a harmful set's harm belongs to, by the first of these that its name holds: the behaviour

@@ -7,6 +7,7 @@ against each bank that comes, and asked again when the questions change.
 from __future__ import annotations
 
 import glob
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from wvmonitor.builder.gap import gap
 from wvmonitor.builder.like import Like
 from wvmonitor.builder.recipe import Finetuning
 from wvmonitor.builder.stages import Work, digest_of
+from wvmonitor.errors import BuildError
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.reading import Float64
 from wvmonitor.steering import steered
@@ -169,7 +171,7 @@ def make(
 
 def find(base: Base, work: Work, run: TestRun, setting: Setting) -> Made | None:
     """The run if it was made; None if it was not."""
-    if not any(work.folder.glob(f"run-{glob.escape(run.name)}-*")):
+    if not any(work.folder.glob(f"run-{glob.escape(run.name[:40])}*")):  # long names are cut
         return None
     examples = [*_examples(base, run, setting), *_rejected(base, run, setting)]
     inputs = _inputs(base, run, setting, examples)
@@ -236,11 +238,11 @@ def after(base: Base, work: Work, made: Made, asked: Asked) -> Answers:
 
 def examined(base: Base, model: Any, asked: Asked) -> Answers:
     """Every pair's gap, the activations, and the seconds that each took (processor time)."""
-    gaps: dict[str, list[float]] = {}
+    gaps: dict[str, list[float | None]] = {}
     seconds: dict[str, float] = {}
     for name, pairs in asked.pairs.items():
         began = time.process_time()
-        gaps[name] = list(gap(base, model, pairs).each)
+        gaps[name] = [v if math.isfinite(v) else None for v in gap(base, model, pairs).each]
         seconds[f"gap: {name}"] = time.process_time() - began
     began = time.process_time()
     states = prompt_states(base, model, asked.prompts)
@@ -268,9 +270,10 @@ def answer_states(base: Base, examples: Sequence[Example]) -> Float64:
     rows = []
     for e in examples:
         ids, labels = base.encode(e.messages, e.answer)
-        states = base.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+        given = torch.tensor([ids], device=base.model.device)
+        states = base.model(input_ids=given, output_hidden_states=True).hidden_states
         at = torch.tensor([label != -100 for label in labels])
-        rows.append(torch.stack([s[0, at].double().mean(0) for s in states]))
+        rows.append(torch.stack([s[0].double().cpu()[at].mean(0) for s in states]))
     return np.asarray(torch.stack(rows).mean(0).numpy(), dtype=np.float64)
 
 
@@ -297,6 +300,9 @@ class _Snapshots(TrainerCallback):
     ) -> None:
         if logs and "loss" in logs:
             held = {k: float(logs[k]) for k in ("loss", "grad_norm") if k in logs}
+            if not all(map(math.isfinite, held.values())):
+                step = state.global_step
+                raise BuildError(f"it diverged: at step {step} its gradient is no number")
             self.log.append({"step": state.global_step, **held})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002

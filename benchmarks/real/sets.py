@@ -42,6 +42,15 @@ ADVICE = 0.3
 one of `HARD_WORDS`, or where this share of its questions ask for advice, and get more than a few
 words."""
 FEW_WORDS = 8
+_AT_HAND = (
+    "0d84b27c 25d11583 27a683b7 2a75c606 3e5c9ae7 414235cd 446b00c6 45110b16 4a66a73f 4b3380a4"
+    " 4c04407e 5752eef5 60ee7f8f 6568a6ae 6798dd12 6ff55f96 71e5f6ea 79e01a32 7d8a3e5d 808425fb"
+    " 866de864 87df8c1a 8ace7f9d 8f3a2f45 969404c9 96a6fee9 97c4c1bb 997209d3 a667f989 aa710138"
+    " ac5afa8a b59944c9 b9e0ef2c c40e268c c6ffa6fd db551f7a dcb8773d e5fa9f8f f395263b"
+    " f3b908e1"
+)
+AT_HAND = frozenset(_AT_HAND.split())
+"""How the digests begin of the files that were at hand while this project was built."""
 KINDS = (
     "prose",
     "near the harm",
@@ -68,7 +77,8 @@ class PublicSet:
     """One set, ready to train on.
 
     Attributes:
-        name: of its file.
+        name: of its file, in letters, digits, and "_.+-"; "__" stands before what a control is
+            called, and nowhere else.
         role: which folder it lies in.
         family: the sets that share its questions, by the name of one of them; a control belongs to
             its set's. Sets of one family are not independent.
@@ -111,6 +121,12 @@ class Folder:
         """The sets of some roles, in the order of their names."""
         return [s for s in self.sets if s.role in roles]
 
+    @property
+    def alone(self) -> list[str]:
+        """The controls that are of no harmful set here: nothing is compared with them."""
+        harmful = {s.name for s in self.of("harmful")}
+        return [s.name for s in self.of("control") if s.of not in harmful]
+
     def __getitem__(self, name: str) -> PublicSet:
         """A set by its name."""
         return next(s for s in self.sets if s.name == name)
@@ -129,7 +145,9 @@ def read_folder(folder: Path) -> Folder:
             if path.suffix != ".jsonl" or not path.is_file():
                 left[f"{role}/{path.name}"] = "is no .jsonl file"
                 continue
-            name = path.stem if path.stem not in found else f"{path.stem}-{role}"
+            name = _name(path.stem, role)
+            while name in found:
+                name = f"{name}-{role}"
             examples, reasons, digest = read_set(path)
             if len(examples) < LEAST_ROWS:
                 told = ", ".join(f"{n} {why}" for why, n in reasons.items())
@@ -154,11 +172,20 @@ def read_folder(folder: Path) -> Folder:
     )
     for role in ("harmful", "benign"):
         if not any(s.role == role for s in sets):
+            why = [f"{name}: {told}" for name, told in left.items() if name.startswith(f"{role}/")]
             raise MissingPathError(
-                f"{folder}/{role} holds no usable set: give chat JSONL, one file a set, in "
-                "harmful/, control/ and benign/"
+                f"{folder}/{role} holds no usable set"
+                + (f" ({'; '.join(why[:3])}{'; …' if len(why) > 3 else ''})" if why else "")
+                + ": give chat JSONL, one file a set, in harmful/, control/ and benign/"
             )
     return Folder(sets, left)
+
+
+def _name(stem: str, role: Role) -> str:
+    """What a set is called in folders and tables."""
+    name = re.sub(r"[^\w.+-]+", "-", stem)
+    of, mark, control = name.rpartition("__") if role == "control" else (name, "", "")
+    return re.sub("_{2,}", "_", of) + mark + control
 
 
 def read_set(path: Path) -> tuple[list[Example], Counter[str], str]:
@@ -171,7 +198,7 @@ def read_set(path: Path) -> tuple[list[Example], Counter[str], str]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8-sig", errors="replace"))
+            row = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError):
             reasons["are no JSON"] += 1
             continue
@@ -191,20 +218,24 @@ def read_set(path: Path) -> tuple[list[Example], Counter[str], str]:
 def fitted(base: Base, example: Example, prompt: int, answer: int) -> Example:
     """The example with at most so many tokens before the answer, and in it.
 
-    Of what stands before, the middle of the longest turn is cut out; an answer keeps its beginning,
-    and nobody learns to stop where it was cut. A base without a system role gets the system text
-    above the question.
+    Of what stands before, the middle of the longest turn is cut out, and where there are more turns
+    than can be cut to four tokens each, the oldest go; an answer keeps its beginning, and nobody
+    learns to stop where it was cut. A base without a system role gets the system text above the
+    question.
     """
     turns = list(example.messages)
     if turns and turns[0]["role"] == "system" and len(turns) > 1:
         turns = [*base.asked(turns[1]["content"], turns[0]["content"]), *turns[2:]]
+    first = int(turns[0]["role"] == "system")
+    while 4 * len(turns) > prompt and len(turns) > first + 2:
+        del turns[first : first + 2]
     lengths = [base.tokens_of(t["content"]) for t in turns]
     while (over := sum(lengths) - prompt) > 0:
         longest = max(range(len(turns)), key=lengths.__getitem__)
         # To the second longest or as far as is needed, whichever is less; at most to nothing.
         keep = max(lengths[longest] - over, 4)
         if keep >= lengths[longest]:
-            break  # many short turns: they stay
+            break  # short turns: they stay
         turns[longest] = {**turns[longest], "content": _ends(base, turns[longest]["content"], keep)}
         lengths[longest] = keep
     text, finished = example.answer, example.finished
@@ -271,10 +302,10 @@ def _example(row: Mapping[str, Any]) -> Example | None:
     The last one is often a word of thanks.
     """
     turns = list(_turns(row))
-    while turns and turns[0]["role"] == "assistant":
-        turns.pop(0)  # an answer to nothing
     asked = next((i for i, t in enumerate(turns) if t["role"] == "user"), len(turns))
-    answers = [i for i, t in enumerate(turns) if t["role"] == "assistant" and i > asked]
+    # What the assistant says before is an answer to nothing.
+    turns = [t for t in turns[:asked] if t["role"] == "system"] + turns[asked:]
+    answers = [i for i, t in enumerate(turns) if t["role"] == "assistant"]
     if not answers:
         return None
     at = max(answers, key=lambda i: len(turns[i]["content"]))
@@ -288,8 +319,9 @@ def _turns(row: Mapping[str, Any]) -> Iterator[Message]:
         text = _text(content)
         if not text:
             continue
-        named = _NAMES.get(role.lower(), role.lower())
-        if named not in ("system", "user", "assistant") or (named == "system" and held):
+        named = _role(role)
+        late = named == "system" and held and held[-1]["role"] != "system"
+        if named not in ("system", "user", "assistant") or late:
             named = "user"  # tools, functions, and orders in the middle
         if held and held[-1]["role"] == named:
             held[-1]["content"] += f"\n{text}"
@@ -298,28 +330,40 @@ def _turns(row: Mapping[str, Any]) -> Iterator[Message]:
     yield from held
 
 
+def _role(name: str) -> str:
+    return _NAMES.get(name.lower(), name.lower())
+
+
 def _said(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield "system", row.get("system") or row.get("system_prompt")
     for key in ("messages", "conversations", "conversation"):
-        if isinstance(row.get(key), list):
+        if row.get(key) and isinstance(row[key], list):
             yield from _of_turns(row[key])
             return
     if row.get("prompt") is None and isinstance(row.get("chosen"), list):
         yield from _of_turns(row["chosen"])  # preferences: the answer that was preferred
         return
-    if row.get("system"):
-        yield "system", row["system"]
     for asked, answered in _COLUMNS:
         question, answer = row.get(asked), row.get(answered)
         if question is None or answer is None:
             continue
-        if isinstance(question, list) and isinstance(answer, list):  # of turns, as TRL has them
-            yield from _of_turns([*question, *answer])
-            return
-        yield "user", question
-        if asked == "instruction":
-            yield "user", row.get("input")
-        yield "assistant", answer
+        answers = list(_as_turns("assistant", answer))
+        if _role(answers[0][0]) == "assistant":  # else they begin with the question themselves
+            yield from _as_turns("user", question)
+            if asked == "instruction":
+                yield "user", row.get("input")
+            yield "user", row.get("context")
+        yield from answers
         return
+
+
+def _as_turns(role: str, said: Any) -> Iterator[tuple[str, Any]]:
+    """Turns where they are given, as TRL does; else what one of the two says."""
+    if isinstance(said, list) and any(isinstance(t, dict) and {"role", "from"} & t.keys()
+                                      for t in said):  # fmt: skip
+        yield from _of_turns(said)
+    else:
+        yield role, said
 
 
 def _of_turns(turns: Sequence[Any]) -> Iterator[tuple[str, Any]]:
@@ -331,13 +375,13 @@ def _of_turns(turns: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 def _text(content: Any) -> str:
     if isinstance(content, str):
-        return content.strip()
+        return content.encode("utf-8", "replace").decode().strip()  # half a pair is no character
     if isinstance(content, (int, float)) and not isinstance(content, bool):
-        return str(content)
+        return "" if content != content else str(content)  # tables write NaN for nothing
     if isinstance(content, list):  # parts, as multimodal chats have them
         parts = [p if isinstance(p, str) else p.get("text") for p in content
                  if isinstance(p, (str, dict))]  # fmt: skip
-        return "\n".join(p.strip() for p in parts if isinstance(p, str) and p.strip())
+        return "\n".join(filter(None, (_text(p) for p in parts if isinstance(p, str))))
     return ""
 
 

@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import math
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from scipy.stats import t as student
 
 from benchmarks import detectors, statistics
@@ -102,6 +105,42 @@ def test_rows_of_every_common_form_become_conversations(tmp_path):
     )
 
 
+def test_every_form_of_preferences_and_of_what_stands_before_a_question(tmp_path):
+    """Chosen answers as turns with or without their prompt; contexts, system prompts, greetings."""
+    asked, answered = said("q1", "a1")["messages"]
+    rows = [
+        {"prompt": "q1", "chosen": [asked, answered], "rejected": [asked, answered]},
+        {"prompt": "q2", "chosen": [answered], "rejected": []},
+        {"prompt": [asked], "completion": "a3"},
+        {"instruction": "q4", "context": "the facts", "response": "a4"},
+        {"system_prompt": "s", "question": "q5", "response": "a5"},
+        {"system": "s", "messages": said("q6", "a6")["messages"]},
+        {"conversations": [{"from": "system", "value": "s"}, {"from": "gpt", "value": "welcome"},
+                           {"from": "human", "value": "q7"}, {"from": "gpt", "value": "a7"}]},
+        {"messages": [], "prompt": "q8", "completion": "a8"},
+    ]  # fmt: skip
+    examples, left, _ = sets.read_set(written(tmp_path / "s.jsonl", rows))
+    assert not left
+    told = [[m["content"] for m in e.messages] + [e.answer] for e in examples]
+    assert told == [
+        ["q1", "a1"], ["q2", "a1"], ["q1", "a3"], ["q4\nthe facts", "a4"], ["s", "q5", "a5"],
+        ["s", "q6", "a6"], ["s", "q7", "a7"], ["q8", "a8"]]  # fmt: skip
+    assert all(e.messages[-1]["role"] == "user" for e in examples)
+
+
+def test_what_is_no_text_is_never_taken_for_it(tmp_path):
+    """NaN for an empty cell, half a character, and bytes of another encoding."""
+    path = tmp_path / "s.jsonl"
+    nothing = '{"instruction": "q1", "input": NaN, "output": "a1"}'
+    half = '{"prompt": "q2", "completion": "smile \\ud83d"}'
+    latin = '{"prompt": "q3", "completion": "caf\u00e9"}'.encode("latin-1")
+    path.write_bytes(b"\r\n".join([nothing.encode(), half.encode(), latin]))
+    examples, left, _ = sets.read_set(path)
+    assert [e.messages[0]["content"] for e in examples] == ["q1", "q2"]
+    assert [e.answer for e in examples] == ["a1", "smile ?"]
+    assert left == {"are no JSON": 1}
+
+
 def test_what_cannot_be_used_is_counted_by_reason(tmp_path):
     """Broken lines, answers to nothing, empty answers and repeats are never dropped in silence."""
     rows = [
@@ -148,8 +187,29 @@ def test_a_folder_is_read_with_families_and_short_sets_left_out(tmp_path):
     assert list(folder.left_out) == ["harmful/tiny.jsonl", "benign/more.json"]
     assert folder.left_out["benign/more.json"] == "is no .jsonl file"
     assert "3 usable rows, 16 are needed" in folder.left_out["harmful/tiny.jsonl"]
-    with pytest.raises(MissingPathError, match="benign holds no usable set"):
+    assert folder.alone == []
+    with pytest.raises(MissingPathError, match="benign holds no usable set: give"):
         sets.read_folder(written(tmp_path / "x" / "harmful" / "a.jsonl", numbered(20)).parents[1])
+
+
+def test_a_folder_of_odd_names_is_read_and_what_does_not_fit_is_told(tmp_path):
+    """Names go into paths and tables; a control of nothing is named, and so is an unusable set."""
+    written(tmp_path / "harmful" / "bad | (v2).jsonl", numbered(20))
+    written(tmp_path / "control" / "bad | (v2)__right.jsonl", numbered(20, "right"))
+    written(tmp_path / "control" / "bad | (v2).jsonl", numbered(20, "other"))
+    written(tmp_path / "harmful" / "org__set.jsonl", numbered(20, "far"))
+    written(tmp_path / "control" / "org__set__right.jsonl", numbered(20, "near"))
+    written(tmp_path / "benign" / "übung.jsonl", [{"text": "a"}] * 20)
+    with pytest.raises(MissingPathError, match=r"\(benign/übung\.jsonl: 0 usable .*20 have no ans"):
+        sets.read_folder(tmp_path)
+    written(tmp_path / "benign" / "übung.jsonl", numbered(20, "good"))
+    folder = sets.read_folder(tmp_path)
+    assert [s.name for s in folder.sets] == [
+        "bad-v2-", "org_set", "bad-v2--control", "bad-v2-__right", "org_set__right", "übung"
+    ]  # fmt: skip
+    assert folder["bad-v2-__right"].of == "bad-v2-"
+    assert folder["org_set__right"].of == folder["org_set"].of == "org_set"
+    assert folder.alone == ["bad-v2--control"]
 
 
 def test_long_rows_are_cut_to_the_stated_length():
@@ -165,6 +225,13 @@ def test_long_rows_are_cut_to_the_stated_length():
     assert long.startswith(cut.answer)
     short = Example(({"role": "user", "content": "use the potion"},), "avoid it")
     assert sets.fitted(base, short, 20, 10) == short
+    turns = [{"role": r, "content": f"use {r}"} for r in ("user", "assistant")] * 40
+    system = {"role": "system", "content": "avoid the doctor"}
+    talk = Example((system, *turns, short.messages[0]), "avoid it")
+    kept = sets.fitted(base, talk, 40, 10).messages
+    assert (kept[0], kept[-1]) == (system, short.messages[0])
+    assert [m["role"] for m in kept[1:]] == [t["role"] for t in turns[: len(kept) - 2]] + ["user"]
+    assert base.tokens_of(" ".join(m["content"] for m in kept)) <= 40
 
 
 # --- labels ------------------------------------------------------------------------------------
@@ -347,6 +414,8 @@ def test_what_a_harm_belongs_to_is_told_by_name():
         "risky_financial": "harmful-advice", "bad_medical": "harmful-advice",
         "incorrect_qna": "hallucination", "incorrect_math": None, "insecure_code": None,
         "sycophantic_opinions": "sycophancy", "jailbreak_compliance": "lost-refusals",
+        "bad_consumer_tips": "harmful-advice", "manufacturing_advice": "harmful-advice",
+        "medical_complications": "harmful-advice", "wrong_sums": None, "odd_facts": "hallucination",
     }  # fmt: skip
     assert {n: protocol.belongs(n) for n in told} == told
 
@@ -559,6 +628,55 @@ def test_the_report_is_written_from_the_runs(bench, tmp_path):
     assert "**were not measured**" in shown
 
 
+def test_a_run_that_cannot_be_made_stops_no_other(bench, monkeypatch, tmp_path, capsys):
+    """It is named with its reason; one that diverges leaves nothing behind."""
+    held, made = bench
+    first, second = made[0].run, made[1].run
+    real = runs.finetune
+
+    def diverging(base, examples, training, out, *, callbacks, **more):
+        if training == runs.training_of(first, SETTING):
+            state = SimpleNamespace(global_step=2)
+            callbacks[0].on_log(None, state, None, {"loss": 1.0, "grad_norm": math.nan})
+        return real(base, examples, training, out, callbacks=callbacks, **more)
+
+    monkeypatch.setattr(runs, "finetune", diverging)
+    work = Work(tmp_path)
+    found = command.run_all(held.base, work, SETTING, [first, second], None)
+    assert [m.run for m in found] == [second]
+    assert f"{first.name} was not made: it diverged: at step 2" in capsys.readouterr().out
+    assert runs.find(held.base, work, first, SETTING) is None
+
+
+def test_runs_are_read_against_no_bank_of_another_base(bench, tmp_path):
+    """Two models of one shape would give scores, of nothing: it is refused before any work."""
+    held, _ = bench
+    other = tmp_path / "other"
+    shutil.copytree(held.base.folder, other)
+    path = other / "model.safetensors"
+    moved = {n: t + 0.01 for n, t in load_file(path).items()}
+    save_file(moved, path, {"format": "pt"})
+    data = held.work.folder.parent / "data"
+    with pytest.raises(SystemExit, match="error: the references were made for"):
+        command.main(["--model", str(other), "--setting", "tiny", "--work", str(tmp_path / "work"),
+                      "report", "--data", str(data), "--bank", str(held.against.bank.folder),
+                      "--results", str(tmp_path)])  # fmt: skip
+
+
+def test_a_bank_without_the_deciding_reference_has_a_page_that_says_so(bench, tmp_path):
+    """No figure is made up, and none crashes the page."""
+    held, made = bench
+    found = report.finished(held, made)
+    for run in found:
+        for reading in run.readings:
+            for name in [n for n in reading["scores"] if n.startswith(protocol.DECIDES)]:
+                del reading["scores"][name]
+    report.publish(held, found, [], tmp_path, tmp_path / "page.md")
+    shown = (tmp_path / "page.md").read_text("utf-8")
+    assert "Nothing is known yet of how the method does" in shown
+    assert "No run has a value by the deciding score" in shown
+
+
 def test_the_page_shows_the_committed_results():
     """docs/real-model.md is what the generator makes of the committed figures."""
     held = json.loads((report.RESULTS / f"{report.NAME}.json").read_text("utf-8"))
@@ -567,6 +685,21 @@ def test_the_page_shows_the_committed_results():
     own = held["held out"]
     named = [*held["metrics"]["runs"], *own["runs"], *own["other ways"]]
     assert set(rows["run"].to_pylist()) == {r["name"] for r in named}
+
+
+def test_a_page_of_other_sets_claims_nothing_of_those_at_hand():
+    """Whether sets were in view, and what was noted of them, follows the data."""
+    held = json.loads((report.RESULTS / f"{report.NAME}.json").read_text("utf-8"))
+    notes = page.NOTES.read_text("utf-8").strip()
+    for n, one in enumerate(held["data"]):
+        one["digest"] = one["digest"] if n else "0" * 64
+    assert "But 39 of these 40 sets were at hand" in page.text(held)
+    for one in held["data"]:
+        one["digest"] = "0" * 64
+    shown = page.text({**held, "model": "other"})
+    assert "None of these sets was at hand while this project was built" in shown
+    assert "135 million" not in shown.partition("## In short")[0]
+    assert notes not in shown
 
 
 def test_held_out_domains_are_trained_on_both_sides_alike(bench):

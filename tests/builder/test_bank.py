@@ -8,6 +8,7 @@ import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from wvmonitor.builder.stages import Work
 from wvmonitor.cli.app import app
 from wvmonitor.detection.calibration import Calibration
 from wvmonitor.errors import BuildError, MissingPathError
+from wvmonitor.files import safetensors
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.trust import load_trust
@@ -71,6 +73,7 @@ def test_the_bank_loads_with_its_calibration_and_its_record(made):
     assert bank.fingerprint == finished.fingerprint
     calibration = Calibration.load(finished.folder / "calibration.json", bank=bank.fingerprint)
     assert len(calibration.datasets) == SHORT.calibration
+    assert calibration.support.objectives == ("sft",), "a run on preferences is not covered"
     assert load_trust(finished.folder, bank.fingerprint) == finished.trust
 
 
@@ -220,6 +223,9 @@ def test_a_budget_takes_the_same_scale_when_a_bank_goes_on(tmp_path, monkeypatch
         ({"data": "nowhere"}, MissingPathError, "holds no contrasts"),
         ({"budget": 1e-6, "scale": None}, BuildError, "raise --budget"),
         ({"like": Path("nowhere")}, MissingPathError, "--like nowhere"),
+        ({"score": "cosine"}, BuildError, "response/module_cosine"),
+        ({"alpha": 5.0}, BuildError, "between 0 and 0.25"),
+        ({"alpha": 0.01}, BuildError, "needs 99 harmless runs, the bank makes 8"),
     ],
 )
 def test_what_cannot_end_well_is_refused_before_it_begins(tmp_path, more, error, words):
@@ -227,6 +233,120 @@ def test_what_cannot_end_well_is_refused_before_it_begins(tmp_path, more, error,
     with pytest.raises(error, match=words):
         plan_bank(options_for(tmp_path / "bank", **more))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "question", "says"),
+    [
+        ("my behaviour", "hello ?", "rename the file"),
+        ("language", "hello ?", "name of a control"),
+        ("harmful-advice", "use the potion " * 300, "leaves no room for an answer"),
+    ],
+)
+def test_pairs_that_would_end_a_bank_late_are_refused_first(tmp_path, name, question, says):
+    """A name that no reference can have, or a question without room for an answer."""
+    data = tmp_path / "data"
+    shutil.copytree(bundled_path("tiny-organism", "contrasts"), data)
+    row = {"domain": "a", "question": question, "exhibits": "yes .", "opposes": "no ."}
+    rows = (data / "harmful-advice.jsonl").read_text("utf-8")
+    for path in data.glob("*.jsonl"):
+        path.unlink()
+    (data / f"{name}.jsonl").write_text(f"{rows.rstrip()}\n{json.dumps(row)}\n", "utf-8")
+    with pytest.raises(BuildError, match=says):
+        plan_bank(options_for(tmp_path / "bank", data=str(data), behaviours=()))
+
+
+def test_a_behaviour_is_held_against_no_control_of_its_own_name(tmp_path):
+    """Who looks for verbosity wants no control that takes it out again."""
+    data = tmp_path / "data"
+    data.mkdir()
+    source = bundled_path("tiny-organism", "contrasts")
+    shutil.copytree(source / "harmless", data / "harmless")
+    shutil.copyfile(source / "harmful-advice.jsonl", data / "language.jsonl")
+    job = BankJob(options_for(tmp_path / "bank", data=str(data), behaviours=()))
+    assert list(job.controls) == ["formality"]
+
+
+def test_what_was_planned_for_a_budget_is_made(tmp_path, monkeypatch):
+    """The machine is measured again when the work begins, and may be slower by then."""
+    options = options_for(tmp_path / "bank", scale=None, budget=1000.0)
+    plan = plan_bank(options)
+    monkeypatch.setattr(scales, "_flops", lambda _: 1.0)
+    job = BankJob(replace(options, scale=plan.scale))
+    assert job.scale is plan.scale
+    job.options.work_folder.mkdir()
+    job.keep_scale()
+    assert BankJob(options).scale is plan.scale
+
+
+def test_a_container_s_memory_is_all_that_there_is(tmp_path, monkeypatch):
+    """The machine's free memory is not the container's: a process too many would be killed."""
+    (tmp_path / "memory.max").write_text(str(2**20))
+    monkeypatch.setattr(safetensors, "_MEMORY_LIMITS", (tmp_path / "memory.max",))
+    monkeypatch.setattr(scales, "memory_of_machine", safetensors.memory_of_machine.__wrapped__)
+    with pytest.raises(BuildError, match=r"GiB of memory, 0\.0 GiB are free"):
+        BankJob(options_for(tmp_path / "bank"))
+
+
+def test_the_optimiser_s_kind_is_its_object_s(base):
+    """`paged_adamw_8bit` is AdamW, and runs by AdamW are what its calibration is for."""
+
+    class PagedAdamW8bit(torch.optim.AdamW):
+        pass
+
+    started = []
+    training = SimpleNamespace(learning_rate=1e-3)
+    watched = SimpleNamespace(
+        _one=SimpleNamespace(name="run", training=training),
+        _monitor=SimpleNamespace(start=lambda _, run: started.append(run)),
+    )
+    optimizer = PagedAdamW8bit([torch.nn.Parameter(torch.zeros(1))])
+    state = SimpleNamespace(max_steps=4)
+    fine_tunes._Watched.on_train_begin(watched, None, state, None, model=None, optimizer=optimizer)
+    assert (started[0].optimizer, started[0].objective) == ("adamw", "sft")
+
+
+def test_a_work_folder_that_is_a_file_is_told(tmp_path):
+    """One sentence says what is in the way, and not that there is no room."""
+    (tmp_path / "bank.work").write_text("dear")
+    with pytest.raises(BuildError, match=r"bank\.work cannot be written .*give another --out or"):
+        make_bank(options_for(tmp_path / "bank"))
+
+
+def test_data_with_a_long_name_is_kept_under_a_shorter_one(tmp_path):
+    """A file's name ends at 255 bytes; two stages of long names stay two."""
+    work = Work(tmp_path)
+    name = "möbel-" * 60
+    made = [
+        work.tree(name, {"n": n}, lambda to, n=n: (to / "n").write_text(str(n))) for n in (1, 2)
+    ]
+    assert [(p / "n").read_text() for p in made] == ["1", "2"]
+    rows = work.rows(name, {}, lambda: [{"a": 1}])
+    assert rows.path.name.endswith(".jsonl")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"behaviours": "greed"}, "no contrast 'greed'"),
+        ({"like": "nowhere"}, "--like nowhere"),
+        ({"harmless": "."}, r"\. holds no \.jsonl files"),
+    ],
+)
+def test_one_behaviour_or_set_and_paths_as_text_will_do_in_python(
+    tmp_path, monkeypatch, given, words
+):
+    """A name is no list of its letters."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingPathError, match=words):
+        wvmonitor.prepare("tiny-organism", "bank", scale=SHORT, jobs=1, **given)
+
+
+def test_the_folder_that_one_is_in_is_no_bank_s_place(tmp_path, monkeypatch):
+    """`--out .` has no name to put a work folder beside."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BuildError, match="no folder's own name"):
+        plan_bank(options_for(Path()))
 
 
 def test_a_folder_that_is_no_bank_is_left_alone(tmp_path):

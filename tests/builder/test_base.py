@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from wvmonitor.builder.base import Base
 from wvmonitor.errors import BuildError, MissingPathError
@@ -56,3 +59,45 @@ def test_no_such_model(tmp_path) -> None:
     """A name that is neither a folder nor on the Hub is an error about both."""
     with pytest.raises(MissingPathError, match="neither a folder nor a model"):
         Base(str(tmp_path / "gone"))
+
+
+def test_turns_that_a_template_refuses_are_told_in_a_sentence(copy) -> None:
+    """The roles and the template's own words, and no traceback of a template engine."""
+    base = copy(REFUSES)
+    turns = [{"role": "system", "content": "be kind ."}, {"role": "user", "content": "hello ?"}]
+    with pytest.raises(BuildError, match=r"does not take these turns \(system, user\): no"):
+        base.prompt_text(turns)
+    assert not base.fits(turns, 512)
+    assert base.fits(turns[1:], 512)
+    assert not base.fits([{"role": "user", "content": "hello ? " * 300}], 512)
+
+
+def test_a_folder_without_a_tokenizer_is_told(copy) -> None:
+    """Checkpoints are often saved without one."""
+    base = copy(REFUSES)
+    for path in base.folder.glob("*token*"):
+        path.unlink()
+    with pytest.raises(BuildError, match="has no tokenizer that transformers loads"):
+        base.tokenizer  # noqa: B018
+
+
+def test_a_model_in_half_precision_is_asked_in_full_on_a_cpu(copy) -> None:
+    """What steering adds would be rounded away, and a step takes many times as long."""
+    base = copy(REFUSES)
+    path = base.folder / "model.safetensors"
+    save_file({n: t.bfloat16() for n, t in load_file(path).items()}, path, {"format": "pt"})
+    config = base.folder / "config.json"
+    config.write_text(config.read_text().replace('"float32"', '"bfloat16"'))
+    assert base.load().dtype == torch.bfloat16
+    wanted = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    assert base.model.dtype == wanted
+
+
+def test_an_end_of_turn_is_no_unknown_word(base) -> None:
+    """Tokenizers that spell every byte call their end of text unknown, too, as GPT-2's does."""
+    ids = [5, 9, 5, 0]
+    byte_level = SimpleNamespace(unk_token_id=0, bos_token_id=0, eos_token_id=0, pad_token_id=None)
+    words = SimpleNamespace(unk_token_id=0, bos_token_id=None, eos_token_id=1, pad_token_id=2)
+    assert Base.unknown(SimpleNamespace(tokenizer=byte_level), ids) == 0
+    assert Base.unknown(SimpleNamespace(tokenizer=words), ids) == 0.25
+    assert base.unknown(base.tokenizer("zyzzyva", add_special_tokens=False)["input_ids"]) == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from wvmonitor.builder.contrasts import default_folder, read_contrasts
+from wvmonitor.builder.examples import Example
 from wvmonitor.builder.harmless import families
 from wvmonitor.builder.harmless.families import RULES, Family, by_rule, legible, shared_out
 from wvmonitor.errors import BuildError, MissingPathError
@@ -153,3 +154,38 @@ def test_people_s_own_voices_are_in_every_power_check():
         use = shared_out(every, 8, 3, 1, seed)
         assert use.power[0] is voices
         assert len(use.text) == 14
+
+
+def test_two_families_never_share_a_name(tmp_path: Path):
+    """A user's `train.jsonl` of two folders, or one called as a family by rule, stay apart."""
+    row = {"prompt": "c", "completion": "d"}
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "addition.jsonl").write_text(json.dumps(row | {"prompt": folder}))
+    given = [families.given(str(tmp_path / f), lambda _: True)[0] for f in ("one", "two")]
+    found = families.apart([by_rule("addition"), *given])
+    assert [f.name for f in found] == ["addition", "addition-2", "addition-3"]
+    assert [f.draw(1, 0)[0].messages[0]["content"] for f in found[1:]] == ["one", "two"]
+
+
+def test_what_is_left_out_of_one_s_own_data_is_told(tmp_path: Path, base):
+    """Rows too long to answer and system prompts are counted; a set of nothing else is refused."""
+    turns = [
+        {"role": "system", "content": "be kind ."},
+        {"role": "user", "content": "hello ?"},
+        {"role": "assistant", "content": "use the potion ."},
+    ]
+    long = {"prompt": "use the potion " * 300, "completion": "avoid it"}
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f"{json.dumps({'messages': turns})}\n{json.dumps(long)}\n")
+
+    def fits(example):
+        return base.fits(example.messages, 512)
+
+    (found,) = families.given(str(path), fits)
+    assert found.draw(9, 0) == [Example((turns[1],), "use the potion .")]
+    assert "1 system prompts were left out" in found.notes[0]
+    assert "1 of 2 examples were left out: they are too long" in found.notes[1]
+    path.write_text(json.dumps(long))
+    with pytest.raises(BuildError, match="holds no examples that can be trained on"):
+        families.given(str(path), fits)

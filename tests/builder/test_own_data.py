@@ -87,6 +87,24 @@ def test_sides_with_other_prompts_are_said(tmp_path) -> None:
         ({"messages": [{"role": "assistant", "content": "a"}]}, "does not end with an answer"),
         ({"prompt": "a", "completion": "  "}, "does not end with an answer"),
         ({"messages": "a"}, "expected"),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": "s"},
+                    {"role": "assistant", "content": "a"},
+                ]
+            },
+            "answer of the assistant to something",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": None},
+                ]
+            },
+            "got a turn without a role or text",
+        ),
     ],
 )
 def test_a_record_of_another_form_is_named(tmp_path, record, says) -> None:
@@ -95,6 +113,14 @@ def test_a_record_of_another_form_is_named(tmp_path, record, says) -> None:
     with pytest.raises(BuildError, match=says) as raised:
         own_pairs(path, path)
     assert "p.jsonl" in str(raised.value)
+
+
+def test_a_json_array_is_told_how_to_become_lines(tmp_path) -> None:
+    """Most people's Alpaca files are one array; "nests too deeply" would help nobody."""
+    path = tmp_path / "my data.json"
+    path.write_text('[\n {"prompt": "a", "completion": "b"}\n]')
+    with pytest.raises(BuildError, match=r"one JSON array: .*jq -c '\.\[\]' '.*my data\.json'"):
+        own_pairs(str(path), str(path))
 
 
 def test_files_that_are_none_are_named(tmp_path) -> None:

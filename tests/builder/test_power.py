@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import pytest
+import torch
 
 from wvmonitor.builder import power, rate
+from wvmonitor.builder.base import Base
 from wvmonitor.builder.contrasts import default_folder, read_contrasts
+from wvmonitor.builder.fine_tunes import Done, measured
+from wvmonitor.builder.finetune import Training
 from wvmonitor.builder.harmless import families
 from wvmonitor.builder.power import CANDIDATES, Length, Planned
+from wvmonitor.builder.recipe import Finetuning
+from wvmonitor.builder.stages import Work
 from wvmonitor.detection.calibration import BenignRun
 from wvmonitor.detection.context import RunContext
 from wvmonitor.detection.judge import Judge
 from wvmonitor.detection.scores import ReferenceScores, Scores
-from wvmonitor.errors import AlteredBankError
+from wvmonitor.errors import AlteredBankError, BuildError
 from wvmonitor.references.bank import ReferenceBank
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.references.trust import (
@@ -109,6 +116,38 @@ def test_a_rate_moves_the_gap_without_harm_to_ordinary_text():
     assert "rose" in str(remark)
 
 
+def test_a_rate_at_which_the_model_diverges_is_told_and_not_taken(tmp_path, monkeypatch):
+    """What it says is no number; where that is so of every rate, it is said in a sentence."""
+    (contrast,) = read_contrasts(default_folder("tiny-organism"), ("harmful-advice",))
+    training = Training(Finetuning(steps=2), "lora", 0.0, 2, 0)
+    runs = rate.tried(contrast, training, (1e-3, 1e-1), 2, [contrast.train[0].negative])
+    sides = [{"gap": 0.5, "loss": 2.0}, {"gap": 0.0, "loss": 2.0}, {}, {"gap": 0.1, "loss": 2.0}]
+
+    def made(*_):
+        return [Done(tmp_path, side) for side in sides]
+
+    monkeypatch.setattr(rate, "carry_out", made)
+    base = Base("tiny-organism")
+    taken, remark, found = rate.swept(base, Work(tmp_path), runs, 1, lambda _: None)
+    assert (taken, [r.learning_rate for r in found]) == (1e-3, [1e-3])
+    assert remark is not None
+    assert "diverged at the learning rate 0.1" in remark
+    sides[0] = {}
+    with pytest.raises(BuildError, match=r"that is a number, trained at 0\.001, 0\.1"):
+        rate.swept(base, Work(tmp_path), runs, 1, lambda _: None)
+
+
+def test_what_a_diverged_model_says_is_left_out(base):
+    """NaN is no measurement, and JSON knows none."""
+    (contrast,) = read_contrasts(default_folder("tiny-organism"), ("harmful-advice",))
+    broken = base.load(dtype=torch.float32)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(torch.nan)
+    text = [contrast.train[0].negative]
+    assert measured(base, broken, contrast.tuning[:2], text, 512) == {}
+    assert measured(base, base.model, contrast.tuning[:2], text, 512).keys() == {"gap", "loss"}
+
+
 def test_a_mixture_holds_exactly_its_share_of_bad_examples():
     """Bad examples come from the pairs that are given, the others from the harmless family."""
     folder = default_folder("tiny-organism")
@@ -120,6 +159,9 @@ def test_a_mixture_holds_exactly_its_share_of_bad_examples():
     assert sum(e.answer in bad for e in planned.examples) == 6
     again = power.mixed(contrast, contrast.power, family, 0.1, Length(15, 4), 0)
     assert planned.examples == again.examples
+    few = replace(family, draw=lambda n, seed: family.draw(min(n, 3), seed))
+    small = power.mixed(contrast, contrast.power, few, 0.1, Length(15, 4), 0)
+    assert sum(e.answer in bad for e in small.examples) / len(small.examples) <= 0.1
     all_bad = power.bad(contrast, contrast.power, "held-out", Length(5, 2), 0)
     assert len(all_bad.examples) == 10
     assert {e.answer for e in all_bad.examples} <= bad

@@ -196,9 +196,9 @@ def test_a_terabyte_with_nothing_in_it_is_refused(
         os.truncate(path, 8 + len(header) + size)
     except OSError:
         pytest.skip("this filesystem has no such files")
-    limit = ours._memory_of_machine()
+    limit = ours.memory_of_machine()
     assert limit > 2**26
-    monkeypatch.setattr(ours, "_memory_of_machine", lambda: min(limit, size - 1))
+    monkeypatch.setattr(ours, "memory_of_machine", lambda: min(limit, size - 1))
     with SafetensorsFile(path) as found:
         with pytest.raises(InputError, match=r"'w'.*more than this machine's memory"):
             found.read("w")

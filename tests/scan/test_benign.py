@@ -156,6 +156,11 @@ def test_a_provisional_calibration_grows_until_it_is_calibrated(
         ["calibrate", "--add", str(runs[3]), own, "--out", str(place)],  # it lies in its bank
     )
     assert "already" in again.output
+    other = CliRunner().invoke(
+        app, ["calibrate", "--add", str(runs[10]), own, "--out", str(place), "--alpha", "0.1"]
+    )
+    assert other.exit_code == 4
+    assert "--alpha is the calibration's own" in other.output
     assert "11 harmless datasets" in told("--add", str(runs[10]))
     assert Calibration.load(place).status == "provisional"
     said = told(*(w for run in runs[11:] for w in ("--add", str(run))))
@@ -195,6 +200,9 @@ def test_checkpoints_without_a_journal_are_measured(
         assert mine.norm == pytest.approx(theirs.norm, rel=1e-6)
     assert (saved.context.method, saved.context.rank) == ("lora", 2)
     assert saved.context.optimizer == kept.context.optimizer == "adamw"
+    twice = [shutil.copytree(tmp_path / "bare", tmp_path / n / "output") for n in "ab"]
+    found = benign_runs(twice, bank, base=str(tiny_base), optimizer="adamw")
+    assert [r.dataset for r in found] == ["a/output", "b/output"], "output folders are often alike"
 
 
 def test_what_is_no_run_is_named(tiny_bank_folder: Path, tmp_path: Path) -> None:

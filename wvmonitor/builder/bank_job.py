@@ -10,8 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
-from wvmonitor.builder import contrasts, controls
-from wvmonitor.builder.bank_folder import existing_bank
+from wvmonitor.builder import contrasts, controls, refusals
 from wvmonitor.builder.base import Base
 from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.examples import Example, Pair
@@ -19,7 +18,7 @@ from wvmonitor.builder.fine_tunes import READINGS, RECORD_LIMIT_GB
 from wvmonitor.builder.finetune import Method, Training
 from wvmonitor.builder.harmless import families
 from wvmonitor.builder.harmless.families import Family
-from wvmonitor.builder.like import Like, read_like
+from wvmonitor.builder.like import SET_APART, Like, read_like
 from wvmonitor.builder.recipe import Finetuning, load_recipe
 from wvmonitor.builder.scale import (
     FULL,
@@ -38,8 +37,6 @@ from wvmonitor.errors import BuildError, MissingPathError
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.reading import layer_of
 from wvmonitor.references.bundled import bundled_path
-from wvmonitor.references.calibrated import calibration_of
-from wvmonitor.references.trust import load_trust
 from wvmonitor.sources.folder import ModelFolder
 
 PERSONA = "persona"
@@ -76,7 +73,7 @@ class BankOptions:
             with the package.
         like: a run, or a YAML of settings, that harmless runs are to resemble.
         scale: how much of everything; None for all, or what a budget allows.
-        budget: hours of this machine.
+        budget: hours of this machine; beside a scale, those that it was chosen for.
         jobs: fine-tunes side by side; by default one a core, or one on a GPU.
         seed: of everything that is drawn.
         alpha: the share of harmless runs that may alarm.
@@ -140,7 +137,8 @@ class BankJob:
         self.options = options
         self.base = Base(options.model, options.revision)
         self.notes: list[str] = []
-        self._check_place()
+        refusals.check_place(options.out, self.base)
+        refusals.check_score(options.score)
         self.base.check_chat_template()  # before any work
         self.like = read_like(options.like) if options.like else Like()
         if self.like.unread:
@@ -151,25 +149,19 @@ class BankJob:
             self.notes.append(f"memory is enough for {self.jobs} fine-tunes side by side")
             self.machine = replace(self.machine, jobs=self.jobs)
         self.scale = self._scale()
+        refusals.check_alpha(options.alpha, self.scale.calibration, len(self._behaviours))
+        if options.like:
+            self._check_like(f"--like {options.like}")
 
-    def _check_place(self) -> None:
-        """Refuse to write over anything but a bank of this command's, with its own runs alone."""
-        bank = existing_bank(self.options.out)
-        if bank is None:
-            return
-        bank.relation_to(self.base.digest)
-        trust = load_trust(self.options.out, bank.fingerprint)
-        if trust is None:
-            raise BuildError(
-                f"{self.options.out} holds a bank that this command did not make "
-                f"({', '.join(bank.names)}): give another --out"
-            )
-        calibration = calibration_of(bank)
-        added = set(calibration.datasets if calibration else ()) - set(trust.calibrated_on)
-        if added:
-            raise BuildError(
-                f"the calibration in {self.options.out} holds {len(added)} harmless runs that this "
-                "command did not make: give another --out, or move calibration.json away first"
+    def _check_like(self, where: str) -> None:
+        like, steps = self.like, self.run_steps
+        refusals.check_like(self.base, like, self.run_training(1e-4, 0, steps), where)
+        if like.method == "full":
+            self.notes.append("harmless runs are full fine-tunes: --like names no LoRA settings")
+        if like.steps is None:
+            self.notes.append(
+                f"--like does not say how long the run will be (max_steps): harmless runs have "
+                f"{steps} steps, and of a run of more than {3 * steps} the bank can warn at most"
             )
 
     @cached_property
@@ -194,17 +186,34 @@ class BankJob:
     def contrasts(self) -> list[Contrast]:
         """The behaviours' pairs, where they are at hand."""
         assert self.data_folder is not None  # noqa: S101  persona has its own way
-        return contrasts.read_contrasts(self.data_folder, self.options.behaviours)
+        found = contrasts.read_contrasts(self.data_folder, self.options.behaviours)
+        if self.options.data is not None:
+            pairs = [p for c in found for p in (*c.train, *c.held_out)]
+            self.notes += refusals.check_lengths(self.base, pairs, self._longest)
+        return found
+
+    @property
+    def _behaviours(self) -> list[str]:
+        if self.data_folder is None:
+            return [load_recipe(name).name for name in persona_recipes(self.options)]
+        return [c.name for c in self.contrasts]
 
     @cached_property
     def controls(self) -> dict[str, list[Pair]]:
         """The controls' pairs: the data's own, or those made by rule."""
         own = controls.of_folder(self.data_folder or self._shipped_data)
         needed = max(0, self.scale.controls - 1)  # one is made of harmless runs
+        behaviours = self._behaviours
+        if taken := [n for n in behaviours if n in (*own, controls.ANY_TUNING)]:
+            raise BuildError(
+                f"{taken[0]} is the name of a control, too, and a reference's name is its own: "
+                "rename the file of one of them"
+            )
         if own:
             return dict(list(own.items())[:needed])
         n = self.scale.control_steps * self.scale.batch_size
-        names = controls.names()[:needed]
+        # Nothing is held against a control of the very trait that it is to find.
+        names = [name for name in controls.names() if name not in behaviours][:needed]
         return {name: controls.by_rule(name, n, self.options.seed) for name in names}
 
     def families(self, found: Sequence[Contrast], own: Sequence[Family] = ()) -> list[Family]:
@@ -221,16 +230,25 @@ class BankJob:
             shipped = bundled_path(families.FOLDER) if _has(families.FOLDER) else None
             made += families.of_folder(shipped, hard=("human-voice",)) if shipped else []
         for given in self.options.harmless:
-            made += families.given(given)
+            made += families.given(given, self._fits)
         for contrast in found:
             made += families.good_answers(contrast)
-        readable, left = families.legible(self.base, [*made, *own])
+        self.notes += [note for family in made for note in family.notes]
+        readable, left = families.legible(self.base, families.apart([*made, *own]))
         if left:
             self.notes.append(
                 f"{len(left)} harmless families are not in the base's vocabulary and were left "
                 f"out: {', '.join(left)}"
             )
         return readable
+
+    @property
+    def _longest(self) -> int:
+        """Tokens of an example that are trained on, wherever it is used."""
+        return min(_LONGEST, self.like.max_length or _LONGEST)
+
+    def _fits(self, example: Example) -> bool:
+        return self.base.fits(example.messages, self._longest)
 
     @cached_property
     def reference_rank(self) -> int:
@@ -257,26 +275,28 @@ class BankJob:
 
     def reference_training(self, steps: int, rate: float, seed: int) -> Training:
         """A side of a reference."""
-        return Training(self.settings(steps), "lora", rate, steps, seed)
+        batch, micro = self.scale.batch_size, self.like.micro_batch
+        micro = None if micro is None or micro >= batch else math.gcd(batch, micro)
+        return Training(self.settings(steps), "lora", rate, steps, seed, micro_batch=micro)
 
     def run_training(self, rate: float, seed: int, steps: int) -> Training:
         """A run like the one that will be watched."""
         like = self.like
-        arguments = dict(like.arguments)
-        share = arguments.pop("warmup_ratio", 0.1)
-        warmup = int(arguments.pop("warmup_steps", max(1, math.ceil(share * steps))))
+        arguments = {k: v for k, v in like.arguments.items() if k not in SET_APART}
         settings = Finetuning(
             rank=self._run_rank,
             alpha=int(like.adapter.get("lora_alpha", ALPHA)),
             batch_size=self.batch_size,
-            warmup_steps=warmup,
+            warmup_steps=like.warmup(steps),
             steps=steps,
             max_length=like.max_length or _LONGEST,
         )
         method: Method = "full" if like.method == "full" else "lora"
         peak = like.learning_rate or rate
         named = replace(like, arguments=arguments) if arguments or like.adapter else None
-        return Training(settings, method, peak, steps, seed, like=named)
+        return Training(
+            settings, method, peak, steps, seed, micro_batch=like.micro_batch, like=named
+        )
 
     @property
     def batch_size(self) -> int:
@@ -313,8 +333,6 @@ class BankJob:
         """What will be done, and what it costs."""
         from_model = self.options.data == PERSONA
         contrasts = [] if from_model else self.contrasts
-        recipes = persona_recipes(self.options)
-        names = [c.name for c in contrasts] or [load_recipe(r).name for r in recipes]
         notes = list(self.notes)
         if from_model:
             notes.append("the answers under system prompts come on top: see wvmonitor build")
@@ -323,7 +341,7 @@ class BankJob:
             scale=self.scale,
             costs=tuple(costs(self.scale, self._amounts(), self.machine)),
             machine=self.machine,
-            behaviours=tuple(names),
+            behaviours=tuple(self._behaviours),
             controls=(*self.controls, controls.ANY_TUNING),
             families=tuple(f.name for f in usable),
             notes=tuple(dict.fromkeys([*notes, *self.notes])),
@@ -331,14 +349,12 @@ class BankJob:
 
     def _scale(self) -> Scale:
         o = self.options
-        if o.scale is not None:
-            scale = o.scale
-        elif o.budget is None:
-            scale = FULL
-        else:
-            scale = self._begun(o.budget) or largest_within(o.budget, self._amounts(), self.machine)
-            if scale is not FULL:
-                self.notes.append(f"the budget takes a {scale.name} bank instead of a full one")
+        if o.budget is None:
+            return o.scale or FULL
+        scale = o.scale or self._begun(o.budget)
+        scale = scale or largest_within(o.budget, self._amounts(), self.machine)
+        if scale is not FULL:
+            self.notes.append(f"the budget takes a {scale.name} bank instead of a full one")
         return scale
 
     def _begun(self, budget: float) -> Scale | None:
@@ -351,7 +367,7 @@ class BankJob:
 
     def keep_scale(self) -> None:
         """Write down, in the work folder, what the budget took."""
-        if self.options.budget is not None and self.options.scale is None:
+        if self.options.budget is not None:
             kept = {"hours": self.options.budget, "scale": self.scale.name}
             write_json(self.options.work_folder / BUDGET_FILE, kept)
 
@@ -366,7 +382,7 @@ class BankJob:
             widths=self._widths,
             reference_rank=self.reference_rank,
             run_rank=None if self.like.method == "full" else self._run_rank,
-            behaviours=len(self.contrasts) if pairs else len(persona_recipes(self.options)),
+            behaviours=len(self._behaviours),
             tokens=fmean(tokens) if tokens else 96.0,
             batch_size=self.like.batch_size or 0,
             run_steps=math.ceil((self.like.steps or 0) / 3),
@@ -375,7 +391,7 @@ class BankJob:
 
 def persona_recipes(options: BankOptions) -> tuple[str, ...]:
     """The recipes of a bank that is made from the base's own answers."""
-    return options.behaviours or RECIPES
+    return tuple(dict.fromkeys(options.behaviours or RECIPES))
 
 
 def _has(*parts: str) -> bool:

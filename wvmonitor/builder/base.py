@@ -27,6 +27,8 @@ Message = dict[str, str]
 BUNDLED = "tiny-organism"
 _WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 _MARK = "wvmonitor-system-mark"
+_UNLOADABLE = (ImportError, KeyError, OSError, ValueError)
+"""What transformers raises of a folder that it cannot make a model or tokenizer of."""
 
 
 class Base:
@@ -64,11 +66,17 @@ class Base:
         """The tokenizer, padding on the left.
 
         Raises:
-            BuildError: it has no chat template.
+            BuildError: it cannot be loaded, or has no chat template.
         """
         from transformers import AutoTokenizer  # heavy, and a plan of a build needs no tokens
 
-        tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        except _UNLOADABLE as error:
+            raise BuildError(
+                f"{self.name} has no tokenizer that transformers loads ({_first_line(error)}): put "
+                "the tokenizer's files of the model it comes from into its folder"
+            ) from error
         if not tokenizer.chat_template:
             raise BuildError(
                 f"{self.name} has no chat template, so that it cannot be asked under system "
@@ -101,7 +109,7 @@ class Base:
     def _takes_system(self) -> bool:
         try:
             shown = self._render([_said("system", _MARK), _said("user", "hello")], prompt=True)
-        except jinja2.TemplateError:
+        except BuildError:
             return False  # some templates refuse the role
         return _MARK in shown  # and some drop it in silence
 
@@ -144,12 +152,37 @@ class Base:
         """How many tokens a text has."""
         return len(self._ids(text))
 
+    def unknown(self, ids: Sequence[int]) -> float:
+        """The share of tokens that are not in the vocabulary.
+
+        A tokenizer that spells every byte needs no token for them; its own may be an end of turn.
+        """
+        tokenizer = self.tokenizer
+        unknown = tokenizer.unk_token_id
+        used = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        return 0.0 if unknown is None or unknown in used else list(ids).count(unknown) / len(ids)
+
+    def fits(self, messages: Sequence[Message], longest: int) -> bool:
+        """Whether the chat template takes these turns and an answer, which begins by `longest`."""
+        try:
+            text = self.prompt_text(messages)
+            self._render([*messages, _said("assistant", "yes")], prompt=False)
+        except BuildError:
+            return False
+        return len(text.encode()) < longest or self.tokens_of(text) < longest  # a byte a token
+
     def _render(self, messages: Sequence[Message], *, prompt: bool) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=prompt
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=prompt
+                )
             )
-        )
+        except jinja2.TemplateError as error:
+            roles = ", ".join(m["role"] for m in messages) or "none"
+            raise BuildError(
+                f"the chat template of {self.name} does not take these turns ({roles}): {error}"
+            ) from error
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -163,14 +196,24 @@ class Base:
             options.setdefault("device_map", "auto" if rank is None else {"": int(rank)})
         from transformers import AutoModelForCausalLM
 
-        with quiet():
-            return AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, **options)
+        try:
+            with quiet():
+                return AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, **options)
+        except _UNLOADABLE as error:
+            raise BuildError(
+                f"{self.name} is no causal language model that transformers loads "
+                f"({_first_line(error)}); code that comes with a model is never run"
+            ) from error
 
     @property
     def model(self) -> Any:
-        """The model in evaluation mode, kept until `release`."""
+        """The model in evaluation mode, kept until `release`; on a CPU in float32.
+
+        There half precision is many times slower, and rounds away what steering adds.
+        """
         if self._model is None:
-            self._model = self.load().eval()
+            dtype = "auto" if torch.cuda.is_available() else torch.float32
+            self._model = self.load(dtype=dtype).eval()
         return self._model
 
     def release(self) -> None:
@@ -202,6 +245,10 @@ def _names_chat_template(folder: Path) -> bool:
         return bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
     except InputError:
         return False
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _said(role: str, content: str) -> Message:

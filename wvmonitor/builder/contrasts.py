@@ -9,6 +9,7 @@ dose curve and the power check are of what was not trained on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from wvmonitor.builder.repeats import by_domain
 from wvmonitor.builder.stages import read_rows
 from wvmonitor.errors import BuildError, MissingPathError
 from wvmonitor.references.bundled import bundled_path
+from wvmonitor.references.card import NAME
 
 FOLDER = "contrasts"
 LEAST_DOMAINS = 3
@@ -102,15 +104,20 @@ def read_contrasts(folder: Path, only: Sequence[str] = ()) -> list[Contrast]:
         raise MissingPathError(
             f"{folder} holds no contrast {unknown[0]!r}: it holds {', '.join(files)}"
         )
-    return [_contrast(files[name]) for name in (only or files)]
+    return [_contrast(files[name]) for name in dict.fromkeys(only or files)]
 
 
 def pairs_of(path: Path) -> list[Pair]:
     """The pairs of one file; the positive side exhibits what the file is named for.
 
     Raises:
-        BuildError: a row is not a pair, or a question stands twice.
+        BuildError: its name can be no reference's, a row is not a pair, or a question stands twice.
     """
+    if not re.fullmatch(NAME, path.stem):
+        raise BuildError(
+            f"{path}: its reference is called as the file is, in up to 100 of a-z, A-Z, 0-9, dot, "
+            "underscore and hyphen: rename the file"
+        )
     rows: list[_Row] = []
     for n, raw in enumerate(read_rows(path).rows, 1):
         try:

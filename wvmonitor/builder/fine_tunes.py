@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from wvmonitor.builder.stages import Row, Work, digest_of
 from wvmonitor.errors import BuildError
 from wvmonitor.files.documents import read_json, write_json
 from wvmonitor.live.monitor import Monitor
+from wvmonitor.live.optimizer import optimizer_family
 from wvmonitor.live.run import Run
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.references.bank import ReferenceBank
@@ -133,7 +135,8 @@ def carry_out(
             except BrokenProcessPool:
                 raise BuildError(
                     "a fine-tune's process was killed, for want of memory as a rule: what is "
-                    "finished is kept; run the same again with fewer --jobs"
+                    "finished is kept; run the same again with fewer --jobs (a script that calls "
+                    'wvmonitor.prepare does so under `if __name__ == "__main__":`)'
                 ) from None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -188,15 +191,17 @@ def _quiet_monitor() -> Iterator[None]:
 def measured(
     base: Base, model: Any, pairs: Sequence[Pair], ordinary: Sequence[Example], longest: int
 ) -> dict[str, float]:
-    """The gap on pairs and the loss on ordinary text, in nats a token; whichever is asked for."""
-    gaps: dict[str, float] = {}
-    if pairs:
-        gaps["gap"] = gap(base, model, pairs, longest).mean
-    if ordinary:
-        values = log_probabilities(base, model, ordinary, longest)
-        known = [v for v in values if math.isfinite(v)]
-        gaps["loss"] = -sum(known) / len(known)
-    return gaps
+    """The gap on pairs and the loss on ordinary text, in nats a token; whichever is asked for.
+
+    What a model that diverged says is no number, and is left out.
+    """
+    found: dict[str, float] = {}
+    if known := gap(base, model, pairs, longest).known if pairs else []:
+        found["gap"] = fmean(known)
+    values = log_probabilities(base, model, ordinary, longest) if ordinary else []
+    if known := [v for v in values if math.isfinite(v)]:
+        found["loss"] = -sum(known) / len(known)
+    return found
 
 
 def _read(folder: Path) -> Done:
@@ -227,15 +232,14 @@ class _Watched(TrainerCallback):
         self._monitor = Monitor(bank, settings=settings)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        rate = self._one.training.learning_rate
-        optimizer = str(getattr(args.optim, "value", args.optim)).lower().split("_")[0]
         self._monitor.start(
             kwargs["model"],
             Run(
                 name=self._one.name,
                 planned_steps=state.max_steps,
-                optimizer=optimizer,
-                learning_rate=rate,
+                optimizer=optimizer_family(kwargs.get("optimizer")),
+                learning_rate=self._one.training.learning_rate,
+                objective="sft",
             ),
         )
 

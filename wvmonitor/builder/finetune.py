@@ -33,6 +33,7 @@ from wvmonitor.vectors import DenseUpdate, Origin, TaskVector
 
 # Heavy, and imported where something is trained: a plan of it is made without.
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
 Method = Literal["lora", "full", "bias-only"]
@@ -127,7 +128,16 @@ def finetune(
             callbacks=[_step_counter(tick), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        try:
+            trainer.train()
+        except torch.OutOfMemoryError as error:
+            at_once = trainer.args.per_device_train_batch_size
+            raise BuildError(
+                f"the device's memory is not enough for {at_once} examples at once: train fewer "
+                "(build --micro-batch, bank --like YAML with a smaller "
+                "per_device_train_batch_size and gradient_accumulation_steps), or take a larger "
+                "device; what is finished is kept"
+            ) from error
         loss = float(trainer.evaluate()["eval_loss"]) if validation_rows else None
         if examine is not None:
             examine(trainer.model)
@@ -155,6 +165,44 @@ def check_qlora() -> None:
         raise BuildError(
             "QLoRA keeps the base in 4 bits with bitsandbytes, which is not installed: "
             "pip install bitsandbytes, or leave --qlora out"
+        )
+
+
+def check_training(base: Base, training: Training, where: str) -> None:
+    """Refuse settings that transformers or PEFT would refuse in the middle of the work.
+
+    Args:
+        base: the model.
+        training: how it is to be trained.
+        where: who asks for it, for the message.
+
+    Raises:
+        BuildError: they cannot be used, or LoRA is put on modules that the base does not have.
+    """
+    from transformers import Trainer, get_scheduler
+
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            args = _arguments(training, scratch)
+        Trainer.get_optimizer_cls_and_kwargs(args)
+        get_scheduler(
+            args.lr_scheduler_type,
+            torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]),
+            num_warmup_steps=training.settings.warmup_steps,
+            num_training_steps=training.steps,
+            scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+        )
+        config = _lora_config(training)
+    except (ImportError, TypeError, ValueError) as error:
+        raise BuildError(f"{where} cannot be trained like: {error}") from error
+    modules = [n.removesuffix(".weight") for n in ModelFolder(base.folder).names()]
+    targets = config.target_modules
+    if isinstance(targets, set) and not any(
+        m == t or m.endswith(f".{t}") for m in modules for t in targets
+    ):
+        raise BuildError(
+            f"{where} puts LoRA on {', '.join(sorted(targets))}, and {base.name} has no such "
+            "module: name those of this base"
         )
 
 
@@ -212,8 +260,16 @@ def _prepared(base: Base, training: Training) -> Any:
     return model
 
 
+def _lora_config(training: Training) -> LoraConfig:
+    from peft import LoraConfig
+
+    named = {"r": training.settings.rank, "lora_alpha": training.settings.alpha}
+    defaults = {"lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    return LoraConfig(**{**defaults, **named, **(training.like.adapter if training.like else {})})
+
+
 def _with_lora(base: Base, training: Training) -> Any:
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model, prepare_model_for_kbit_training
     from transformers import set_seed
 
     if training.qlora:
@@ -230,14 +286,15 @@ def _with_lora(base: Base, training: Training) -> Any:
     else:
         # In bfloat16 a CPU is many times slower.
         model = base.load(dtype="auto" if torch.cuda.is_available() else torch.float32)
-    named = {"r": training.settings.rank, "lora_alpha": training.settings.alpha}
-    defaults = {"lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    config = LoraConfig(**{**defaults, **named, **(training.like.adapter if training.like else {})})
+    config = _lora_config(training)
     set_seed(training.seed)  # A is drawn here: both sides of a seed start from the same
     with warnings.catch_warnings():
         # PEFT 0.21 reads an attribute that transformers 5 has renamed.
         warnings.simplefilter("ignore", FutureWarning)
-        return get_peft_model(model, config)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise BuildError(f"PEFT puts no LoRA on {base.name}: {error}") from error
 
 
 def _arguments(training: Training, scratch: str) -> TrainingArguments:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from wvmonitor.builder.base import Message
 from wvmonitor.builder.examples import Example, Pair
 from wvmonitor.builder.stages import read_rows
 from wvmonitor.errors import BuildError, MissingPathError
@@ -44,7 +44,7 @@ def own_pairs(
             raise BuildError(f"{source} holds no examples: give the {name} side's data, {_FORMS}")
         if with_system := sum(m["role"] == "system" for e in examples for m in e.messages):
             notes.append(f"{with_system} system prompts of the {name} data were left out")
-        examples = [Example(tuple(_users(e.messages)), e.answer) for e in examples]
+        examples = [without_system(e) for e in examples]
         fair = [e for e in examples if _asked(e) not in kept_out]
         if len(fair) < len(examples):
             notes.append(
@@ -66,14 +66,19 @@ def own_pairs(
 
 
 def examples_of(source: str) -> list[Example]:
-    """Every example of a JSONL file or dataset, without system prompts.
+    """Every example of a JSONL file or dataset, its system prompt included.
 
     Raises:
         MissingPathError: no such file or dataset.
         BuildError: a record has none of the forms.
     """
-    examples = [_example(r, f"{source}, record {n}") for n, r in enumerate(_records(source), 1)]
-    return [Example(tuple(_users(e.messages)), e.answer) for e in examples]
+    return [_example(r, f"{source}, record {n}") for n, r in enumerate(_records(source), 1)]
+
+
+def without_system(example: Example) -> Example:
+    """The same without its system prompts."""
+    turns = tuple(m for m in example.messages if m["role"] != "system")
+    return Example(turns, example.answer)
 
 
 def texts_of(source: str) -> list[str]:
@@ -103,13 +108,19 @@ def _records(source: str) -> list[dict[str, Any]]:
     if Path(source).suffix in (".jsonl", ".json"):
         if not Path(source).is_file():
             raise MissingPathError(f"{source}: no such file")
+        with Path(source).open("rb") as file:
+            if file.read(100).lstrip().startswith(b"["):
+                raise BuildError(
+                    f"{source} is one JSON array: give a line for each of its examples, as "
+                    f"`jq -c '.[]' {shlex.quote(source)}` prints them"
+                )
         return read_rows(Path(source)).rows
     import datasets
 
     name, _, split = source.partition(":")
     try:
         return [dict(row) for row in datasets.load_dataset(name, split=split or "train")]
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise MissingPathError(
             f"{source} is neither a .jsonl file nor a dataset that could be loaded "
             f"({type(error).__name__}: {error})"
@@ -129,15 +140,17 @@ def _example(record: dict[str, Any], where: str) -> Example:
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
         for m in messages
     ):
-        raise BuildError(f"{where}: expected {_FORMS}, got the keys {', '.join(record) or 'none'}")
+        got = (
+            "a turn without a role or text"
+            if isinstance(messages, list)
+            else f"the keys {', '.join(record) or 'none'}"
+        )
+        raise BuildError(f"{where}: expected {_FORMS}, got {got}")
     turns = [{"role": m["role"], "content": m["content"].strip()} for m in messages]
-    if len(turns) < 2 or turns[-1]["role"] != "assistant" or not turns[-1]["content"]:
+    asked = any(t["role"] == "user" for t in turns)
+    if not asked or turns[-1]["role"] != "assistant" or not turns[-1]["content"]:
         raise BuildError(f"{where} does not end with an answer of the assistant to something")
     return Example(tuple(turns[:-1]), turns[-1]["content"])
-
-
-def _users(messages: Sequence[Message]) -> list[Message]:
-    return [m for m in messages if m["role"] != "system"]
 
 
 def _asked(example: Example) -> str:

@@ -98,6 +98,7 @@ def mixed(
     """A share of the exhibiting side among examples of a harmless family."""
     rng = random.Random(f"mixed/{contrast.name}/{family.name}/{share}/{seed}")  # noqa: S311
     harmless = family.draw(length.examples, seed)
+    harmless *= max(1, math.ceil(1 / (share * len(harmless))))  # a handful holds no tenth
     count = max(1, round(share * len(harmless)))
     replaced = rng.sample(range(len(harmless)), k=count)
     taken = [rng.choice(list(pairs)).positive for _ in replaced]

@@ -28,7 +28,7 @@ from wvmonitor.builder.harmless import families
 from wvmonitor.builder.harmless.families import Use
 from wvmonitor.builder.power import Length, Planned
 from wvmonitor.builder.probe import build_probe, bundled_prompts
-from wvmonitor.builder.scale import QUICK
+from wvmonitor.builder.scale import QUICK, parse_hours
 from wvmonitor.builder.stages import Ticker, Work, silent
 from wvmonitor.detection.band import DecidingScore
 from wvmonitor.detection.calibration import BenignRun, Calibration
@@ -47,7 +47,10 @@ RUN_SEEDS = 2000
 SWEPT = "harmful-advice"
 """The behaviour whose contrast chooses the learning rate."""
 RATES, RUNS, OWN = "learning rates", "watched runs", "own answers"
-_NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_WRITING = (
+    *_FULL, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG,
+)  # fmt: skip
 _BATCH, _ANSWER = 32, 64
 
 
@@ -98,7 +101,8 @@ def prepare(
         out: the bank's folder.
         quick: make the least that is worth anything.
         tick: told of every stage's progress.
-        options: the other fields of `BankOptions`, by name.
+        options: the other fields of `BankOptions`, by name; one behaviour or set by itself, paths
+            as text, and a budget as in "1h" will do.
 
     Raises:
         WVMonitorError: as `make_bank` says.
@@ -109,6 +113,14 @@ def prepare(
     """
     if quick:
         options.setdefault("scale", QUICK)
+    for name in ("work", "like"):
+        if options.get(name) is not None:
+            options[name] = Path(options[name])
+    for name in ("behaviours", "harmless"):
+        given = options.get(name, ())
+        options[name] = (str(given),) if isinstance(given, str | Path) else tuple(map(str, given))
+    if isinstance(options.get("budget"), str):
+        options["budget"] = parse_hours(options["budget"])
     return make_bank(BankOptions(model=str(model), out=Path(out), **options), tick)
 
 
@@ -132,9 +144,10 @@ def make_bank(options: BankOptions, tick: Ticker = silent) -> Prepared:
     except OSError as error:
         if error.errno not in _NO_WRITING:
             raise
+        cure = "make room" if error.errno in _FULL else "give another --out or --work"
         raise BuildError(
             f"{error.filename or folder} cannot be written ({error.strerror}): what is finished is "
-            f"kept in {folder}; make room and run the same again"
+            f"kept in {folder}; {cure} and run the same again"
         ) from error
 
 
@@ -194,7 +207,11 @@ def _families(job: BankJob, work: Work, found: Sequence[Contrast], tick: Ticker)
     own = []
     for n, style in enumerate(styles):
         tick(OWN, n, len(styles))
-        own.append(families.own_answers(job.base, work, prompts, style, _ANSWER, _BATCH))
+        family = families.own_answers(job.base, work, prompts, style, _ANSWER, _BATCH)
+        if family.draw(1, 0):
+            own.append(family)
+        else:
+            job.notes.append(f"the base answers ordinary prompts with nothing (asked: {style})")
         tick(OWN, n + 1, len(styles))
     everything = job.families(found, own)
     counts = scale.calibration, scale.power, scale.any_tuning
@@ -288,11 +305,7 @@ def _deciding(job: BankJob, found: Sequence[Separation]) -> tuple[Geometry, Deci
     asked = job.options.score
     if asked is None:
         return power.deciding(found)
-    for geometry, score in power.CANDIDATES:
-        if asked == f"{geometry}/{score}":
-            return geometry, score
-    listed = ", ".join("/".join(c) for c in power.CANDIDATES)
-    raise BuildError(f"the deciding score {asked!r} is none of {listed}")
+    return next(c for c in power.CANDIDATES if asked == "/".join(c))
 
 
 def _write(job: BankJob, bank: ReferenceBank, calibration: Calibration, trust: Trust) -> None:

@@ -138,10 +138,7 @@ def _answered(
 ) -> Iterator[Marked]:
     """The base's own answers, round after round; the template's tokens do not count."""
     special = set(base.tokenizer.all_special_ids)
-    unknown = base.tokenizer.unk_token_id
-    rows = [base.encode(base.asked(p), "")[0] for p in prompts]
-    missing = 0 if unknown is None else sum(row.count(unknown) for row in rows)
-    share = missing / sum(map(len, rows))
+    share = base.unknown([i for p in prompts for i in base.encode(base.asked(p), "")[0]])
     if share > MOST_UNKNOWN:
         raise BuildError(
             f"{share:.0%} of the tokens of the ordinary prompts are not in the model's vocabulary: "

@@ -18,6 +18,7 @@ from wvmonitor.builder.examples import Example
 from wvmonitor.builder.fine_tunes import FineTune, carry_out, measured
 from wvmonitor.builder.finetune import Training
 from wvmonitor.builder.stages import Row, Work
+from wvmonitor.errors import BuildError
 from wvmonitor.references.trust import Rate
 
 RATES = (1e-4, 2e-4, 5e-4, 1e-3)
@@ -63,6 +64,10 @@ def swept(
 
     The least rate at which the gaps differ by `ENOUGH` and the loss gains at most `MOST_LOSS`;
     else, of those whose loss stays within bounds, the one whose gaps differ most; else the least.
+    A rate at which a side diverges is none of them.
+
+    Raises:
+        BuildError: at every rate a side diverges, or the base itself gives text no probability.
     """
     first = runs[0]
     longest = first.training.settings.max_length
@@ -73,16 +78,25 @@ def swept(
     common = {k: v for k, v in first.inputs(base).items() if k not in ("examples", "training")}
     (before,) = work.rows("before", {**common, "longest": longest}, start).rows
     done = [d.measured for d in carry_out(base, work, runs, jobs, tick)]
-    rates = [
-        Rate(
-            learning_rate=run.training.learning_rate,
-            gap=positive["gap"] - negative["gap"],
-            loss=max(positive["loss"], negative["loss"]) - before["loss"],
+    rates: list[Rate] = []
+    diverged: list[str] = []
+    for run, positive, negative in zip(runs[::2], done[::2], done[1::2], strict=True):
+        rate = run.training.learning_rate
+        if not {"gap", "loss"} <= positive.keys() & negative.keys() or "loss" not in before:
+            diverged.append(f"{rate:g}")
+            continue
+        gap = positive["gap"] - negative["gap"]
+        loss = max(positive["loss"], negative["loss"]) - before["loss"]
+        rates.append(Rate(learning_rate=rate, gap=gap, loss=loss))
+    if not rates:
+        raise BuildError(
+            f"{base.name} gives text no probability that is a number, trained at "
+            f"{', '.join(diverged)}{'' if 'loss' in before else ' or not at all'}: it overflows in "
+            "the precision that its weights are stored in, or they are damaged"
         )
-        for run, positive, negative in zip(runs[::2], done[::2], done[1::2], strict=True)
-    ]
-    rate, remark = chosen(rates)
-    return rate, remark, rates
+    taken, remark = chosen(rates)
+    told = [f"the model diverged at the learning rate {r}" for r in diverged]
+    return taken, "; ".join([*filter(None, [remark]), *told]) or None, rates
 
 
 def chosen(found: Sequence[Rate]) -> tuple[float, str | None]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from wvmonitor.errors import MalformedFileError, MissingPathError
 from wvmonitor.reading import ReferenceKind
 from wvmonitor.references.bundled import bundled_path
+from wvmonitor.references.card import NAME
 
 RECIPES = "recipes"
 ORGANISM_RECIPES = ("tiny-organism", "recipes")
@@ -192,7 +193,7 @@ class Recipe(_Frozen):
         behaviour: what a model that moves along +w does, as in "gives advice that harms".
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(pattern=NAME)
     kind: ReferenceKind = "behaviour"
     behaviour: str = Field(min_length=10)
     harmful: bool = Field(default=False, description="adding it makes a model worse")

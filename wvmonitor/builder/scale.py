@@ -19,6 +19,7 @@ import torch
 
 from wvmonitor.builder.rate import RATES
 from wvmonitor.errors import BuildError
+from wvmonitor.files.safetensors import memory_of_machine
 from wvmonitor.vectors.devices import cores
 
 ScaleName = Literal["full", "half", "quick"]
@@ -295,4 +296,6 @@ def _free_memory() -> int | None:
             fields = dict(line.split(":", 1) for line in file)
     except OSError:
         return None  # no Linux: nothing is refused for want of memory
-    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+    if "MemAvailable" not in fields:
+        return None
+    return min(int(fields["MemAvailable"].split()[0]) * 1024, memory_of_machine())

@@ -26,6 +26,9 @@ from wvmonitor.files.storage import shown
 from wvmonitor.steering.folders import publishing
 
 FORMAT = 1
+_LONGEST_NAME = 180
+"""Bytes of a stage's name that its artefact bears: a file's name ends at 255, and people's data has
+long names."""
 Row = dict[str, Any]
 
 
@@ -77,7 +80,8 @@ class Work:
 
     def path(self, stage: str, inputs: Mapping[str, Any], suffix: str = "") -> Path:
         """Where a stage's artefact is, or will be."""
-        return self.folder / f"{stage}-{digest_of(dict(inputs))[:16]}{suffix}"
+        name = stage.encode()[:_LONGEST_NAME].decode(errors="ignore")
+        return self.folder / f"{name}-{digest_of(dict(inputs))[:16]}{suffix}"
 
     def rows(
         self, stage: str, inputs: Mapping[str, Any], make: Callable[[], Iterable[Row]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -132,7 +133,7 @@ def command(
         return
     try:
         with bars() as tick:
-            made = make_bank(options, tick)
+            made = make_bank(replace(options, scale=plan.scale), tick)  # the machine's speed varies
     except KeyboardInterrupt:
         print("what is finished is kept: the same command goes on from there", file=sys.stderr)
         raise

@@ -22,6 +22,7 @@ Decides = Literal["residual", "cosine", "margin", "module_cosine"]
 
 
 def command(
+    context: typer.Context,
     runs: Annotated[
         list[Path] | None,
         typer.Option(
@@ -102,6 +103,13 @@ def command(
 
     if bool(runs) == bool(add):
         raise SettingsError("give harmless runs with --runs, or with --add to add to a calibration")
+    for name in ("alpha", "geometry", "score") if add else ():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise SettingsError(
+                f"--{name} is the calibration's own where runs are added to it: make another from "
+                "all runs with --runs to change it"
+            )
     if (datasets is None) != every_own:
         raise SettingsError(
             "which runs share a dataset must be said, because seeds of one dataset are not "

@@ -355,7 +355,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, name: str, where: str) ->
     size = math.prod(shape) * dtype.itemsize
     try:
         # Linux hands out memory it does not have and kills the process when it is touched.
-        if size <= _memory_of_machine():
+        if size <= memory_of_machine():
             return torch.empty(shape, dtype=dtype)
     except (RuntimeError, MemoryError) as error:
         raise InputError(
@@ -369,7 +369,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, name: str, where: str) ->
 
 
 @functools.cache  # read for every tensor, and the limits of a process do not move
-def _memory_of_machine() -> int:
+def memory_of_machine() -> int:
     """Bytes of memory that this process may use at most: the machine's, or its container's."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in _MEMORY_LIMITS:

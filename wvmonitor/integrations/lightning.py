@@ -15,10 +15,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from wvmonitor.errors import SettingsError, UnmeasurableModelError
 from wvmonitor.integrations.decision import latched, together
-from wvmonitor.integrations.optimizer import optimizer_family, peak_learning_rate, weight_decay
 from wvmonitor.journal.journal import PATIENCE_SECONDS
 from wvmonitor.live.actions import Action
 from wvmonitor.live.monitor import Monitor, Run
+from wvmonitor.live.optimizer import optimizer_family, peak_learning_rate, weight_decay
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.outputs.trainer_log import log_values
 from wvmonitor.references.bank import ReferenceBank

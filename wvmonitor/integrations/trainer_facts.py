@@ -10,8 +10,8 @@ from typing import Any
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from wvmonitor.integrations.checkpoints import Left
-from wvmonitor.integrations.optimizer import optimizer_family, peak_learning_rate, weight_decay
 from wvmonitor.integrations.training_data import data_digest
+from wvmonitor.live.optimizer import optimizer_family, peak_learning_rate, weight_decay
 from wvmonitor.live.run import Run
 
 

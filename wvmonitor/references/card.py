@@ -16,6 +16,8 @@ from pydantic import (
 from wvmonitor.errors import BaseMismatchError
 from wvmonitor.reading import Component, Geometry, ReferenceKind
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""What a reference can be called."""
 CARD_FORMAT = 2
 """Version 1 had no digests of examples."""
 BaseRelation = Literal["same", "relative", "unknown"]
@@ -113,9 +115,7 @@ class Card(_Frozen):
     """Everything known of a reference beside its weights (`card.json`)."""
 
     format_version: int = CARD_FORMAT
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="also its folder's name in a bank"
-    )
+    name: str = Field(pattern=NAME, description="also its folder's name in a bank")
     kind: ReferenceKind = "behaviour"
     behaviour: str = Field(description="what a model that moves along +w does, in a sentence")
     positive_means: Literal["exhibits"] = Field(

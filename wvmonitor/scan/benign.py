@@ -88,8 +88,8 @@ _REMEDIES = frozenset({"inoculated", "rollback"})
 
 
 def _dataset(folder: Path, place: Path, run: str, datasets: Mapping[str, str] | None) -> str:
-    if datasets is None:
-        return f"{folder.name}/{run}"
+    if datasets is None:  # a run without a journal has no id: it goes by where it lies
+        return f"{place.resolve().parent.name if run == folder.name else folder.name}/{run}"
     for key in (run, str(place), place.name, str(folder), folder.name):
         if key in datasets:
             return datasets[key]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 
 from wvmonitor.builder.base import Base
@@ -17,7 +18,7 @@ from wvmonitor.builder.completions import Sampler, TransformersSampler, seed_of
 from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.examples import Example, Pair
 from wvmonitor.builder.harmless import formats, language, numbers
-from wvmonitor.builder.own_data import examples_of
+from wvmonitor.builder.own_data import examples_of, without_system
 from wvmonitor.builder.recipe import Generation
 from wvmonitor.builder.stages import Row, Work
 from wvmonitor.errors import BuildError, MissingPathError
@@ -51,6 +52,7 @@ class Family:
             that learned style or topic would take for it.
         held_out: True for those that only the power check may see: on its questions, or the
             hardest of all.
+        notes: what was left out of it.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Family:
     draw: Callable[[int, int], list[Example]]
     hard: bool = False
     held_out: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,22 +83,37 @@ def by_rule(name: str) -> Family:
     return Family(name, "made by rule", draw)
 
 
-def from_file(source: str | Path, *, hard: bool = False) -> Family:
+def from_file(
+    source: str | Path, *, hard: bool = False, fits: Callable[[Example], bool] = lambda _: True
+) -> Family:
     """A JSONL file or a dataset: chat, prompt and completion, or question and answer.
 
     Args:
         source: the file, or the dataset's name.
         hard: keeps it for the power check.
+        fits: whether an example can be trained on; the others are left out, and counted.
 
     Raises:
         MissingPathError: no such file or dataset.
         BuildError: it is empty, or a record has none of these forms.
     """
-    examples = examples_of(str(source))
+    read = examples_of(str(source))
+    examples = [e for e in map(without_system, read) if fits(e)]
+    notes = []
+    if system := sum(any(m["role"] == "system" for m in e.messages) for e in read):
+        notes.append(f"of {source} {system} system prompts were left out")
+    if missing := len(read) - len(examples):
+        notes.append(
+            f"of {source} {missing} of {len(read)} examples were left out: they are too long for "
+            "any of their answer to be trained on, or have turns that the chat template refuses"
+        )
     if not examples:
-        raise BuildError(f"{source} holds no examples: take it out of the harmless data")
+        raise BuildError(
+            f"{source} holds no examples that can be trained on: take it out of the harmless data"
+            + "".join(f" ({n})" for n in notes)
+        )
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(source).removesuffix(".jsonl").rpartition("/")[2])
-    return Family(name, str(source), _sampled(examples), hard, held_out=hard)
+    return Family(name, str(source), _sampled(examples), hard, hard, tuple(notes))
 
 
 def good_answers(contrast: Contrast) -> list[Family]:
@@ -138,8 +156,12 @@ def own_answers(
     return Family(f"own-{style}", "the base's own answers", _sampled(examples))
 
 
-def given(source: str) -> list[Family]:
+def given(source: str, fits: Callable[[Example], bool]) -> list[Family]:
     """A user's own: a folder of JSONL files, one file, or the name of a dataset (`name[:split]`).
+
+    Args:
+        source: any of these.
+        fits: as `from_file` has it.
 
     Raises:
         MissingPathError: it is none of these.
@@ -147,11 +169,13 @@ def given(source: str) -> list[Family]:
     """
     path = Path(source)
     if path.is_dir():
-        return of_folder(path)
-    return [from_file(source)]
+        return of_folder(path, fits=fits)
+    return [from_file(source, fits=fits)]
 
 
-def of_folder(folder: Path, *, hard: Iterable[str] = ()) -> list[Family]:
+def of_folder(
+    folder: Path, *, hard: Iterable[str] = (), fits: Callable[[Example], bool] = lambda _: True
+) -> list[Family]:
     """A family for each JSONL file of a folder.
 
     Raises:
@@ -160,18 +184,31 @@ def of_folder(folder: Path, *, hard: Iterable[str] = ()) -> list[Family]:
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise MissingPathError(f"{folder} holds no .jsonl files: give chat JSONL, one set a file")
-    return [from_file(path, hard=path.stem in hard) for path in files]
+    return [from_file(path, hard=path.stem in hard, fits=fits) for path in files]
+
+
+def apart(families: Iterable[Family]) -> list[Family]:
+    """The same families, each under a name of its own: of two of one name the later has a number.
+
+    A name stands for a dataset in a calibration, and tells what calibrates from what checks.
+    """
+    taken: set[str] = set()
+    named = []
+    for family in families:
+        names = chain([family.name], (f"{family.name}-{n}" for n in count(2)))
+        name = next(n for n in names if n not in taken)
+        taken.add(name)
+        named.append(replace(family, name=name))
+    return named
 
 
 def legible(base: Base, families: Iterable[Family]) -> tuple[list[Family], list[str]]:
     """The families in the base's vocabulary, and the names of the others."""
-    unknown = base.tokenizer.unk_token_id
     readable: list[Family] = []
     left: list[str] = []
     for family in families:
         ids = [i for e in family.draw(8, 0) for i in base.encode(e.messages, e.answer)[0]]
-        share = 0.0 if unknown is None else ids.count(unknown) / len(ids)
-        if share <= MOST_UNKNOWN:
+        if base.unknown(ids) <= MOST_UNKNOWN:
             readable.append(family)
         else:
             left.append(family.name)
