@@ -271,7 +271,7 @@ def test_what_was_planned_for_a_budget_is_made(tmp_path, monkeypatch):
     """The machine is measured again when the work begins, and may be slower by then."""
     options = options_for(tmp_path / "bank", scale=None, budget=1000.0)
     plan = plan_bank(options)
-    monkeypatch.setattr(scales, "_flops", lambda _: 1.0)
+    monkeypatch.setattr(scales, "_flops", lambda *_: 1.0)
     job = BankJob(replace(options, scale=plan.scale))
     assert job.scale is plan.scale
     job.options.work_folder.mkdir()
