@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import threading
 from collections.abc import Callable
@@ -617,11 +618,35 @@ def test_an_adapter_that_is_added_after_attaching_is_watched(
 def test_a_callback_can_be_pickled(tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path) -> None:
     """Ray and `spawn` copy callbacks: a copy watches as the first one does."""
     original = WVMonitorCallback(tiny_bank_folder, every_n_steps=2, run="mine")
-    copy = pickle.loads(pickle.dumps(original))  # noqa: S301  our own
-    run = trainer(tiny_base, tmp_path, callbacks=[copy])
+    twin = pickle.loads(pickle.dumps(original))  # noqa: S301  our own
+    run = trainer(tiny_base, tmp_path, callbacks=[twin])
     run.train()
-    assert copy.monitor.settings == original.monitor.settings
-    assert copy.monitor.failures == 0
+    assert twin.monitor.settings == original.monitor.settings
+    assert twin.monitor.failures == 0
+    assert runs_in(tmp_path) == [[0, 2, 4, 6]]
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda trainer: pickle.loads(pickle.dumps(trainer))],  # noqa: S301  our own
+    ids=["deepcopy", "pickle"],
+)
+def test_a_copy_of_a_trainer_trains_itself(
+    tiny_base: Path, tiny_bank_folder: Path, tmp_path: Path, copied: Callable[[Trainer], Trainer]
+) -> None:
+    """A copy of a watched Trainer (Ray's trials are) trains its own model, watched by itself."""
+    original = trainer(tiny_base, tmp_path)
+    watch = WVMonitorCallback.attach(original, tiny_bank_folder, every_n_steps=2)
+    # accelerate's own weak references, of whatever was trained in this process before
+    original.accelerator.gradient_state.dataloader_references = [None]
+    twin = copied(original)
+    twin.train()
+    assert watch.monitor.last is None
+    assert not any(d.any() for d in dense_delta(original.model, tiny_base).values())
+    (own,) = [c for c in twin.callback_handler.callbacks if isinstance(c, WVMonitorCallback)]
+    assert own.monitor.last is not None
+    expected = sum(float((d**2).sum()) for d in dense_delta(twin.model, tiny_base).values()) ** 0.5
+    assert own.monitor.last.scores.norm == pytest.approx(expected, rel=1e-5)
     assert runs_in(tmp_path) == [[0, 2, 4, 6]]
 
 

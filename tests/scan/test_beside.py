@@ -48,6 +48,12 @@ MEASURED = [
         "named, never imported; `--strict` fails",
         "test_code_that_loading_would_import_is_named_and_never_imported",
     ),
+    (
+        "an adapter on what an earlier fine-tune left (`base_model_name_or_path` is at hand)",
+        "SFT, merged, then DPO; adapters on adapters",
+        "`unknown` by any other base, with the reason",
+        "test_what_came_before_an_adapter_is_not_passed_over",
+    ),
 ]
 
 
@@ -300,3 +306,33 @@ def test_nothing_is_given_a_cosine_of_zero_where_nothing_was_compared(
     evil = result["references"]["evil"]
     assert (evil["verdict"], evil["score"], evil["dose"]) == ("unknown", None, None)
     assert all(v is None for values in evil["scores"].values() for v in values.values())
+
+
+@pytest.mark.parametrize(
+    ("named", "verdict"), [("fine-tune", "unknown"), ("adapter", "unknown"), ("copy", "ok")]
+)
+def test_what_came_before_an_adapter_is_not_passed_over(
+    named: str,
+    verdict: str,
+    tiny_base: Path,
+    tiny_bank_folder: Path,
+    save_checkpoint: Any,
+    evil: Any,
+    bad_adapter: Path,
+    good_adapter: Path,
+    tmp_path: Path,
+) -> None:
+    """A second stage, trained on what the first one left, is not ok for itself alone: the base that
+    is given does not overrule the one that the adapter names, where that is at hand.
+    """
+    if named == "fine-tune":
+        first = save_checkpoint(tmp_path / "sft", evil)
+    else:
+        first = bad_adapter if named == "adapter" else shutil.copytree(tiny_base, tmp_path / "copy")
+    second = shutil.copytree(good_adapter, tmp_path / "second")
+    config = second / "adapter_config.json"
+    document = json.loads(config.read_text()) | {"base_model_name_or_path": str(first)}
+    config.write_text(json.dumps(document))
+    (result,) = scan([second], ReferenceBank.load(tiny_bank_folder), base=tiny_base)
+    assert result.verdict == verdict
+    assert ("is not in the adapter" in result.references["evil"].reason) == (verdict == "unknown")

@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from tests.sources import zoo
 from wvmonitor.errors import (
@@ -361,6 +362,30 @@ def test_a_merge_that_is_undone_and_a_cast_are_no_change(dtype) -> None:
     for other in (torch.float32, torch.bfloat16):
         model.to(other)
         assert live.task_vector().origin.unmeasurable is None
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_that_holds_a_part_of_its_base_must_begin_at_it(start, dtype, tmp_path) -> None:
+    """PiSSA and OLoRA on what an SFT left, or trained before: what came first would not count."""
+    model = zoo.build("llama").to(dtype)
+    model.save_pretrained(tmp_path)
+
+    def begun(merged: bool) -> peft.PeftModel:
+        own = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+        if merged:
+            first = peft.get_peft_model(own, peft.LoraConfig(target_modules=["q_proj"]))
+            zoo.shake(first)
+            own = first.merge_and_unload()
+        config = peft.LoraConfig(target_modules=["q_proj"], r=4, init_lora_weights=start)
+        return peft.get_peft_model(own, config)
+
+    fresh = begun(merged=False)
+    assert LiveModel(fresh, tmp_path).task_vector().norm() == 0
+    zoo.shake(fresh)
+    for spoilt in (fresh, begun(merged=True)):
+        with pytest.raises(UnmeasurableModelError, match=r"q_proj.* are not .* together"):
+            LiveModel(spoilt, tmp_path)
 
 
 def test_adapters_added_by_transformers_are_read() -> None:

@@ -11,7 +11,7 @@ from wvmonitor.errors import AdapterError
 from wvmonitor.sources import LiveModel, read_adapter
 
 
-@pytest.mark.parametrize("start", ["pissa", "olora", "pissa_niter_2", False])
+@pytest.mark.parametrize("start", ["pissa", "olora", "pissa_niter_2", False, None])
 def test_an_untrained_adapter_has_changed_nothing(start: Any, tmp_path: Path) -> None:
     """Before the first step τ is zero, however large the factors are."""
     model = zoo.build("llama")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import update_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,26 @@ class Training:
     owes_checkpoint: bool = False
 
 
+class HeardTrain:
+    """A Trainer's `train()`, of which somebody hears.
+
+    An object and no function, so that a copy of the Trainer (`deepcopy`, Ray's trials) has one that
+    trains the copy, and is heard by the copy's own callback.
+    """
+
+    def __init__(
+        self, hear: Callable[..., Any], trainer: Trainer, train: Callable[..., Any]
+    ) -> None:
+        """Look like `train`; `hear` is called with Trainer, `train` and its arguments."""
+        self._hear, self._trainer, self._train = hear, trainer, train
+        update_wrapper(self, train, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._hear(self._trainer, self._train, *args, **kwargs)
+
+
 class TrainCalls:
-    """Listens to the calls of one Trainer's `train()`; of none until `heard`."""
+    """What the calls of one Trainer's `train()` say; of none until there is one."""
 
     def __init__(self) -> None:
         self._heard: weakref.ref[Trainer] | None = None
@@ -47,46 +66,24 @@ class TrainCalls:
         """The Trainer, while there is one."""
         return self._heard() if self._heard else None
 
+    @trainer.setter
+    def trainer(self, trainer: Trainer) -> None:
+        self._heard = weakref.ref(trainer)
+
     @property
     def checkpoints_folder(self) -> str | None:
         """Where it keeps its checkpoints."""
         return checkpoints_folder(self.trainer)
 
-    def heard(
-        self,
-        trainer: Trainer,
-        train: Callable[..., Any],
-        *,
-        begun: Callable[[], None],
-        ended: Callable[[], None],
-        again: Callable[..., Any],
-    ) -> Callable[..., Any]:
-        """A Trainer's `train`, listened to.
-
-        Args:
-            trainer: whose it is.
-            train: the method, bound.
-            begun: called before each call.
-            ended: called after each, whether it returned or raised.
-            again: called with the same arguments where it returned; what it gives, if anything, is
-                what `train()` gives.
-        """
-        self._heard = weakref.ref(trainer)
-
-        @wraps(train)
-        def heard(*args: Any, **kwargs: Any) -> Any:
-            self._heard = weakref.ref(trainer)
-            self._resumes_from = args[0] if args else kwargs.get("resume_from_checkpoint")
-            begun()
-            try:
-                done = train(*args, **kwargs)
-            finally:
-                self._resumes_from = None
-                ended()
-            rest = dict(zip(("trial", "ignore_keys_for_eval"), args[1:], strict=False))
-            return again(**kwargs, **rest) or done
-
-        return heard
+    @contextmanager
+    def call(self, trainer: Trainer, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """The time of one call of a Trainer's `train()`, with the call's arguments."""
+        self.trainer = trainer
+        self._resumes_from = args[0] if args else kwargs.get("resume_from_checkpoint")
+        try:
+            yield
+        finally:
+            self._resumes_from = None
 
     def resumed_checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path | None:
         """The folder that this training goes on from, as far as anybody says."""

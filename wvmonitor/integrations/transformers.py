@@ -23,7 +23,7 @@ from wvmonitor.integrations.checkpoints import KeptCheckpoints, Left, leave, lef
 from wvmonitor.integrations.decision import latched, together
 from wvmonitor.integrations.going_back import WayBack, check_trainer, go_back
 from wvmonitor.integrations.starting_point import StartingPoint
-from wvmonitor.integrations.train_calls import TrainCalls, Training
+from wvmonitor.integrations.train_calls import HeardTrain, TrainCalls, Training
 from wvmonitor.integrations.trainer_actions import SAVING, carry_out
 from wvmonitor.integrations.trainer_facts import Event, checkpoint_at, run_of
 from wvmonitor.integrations.trainer_rows import TrainerRows, of_training
@@ -149,21 +149,24 @@ class WVMonitorCallback(TrainerCallback):
 
     def heard(self, trainer: Trainer, train: Callable[..., Any]) -> Callable[..., Any]:
         """A trainer's `train()`, of which the monitor hears what no event tells."""
+        self._calls.trainer = trainer
+        return HeardTrain(self._hear, trainer, train)
 
-        def begun() -> None:
-            self._way_back = None
-
-        def ended() -> None:
+    def _hear(self, trainer: Trainer, train: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a trainer's `train()`; where that ends by an error, so does the run."""
+        self._way_back = None
+        try:
+            with self._calls.call(trainer, *args, **kwargs):
+                done = train(*args, **kwargs)
+        finally:
             self.monitor.remedies.end()
             if self._training is not None:  # an error, or Ctrl-C: no event says so
                 self._training = None
                 self.monitor.close()
-
-        def again(**call: Any) -> Any:
-            way = self._way_back
-            return None if way is None else go_back(trainer, self.monitor, way, **call)
-
-        return self._calls.heard(trainer, train, begun=begun, ended=ended, again=again)
+        if self._way_back is None:
+            return done
+        rest = dict(zip(("trial", "ignore_keys_for_eval"), args[1:], strict=False))
+        return go_back(trainer, self.monitor, self._way_back, **kwargs, **rest) or done
 
     @staticmethod
     def _takes_part(state: TrainerState, model: Any) -> bool:

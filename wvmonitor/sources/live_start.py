@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from wvmonitor.errors import InputError, KeyMismatchError, UnmeasurableModelError
@@ -16,16 +17,17 @@ from wvmonitor.sources.adapters import config as lora_config
 from wvmonitor.sources.adapters.config import as_compared
 from wvmonitor.sources.adapters.kinds import MERGED_VARIANTS, RECORD_IT
 from wvmonitor.sources.adapters.lora_module import ComputedStart
-from wvmonitor.sources.adapters.merged import starts_at_base
+from wvmonitor.sources.adapters.merged import MOVED_AT_START, starts_at_base
 from wvmonitor.sources.adapters.saved_modules import difference
 from wvmonitor.sources.distributed import from_first, full_shape, owns, whole
 from wvmonitor.sources.folder import ModelFolder
 from wvmonitor.sources.live_adapter import Adapted, adapter_state, is_recorded
 from wvmonitor.sources.live_base import digest_since
-from wvmonitor.sources.live_parts import NO_STARTS, Starts
+from wvmonitor.sources.live_parts import NO_STARTS, Starts, parts_of
 from wvmonitor.sources.live_shared import collecting
 from wvmonitor.sources.names import is_task_head, is_transposed
 from wvmonitor.vectors import DenseUpdate, Update
+from wvmonitor.vectors import update as updates
 from wvmonitor.vectors.task_vector import Part
 
 
@@ -75,11 +77,39 @@ def moves_base(entry: Adapted, config: Mapping[str, Any]) -> bool:
         getattr(s, "kasa_config", None)
         or (
             s.peft_type.value == "LORA"
-            and s.init_lora_weights is not False
+            and s.init_lora_weights
             and not lora_config.starts_at_base(s.init_lora_weights)
         )
         for s in settings
     )
+
+
+def check_at_base(entry: Adapted, config: Mapping[str, Any], folder: ModelFolder) -> None:
+    """See that a module's adapters hold just what making them took off the base's weight.
+
+    `folder` is the base's. Adapters that take nothing off are left alone.
+
+    Raises:
+        UnmeasurableModelError: they were trained before, or the base in memory is another one.
+    """
+    starts = [getattr(config.get(a), "init_lora_weights", None) for a in entry.adapters]
+    if not any(map(lora_config.taken_off, starts)):
+        return
+    adapted, weight = parts_of(entry, {}, {}, NO_STARTS)[0], entry.module.get_base_layer().weight
+    if tuple(weight.shape) != adapted.shape:  # packed by quantisation
+        return
+    held = folder.read(folder.stored(adapted.name) or adapted.name).float()
+    now = (weight.detach() + updates.to_dense(adapted.produce())).to("cpu", torch.float32)
+    rows = min(len(held), len(now))  # of a resized vocabulary
+    off = (now[:rows] - held[:rows]).norm()
+    resolution = max(torch.finfo(p.dtype).eps for p in entry.module.parameters())
+    if off > max(resolution, MOVED_AT_START) * held.norm():
+        raise UnmeasurableModelError(
+            f"{shown(entry.path)} and its adapter are not {folder.where} together: the adapter was "
+            "trained before, or something was merged into the base, which would not be counted. "
+            "Measure what is saved with `wvmonitor scan`, or begin a new adapter that takes "
+            "nothing off the base (init_lora_weights=True)"
+        )
 
 
 class LiveStart:
@@ -111,6 +141,8 @@ class LiveStart:
         for module in self._adapted:
             with self._whole(module):
                 if moved_at_start(module, self._config, known):
+                    if not self._sharded and self.folder is not None:
+                        check_at_base(module, self._config, self.folder)
                     self.recorded.update(adapter_state(module))
         self.keep(
             direct if self.in_memory else {n: p for n, p in direct.items() if self.is_new_head(n)}

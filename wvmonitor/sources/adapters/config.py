@@ -170,16 +170,25 @@ def as_compared(start: object) -> object:
 
 
 def starts_at_base(given: object) -> bool:
-    """Whether an `init_lora_weights` leaves the model as it is, without a change to the base."""
+    """Whether an `init_lora_weights` leaves the model as it is, without a change to the base.
+
+    PEFT takes None for False: both factors keep the random numbers that they were made with.
+    """
     value = as_compared(given)
-    return value is True or value is None or value in _AT_BASE
+    return value is True or value in _AT_BASE
+
+
+def taken_off(given: object) -> bool:
+    """Whether an `init_lora_weights` puts a part of the base into B·A and takes it off the base."""
+    value = as_compared(given)
+    return isinstance(value, str) and value.startswith(_TAKEN_OFF)
 
 
 def _start(given: object, where: str) -> Start:
     value = as_compared(given)
     if starts_at_base(given):
         return "base"
-    if value is False or value in _MOVED:
+    if not value or value in _MOVED:
         return "unknown"
     if isinstance(value, str) and value.startswith("pissa_niter_"):
         return "unknown"  # a randomised SVD: another start each time
@@ -198,7 +207,7 @@ def _moves_base(config: Mapping[str, Any], where: str) -> bool:
             f"{where} combines DoRA with LoftQ, whose rounding of the base is in no file, so that "
             "its update cannot be told; monitor such a run while it trains"
         )
-    return isinstance(value, str) and value.startswith(_TAKEN_OFF)
+    return taken_off(value)
 
 
 def _flag(config: Mapping[str, Any], field: str, where: str) -> bool:

@@ -32,6 +32,7 @@ class AdapterFolder:
         config_where: how messages name it.
         kind: its PEFT type, upper case.
         base: the folder of the base, if it was given or the configuration names a local one.
+        unmeasurable: why its tensors are not all of the change since that base; None where they are.
     """
 
     def __init__(self, path: Location, base: Location | None = None) -> None:
@@ -61,6 +62,7 @@ class AdapterFolder:
         self.step = step_of(path)
         self.base: ModelFolder | None = None
         self.base_digest: str | None = None
+        self.unmeasurable: str | None = None
         self.warnings: list[str] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._ahead: dict[str, Tensor] = {}
@@ -153,12 +155,21 @@ class AdapterFolder:
         return key if key.startswith("base_model.") else self._short.get(key, _PREFIX + key)
 
     def _open_base(self, base: Location | None) -> None:
+        name = self.base_name
+        if name is not None and (is_url(name) or not local_path(name).is_dir()):
+            name = None
         if base is not None:
             self.base = identity.open_base(base)
             self.base_digest = identity.base_digest(base)
+            if name is not None and self._is_another_base(name, base):
+                self.unmeasurable = (
+                    f"the adapter was trained on {shown(name)}, as its configuration says, whose "
+                    "weights are not those of the base that was given: what was trained into them "
+                    "is not in the adapter. Merge the adapter into that model and judge the whole, "
+                    "or correct base_model_name_or_path"
+                )
             return
-        name = self.base_name
-        if name is None or is_url(name) or not local_path(name).is_dir():
+        if name is None:
             return
         try:
             self.base = ModelFolder(name)
@@ -167,6 +178,18 @@ class AdapterFolder:
             # The configuration only suggests this folder: without it, factors can still be read.
             self.base = None
             self.warnings.append(f"the base named by the adapter could not be read: {error}")
+
+    def _is_another_base(self, name: str, given: Location) -> bool:
+        """Whether a local folder holds other weights than the base; False where none can be read."""
+        known = {local_path(p).resolve() for p in (given, self.path) if not is_url(p)}
+        if local_path(name).resolve() in known:
+            return False
+        try:
+            # a folder with an adapter in it is loaded with that adapter
+            is_adapted = "adapter_config.json" in (list_folder(name) or ())
+            return is_adapted or identity.base_digest(name) != self.base_digest
+        except InputError:
+            return False
 
 
 class InitialState:

@@ -77,6 +77,7 @@ def read_lora(folder: AdapterFolder, initial: InitialState | None) -> TaskVector
         rank=max(ranks, default=settings.rank),
         step=folder.step,
         warnings=tuple(folder.warnings),
+        unmeasurable=folder.unmeasurable,
     )
     return TaskVector.of_parts(parts, origin)
 

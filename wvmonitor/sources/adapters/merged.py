@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "base_model.model."
 # Relative change of a weight by an adapter that was just made: rounding is below, a start is above.
-_MOVED_AT_START = 1e-4
+MOVED_AT_START = 1e-4
 # Fields by which PEFT chooses modules; they are replaced by the modules that the file has.
 _CHOOSERS = (
     *("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
@@ -153,6 +153,7 @@ def read_merged(folder: AdapterFolder, initial: InitialState | None) -> TaskVect
         rank=_rank(folder),
         step=folder.step,
         warnings=tuple(folder.warnings),
+        unmeasurable=folder.unmeasurable,
     )
     stored = {parameter_name(key) for key in whole_keys}
     return TaskVector.of_parts(saved_modules.stored_once(parts, stored), origin)
@@ -333,7 +334,7 @@ def starts_at_base(config: Any, layer: nn.Module, path: str) -> bool:
     adapted = dict(tuner_layers(model.base_model.model))[path]
     after = merged_weights(adapted, ["default"])
     return all(
-        float((after[name] - value).norm()) <= _MOVED_AT_START * float(value.norm())
+        float((after[name] - value).norm()) <= MOVED_AT_START * float(value.norm())
         for name, value in before.items()
     )
 
