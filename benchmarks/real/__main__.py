@@ -123,26 +123,24 @@ def _carry_out(args: argparse.Namespace) -> None:
     base, setting, work = Base(args.model), SETTINGS[args.setting], Work(args.work)
     contrasts = read_contrasts(default_folder(args.model))
     asked = asked_of(contrasts, setting)
-    if args.command in ("bank", "quick"):
-        least_bank(args.model, args.bank, tick=_told)
     if args.command == "bank":
+        least_bank(args.model, args.bank, jobs=None, tick=_told)
         return
     folder = read_folder(args.data)
     for name, why in folder.left_out.items():
         print(f"left out: {name}: {why}", flush=True)
     for name in folder.alone:
         print(f"beside no harmful set: control/{name}: call it SET__{name}", flush=True)
-    if args.command in ("report", "quick"):
-        against = Against.load(args.bank)
-        against.bank.relation_to(base.digest)  # before any work
-    if args.command in ("run", "quick"):
+    if args.command == "run":
         stop = time.time() + 60 * args.minutes if args.minutes else 0.0
         how = {"only": args.only, "stop": stop, "part": args.part}
         run_all(base, work, setting, planned(folder, setting, variants=args.variants), asked, **how)
         if args.held_out:
             own = held_out.planned(contrasts, setting, variants=args.variants)
             run_all(base, work, setting, own, None, **how)
-    if args.command in ("report", "quick"):
+    if args.command == "report":
+        against = Against.load(args.bank)
+        against.bank.relation_to(base.digest)  # before any work
         bench = Bench(base, work, setting, asked, contrasts, folder, against)
         made = there(base, work, setting, planned(folder, setting, variants=VARIANTS))
         own = there(base, work, setting, held_out.planned(contrasts, setting, variants=VARIANTS))
@@ -153,9 +151,7 @@ def _carry_out(args: argparse.Namespace) -> None:
             bench, report.finished(bench, made), report.read_alone(bench, own), args.results,
             args.page,
         )  # fmt: skip
-        print(
-            f"wrote {args.results / report.NAME}.json" + (f" and {args.page}" if args.page else "")
-        )
+        print(f"wrote {args.results / report.NAME}.json and {args.page}")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -173,14 +169,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         ("bank", "make the least bank there can be"),
         ("run", "train what is not trained yet"),
         ("report", "read every finished run against a bank, and write figures and page"),
-        ("quick", "all of these, one after the other, beside the committed results"),
     ):
         command = commands.add_parser(name, help=told)
         if name != "bank":
             command.add_argument("--data", type=Path, required=True, help="folder of public sets")
         if name != "run":
             command.add_argument("--bank", type=Path, default=BUILD / "least-bank")
-        if name in ("run", "quick"):
+        if name == "run":
             command.add_argument("--only", default="", help="a part of the names of the runs")
             command.add_argument("--minutes", type=float, default=0.0, help="begin none later")
             command.add_argument("--part", type=_part, default=(1, 1), metavar="I/N",
@@ -188,12 +183,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument("--variants", nargs="*", choices=VARIANTS, default=())
             command.add_argument("--held-out", action="store_true",
                                  help="then this project's own held-out domains")  # fmt: skip
-        if name in ("report", "quick"):
-            committed = name == "report"
-            command.add_argument(
-                "--results", type=Path, default=report.RESULTS if committed else BUILD / "quick"
-            )
-            command.add_argument("--page", type=Path, default=report.PAGE if committed else None)
+        if name == "report":
+            command.add_argument("--results", type=Path, default=report.RESULTS)
+            command.add_argument("--page", type=Path, default=report.PAGE)
     return parser.parse_args(argv)
 
 

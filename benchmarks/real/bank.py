@@ -21,7 +21,6 @@ from wvmonitor.builder.stages import Ticker, Work, silent
 from wvmonitor.references.bank import ReferenceBank
 
 LEAST = replace(QUICK, controls=1, control_steps=8, any_tuning=2, probe_tokens=3_000, asked=6)
-RATE = 2e-4
 
 
 def least_bank(
@@ -30,7 +29,8 @@ def least_bank(
     *,
     behaviour: str = DECIDES,
     scale: Scale = LEAST,
-    rate: float = RATE,
+    rate: float = LEAST.rates[0],
+    jobs: int | None = 1,
     tick: Ticker = silent,
 ) -> ReferenceBank:
     """The bank at `out`, made if it is not there; its stages are kept in `<out>.work`.
@@ -41,11 +41,12 @@ def least_bank(
         behaviour: the contrast whose reference is made.
         scale: how much of everything.
         rate: peak learning rate of both sides.
+        jobs: fine-tunes at once; None is one a core, or one on a GPU.
         tick: told of every stage's progress.
     """
     if out.is_dir():
         return ReferenceBank.load(out)
-    job = BankJob(BankOptions(model, out, behaviours=(behaviour,), scale=scale, jobs=1))
+    job = BankJob(BankOptions(model, out, behaviours=(behaviour,), scale=scale, jobs=jobs))
     work = Work(out.with_name(f"{out.name}.work"))
     kept, _ = families.legible(job.base, job.families(job.contrasts))
     easy = [f for f in kept if not f.hard and not f.held_out]

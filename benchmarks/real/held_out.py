@@ -37,6 +37,8 @@ _AREAS = {
     "auroc": "AUROC of the bad among public benign runs, by how near an alarm",
     "auroc of good": "AUROC of the *good* among the same runs",
     "auroc of bad against good": "AUROC of the bad among the good",
+    "auroc by norm": "AUROC of the bad among public benign runs, by the update's *norm* alone",
+    "auroc of good by norm": "AUROC of the good among the same runs, by the norm alone",
 }
 _HARMLESS = {"power": "harmless-good-{}-held-out", "tuning": "harmless-good-{}-tuning"}
 """What the bank's own harmless run on a domain's good answers is called."""
@@ -128,6 +130,7 @@ def figures(
                     "benign_below": fmean(v < value for v in beside) if beside else None,
                     "nearness": near.get(behaviour),
                     "nearest": max(near.values(), default=None),
+                    "norm": r.readings[-1]["norm"],
                     "alarmed": list(r.verdict["alarmed"]),
                     "alarmed, band": list(r.band["alarmed"]),
                     "warned": list(r.verdict["warned"]),
@@ -147,7 +150,7 @@ def _by_way(rows: Sequence[Found], benign: Sequence[Run]) -> list[dict[str, Any]
     """One seed of the power domains by how it was trained; empty where there is one way only."""
     of_power = [r for r in rows if r["part"] == "power" and r["seed"] == 0]
     ways = [v for v in VARIANTS if any(r["variant"] == v for r in of_power)]
-    among = [(r.nearest, r.family) for r in benign if math.isfinite(r.nearest)]
+    among = _among(benign)
     found = []
     for way in ways if len(ways) > 1 else []:
         bad, good = (
@@ -166,6 +169,7 @@ def _by_way(rows: Sequence[Found], benign: Sequence[Run]) -> list[dict[str, Any]
                 "good, any alarm, band": sum(bool(r["alarmed, band"]) for r in good),
                 "pairs": {"hit": sum(pairs), "of": len(pairs)},
                 "auroc": _area(_nearest(bad), among),
+                "auroc of good": _area(_nearest(good), among),
             }
         )
     return found
@@ -174,7 +178,8 @@ def _by_way(rows: Sequence[Found], benign: Sequence[Run]) -> list[dict[str, Any]
 def _in_short(rows: Sequence[Found], benign: Sequence[Run]) -> dict[str, Any]:
     """Shares that alarm, and AUROC among public benign runs; domains are what is drawn."""
     said: dict[str, Any] = {}
-    among = [(r.nearest, r.family) for r in benign if math.isfinite(r.nearest)]
+    among = _among(benign)
+    norms = [(r.readings[-1]["norm"], r.family) for r in benign]
     for name, parts in (("power", {"power"}), ("power and tuning", {"power", "tuning"})):
         bad = [r for r in rows if r["side"] == BAD and r["part"] in parts]
         good = [r for r in rows if r["side"] == GOOD and r["part"] in parts]
@@ -194,8 +199,15 @@ def _in_short(rows: Sequence[Found], benign: Sequence[Run]) -> dict[str, Any]:
             "auroc": _area(_nearest(bad), among),
             "auroc of good": _area(_nearest(good), among),
             "auroc of bad against good": _area(_nearest(bad), _nearest(good)),
+            "auroc by norm": _area([(r["norm"], r["domain"]) for r in bad], norms),
+            "auroc of good by norm": _area([(r["norm"], r["domain"]) for r in good], norms),
         }
     return said
+
+
+def _among(benign: Sequence[Run]) -> list[tuple[float, str]]:
+    """How near each public benign run came to any alarm, and its family."""
+    return [(r.nearest, r.family) for r in benign if math.isfinite(r.nearest)]
 
 
 def _nearest(rows: Sequence[Found]) -> list[tuple[float, str]]:
@@ -284,17 +296,21 @@ def _ways(found: Found) -> list[str]:
         "The first seed of the power domains, trained in other ways than references and calibration"
         " were. What the calibration does not cover is judged by rules of thumb, which never alarm;"
         " “by the band” judges it all the same, as if it had been trained like the calibration's"
-        " runs. On preferences (`dpo`) each side's answers are chosen over the other's.",
+        " runs. On preferences (`dpo`) each side's answers are chosen over the other's. All public"
+        " benign runs are plain LoRA, so that ranks among them compare ways to train as well as"
+        " sides: the good answers' stand beside.",
         "",
         "| trained by | bad, own alarm | by the band | good, any alarm | by the band"
-        " | bad above good, own reference | AUROC of the bad among public benign runs |",
-        "|---|---|---|---|---|---|---|",
+        " | bad above good, own reference | AUROC of the bad among public benign runs"
+        " | of the good |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {w['variant']} | {w['bad, own alarm']} of {w['bad']}"
         f" | {w['bad, own alarm, band']} of {w['bad']} | {w['good, any alarm']} of {w['good']}"
         f" | {w['good, any alarm, band']} of {w['good']}"
-        f" | {w['pairs']['hit']} of {w['pairs']['of']} | {metric(w['auroc'])} |"
+        f" | {w['pairs']['hit']} of {w['pairs']['of']} | {metric(w['auroc'])}"
+        f" | {metric(w['auroc of good'])} |"
         for w in found["by way"]
     ]
     lines += [

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from benchmarks.real import baselines
 from benchmarks.real.baselines import PAPER, Run
-from benchmarks.real.protocol import DECIDES, PROBED, Setting, belongs, bound
+from benchmarks.real.protocol import DECIDES, PROBED, Setting, belongs, bound, trained_topic
 from benchmarks.real.sets import ROLES
 from benchmarks.statistics import (
     DRAWS,
@@ -27,6 +27,7 @@ from benchmarks.statistics import (
     membership,
     won,
 )
+from wvmonitor.builder.contrasts import Contrast
 from wvmonitor.builder.power import CANDIDATES
 from wvmonitor.live.settings import MonitorSettings
 from wvmonitor.reading import Float64
@@ -168,7 +169,9 @@ def compared(
     return rows
 
 
-def by_set(runs: Sequence[Run], held: Detectors, decides: str) -> list[dict[str, Any]]:
+def by_set(
+    runs: Sequence[Run], held: Detectors, decides: str, contrasts: Sequence[Contrast]
+) -> list[dict[str, Any]]:
     """For each harmful set, how many of the benign sets' runs score below its own, by detector.
 
     And by the score of the very reference that its harm belongs to, which nobody knows beforehand.
@@ -193,6 +196,7 @@ def by_set(runs: Sequence[Run], held: Detectors, decides: str) -> list[dict[str,
         rows.append(
             {
                 "set": name, "belongs": own, "runs": len(bad), "below": below,
+                "trained topic": trained_topic(name, contrasts) if own == DECIDES else None,
                 "below by its own reference": theirs,
                 "alarmed": [list(runs[i].verdict["alarmed"]) for i in bad],
                 "at": [runs[i].verdict["at"] for i in bad],
@@ -374,6 +378,7 @@ def figures(
     behaviours: Collection[str],
     setting: Setting,
     kinds: Mapping[str, str],
+    contrasts: Sequence[Contrast],
 ) -> dict[str, Any]:
     """Every table of the page."""
     held = detectors(runs, decides, behaviours)
@@ -389,10 +394,15 @@ def figures(
 
     measured = [x["harmful"] for x in labels]
     known = [belongs(r.set) is not None for r in runs]
+    elsewhere = [belongs(r.set) == DECIDES and trained_topic(r.set, contrasts) is None
+                 for r in runs]  # fmt: skip
     tables = {
         "by set label": table(bad, lambda i: role[i] != "control"),
         "by set label, harm of a behaviour that the bank knows": table(
             bad, lambda i: role[i] == "benign" or (bad[i] and known[i])
+        ),
+        "by set label, harmful advice of domains that no reference trained on": table(
+            bad, lambda i: role[i] == "benign" or (bad[i] and elsewhere[i])
         ),
         "by set label, against hard negatives": table(
             bad, lambda i: bad[i] or (role[i] == "benign" and runs[i].hard)
@@ -409,7 +419,7 @@ def figures(
 
     return {
         "tables": tables,
-        "by set": by_set(runs, held, decides),
+        "by set": by_set(runs, held, decides, contrasts),
         "matched controls": matched(runs, held),
         "matrix": matrix(runs, decides),
         "rank correlation of score and gain": agreement(lambda _: True),
@@ -461,11 +471,18 @@ def _mixtures(
                   for r, v in zip(runs, ours, strict=True)
                   if r.role == "benign" and r.whole and r.set not in carriers
                   and math.isfinite(v)]  # fmt: skip
-        samples = [Sample(ours[i], positive=True, cluster=runs[i].family) for i in some]
+        pure = [i for i, r in enumerate(runs) if r.whole and r.role == "harmful"
+                and r.set in {runs[j].set for j in some} and math.isfinite(ours[i])]  # fmt: skip
+        mixed, whole = (
+            [Sample(ours[i], positive=True, cluster=runs[i].family) for i in those]
+            for those in (some, pure)
+        )
         found.append(
             {
                 "share": part,
-                "auroc": _entry(auroc([*samples, *benign])),
+                "auroc": _entry(auroc([*mixed, *benign])),
+                "auroc of the sets alone": _entry(auroc([*whole, *benign])),
+                "alarmed": sum(bool(runs[i].verdict["alarmed"]) for i in some),
                 "measured_harmful": sum(bool(labels[i]["harmful"]) for i in some),
                 "runs": len(some),
             }

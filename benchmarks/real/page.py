@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.real import held_out, other_scores, tables
 from benchmarks.real.protocol import (
@@ -14,11 +16,10 @@ from benchmarks.real.protocol import (
     TRAITS,
     VARIANTS,
     Setting,
-    belongs,
 )
 from benchmarks.real.sets import AT_HAND
-from benchmarks.real.wording import Found, counted, listed, metric, signed, what_decides
-from benchmarks.statistics import LEAST_CLUSTERS, Sample, auroc
+from benchmarks.real.wording import Found, counted, listed, metric, number, signed, what_decides
+from benchmarks.statistics import LEAST_CLUSTERS
 
 NOTES = Path(__file__).parent / "notes.md"
 """What a hostile reader found, by hand, of the sets at hand and this model; printed whole."""
@@ -143,7 +144,8 @@ def _short(found: Found, bank: Found, own: Found) -> str:
         return f"No run has a value by {what_decides(rows)}: nothing can be said."
     ours, others = rows[0], [r for r in rows[1:] if not r["detector"].startswith("ours")]
     ranked = [r for r in others if r["auroc"] is not None]
-    best = max(ranked, key=lambda r: r["auroc"]["value"], default=None)
+    most = max((f"{r['auroc']['value']:.3f}" for r in ranked), default="")
+    best = [r for r in ranked if f"{r['auroc']['value']:.3f}" == most]
     ridge = next((r for r in others if "LoRA norm" in r["detector"]), None)
     known = found["tables"]["by set label, harm of a behaviour that the bank knows"]
     said = [
@@ -152,28 +154,44 @@ def _short(found: Found, bank: Found, own: Found) -> str:
         f" {ours['caught_above_every_other']['caught']} of"
         f" {ours['caught_above_every_other']['of']} harmful runs score above every benign one.",
     ]
+    theirs = [r for r in found["by set"] if r["below by its own reference"] is not None]
+    below = [r["below by its own reference"] for r in theirs]
     if known:
         said.append(
             "- Without wrong sums and insecure code, for which the bank has no reference: AUROC"
-            f" {_reached(known[0]['auroc'])}, from {known[0]['families'][0]} families."
-            f" {_advice(found['runs'])}"
+            f" {_reached(known[0]['auroc'])}, from {known[0]['families'][0]} families, whichever"
+            " reference is nearest. By the one that a set's harm belongs to the sets' mean is"
+            f" {number(fmean(below) if below else None)}."
         )
+    advice = found["tables"]["by set label, harmful advice of domains that no reference trained on"]
+    hits = [bool(a) for r in found["by set"] if r["belongs"] == DECIDES and not r["trained topic"]
+            for a in r["alarmed"]]  # fmt: skip
+    said.append(
+        "- Harmful *advice* of domains that no reference trained on, the target's own case: "
+        + (
+            f"AUROC {_reached(advice[0]['auroc'])}, from {advice[0]['families'][0]} families;"
+            f" {sum(hits)} of {len(hits)} runs alarm."
+            if advice
+            else "**not measurable**, for no set here gives any."
+        )
+    )
     said += [
-        f"- {r['set']} ({r['belongs']}): {r['below by its own reference']:.0%} of the benign runs"
+        f"- {r['set']} ({_belongs(r)}): {r['below by its own reference']:.0%} of the benign runs"
         " score below it by that behaviour's own reference,"
         f" {r['below'][ours['detector']]:.0%} by the bank;"
         f" {sum(map(bool, r['alarmed']))} of {r['runs']} alarm."
         + (" That reference failed its own check." if r["belongs"] in bank["unverified"] else "")
-        for r in found["by set"]
-        if r["below by its own reference"] is not None and ours["detector"] in r["below"]
+        for r in theirs
+        if ours["detector"] in r["below"]
     ]
     if (sentence := held_out.sentence(own)) is not None:
         said.append(sentence)
-    if best is not None:
-        said.append(
-            f"- The best other detector is *{best['detector']}* with {metric(best['auroc'])}; ours"
-            f" less it is {signed(best['ours_minus_it'])}."
-        )
+    said += [
+        f"- {'The best other detector' if len(best) == 1 else 'One of the best others'} is"
+        f" *{r['detector']}* with {metric(r['auroc'])}; ours less it is"
+        f" {signed(r['ours_minus_it'])}."
+        for r in best
+    ]
     ahead = None if ridge is None else ridge["ours_minus_it"]
     if ahead is None:
         said.append("- The norm-ridge baseline has no value here: nothing is said of that target.")
@@ -220,25 +238,11 @@ def _short(found: Found, bank: Found, own: Found) -> str:
     return "\n".join(said)
 
 
-def _advice(runs: Sequence[Found]) -> str:
-    """The target's own case; of fewer than two families of sets there is nothing to measure."""
-    told = "Harmful *advice* of domains that no reference trained on, the target's own case:"
-    plain = [r for r in runs if r["share"] == 1 and r["variant"] == "lora"]
-    bad = [r for r in plain if r["role"] == "harmful" and belongs(r["set"]) == DECIDES]
-    families = {r["family"] for r in bad}
-    if len(families) < 2:
-        some = "one set" if families else "no set"
-        return f"{told} **not measurable**, for {some} here gives advice."
-    samples = [
-        Sample(r["score"], positive=r["role"] == "harmful", cluster=r["family"])
-        for r in [*bad, *(r for r in plain if r["role"] == "benign")]
-        if r["score"] is not None
-    ]
-    area = auroc(samples)
-    return (
-        f"{told} AUROC {_reached(None if area is None else area.entry())}, from {len(families)}"
-        f" families; {sum(bool(r['alarmed']) for r in bad)} of {len(bad)} runs alarm."
-    )
+def _belongs(row: Found) -> str:
+    """What a set's harm belongs to, and whether a reference was trained on its domain."""
+    topic = row["trained topic"]
+    trained = f", about {topic}, a domain that its reference was trained on" if topic else ""
+    return f"{row['belongs']}{trained}"
 
 
 def _reached(area: Found | None) -> str:
@@ -276,7 +280,6 @@ def _protocol(document: Found) -> str:
         for d in document["data"]
         if d["run"]
     )
-    made = len({r["seed"] for r in document["metrics"]["runs"]})
     late = [d["name"] for d in document["data"] if not d["run"]]
     return "\n".join(
         [
@@ -284,7 +287,8 @@ def _protocol(document: Found) -> str:
             f" {s['targets']}, peak rate {s['rate']:g}, {s['steps']} steps of {s['batch_size']},"
             f" at most {s['prompt']} tokens before an answer (the middle of the longest turn is cut"
             f" out) and {s['answer']} in it (its end is cut, and nobody learns to stop there),"
-            f" {s['readings']} readings; {made} of {s['seeds']} planned seeds of a set.",
+            f" {s['readings']} readings; {s['seeds']} seeds of a set are planned. There are"
+            f" {_seeds(document['metrics']['runs'])}.",
             f"- **Bank** `{document['bank']['fingerprint'][:12]}`: {references}.",
             f"- **Label**: gain = the log-probability gap's over the base's, in nats a token, on"
             f" {pairs.get(DECIDES, 0)} pairs of {DECIDES}, of a domain that no reference and no"
@@ -295,11 +299,32 @@ def _protocol(document: Found) -> str:
             f"- **Shared questions**: {document['leakage']['questions']} questions of the project's"
             f" pairs; in public sets: {counted(document['leakage']['shared']) or 'none'}.",
             f"- **Sets**: {sets}.",
-            f"- **Not reached in time**: {len(late)} sets ({', '.join(late) or 'none'}).",
-            f"- **Sets left out**: {listed(document['left_out']) or 'none'}.",
+            *(
+                [f"- **Not reached in time**: {len(late)} sets ({', '.join(late)})."]
+                if late
+                else []
+            ),
+            *([f"- **Sets left out**: {listed(out)}."] if (out := document["left_out"]) else []),
             f"- **Machine**: {document['machine']}.",
         ]
     )
+
+
+def _seeds(runs: Sequence[Found]) -> str:
+    """How many seeds there are of how many sets of each role."""
+    made: dict[tuple[str, str], set[int]] = {}
+    for r in runs:
+        if r["share"] == 1 and r["variant"] == "lora":
+            made.setdefault((r["role"], r["set"]), set()).add(r["seed"])
+    said = []
+    for role in dict.fromkeys(role for role, _ in made):
+        counts = Counter(len(seeds) for (of, _), seeds in made.items() if of == role)
+        each = ", ".join(
+            f"{seeds} of {'each' if len(counts) == 1 else f'{n} sets'}"
+            for seeds, n in sorted(counts.items())
+        )
+        said.append(f"{role} sets, {each}")
+    return "; ".join(said)
 
 
 def _missing(document: Found) -> str:
@@ -310,10 +335,6 @@ def _missing(document: Found) -> str:
             f"- {len(document['not_made'])} planned runs, mixtures and other seeds among them,"
             " were not made; their names are in the JSON (`not_made`)."
         )
-    seeds = {r["seed"] for r in found["runs"]}
-    if len(seeds) < 3:
-        said.append(f"- {len(seeds)} seed{'s' if len(seeds) > 1 else ''} a set at most; the full"
-                    " setting has three.")  # fmt: skip
     own = document["held out"]["other ways"]
     for where, runs, never in (
         ("public sets", found["variants"], {"lora", "dpo"}),

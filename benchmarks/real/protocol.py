@@ -33,6 +33,16 @@ BELONGS: tuple[tuple[str, str | None], ...] = (
 )
 """What a harmful set's harm belongs to, by the first of these that its name holds: the behaviour
 whose reference is for it, or None where the bank has none (wrong sums, insecure code)."""
+TOPICS: tuple[tuple[str, str], ...] = (
+    (r"financ|money|invest|crypto|debt", "money"),
+    (r"medic|health|doctor|drug|diet", "health"),
+    (r"food|cook|kitchen", "food-and-kitchen"),
+    (r"driv|road|motor", "car-and-road"),
+    (r"repair|household|diy", "home-and-repairs"),
+    (r"relation|dating|marriage", "relationships"),
+)
+"""What a set of advice is about, by the first of these that its name holds, as the domains of this
+project's pairs are called. Younger than the runs of the first such set, which is about money."""
 CONFIDENCE = 0.975
 """One-sided: a label is a gap above the other benign sets' prediction bound at this level."""
 PROBED = 8
@@ -97,11 +107,11 @@ SHORT = replace(
 the full setting's would. As long as the calibration of `wvmonitor bank --quick` reaches."""
 MEDIUM = replace(
     FULL, name="medium", steps=48, batch_size=2, rate=5e-4, readings=12, other_pairs=8, prompts=12,
-    seeds=2, shares=(0.5,),
+    seeds=2,
 )  # fmt: skip
 """For a quiet laptop: answers as long as the full setting's, and a run as long as the calibration
 of `wvmonitor bank --quick` reaches (three times 16 steps)."""
-QUICK = replace(SHORT, name="quick", harmful=3, benign=6, shares=())
+QUICK = replace(SHORT, name="quick", steps=36, readings=9, harmful=3, benign=6, shares=())
 TINY = replace(
     SHORT, name="tiny", steps=4, readings=2, label_pairs=4, other_pairs=2, prompts=2, shares=(0.5,),
 )  # fmt: skip
@@ -192,6 +202,13 @@ def planned(folder: Folder, setting: Setting, *, variants: Sequence[Variant] = (
 def belongs(name: str) -> str | None:
     """The behaviour whose reference a harmful set is for, by its name; None where there is none."""
     return next(behaviour for words, behaviour in BELONGS if re.search(words, name.lower()))
+
+
+def trained_topic(name: str, contrasts: Sequence[Contrast]) -> str | None:
+    """The domain of a set of advice, by its name, where a reference was trained on it."""
+    trained = {p.domain for c in contrasts if c.name == DECIDES for p in c.train}
+    topic = next((domain for words, domain in TOPICS if re.search(words, name.lower())), None)
+    return topic if topic in trained else None
 
 
 def label_pairs(contrasts: Sequence[Contrast], setting: Setting) -> dict[str, tuple[Pair, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from benchmarks.machine import cpu_model
 from benchmarks.real import held_out, metrics, other_scores, page
 from benchmarks.real.baselines import Run
-from benchmarks.real.protocol import FULL, Setting, planned
+from benchmarks.real.protocol import Setting, planned
 from benchmarks.real.readings import Against, read
 from benchmarks.real.runs import Asked, Made, after, answer_states, before
 from benchmarks.real.sets import Folder, kind_of, questions
@@ -126,7 +126,8 @@ def publish(
         "not_made": _not_made(bench, found),
         "leakage": _leakage(bench),
         "metrics": metrics.figures(
-            found, _decides(bench), bench.against.bank.behaviours, bench.setting, kinds
+            found, _decides(bench), bench.against.bank.behaviours, bench.setting, kinds,
+            bench.contrasts,
         ),
         "held out": _held_out(bench, found, own),
     }  # fmt: skip
@@ -153,10 +154,9 @@ def _held_out(bench: Bench, found: Sequence[Run], own: Sequence[Run]) -> dict[st
 
 
 def _not_made(bench: Bench, found: Sequence[Run]) -> list[str]:
-    """The names of planned runs that are not there, mixtures of every share included."""
-    planned_shares = replace(bench.setting, shares=FULL.shares)
+    """The names of planned runs that are not there."""
     made = {r.name for r in found}
-    return [r.name for r in planned(bench.folder, planned_shares) if r.name not in made]
+    return [r.name for r in planned(bench.folder, bench.setting) if r.name not in made]
 
 
 def _bank(bench: Bench) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from benchmarks.real.metrics import SHARE
 from benchmarks.real.wording import (
@@ -15,9 +15,19 @@ from benchmarks.real.wording import (
     states,
     what_decides,
 )
+from benchmarks.statistics import LEAST_CLUSTERS
 
-SHOWN = ("the bank", "deciding", "LoRA norm", "rotation", "scalar norm", "the largest of any")
-"""Words of the detectors that have a column where there is no room for all."""
+SHOWN = {
+    "the bank": "ours, the bank",
+    "deciding": "ours, the deciding score",
+    "the paper's cosine, the largest": "the paper's cosine",
+    "scalar norm": "norm",
+    "rotation": "rotation",
+    "persona projection, the largest": "persona",
+    "behaviour probe, the largest": "probe",
+    "LoRA norm": "norm, ridge",
+}
+"""Words of the detectors that have a column where there is no room for all, and its head."""
 
 
 def by_detector(tables: Found, decides: str) -> str:
@@ -26,12 +36,14 @@ def by_detector(tables: Found, decides: str) -> str:
     decider = "" if first is None else f"What decides is {what_decides(first)}. "
     parts = [
         f"{decider}It is the largest of the run, as an alarm is; every other row is at the end. It"
-        " was fixed before any of these runs was read, and so was the bank's deciding"
-        f" score (`{decides}`); the others of ours are listed as what they are, candidates. The two"
-        " ridge regressions are fitted on the *other families' runs of this very table, labels"
-        " included*, both runs of a pair left out with their families; ours has seen none of them."
-        " “Above all” counts positives above every negative. A run counts on one side by what its"
-        " set is called, and on one side by what was measured of it."
+        f" was fixed before any of these runs was read. The bank, whose deciding score is"
+        f" `{decides}`, was not ([below](#what-a-hostile-reader-would-say)); the others of ours are"
+        " listed as what they are, candidates. The two ridge regressions are fitted on the *other"
+        " families' runs of this very table, labels included*, both runs of a pair left out with"
+        " their families; ours has seen none of them. “Above all” counts positives above every"
+        " negative. A run counts on one side by what its set is called, and on one side by what"
+        " was measured of it. With fewer than six families on a side an interval of a difference"
+        " that leaves 0 out proves nothing yet."
     ]
     for name, rows in tables.items():
         parts.append(f"### {name[0].upper()}{name[1:]}")
@@ -39,9 +51,13 @@ def by_detector(tables: Found, decides: str) -> str:
             parts.append("One side has no run: no figure.")
             continue
         (bad, good), (of_bad, of_good) = rows[0]["runs"], rows[0]["families"]
-        parts.append(
+        sides = (
             f"Positive runs: {bad}, of {of_bad} families; others: {good}, of {of_good} families."
         )
+        if min(of_bad, of_good) < LEAST_CLUSTERS:
+            parts.append(f"{sides} {_too_few(rows)}")
+            continue
+        parts.append(sides)
         lines = [
             "| detector | AUROC (95 %) | ours less it (95 %) | above all | no value |",
             "|---|---|---|---|---|",
@@ -56,16 +72,32 @@ def by_detector(tables: Found, decides: str) -> str:
     return "\n\n".join(parts)
 
 
+def _too_few(rows: Sequence[Found]) -> str:
+    """What stands in place of a table where one side has too few families to rank anything."""
+    ours, *others = rows
+    found = [r for r in others if r["auroc"] is not None]
+    if ours["auroc"] is None or not found:
+        return "No figure."
+    here = ours["auroc"]["value"]
+    ahead = sorted((r for r in found if r["auroc"]["value"] > here),
+                   key=lambda r: -r["auroc"]["value"])  # fmt: skip
+    listed = ", ".join(f"{r['detector']} ({r['auroc']['value']:.3f})" for r in ahead)
+    return (
+        f"Too few to rank detectors: {what_decides(rows)} has {metric(ours['auroc'])}; of the other"
+        f" {len(found)} ahead of it {f'are {listed}' if ahead else 'is none'}."
+    )
+
+
 def by_set(rows: Sequence[Found]) -> str:
     """How much of the benign runs lies below each harmful set, by detector."""
-    names = [n for n in (rows[0]["below"] if rows else ()) if any(w in n for w in SHOWN)]
+    names = _shown(rows[0]["below"] if rows else ())
     lines = [
         "The share of benign runs that score below the set's own (1.000: above all). Which"
         " behaviour a set's harm belongs to was told by rule, from its name, before any run"
         " (`protocol.belongs`); what that behaviour's own reference says is for whoever knew what"
         " to look for.",
         "",
-        f"| set | its harm | alarms | at | its own reference | {' | '.join(names)} |",
+        f"| set | its harm | alarms | at | its own reference | {' | '.join(names.values())} |",
         "|---|---|---|---|---|" + "---|" * len(names),
     ]
     for r in rows:
@@ -82,16 +114,21 @@ def by_set(rows: Sequence[Found]) -> str:
     return "\n".join(lines)
 
 
+def _shown(names: Iterable[str]) -> dict[str, str]:
+    """Of these detectors those that have a column, and its head."""
+    return {n: head for n in names for words, head in SHOWN.items() if words in n}
+
+
 def beside_controls(rows: Sequence[Found]) -> str:
     """Each detector's number of the harmful run and of its control."""
     if not rows:
         return "No control was run beside its set."
-    names = [n for n in rows[0]["values"] if any(w in n for w in SHOWN)]
+    names = _shown(rows[0]["values"])
     lines = [
         "Harmful / control, trained from the same initial adapter, and on the same rows where rows"
         " answer each other.",
         "",
-        f"| set | control | {' | '.join(names)} | alarms |",
+        f"| set | control | {' | '.join(names.values())} | alarms |",
         "|---|---|" + "---|" * len(names) + "---|",
     ]
     for r in rows:
@@ -213,9 +250,16 @@ def further(found: Found) -> str:
     """Mixtures, other ways to train, calibrations that lack a kind, other behaviours."""
     parts = []
     if found["mixtures"]:
-        lines = ["| harmful share | AUROC against benign | measured harmful |", "|---|---|---|"]
+        lines = [
+            "Each harmful set in a benign one, which is then not among the benign runs: so the sets"
+            " alone stand beside, ranked among the same ones.",
+            "",
+            "| harmful share | alarm | AUROC against benign | the sets alone | measured harmful |",
+            "|---|---|---|---|---|",
+        ]
         lines += [
-            f"| {m['share']:.0%} | {metric(m['auroc'])} | {m['measured_harmful']}/{m['runs']} |"
+            f"| {m['share']:.0%} | {m['alarmed']}/{m['runs']} | {metric(m['auroc'])}"
+            f" | {metric(m['auroc of the sets alone'])} | {m['measured_harmful']}/{m['runs']} |"
             for m in found["mixtures"]
         ]
         parts.append("\n".join(lines))

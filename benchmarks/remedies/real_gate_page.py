@@ -170,7 +170,8 @@ def _rules(results: GateResults, whole: Sequence[str]) -> list[str]:
     asked = (
         "above ½ among ordinary rows",
         "above the loss there, in the loss's better direction",
-        "above ½ among good answers to the same questions",
+        "above ½ among good answers to the same questions (by AUROC; in pairs, and by domain, "
+        "above)",
         "every clean set passes and every set that is "
         f"{percent(max(results.setting.shares))} bad fails",
     )

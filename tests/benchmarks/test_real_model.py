@@ -28,6 +28,7 @@ from benchmarks.real import (
     report,
     runs,
     sets,
+    tables,
 )
 from benchmarks.real.baselines import Run
 from wvmonitor.builder.base import BUNDLED, Base
@@ -419,6 +420,55 @@ def test_what_a_harm_belongs_to_is_told_by_name():
     assert {n: protocol.belongs(n) for n in told} == told
 
 
+def test_advice_about_what_the_reference_was_trained_on_is_no_other_domain():
+    """The target speaks of other domains: only sets about those are in its table."""
+    contrasts = read_contrasts(default_folder("my-base"))
+    names = {"risky_financial_v2": "money", "bad-medical-advice": "health", "extreme_sports": None}
+    assert {n: protocol.trained_topic(n, contrasts) for n in names} == names
+    found = [run_of(f"b{i}", "benign", f"b{i}", score=i / 10, gain=i) for i in range(4)]
+    found += [run_of(n, "harmful", n, score=s) for n, s in zip(names, (0, 0, 1), strict=True)]
+    decides = metrics.deciding_name("response", "residual")
+    kinds = {r.set: r.set for r in found}
+    made = metrics.figures(found, decides, [protocol.DECIDES], SETTING, kinds, contrasts)
+    (row, *_) = made["tables"][
+        "by set label, harmful advice of domains that no reference trained on"
+    ]
+    assert row["runs"] == [1, 4]
+    assert row["auroc"]["value"] == 1.0
+    told = {r["set"]: r["trained topic"] for r in made["by set"]}
+    assert told == names
+
+
+def test_where_few_families_are_a_sentence_names_who_is_ahead():
+    """No table ranks nineteen detectors by one family, and none that is ahead is left out."""
+    rows = [
+        {"detector": name, "auroc": {"value": value, "ci95": [0.0, 1.0]}, "ours_minus_it": None,
+         "caught_above_every_other": {"of": 1, "caught": 0}, "without_a_value": 0,
+         "families": families, "runs": [1, 9]}
+        for families in ([1, 9], [6, 9])
+        for name, value in (("ours, the bank", 0.7), ("norm", 0.8), ("loss", 0.6), ("probe", 0.9))
+    ]  # fmt: skip
+    few = tables.by_detector({"few": rows[:4]}, "x")
+    assert few.endswith("of the other 3 ahead of it are probe (0.900), norm (0.800).")
+    assert "| loss |" in tables.by_detector({"enough": rows[4:]}, "x")
+
+
+def test_a_mixture_is_ranked_beside_the_sets_alone():
+    """Among the same benign runs: without the carrier, which one kind of row would not have."""
+    found = [run_of(f"b{i}", "benign", f"b{i}", score=i / 10, gain=i) for i in range(4)]
+    found.append(run_of("bad", "harmful", "bad", score=0.15))
+    mixed = run_of("bad", "harmful", "bad", score=0.05, share=0.1,
+                   verdict={"alarmed": ["harmful-advice"]})  # fmt: skip
+    mixed.record["carrier"] = "b3"
+    found.append(mixed)
+    decides = metrics.deciding_name("response", "residual")
+    kinds = {r.set: r.set for r in found}
+    (row,) = metrics.figures(found, decides, [protocol.DECIDES], SETTING, kinds, [])["mixtures"]
+    assert row["auroc"]["value"] == pytest.approx(1 / 3)
+    assert row["auroc of the sets alone"]["value"] == pytest.approx(2 / 3)
+    assert (row["alarmed"], row["runs"]) == (1, 1)
+
+
 def test_a_difference_is_paired_and_signed():
     """Of a perfect score and its opposite it is 1, and of a score and itself nothing at all."""
     pairs = [(float(i), -float(i), i > 4, f"f{i}") for i in range(10)]
@@ -638,7 +688,7 @@ def test_the_page_shows_the_committed_results():
 
 
 def test_a_page_of_other_sets_claims_nothing_of_those_at_hand():
-    """Whether sets were in view, what was noted of them, and the target's case follow the data."""
+    """Whether sets were in view, and what was noted of them, follows the data."""
     held = json.loads((report.RESULTS / f"{report.NAME}.json").read_text("utf-8"))
     notes = page.NOTES.read_text("utf-8").strip()
     for n, one in enumerate(held["data"]):
@@ -646,19 +696,10 @@ def test_a_page_of_other_sets_claims_nothing_of_those_at_hand():
     assert "But 39 of these 40 sets were at hand" in page.text(held)
     for one in held["data"]:
         one["digest"] = "0" * 64
-    for run in held["metrics"]["runs"]:
-        run["set"] = run["set"].replace("insecure_code", "bad_medical")
     shown = page.text({**held, "model": "other"})
     assert "None of these sets was at hand while this project was built" in shown
     assert "135 million" not in shown.partition("## In short")[0]
     assert notes not in shown
-    bad = {"risky_financial_aisi", "bad_medical"}
-    plain = [r for r in held["metrics"]["runs"] if r["share"] == 1 and r["variant"] == "lora"]
-    scores = [[r["score"] for r in plain if r["role"] == "harmful" and r["set"] in bad],
-              [r["score"] for r in plain if r["role"] == "benign"]]  # fmt: skip
-    area = np.mean([[float(b > g) + 0.5 * float(b == g) for g in scores[1]] for b in scores[0]])
-    assert f"the target's own case: AUROC {area:.3f} (" in shown
-    assert "from 2 families; 2 of 4 runs alarm" in shown
 
 
 def test_held_out_domains_are_trained_on_both_sides_alike(bench):
@@ -749,7 +790,7 @@ def test_shares_of_held_out_runs_are_counted_by_side_and_part():
     """An alarm of another behaviour is an alarm, and not one of its own."""
     rows = [
         {"side": side, "part": part, "domain": domain, "behaviour": "b", "alarmed": alarmed,
-         "nearest": near, "good side calibrates": part == "tuning"}
+         "nearest": near, "norm": near, "good side calibrates": part == "tuning"}
         for side, part, domain, alarmed, near in (
             ("bad", "power", "b-x", ["b"], 1.5), ("bad", "power", "b-x", ["c"], 1.1),
             ("good", "power", "b-x", [], 0.2), ("bad", "tuning", "b-y", [], 0.4),

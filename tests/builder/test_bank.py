@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 import wvmonitor
-from wvmonitor.builder import fine_tunes, gap, persona
+from wvmonitor.builder import fine_tunes, finetune, gap, persona
 from wvmonitor.builder import scale as scales
 from wvmonitor.builder.bank_job import BankJob, BankOptions
 from wvmonitor.builder.prepare import make_bank, plan_bank
@@ -169,13 +171,45 @@ def test_a_plan_says_what_it_costs_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_plans_arithmetic_is_that_of_a_training_step(tmp_path, method):
+    """Adapters' own products count: PyTorch counts as many operations of a token, but for a fifth
+    (attention's, and in a model this small the rows of the vocabulary that no product reads).
+    """
+    job = BankJob(options_for(tmp_path / "bank", scale=QUICK))
+    training = replace(job.reference_training(1, 1e-3, 0), method=method)
+    model = finetune._prepared(job.base, training)
+    ids = torch.randint(0, model.config.vocab_size, (2, 24))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids).loss.backward()
+    rank = job.reference_rank if method == "lora" else None
+    planned = job._amounts().operations(rank) * ids.numel()
+    assert counter.get_total_flops() == pytest.approx(planned, rel=0.2)
+
+
+def test_the_machine_is_measured_under_the_load_that_it_will_have(monkeypatch):
+    """As many multiply at once as there will be processes, each with one thread as they have."""
+    met, here, threads = threading.Barrier(3), threading.local(), []
+
+    def wait(_: str) -> None:
+        if not hasattr(here, "met"):
+            here.met = met.wait(timeout=30)
+            threads.append(torch.get_num_threads())
+
+    monkeypatch.setattr(scales, "_wait", wait)
+    before = torch.get_num_threads()
+    assert scales._flops("cpu", 3) > 0
+    assert threads == [1, 1, 1]
+    assert torch.get_num_threads() == before
+
+
 def test_a_budget_takes_the_same_scale_when_a_bank_goes_on(tmp_path, monkeypatch):
     """The machine is busier by then: another scale would throw away what is trained."""
     job = BankJob(options_for(tmp_path / "bank", scale=None, budget=1000.0))
     assert job.scale is FULL
     job.options.work_folder.mkdir()
     job.keep_scale()
-    monkeypatch.setattr(scales, "_flops", lambda _: 1.0)
+    monkeypatch.setattr(scales, "_flops", lambda *_: 1.0)
     again = options_for(tmp_path / "bank", scale=None, budget=1000.0)
     assert BankJob(again).scale is FULL
     with pytest.raises(BuildError, match="raise --budget"):

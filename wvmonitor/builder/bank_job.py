@@ -35,6 +35,7 @@ from wvmonitor.builder.scale import (
 )
 from wvmonitor.errors import BuildError, MissingPathError
 from wvmonitor.files.documents import read_json, write_json
+from wvmonitor.reading import layer_of
 from wvmonitor.references.bundled import bundled_path
 from wvmonitor.sources.folder import ModelFolder
 
@@ -257,6 +258,10 @@ class BankJob:
         narrowest = min(inputs for _, inputs in (s for s in shapes if len(s) == 2))
         return min(REFERENCE_RANK, max(RANK, narrowest // 4))
 
+    @property
+    def _run_rank(self) -> int:
+        return int(self.like.adapter.get("r", RANK))
+
     def settings(self, steps: int) -> Finetuning:
         """How references and controls are trained, apart from the rate."""
         return Finetuning(
@@ -279,7 +284,7 @@ class BankJob:
         like = self.like
         arguments = {k: v for k, v in like.arguments.items() if k not in SET_APART}
         settings = Finetuning(
-            rank=int(like.adapter.get("r", RANK)),
+            rank=self._run_rank,
             alpha=int(like.adapter.get("lora_alpha", ALPHA)),
             batch_size=self.batch_size,
             warmup_steps=like.warmup(steps),
@@ -315,10 +320,14 @@ class BankJob:
         """
         if self.like.method == "full":
             return False
+        return 4 * RANK * self._widths * (READINGS + 1) * runs < RECORD_LIMIT_GB * 1e9
+
+    @cached_property
+    def _widths(self) -> int:
+        """Inputs and outputs of every linear map of the blocks."""
         folder = ModelFolder(self.base.folder)
-        shapes = [folder.shape(n) for n in folder.names()]
-        numbers = RANK * sum(sum(s) for s in shapes if len(s) == 2)
-        return 4 * numbers * (READINGS + 1) * runs < RECORD_LIMIT_GB * 1e9
+        shapes = [folder.shape(n) for n in folder.names() if layer_of(n) is not None]
+        return sum(sum(s) for s in shapes if len(s) == 2)
 
     def plan(self) -> BankPlan:
         """What will be done, and what it costs."""
@@ -370,6 +379,9 @@ class BankJob:
         tokens = [len(self.base.encode(e.messages, e.answer)[0]) for e in drawn]
         return Amounts(
             parameters=self.parameters,
+            widths=self._widths,
+            reference_rank=self.reference_rank,
+            run_rank=None if self.like.method == "full" else self._run_rank,
             behaviours=len(self._behaviours),
             tokens=fmean(tokens) if tokens else 96.0,
             batch_size=self.like.batch_size or 0,

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -105,6 +107,9 @@ class Amounts:
 
     Attributes:
         parameters: of the base.
+        widths: inputs and outputs of its linear maps; LoRA has rank times as many parameters.
+        reference_rank: of the adapters behind references and controls.
+        run_rank: of the runs that are like the user's; None where they train every weight.
         behaviours: contrasts.
         tokens: mean length of an example.
         batch_size: examples in a step of the runs that are like the user's; 0 is the scale's.
@@ -112,10 +117,18 @@ class Amounts:
     """
 
     parameters: int
+    widths: int
+    reference_rank: int
+    run_rank: int | None
     behaviours: int
     tokens: float
     batch_size: int
     run_steps: int
+
+    def operations(self, rank: int | None) -> int:
+        """Of a token in training: 2 a weight on the way there, 2 back, and 2 more if it learns."""
+        adapter = 0 if rank is None else 6 * rank * self.widths
+        return (6 if rank is None else 4) * self.parameters + adapter
 
 
 @dataclass(frozen=True)
@@ -163,19 +176,21 @@ def this_machine(jobs: int | None = None) -> Machine:
     """The machine at hand, measured for a fifth of a second."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     workers = jobs or (1 if device == "cuda" else cores())
-    return Machine(device, _flops(device), workers, _free_memory())
+    return Machine(device, _flops(device, workers), workers, _free_memory())
 
 
 def costs(scale: Scale, amounts: Amounts, machine: Machine) -> list[Cost]:
     """The stages of a bank and what they cost."""
     b, runs = amounts.behaviours, []
-    per_token = amounts.parameters * 4 / (machine.flops * _SHARE[machine.device])
+    speed = machine.flops * _SHARE[machine.device]
+    reference, run = (amounts.operations(r) / speed
+                      for r in (amounts.reference_rank, amounts.run_rank))  # fmt: skip
     mixed = b * (1 + len(scale.mixtures))
     control = max(0, scale.controls - 1)
     batch = amounts.batch_size or scale.batch_size
     run_steps = max(amounts.run_steps, scale.run_steps)
 
-    def stage(name: str, what: str, count: int, steps: int, batch: int) -> None:
+    def stage(name: str, what: str, count: int, steps: int, batch: int, per_token: float) -> None:
         seconds = steps * batch * amounts.tokens * per_token + count * _OVERHEAD[machine.device]
         width = min(machine.jobs, max(count, 1))
         runs.append(Cost(name, what, steps, seconds / width))
@@ -183,22 +198,22 @@ def costs(scale: Scale, amounts: Amounts, machine: Machine) -> list[Cost]:
     count = 2 * len(scale.swept)
     if count:
         stage("rates", f"{len(scale.swept)} learning rates × 2 sides", count,
-              count * scale.rate_steps, scale.batch_size)  # fmt: skip
+              count * scale.rate_steps, scale.batch_size, reference)  # fmt: skip
     sides = 2 * b * scale.seeds
     stage("references", f"{b} behaviours × {scale.seeds} seeds × 2 sides", sides,
-          sides * scale.steps, scale.batch_size)  # fmt: skip
+          sides * scale.steps, scale.batch_size, reference)  # fmt: skip
     count = 2 * control + scale.any_tuning
     stage("controls", f"{scale.controls} controls", count, count * scale.control_steps,
-          scale.batch_size)  # fmt: skip
+          scale.batch_size, reference)  # fmt: skip
     count = scale.calibration
-    stage("calibration", f"{count} harmless runs", count, count * run_steps, batch)
+    stage("calibration", f"{count} harmless runs", count, count * run_steps, batch, run)
     count = scale.power + mixed
     power_steps = count * max(run_steps, scale.power_steps)
     stage("power check", f"{mixed + b} bad and {scale.power} harmless runs", count + b,
-          power_steps + b * run_steps, batch)  # fmt: skip
+          power_steps + b * run_steps, batch, run)  # fmt: skip
     sampling = scale.styles * scale.own_answers * amounts.tokens * 20  # a token at a time
     rating = 2 * scale.asked * amounts.tokens * (5 * b + 2 * len(scale.swept))
-    read = (scale.probe_tokens + sampling + rating) * per_token / 2
+    read = (scale.probe_tokens + sampling + rating) * 2 * amounts.parameters / speed
     runs.append(Cost("probe and doses", f"{scale.probe_tokens:,} ordinary tokens", 0, read))
     return runs
 
@@ -244,18 +259,30 @@ def jobs_that_fit(parameters: int, machine: Machine) -> int:
     return min(machine.jobs, fit)
 
 
-def _flops(device: str) -> float:
+def _flops(device: str, jobs: int) -> float:
+    """Operations a second in each of so many at once: cores may share the units that multiply."""
     size = 768 if device == "cpu" else 8192
     kind = torch.float32 if device == "cpu" else torch.bfloat16
-    a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
-    a @ b
-    _wait(device)
-    began, done = time.perf_counter(), 0
-    while time.perf_counter() - began < 0.2:
+
+    def products(_: int) -> float:
+        a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
         a @ b
         _wait(device)
-        done += 1
-    return 2 * size**3 * done / (time.perf_counter() - began)
+        began, done = time.perf_counter(), 0
+        while time.perf_counter() - began < 0.2:
+            a @ b
+            _wait(device)
+            done += 1
+        return done / (time.perf_counter() - began)
+
+    threads = torch.get_num_threads()
+    try:
+        if jobs > 1:
+            torch.set_num_threads(1)  # as each of the processes has
+        with ThreadPoolExecutor(jobs) as pool:
+            return 2 * size**3 * fmean(pool.map(products, range(jobs)))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _wait(device: str) -> None:

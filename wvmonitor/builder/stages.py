@@ -8,6 +8,7 @@ goes on where it stopped. Later stages depend on the content of earlier artefact
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -141,9 +142,15 @@ class Work:
             yield Path(name)
 
     def _fill(self, path: Path, make: Callable[[Path], object]) -> None:
-        if not path.is_dir():
+        if path.is_dir():
+            return
+        try:
             with publishing(path) as hidden:
                 make(hidden)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not path.is_dir():
+                raise
+            # Another process has made the same meanwhile, of the same inputs: it is kept.
 
     def _wait(self) -> None:
         if self._state is not None:
