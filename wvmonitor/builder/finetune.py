@@ -184,13 +184,14 @@ def check_training(base: Base, training: Training, where: str) -> None:
     try:
         with tempfile.TemporaryDirectory() as scratch:
             args = _arguments(training, scratch)
+        further = args.lr_scheduler_kwargs
         Trainer.get_optimizer_cls_and_kwargs(args)
         get_scheduler(
             args.lr_scheduler_type,
             torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]),
             num_warmup_steps=training.settings.warmup_steps,
             num_training_steps=training.steps,
-            scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+            scheduler_specific_kwargs=further if isinstance(further, dict) else None,
         )
         config = _lora_config(training)
     except (ImportError, TypeError, ValueError) as error:

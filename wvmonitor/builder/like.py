@@ -101,7 +101,7 @@ class Like:
         usual = max(1, math.ceil(0.1 * steps))
         if told and told >= 1:  # below 1 it is a share, as transformers has it
             return min(int(told), usual) if not self.steps else math.ceil(told / self.steps * steps)
-        share = told or ratio
+        share: float | None = told or ratio
         if share is None:
             return usual if told is None else 0
         return math.ceil(share * steps)
@@ -145,7 +145,7 @@ def _of_run(folder: Path) -> Like:
     method = "lora" if configs else "full"
     if attempts:
         context = attempts[-1].context
-        known = {
+        known: dict[str, Any] = {
             "learning_rate": context.learning_rate,
             "lr_scheduler_type": context.schedule,
             "weight_decay": context.weight_decay,
