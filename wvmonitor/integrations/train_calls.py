@@ -51,6 +51,7 @@ class HeardTrain:
         update_wrapper(self, train, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Train."""
         return self._hear(self._trainer, self._train, *args, **kwargs)
 
 

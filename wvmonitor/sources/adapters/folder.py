@@ -32,7 +32,7 @@ class AdapterFolder:
         config_where: how messages name it.
         kind: its PEFT type, upper case.
         base: the folder of the base, if it was given or the configuration names a local one.
-        unmeasurable: why its tensors are not all of the change since that base; None where they are.
+        unmeasurable: why its tensors are not the whole change since that base; None if they are.
     """
 
     def __init__(self, path: Location, base: Location | None = None) -> None:
@@ -180,7 +180,7 @@ class AdapterFolder:
             self.warnings.append(f"the base named by the adapter could not be read: {error}")
 
     def _is_another_base(self, name: str, given: Location) -> bool:
-        """Whether a local folder holds other weights than the base; False where none can be read."""
+        """Whether a local folder holds other weights than the base; False if none can be read."""
         known = {local_path(p).resolve() for p in (given, self.path) if not is_url(p)}
         if local_path(name).resolve() in known:
             return False
