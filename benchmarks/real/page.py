@@ -332,8 +332,9 @@ def _missing(document: Found) -> str:
     said = []
     if document["not_made"]:
         said.append(
-            f"- {len(document['not_made'])} planned runs, mixtures and other seeds among them,"
-            " were not made; their names are in the JSON (`not_made`)."
+            f"- {len(document['not_made'])} planned runs were not made"
+            f" ({counted(Counter(n.partition('-')[0] for n in document['not_made']))}); their names"
+            " are in the JSON (`not_made`)."
         )
     own = document["held out"]["other ways"]
     for where, runs, never in (
