@@ -160,8 +160,8 @@ def _short(found: Found, bank: Found, own: Found) -> str:
         said.append(
             "- Without wrong sums and insecure code, for which the bank has no reference: AUROC"
             f" {_reached(known[0]['auroc'])}, from {known[0]['families'][0]} families, whichever"
-            " reference is nearest. By the one that a set's harm belongs to the sets' mean is"
-            f" {number(fmean(below) if below else None)}."
+            " reference is nearest. By the one that a set's harm belongs to the mean of"
+            f" {len(below)} sets is {number(fmean(below) if below else None)}."
         )
     advice = found["tables"]["by set label, harmful advice of domains that no reference trained on"]
     hits = [bool(a) for r in found["by set"] if r["belongs"] == DECIDES and not r["trained topic"]
@@ -199,7 +199,12 @@ def _short(found: Found, bank: Found, own: Found) -> str:
         few, n = min(ours["families"]) < LEAST_FAMILIES, min(ours["families"])
         holds = ahead["ci95"] is not None and ahead["ci95"][0] > 0
         reached = holds and not few
-        why = f", for {n} families are too few to say so" if holds else ": the interval holds 0"
+        known = ahead["ci95"] is not None
+        why = (
+            ": the interval holds 0"
+            if known and not holds
+            else (f", for {n} families are too few to say so")
+        )
         said.append(
             f"- Ours less the norm-ridge baseline is {signed(ahead)}: target (a positive interval)"
             f" {'reached' if reached else f'**missed**{why}'}."

@@ -111,7 +111,7 @@ MEDIUM = replace(
 )  # fmt: skip
 """For a quiet laptop: answers as long as the full setting's, and a run as long as the calibration
 of `wvmonitor bank --quick` reaches (three times 16 steps)."""
-QUICK = replace(SHORT, name="quick", steps=36, readings=9, harmful=3, benign=6, shares=())
+QUICK = replace(SHORT, name="quick", steps=30, readings=10, harmful=3, benign=6, shares=())
 TINY = replace(
     SHORT, name="tiny", steps=4, readings=2, label_pairs=4, other_pairs=2, prompts=2, shares=(0.5,),
 )  # fmt: skip

@@ -36,8 +36,8 @@ def by_detector(tables: Found, decides: str) -> str:
     decider = "" if first is None else f"What decides is {what_decides(first)}. "
     parts = [
         f"{decider}It is the largest of the run, as an alarm is; every other row is at the end. It"
-        f" was fixed before any of these runs was read. The bank, whose deciding score is"
-        f" `{decides}`, was not ([below](#what-a-hostile-reader-would-say)); the others of ours are"
+        " was fixed before any of these runs was read; of the bank itself, whose deciding score is"
+        f" `{decides}`, see [below](#what-a-hostile-reader-would-say). The others of ours are"
         " listed as what they are, candidates. The two ridge regressions are fitted on the *other"
         " families' runs of this very table, labels included*, both runs of a pair left out with"
         " their families; ours has seen none of them. “Above all” counts positives above every"
