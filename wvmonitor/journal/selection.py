@@ -34,7 +34,7 @@ def counting(connection: sqlite3.Connection, run: str) -> set[tuple[int, int]]:
         step: attempt
         for attempt, step in connection.execute(
             "SELECT attempt, step FROM readings WHERE run = ? ORDER BY attempt", (run,)
-        ).fetchall()
+        )
         if step <= bound.get(attempt, least)
     }
     return {(attempt, step) for step, attempt in latest.items()}
@@ -52,11 +52,14 @@ def telling_ones(
         spans: into how many stretches the course is cut; of each the first reading, the smallest
             and the largest score, and those where a verdict changed are chosen, and the last one.
     """
-    ordered = sorted(kept, key=lambda key: key[1])
-    first, last = ordered[0][1], ordered[-1][1]
+    (_, first), end = (of(kept, key=lambda key: key[1]) for of in (min, max))
+    last = end[1]
     width = last - first + 1
-    starts = {(step - first) * spans // width: (attempt, step) for attempt, step in ordered[::-1]}
-    chosen = {*starts.values(), ordered[-1]}
+    starts: dict[int, tuple[int, int]] = {}
+    for key in kept:
+        span = (key[1] - first) * spans // width
+        starts[span] = min(starts.get(span, key), key, key=lambda one: one[1])
+    chosen = {*starts.values(), end}
     for attempt, bound in _bounds(connection, run)[0].items():
         of_attempt = (
             "WITH of_attempt AS (SELECT step, reference, state, score, "
