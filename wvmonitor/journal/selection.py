@@ -52,14 +52,12 @@ def telling_ones(
         spans: into how many stretches the course is cut; of each the first reading, the smallest
             and the largest score, and those where a verdict changed are chosen, and the last one.
     """
-    (_, first), end = (of(kept, key=lambda key: key[1]) for of in (min, max))
-    last = end[1]
+    ordered = sorted(kept, key=lambda key: key[1])
+    first, last = ordered[0][1], ordered[-1][1]
     width = last - first + 1
-    starts: dict[int, tuple[int, int]] = {}
-    for key in kept:
-        span = (key[1] - first) * spans // width
-        starts[span] = min(starts.get(span, key), key, key=lambda one: one[1])
-    chosen = {*starts.values(), end}
+    starts = {(step - first) * spans // width: (attempt, step)
+              for attempt, step in reversed(ordered)}  # fmt: skip
+    chosen = {*starts.values(), ordered[-1]}
     for attempt, bound in _bounds(connection, run)[0].items():
         of_attempt = (
             "WITH of_attempt AS (SELECT step, reference, state, score, "
