@@ -34,7 +34,7 @@ def counting(connection: sqlite3.Connection, run: str) -> set[tuple[int, int]]:
         step: attempt
         for attempt, step in connection.execute(
             "SELECT attempt, step FROM readings WHERE run = ? ORDER BY attempt", (run,)
-        )
+        ).fetchall()
         if step <= bound.get(attempt, least)
     }
     return {(attempt, step) for step, attempt in latest.items()}
@@ -55,8 +55,7 @@ def telling_ones(
     ordered = sorted(kept, key=lambda key: key[1])
     first, last = ordered[0][1], ordered[-1][1]
     width = last - first + 1
-    starts = {(step - first) * spans // width: (attempt, step)
-              for attempt, step in reversed(ordered)}  # fmt: skip
+    starts = {(step - first) * spans // width: (attempt, step) for attempt, step in ordered[::-1]}
     chosen = {*starts.values(), ordered[-1]}
     for attempt, bound in _bounds(connection, run)[0].items():
         of_attempt = (
