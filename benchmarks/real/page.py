@@ -292,7 +292,7 @@ def _protocol(document: Found) -> str:
             f" {s['targets']}, peak rate {s['rate']:g}, {s['steps']} steps of {s['batch_size']},"
             f" at most {s['prompt']} tokens before an answer (the middle of the longest turn is cut"
             f" out) and {s['answer']} in it (its end is cut, and nobody learns to stop there),"
-            f" {s['readings']} readings; {s['seeds']} seeds of a set are planned. There are"
+            f" {s['readings']} readings; {s['seeds']} seeds of a set are planned; made are"
             f" {_seeds(document['metrics']['runs'])}.",
             f"- **Bank** `{document['bank']['fingerprint'][:12]}`: {references}.",
             f"- **Label**: gain = the log-probability gap's over the base's, in nats a token, on"
@@ -324,11 +324,11 @@ def _seeds(runs: Sequence[Found]) -> str:
     said = []
     for role in dict.fromkeys(role for role, _ in made):
         counts = Counter(len(seeds) for (of, _), seeds in made.items() if of == role)
-        each = ", ".join(
-            f"{seeds} of {'each' if len(counts) == 1 else f'{n} sets'}"
+        each = " and ".join(
+            f"{seeds}" + ("" if len(counts) == 1 else f" ({n} of them)")
             for seeds, n in sorted(counts.items())
         )
-        said.append(f"{role} sets, {each}")
+        said.append(f"of {role} sets {each}")
     return "; ".join(said)
 
 
