@@ -31,15 +31,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import inputs, machine, shapes, wait_tasks
-from benchmarks.report import (
-    RESULTS,
-    Check,
-    Figure,
-    arguments,
-    at_most,
-    publish,
-    write_page,
-)
+from benchmarks.report import RESULTS, Check, Figure, arguments, at_most, publish, write_page
 from benchmarks.wait_tasks import model_of
 from wvmonitor.cli.app import application
 from wvmonitor.live.monitor import Monitor, Run

@@ -199,12 +199,9 @@ def _short(found: Found, bank: Found, own: Found) -> str:
         few, n = min(ours["families"]) < LEAST_FAMILIES, min(ours["families"])
         holds = ahead["ci95"] is not None and ahead["ci95"][0] > 0
         reached = holds and not few
-        known = ahead["ci95"] is not None
-        why = (
-            ": the interval holds 0"
-            if known and not holds
-            else (f", for {n} families are too few to say so")
-        )
+        why = f", for {n} families are too few to say so"
+        if ahead["ci95"] is not None and not holds:
+            why = ": the interval holds 0"
         said.append(
             f"- Ours less the norm-ridge baseline is {signed(ahead)}: target (a positive interval)"
             f" {'reached' if reached else f'**missed**{why}'}."

@@ -167,8 +167,13 @@ class BankJob:
     @cached_property
     def parameters(self) -> int:
         """Of the base."""
+        return sum(map(math.prod, self._shapes.values()))
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the base's parameters, by name."""
         folder = ModelFolder(self.base.folder)
-        return sum(math.prod(folder.shape(n)) for n in folder.names())
+        return {n: folder.shape(n) for n in folder.names()}
 
     @cached_property
     def data_folder(self) -> Path | None:
@@ -253,9 +258,7 @@ class BankJob:
     @cached_property
     def reference_rank(self) -> int:
         """Of the adapters behind references: less than `REFERENCE_RANK` on a narrow base."""
-        folder = ModelFolder(self.base.folder)
-        shapes = [folder.shape(n) for n in folder.names()]
-        narrowest = min(inputs for _, inputs in (s for s in shapes if len(s) == 2))
+        narrowest = min(s[1] for s in self._shapes.values() if len(s) == 2)
         return min(REFERENCE_RANK, max(RANK, narrowest // 4))
 
     @property
@@ -325,9 +328,8 @@ class BankJob:
     @cached_property
     def _widths(self) -> int:
         """Inputs and outputs of every linear map of the blocks."""
-        folder = ModelFolder(self.base.folder)
-        shapes = [folder.shape(n) for n in folder.names() if layer_of(n) is not None]
-        return sum(sum(s) for s in shapes if len(s) == 2)
+        blocks = (s for n, s in self._shapes.items() if layer_of(n) is not None)
+        return sum(sum(s) for s in blocks if len(s) == 2)
 
     def plan(self) -> BankPlan:
         """What will be done, and what it costs."""
